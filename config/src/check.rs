@@ -1,0 +1,1 @@
+//! What only shows when several values are seen together.

@@ -1,0 +1,15 @@
+//! The configuration that both planes of Seiketsu Gateway share.
+//!
+//! [`node`] is what one gateway node reads once at start; [`tenant`] is what changes live. What people
+//! write is parsed straight into these types: unknown keys and impossible values are refused while
+//! reading, and [`check`] refuses what only shows when several values are seen together. Everything a
+//! reader can get hold of has passed both.
+
+pub mod check;
+pub mod load;
+pub mod node;
+pub mod policy;
+pub mod schema;
+pub mod secret;
+pub mod tenant;
+pub mod values;

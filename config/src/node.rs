@@ -1,0 +1,240 @@
+//! What one gateway node reads once, at start.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use ipnet::IpNet;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    tenant::CertificateFiles,
+    values::{ByteSize, HostPort, Id, Percent, Span},
+};
+
+/// The node's bootstrap file. Flags and environment variables override it, see `seiketsu-gateway --help`.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeConfig {
+    /// Name of the node in logs and metrics.
+    pub id: Id,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<Id>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<Id>,
+    pub listeners: Listeners,
+    pub tls: NodeTls,
+    /// Tenant configuration: a file, or a folder of `*.yaml` files.
+    pub tenants: PathBuf,
+    /// Where the node keeps what must survive a restart: last known good configuration, upgrade socket.
+    pub state_dir: PathBuf,
+    /// Worker threads; 0: one per core.
+    pub threads: usize,
+    pub protection: Protection,
+    pub forwarding: Forwarding,
+    pub egress: Egress,
+    pub dns: Dns,
+    pub access_log: AccessLogOutput,
+    pub drain: Drain,
+    pub identity: AssertionKey,
+    /// Idle upstream connections kept in all, per worker thread.
+    pub upstream_pool_size: usize,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            id: "gateway".parse().unwrap_or_else(|_| unreachable!("a constant name")),
+            region: None,
+            zone: None,
+            listeners: Listeners::default(),
+            tls: NodeTls::default(),
+            tenants: PathBuf::from("tenants.yaml"),
+            state_dir: PathBuf::from("var"),
+            threads: 0,
+            protection: Protection::default(),
+            forwarding: Forwarding::default(),
+            egress: Egress::default(),
+            dns: Dns::default(),
+            access_log: AccessLogOutput::default(),
+            drain: Drain::default(),
+            identity: AssertionKey::default(),
+            upstream_pool_size: 4096,
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Listeners {
+    /// HTTP/1.1 and HTTP/2 with prior knowledge, without TLS.
+    pub http: Vec<SocketAddr>,
+    /// HTTP/1.1 and HTTP/2 over TLS.
+    pub https: Vec<SocketAddr>,
+    /// `/livez`, `/readyz`, `/metrics`, `/config`. Keep it off the public network.
+    pub operations: SocketAddr,
+    /// Expect the PROXY protocol (versions 1 and 2) from these peers on `http` and `https`; from others
+    /// a PROXY header is refused.
+    #[schemars(with = "Vec<String>")]
+    pub proxy_protocol_from: Vec<IpNet>,
+}
+
+impl Default for Listeners {
+    fn default() -> Self {
+        Self {
+            http: vec![SocketAddr::from(([127, 0, 0, 1], 8080))],
+            https: Vec::new(),
+            operations: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            proxy_protocol_from: Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeTls {
+    /// Certificates of the node, for hosts whose tenant brings none. Chosen by SNI.
+    pub certificates: Vec<CertificateFiles>,
+    /// Make a self-signed certificate for `localhost` and `*.localhost` under `state_dir` at first start.
+    pub development_certificate: bool,
+}
+
+/// What a stranger may take from the node.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Protection {
+    /// Connections from one address (IPv6: one /64) at most; more are closed at once. 0: no bound.
+    pub connections_per_address: u32,
+    /// Connections at most. 0: no bound.
+    pub connections: u32,
+    /// From the first byte of a request to the end of its head.
+    pub head_timeout: Span,
+    /// From a connection to the end of its TLS handshake.
+    pub handshake_timeout: Span,
+    /// How long a connection may stay idle between requests.
+    pub keepalive: Span,
+    /// Requests on one connection, after which it is closed.
+    pub keepalive_requests: u32,
+    /// The largest head of a request in HTTP/1, and header list in HTTP/2.
+    pub max_head: ByteSize,
+    /// Header fields in one request.
+    pub max_header_fields: u16,
+    /// Request bodies slower than this for ten seconds in a row are cut off. 0: no bound.
+    pub min_body_rate: ByteSize,
+    /// Concurrent streams of one HTTP/2 connection.
+    pub h2_streams: u32,
+    /// Streams that a client may reset within ten seconds before its connection is closed
+    /// (CVE-2023-44487).
+    pub h2_resets: u32,
+}
+
+impl Default for Protection {
+    fn default() -> Self {
+        Self {
+            connections_per_address: 1024,
+            connections: 0,
+            head_timeout: Span::from_secs(10),
+            handshake_timeout: Span::from_secs(10),
+            keepalive: Span::from_secs(75),
+            keepalive_requests: 10_000,
+            max_head: ByteSize::new(32 << 10),
+            max_header_fields: 128,
+            min_body_rate: ByteSize::new(256),
+            h2_streams: 128,
+            h2_resets: 200,
+        }
+    }
+}
+
+/// What is believed of `X-Forwarded-*`, and what is sent on.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Forwarding {
+    /// Peers whose `X-Forwarded-For`, `-Proto` and `-Host` are believed. Those of others are replaced.
+    #[schemars(with = "Vec<String>")]
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+/// Which addresses the node may connect to. Link-local and cloud metadata addresses are always refused.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Egress {
+    pub allow_loopback: bool,
+    /// RFC 1918, RFC 4193 and RFC 6598 ranges.
+    pub allow_private: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dns {
+    /// Name servers. Default: those of `/etc/resolv.conf`.
+    pub servers: Vec<HostPort>,
+    /// Names are looked up again after their TTL, but not more often than this.
+    pub min_refresh: Span,
+    /// And at least this often.
+    pub max_refresh: Span,
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self { servers: Vec::new(), min_refresh: Span::from_secs(5), max_refresh: Span::from_secs(60) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AccessLogOutput {
+    pub output: LogOutput,
+    /// Multiplied with the tenant's own share. Requests that end in 5xx are always logged.
+    pub sample: Percent,
+}
+
+impl Default for AccessLogOutput {
+    fn default() -> Self {
+        Self { output: LogOutput::Stdout, sample: Percent::new_const(100) }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LogOutput {
+    Off,
+    Stdout,
+    /// Appended to; reopened on SIGHUP.
+    File(PathBuf),
+}
+
+/// What happens between TERM or QUIT and the end.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Drain {
+    /// WebSockets and event streams may go on this long. The node ends at once when nothing is in flight.
+    pub timeout: Span,
+    /// How long `/readyz` says no before listeners close, for load balancers to notice.
+    pub delay: Span,
+}
+
+impl Default for Drain {
+    fn default() -> Self {
+        Self { timeout: Span::from_secs(3600), delay: Span::from_millis(0) }
+    }
+}
+
+/// The key that signs the caller's identity for upstreams.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct AssertionKey {
+    /// PEM file of a P-256 private key (PKCS #8), shared by all nodes. Default: one made under
+    /// `state_dir` at first start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// How long an assertion is valid.
+    pub lifetime: Span,
+    /// `iss` of the assertions.
+    pub issuer: String,
+}
+
+impl Default for AssertionKey {
+    fn default() -> Self {
+        Self { key: None, lifetime: Span::from_secs(60), issuer: "seiketsu-gateway".to_owned() }
+    }
+}

@@ -1,0 +1,94 @@
+//! Secrets by reference: `${file:…}` and `${env:…}`. The value is read when it is used, kept in a
+//! [`SecretString`] and never written back: a [`SecretRef`] prints and serialises as its reference.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::values::InvalidValue;
+
+/// Where a secret is to be had.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum SecretRef {
+    /// The content of a file, without a trailing line break.
+    File(PathBuf),
+    /// The value of an environment variable.
+    Env(String),
+}
+
+/// Why a secret could not be read. The secret itself is never part of the message.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("cannot read the secret file {path}: {source}; create it, readable by the gateway's user only")]
+    File { path: PathBuf, source: std::io::Error },
+    #[error("the environment variable {name} that holds a secret is not set; set it or refer to a file with ${{file:…}}")]
+    Env { name: String },
+}
+
+impl SecretRef {
+    /// Reads the secret. Blocks on the file system: call it off the request path.
+    pub fn read(&self) -> Result<SecretString, SecretError> {
+        match self {
+            Self::File(path) => std::fs::read_to_string(path)
+                .map(|text| text.trim_end_matches(['\r', '\n']).to_owned().into())
+                .map_err(|source| SecretError::File { path: path.clone(), source }),
+            Self::Env(name) => {
+                std::env::var(name).map(Into::into).map_err(|_| SecretError::Env { name: name.clone() })
+            }
+        }
+    }
+}
+
+impl fmt::Display for SecretRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "${{file:{}}}", path.display()),
+            Self::Env(name) => write!(f, "${{env:{name}}}"),
+        }
+    }
+}
+
+impl FromStr for SecretRef {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let inner = text.strip_prefix("${").and_then(|t| t.strip_suffix('}'));
+        match inner.and_then(|inner| inner.split_once(':')) {
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            Some(("env", name)) if !name.is_empty() => Ok(Self::Env(name.to_owned())),
+            // The text may be the secret itself, so it is not repeated.
+            _ => Err(InvalidValue::new(
+                "a secret is written by reference only: ${file:/path/to/secret} or ${env:NAME}",
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for SecretRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for SecretRef {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SecretRef".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A secret by reference: ${file:/path} or ${env:NAME}",
+            "type": "string",
+            "pattern": r"^\$\{(file|env):.+\}$"
+        })
+    }
+}

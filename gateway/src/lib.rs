@@ -1,1 +1,4 @@
-//! x
+//! The data plane of Seiketsu Gateway.
+
+pub mod respond;
+pub mod telemetry;

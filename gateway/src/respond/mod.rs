@@ -1,0 +1,3 @@
+//! The responses of the gateway's own.
+
+pub mod problem;

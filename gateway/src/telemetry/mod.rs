@@ -1,0 +1,8 @@
+//! What the gateway tells about itself: metrics, the access log, traces.
+//!
+//! The request path only counts into memory of its own thread and copies one compact record; summing,
+//! formatting and sending happen elsewhere.
+
+pub mod metrics;
+pub mod names;
+mod worker;

@@ -110,6 +110,10 @@ problem_kinds! {
     /// The gateway failed.
     Internal = INTERNAL_SERVER_ERROR, "urn:seiketsu:problem:internal-error", "The gateway failed",
         "Try again later; report `instance` if it stays.";
+    /// The request uses a part of HTTP that the gateway does not implement, such as an unknown
+    /// transfer coding.
+    NotImplemented = NOT_IMPLEMENTED, "urn:seiketsu:problem:not-implemented",
+        "The request needs something that is not implemented", "Send the body with no transfer coding but `chunked`.";
     /// The upstream's answer was broken or broke off.
     UpstreamError = BAD_GATEWAY, "urn:seiketsu:problem:upstream-error",
         "The service behind the gateway gave no valid answer",
@@ -129,6 +133,9 @@ problem_kinds! {
     UpstreamTimeout = GATEWAY_TIMEOUT, "urn:seiketsu:problem:upstream-timeout",
         "The service behind the gateway did not answer in time",
         "Try again if the request may be repeated.";
+    /// The request is in a version of HTTP that the gateway does not speak.
+    VersionNotSupported = HTTP_VERSION_NOT_SUPPORTED, "urn:seiketsu:problem:http-version-not-supported",
+        "The HTTP version is not supported", "Use HTTP/1.1 or HTTP/2.";
 }
 
 impl ProblemKind {

@@ -3,6 +3,9 @@
 //! The request path only counts into memory of its own thread and copies one compact record; summing,
 //! formatting and sending happen elsewhere.
 
+pub mod access_log;
 pub mod metrics;
 pub mod names;
+pub mod request_id;
+pub mod trace;
 mod worker;

@@ -63,6 +63,8 @@ metrics! {
         "Upstream endpoints taken out of balancing, by reason.";
     ENDPOINTS_EJECTED = "seiketsu_upstream_endpoints_ejected" []
         "Upstream endpoints that are out of balancing now.";
+    MIRRORED = "seiketsu_mirrored_requests_total" ["result"]
+        "Copies of requests for mirror upstreams, by what became of them.";
     BREAKER_TRANSITIONS = "seiketsu_breaker_transitions_total" ["state"]
         "State changes of circuit breakers, by new state.";
     BREAKERS_OPEN = "seiketsu_breakers_open" []

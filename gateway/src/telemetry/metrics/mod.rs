@@ -77,6 +77,11 @@ impl Metrics {
         self.node.connections.clone()
     }
 
+    /// A copy of a request for a mirror upstream was sent, or why not: a word in `snake_case`.
+    pub fn mirrored(&self, result: &'static str) {
+        self.node.mirrored.with_label_values(&[result]).inc();
+    }
+
     /// Everything in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         let mut families = self.registry.gather();
@@ -220,6 +225,7 @@ mod tests {
         connections.tls_handshake("timeout");
         connections.refused("address");
         connections.early_error("head_timeout");
+        metrics.mirrored("sent");
         let _connection = connections.accepted();
         metrics.node.config_reloaded(Reload::Applied, 7, 1.5);
         metrics.node.config_reloaded(Reload::Refused, 7, 9.0);

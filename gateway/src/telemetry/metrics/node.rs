@@ -7,7 +7,8 @@ use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, cor
 use super::labels::{BreakerState, Ejection, Label, LogDrop, Reload};
 use crate::telemetry::names::{self, Metric};
 
-/// A counter for each value of a label, all of them found beforehand.
+/// A counter for each value of a label, all of them found beforehand. Clones count together.
+#[derive(Clone)]
 pub struct Counters<L> {
     by_value: Box<[IntCounter]>,
     label: PhantomData<L>,
@@ -85,6 +86,7 @@ pub struct NodeMetrics {
     pub retries_denied: IntCounter,
     pub ejections: Counters<Ejection>,
     pub endpoints_ejected: IntGauge,
+    pub(super) mirrored: IntCounterVec,
     pub breaker_transitions: Counters<BreakerState>,
     pub breakers_open: IntGauge,
     pub access_log_dropped: Counters<LogDrop>,
@@ -107,6 +109,7 @@ impl NodeMetrics {
             retries_denied: counter(registry, names::RETRIES_DENIED)?,
             ejections: counters(registry, names::EJECTIONS)?,
             endpoints_ejected: gauge(registry, names::ENDPOINTS_EJECTED)?,
+            mirrored: counter_vec(registry, names::MIRRORED)?,
             breaker_transitions: counters(registry, names::BREAKER_TRANSITIONS)?,
             breakers_open: gauge(registry, names::BREAKERS_OPEN)?,
             access_log_dropped: counters(registry, names::ACCESS_LOG_DROPPED)?,

@@ -52,7 +52,10 @@ pub(super) async fn put(state: &OperationsState, body: Incoming) -> Answer {
     let body = body.to_bytes();
     let filter = std::str::from_utf8(&body).map(str::trim).unwrap_or_default();
     if filter.is_empty() {
-        return respond::problem(ProblemKind::BadRequest, "Send a filter as the body, as in `info` or `info,hyper=warn`.");
+        return respond::problem(
+            ProblemKind::BadRequest,
+            "Send a filter as the body, as in `info` or `info,hyper=warn`.",
+        );
     }
     match EnvFilter::try_new(filter) {
         Ok(parsed) => {

@@ -113,10 +113,7 @@ async fn answer(request: Request<Incoming>, state: &OperationsState) -> Answer {
         "/log-level" if request.method() == Method::PUT => log_level::put(state, request.into_body()).await,
         "/log-level" => wrong_method(READ_AND_WRITE),
         "/livez" | "/readyz" | "/metrics" | "/config" => wrong_method(READ),
-        _ => respond::problem(
-            ProblemKind::NoRoute,
-            "There are /livez, /readyz, /metrics, /config and /log-level.",
-        ),
+        _ => respond::problem(ProblemKind::NoRoute, "There are /livez, /readyz, /metrics, /config and /log-level."),
     }
 }
 

@@ -27,7 +27,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_HEAD: usize = 16 << 10;
 const MAX_FIELDS: usize = 64;
 /// A connection is asked to end after this time, and ended after the grace.
-const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
 const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// When the process is out of file descriptors, accepting pauses for this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

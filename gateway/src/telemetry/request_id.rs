@@ -11,6 +11,10 @@ use uuid::{Builder, fmt::Hyphenated};
 /// The longest id that is taken over from a client.
 pub const MAX_LENGTH: usize = 64;
 
+/// 32 digits and four hyphens.
+const UUID_LENGTH: u8 = 36;
+const _: () = assert!(UUID_LENGTH as usize == Hyphenated::LENGTH);
+
 /// The text of a request id, kept in place: making one allocates nothing.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct RequestId {
@@ -19,7 +23,7 @@ pub struct RequestId {
 }
 
 impl RequestId {
-    /// A UUIDv7 (RFC 9562 §5.7): sorts by time, and its 74 random bits keep it unique. They come from a
+    /// A UUID of version 7 (RFC 9562 §5.7): sorts by time, and its 74 random bits keep it unique. They come from a
     /// generator of the thread's own that is fast, not secret: an id identifies, it authorises nothing.
     pub fn generate() -> Self {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -27,9 +31,10 @@ impl RequestId {
         let mut random = [0; 10];
         random[..8].copy_from_slice(&fastrand::u64(..).to_ne_bytes());
         random[8..].copy_from_slice(&fastrand::u16(..).to_ne_bytes());
-        let mut text = [0; MAX_LENGTH];
-        Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated().encode_lower(&mut text);
-        Self { text, length: Hyphenated::LENGTH as u8 }
+        let mut id = Self::default();
+        Builder::from_unix_timestamp_millis(millis, &random).into_uuid().hyphenated().encode_lower(&mut id.text);
+        id.length = UUID_LENGTH;
+        id
     }
 
     /// Takes over an id that a trusted peer sent: 1 to 64 letters, digits, `-`, `.`, `_`, `~`, `+` or

@@ -23,8 +23,8 @@ use std::{
 use parking_lot::Mutex;
 use seiketsu_config::node::{AccessLogOutput, LogOutput};
 
-use self::{line::LineFormat, output::Output, writer::Writer};
 pub use self::record::{AccessRecord, UpstreamRecord};
+use self::{line::LineFormat, output::Output, writer::Writer};
 use super::{
     metrics::{Counters, LogDrop},
     worker::{shard_count, thread_index},

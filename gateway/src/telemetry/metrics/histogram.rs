@@ -75,7 +75,8 @@ const FIRST_BUCKET: [u8; CELLS] = {
 
 fn bucket_of(nanos: u64) -> usize {
     let octave = 63 - (nanos | 1).leading_zeros() as usize;
-    let below = if octave < 3 { 0 } else { (nanos >> (octave - 3)) as usize & 7 };
+    #[allow(clippy::cast_possible_truncation, reason = "three bits are left")]
+    let below = if octave < 3 { 0 } else { (nanos >> (octave - 3) & 7) as usize };
     let mut bucket = usize::from(FIRST_BUCKET[octave * 8 + below]);
     while bucket < BOUNDS.len() && nanos > BOUNDS[bucket] {
         bucket += 1;
@@ -207,7 +208,9 @@ mod tests {
         #[test]
         fn nothing_is_lost(values in prop::collection::vec(0..200_000_000_000_u64, 0..50)) {
             let histogram = Histogram::new();
-            values.iter().for_each(|nanos| histogram.record(Duration::from_nanos(*nanos)));
+            for nanos in &values {
+                histogram.record(Duration::from_nanos(*nanos));
+            }
             let mut sum = HistogramSum::new();
             sum.add(&histogram);
             prop_assert_eq!(sum.count(), values.len() as u64);

@@ -20,17 +20,17 @@ use std::{
 
 use prometheus::{Registry, TextEncoder, proto::MetricFamily};
 
-pub use self::{
-    labels::{Attempt, BreakerState, Ejection, Label, LogDrop, Reload, Stage},
-    node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection},
-    shard::{InFlight, Outcome, RouteSlot},
-    tenants::{RouteTable, TenantMetrics},
-};
 use self::{
     family::Family,
     histogram::{BOUNDS, COARSE_BOUNDS},
     shard::{CLASSES, FIRST_NAMED, NO_ROUTE},
     tenants::{NamedSum, Tenants, TenantsSum},
+};
+pub use self::{
+    labels::{Attempt, BreakerState, Ejection, Label, LogDrop, Reload, Stage},
+    node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection},
+    shard::{InFlight, Outcome, RouteSlot},
+    tenants::{RouteTable, TenantMetrics},
 };
 use super::names;
 use crate::respond::problem::ProblemKind;

@@ -36,7 +36,7 @@ const PLACES: usize = FIRST_PLACE as usize + NAMED_TENANTS + SPARE_PLACES;
 /// Names are given and taken at most this often.
 const RANK_INTERVAL: Duration = Duration::from_secs(10);
 /// A tenant that no configuration has had for this long (twice at most) is forgotten.
-const GRACE: Duration = Duration::from_secs(600);
+const GRACE: Duration = Duration::from_mins(10);
 
 /// The counters of one tenant. Held by the compiled configuration, resolved by
 /// [`Metrics::tenant`](super::Metrics::tenant).
@@ -75,9 +75,10 @@ impl TenantMetrics {
         let mut tables = self.tables.lock();
         tables.retain(|table| table.strong_count() > 0);
         let live: Vec<_> = tables.iter().filter_map(Weak::upgrade).collect();
-        let mut taken = live.iter().flat_map(|table| &table.0).fold((1 << FIRST_NAMED) - 1, |taken: u64, route| {
-            taken | 1 << route.1.0
-        });
+        let mut taken = live
+            .iter()
+            .flat_map(|table| &table.0)
+            .fold((1 << FIRST_NAMED) - 1, |taken: u64, route| taken | 1 << route.1.0);
         let place_of = |id: &str| live.iter().flat_map(|table| &table.0).find(|route| *route.0 == *id).map(|r| r.1);
         let mut new_place = || {
             let free = taken.trailing_ones() as usize;
@@ -423,7 +424,9 @@ mod tests {
         let start = Instant::now();
         let tenants = Tenants::new(1, start);
         let handles: Vec<_> = (0..300).map(|n| tenants.tenant(&format!("t{n}"))).collect();
-        handles.iter().for_each(|tenant| requests(tenant, 1, RouteSlot::NONE));
+        for tenant in &handles {
+            requests(tenant, 1, RouteSlot::NONE);
+        }
         let sums = tenants.collect(start);
         assert_eq!(sums.named.len(), NAMED_TENANTS + 1);
         assert_eq!((counted(&sums, "t250"), counted(&sums, names::OTHER)), (None, Some(200)));

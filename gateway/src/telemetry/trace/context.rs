@@ -150,7 +150,7 @@ fn tracestate_is_valid(headers: &HeaderMap) -> bool {
 fn is_tracestate_key(key: &[u8]) -> bool {
     let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"_-*/@".contains(b);
     let first = key.first().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    first && key.len() <= 256 && key.iter().all(plain) && key.iter().filter(|b| **b == b'@').count() <= 1
+    first && key.len() <= 256 && key.iter().all(plain) && key.splitn(3, |b| *b == b'@').count() <= 2
 }
 
 /// Printable ASCII without `,` and `=`, 1 to 256 characters (§3.3.1.3.2).

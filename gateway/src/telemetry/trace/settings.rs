@@ -24,7 +24,9 @@ pub struct TraceSettings {
 pub enum TraceSettingsError {
     #[error("OTEL_EXPORTER_OTLP_ENDPOINT: {value:?} is not a URL; write it as in http://collector:4318")]
     Endpoint { value: String },
-    #[error("OTEL_EXPORTER_OTLP_PROTOCOL: {value:?} is not supported; use http/protobuf, on port 4318 in most collectors")]
+    #[error(
+        "OTEL_EXPORTER_OTLP_PROTOCOL: {value:?} is not supported; use http/protobuf, on port 4318 in most collectors"
+    )]
     Protocol { value: String },
     #[error("OTEL_TRACES_EXPORTER: {value:?} is not supported; use otlp or none")]
     Exporter { value: String },
@@ -37,9 +39,7 @@ pub enum TraceSettingsError {
 impl TraceSettings {
     /// Reads the variables through `variable`. None where no endpoint is set, or traces are switched off
     /// by `OTEL_SDK_DISABLED` or `OTEL_TRACES_EXPORTER=none`.
-    pub fn from_environment(
-        variable: impl Fn(&str) -> Option<String>,
-    ) -> Result<Option<Self>, TraceSettingsError> {
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, TraceSettingsError> {
         // An empty variable means the same as none (specification, "Parsing empty value").
         let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
         let of_traces = |name: &str| {

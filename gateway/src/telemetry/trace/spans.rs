@@ -120,11 +120,9 @@ fn server_attributes(record: &AccessRecord<'_>) -> Vec<KeyValue> {
     if let Some(refusal) = record.refusal {
         attributes.push(KeyValue::new("error.type", refusal.name()));
     }
-    for (name, value) in [
-        ("seiketsu.tenant", record.tenant),
-        ("seiketsu.route", record.route),
-        ("seiketsu.consumer", record.consumer),
-    ] {
+    for (name, value) in
+        [("seiketsu.tenant", record.tenant), ("seiketsu.route", record.route), ("seiketsu.consumer", record.consumer)]
+    {
         if !value.is_empty() {
             attributes.push(KeyValue::new(name, value.to_owned()));
         }

@@ -110,9 +110,9 @@ fn resource(node: &str) -> Resource {
         .with_service_name("seiketsu-gateway")
         .with_attribute(KeyValue::new("service.instance.id", node.to_owned()))
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
-    let set = from_environment.iter().filter(|(key, value)| {
-        key.as_str() != "service.name" || !value.as_str().starts_with("unknown_service")
-    });
+    let set = from_environment
+        .iter()
+        .filter(|(key, value)| key.as_str() != "service.name" || !value.as_str().starts_with("unknown_service"));
     ours.with_attributes(set.map(|(key, value)| KeyValue::new(key.clone(), value.clone()))).build()
 }
 
@@ -258,8 +258,8 @@ mod tests {
         assert_eq!(text(&server.attributes, "error.type"), Some("upstream-unavailable"));
         assert_eq!(text(&client.attributes, "server.address"), Some("2001:db8::1"));
         let sent = context.traceparent_for_upstream().unwrap();
-        let client_id: String = client.span_id.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(sent.to_str().unwrap()[36..52], client_id, "the upstream's parent is the client span");
+        let client_id = u64::from_be_bytes(client.span_id[..].try_into().unwrap());
+        assert_eq!(sent.to_str().unwrap()[36..52], format!("{client_id:016x}"), "the upstream's parent is the client span");
         assert_eq!(failed.get(), 0);
     }
 

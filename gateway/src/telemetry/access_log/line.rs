@@ -1,17 +1,19 @@
 //! One record as one line of JSON.
 
-use std::{borrow::Cow, net::SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::record::Decoded;
 
 /// Writes lines. Times that share a second share its text.
+///
+/// A line is written for every request, so the common case is kept cheap: keys are constants, numbers
+/// are written digit by digit, and text without anything to escape is copied as it is.
 pub(super) struct LineFormat {
     node: Box<str>,
     second: u64,
-    /// `2026-11-23T07:24:55.` and room for the milliseconds and `Z`.
+    /// `2026-11-23T07:24:55.042Z`
     timestamp: [u8; 24],
 }
 
@@ -22,43 +24,54 @@ impl LineFormat {
         format
     }
 
-    /// Appends the line, with its line break.
+    /// Appends the line, with its line break. What is empty is left out, so that most lines are short.
     pub(super) fn write(&mut self, record: &Decoded<'_>, to: &mut Vec<u8>) {
         if record.seconds != self.second {
             self.set_second(record.seconds);
         }
         put_digits(&mut self.timestamp[20..23], record.millis);
-        let line = Line {
-            time: text(&self.timestamp),
-            request_id: text(record.request_id),
-            trace_id: Hex::of(record.trace_id),
-            node: &self.node,
-            tenant: text(record.tenant),
-            route: text(record.route),
-            consumer: text(record.consumer),
-            client: record.client,
-            method: text(record.method),
-            host: text(record.host),
-            path: text(record.path),
-            protocol: record.protocol,
-            tls: text(record.tls),
-            status: record.status,
-            bytes_in: record.bytes_in,
-            bytes_out: record.bytes_out,
-            duration_ms: millis(record.duration_micros),
-            refusal: record.refusal.map(crate::respond::problem::ProblemKind::name),
-            user_agent: text(record.user_agent),
-            upstream: record.upstream.as_ref().map(|upstream| UpstreamPart {
-                name: text(upstream.name),
-                address: upstream.address,
-                status: upstream.status,
-                duration_ms: millis(upstream.duration_micros),
-                attempts: upstream.attempts,
-            }),
-        };
-        // Writing into memory cannot fail, and no value of the line can either.
-        let _ = serde_json::to_writer(&mut *to, &line);
-        to.push(b'\n');
+        to.extend_from_slice(br#"{"time":""#);
+        to.extend_from_slice(&self.timestamp);
+        to.push(b'"');
+        put_text(to, br#","request_id":"#, record.request_id);
+        if record.trace_id != 0 {
+            put_text(to, br#","trace_id":"#, &hexadecimal(record.trace_id));
+        }
+        put_text(to, br#","node":"#, self.node.as_bytes());
+        put_text_unless_empty(to, br#","tenant":"#, record.tenant);
+        put_text_unless_empty(to, br#","route":"#, record.route);
+        put_text_unless_empty(to, br#","consumer":"#, record.consumer);
+        if let Some(client) = record.client {
+            to.extend_from_slice(br#","client":""#);
+            put_address(to, client);
+            to.push(b'"');
+        }
+        put_text(to, br#","method":"#, record.method);
+        put_text(to, br#","host":"#, record.host);
+        put_text(to, br#","path":"#, record.path);
+        put_text(to, br#","protocol":"#, record.protocol.as_bytes());
+        put_text_unless_empty(to, br#","tls":"#, record.tls);
+        put_number(to, br#","status":"#, record.status.into());
+        put_number(to, br#","bytes_in":"#, record.bytes_in);
+        put_number(to, br#","bytes_out":"#, record.bytes_out);
+        put_millis(to, br#","duration_ms":"#, record.duration_micros);
+        if let Some(refusal) = record.refusal {
+            put_text(to, br#","refusal":"#, refusal.name().as_bytes());
+        }
+        put_text_unless_empty(to, br#","user_agent":"#, record.user_agent);
+        if let Some(upstream) = &record.upstream {
+            put_text(to, br#","upstream":{"name":"#, upstream.name);
+            if let Some(address) = upstream.address {
+                to.extend_from_slice(br#","address":""#);
+                put_socket_address(to, address);
+                to.push(b'"');
+            }
+            put_number(to, br#","status":"#, upstream.status.into());
+            put_millis(to, br#","duration_ms":"#, upstream.duration_micros);
+            put_number(to, br#","attempts":"#, upstream.attempts.into());
+            to.push(b'}');
+        }
+        to.extend_from_slice(b"}\n");
     }
 
     fn set_second(&mut self, second: u64) {
@@ -78,89 +91,89 @@ impl LineFormat {
     }
 }
 
-/// The fields in their order; what is empty is left out, so that most lines are short.
-#[derive(Serialize)]
-struct Line<'a> {
-    time: Cow<'a, str>,
-    request_id: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_id: Option<Hex>,
-    node: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    tenant: Cow<'a, str>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    route: Cow<'a, str>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    consumer: Cow<'a, str>,
-    client: Option<std::net::IpAddr>,
-    method: Cow<'a, str>,
-    host: Cow<'a, str>,
-    path: Cow<'a, str>,
-    protocol: &'a str,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    tls: Cow<'a, str>,
-    status: u16,
-    bytes_in: u64,
-    bytes_out: u64,
-    duration_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    refusal: Option<&'a str>,
-    #[serde(skip_serializing_if = "str::is_empty")]
-    user_agent: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream: Option<UpstreamPart<'a>>,
-}
-
-#[derive(Serialize)]
-struct UpstreamPart<'a> {
-    name: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<SocketAddr>,
-    status: u16,
-    duration_ms: f64,
-    attempts: u8,
-}
-
-/// A trace id in the hexadecimal form of `traceparent`.
-struct Hex([u8; 32]);
-
-impl Hex {
-    fn of(id: u128) -> Option<Self> {
-        if id == 0 {
-            return None;
-        }
-        let mut digits = [0; 32];
-        for (index, digit) in digits.iter_mut().enumerate() {
-            *digit = b"0123456789abcdef"[(id >> (124 - 4 * index)) as usize & 15];
-        }
-        Some(Self(digits))
+fn put_text_unless_empty(to: &mut Vec<u8>, key: &[u8], text: &[u8]) {
+    if !text.is_empty() {
+        put_text(to, key, text);
     }
 }
 
-impl Serialize for Hex {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&text(&self.0))
+/// A JSON string (RFC 8259 §7). Bytes that are not UTF-8 become U+FFFD; JSON has no other way.
+fn put_text(to: &mut Vec<u8>, key: &[u8], text: &[u8]) {
+    to.extend_from_slice(key);
+    if text.iter().all(|b| matches!(b, b' '..=b'~') && *b != b'"' && *b != b'\\') {
+        to.push(b'"');
+        to.extend_from_slice(text);
+        to.push(b'"');
+    } else {
+        // Writing into memory cannot fail, and a string can always be written.
+        let _ = serde_json::to_writer(to, &String::from_utf8_lossy(text));
     }
 }
 
-/// Bytes that are not UTF-8 become U+FFFD; JSON has no other way.
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
+fn put_number(to: &mut Vec<u8>, key: &[u8], mut number: u64) {
+    to.extend_from_slice(key);
+    let mut digits = [0; 20];
+    let mut first = digits.len();
+    loop {
+        first -= 1;
+        digits[first] = digit(number % 10);
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    to.extend_from_slice(&digits[first..]);
 }
 
-/// Microseconds as milliseconds.
-fn millis(micros: u64) -> f64 {
-    micros as f64 / 1000.0
+/// Milliseconds with three decimals.
+fn put_millis(to: &mut Vec<u8>, key: &[u8], micros: u64) {
+    put_number(to, key, micros / 1000);
+    let rest = micros % 1000;
+    to.extend_from_slice(&[b'.', digit(rest / 100), digit(rest / 10 % 10), digit(rest % 10)]);
+}
+
+fn put_address(to: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(v4) => {
+            let [a, b, c, d] = v4.octets();
+            put_number(to, b"", a.into());
+            put_number(to, b".", b.into());
+            put_number(to, b".", c.into());
+            put_number(to, b".", d.into());
+        }
+        IpAddr::V6(v6) => to.extend_from_slice(v6.to_string().as_bytes()),
+    }
+}
+
+fn put_socket_address(to: &mut Vec<u8>, address: SocketAddr) {
+    match address {
+        SocketAddr::V4(v4) => {
+            put_address(to, IpAddr::V4(*v4.ip()));
+            put_number(to, b":", v4.port().into());
+        }
+        SocketAddr::V6(v6) => to.extend_from_slice(v6.to_string().as_bytes()),
+    }
+}
+
+/// A trace id in the form that it has in `traceparent`.
+fn hexadecimal(id: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (index, digit) in digits.iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(id >> (124 - 4 * index) & 15) as usize];
+    }
+    digits
 }
 
 fn put_digits(to: &mut [u8], mut number: u32) {
-    for digit in to.iter_mut().rev() {
-        #[allow(clippy::cast_possible_truncation, reason = "a remainder of ten")]
-        {
-            *digit = b'0' + (number % 10) as u8;
-        }
+    for place in to.iter_mut().rev() {
+        *place = digit((number % 10).into());
         number /= 10;
     }
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "a digit is below ten")]
+fn digit(value: u64) -> u8 {
+    b'0' + value as u8
 }
 
 #[cfg(test)]
@@ -172,7 +185,7 @@ mod tests {
     use time::format_description::well_known::Rfc3339;
 
     use super::{
-        super::record::{AccessRecord, tests::example},
+        super::record::{AccessRecord, UpstreamRecord, tests::example},
         *,
     };
 
@@ -194,7 +207,7 @@ mod tests {
                 r#""host":"acme.localhost","path":"/v1/echo","protocol":"HTTP/2","tls":"TLSv1_3","status":503,"#,
                 r#""bytes_in":0,"bytes_out":312,"duration_ms":12.345,"refusal":"upstream-unavailable","#,
                 r#""user_agent":"curl/8.9.1","upstream":{"name":"demo","address":"[2001:db8::1]:9001","#,
-                r#""status":0,"duration_ms":11.9,"attempts":3}}"#,
+                r#""status":0,"duration_ms":11.900,"attempts":3}}"#,
                 "\n"
             )
         );
@@ -241,6 +254,23 @@ mod tests {
             if user_agent.len() <= 256 {
                 prop_assert_eq!(parsed["user_agent"].as_str().unwrap_or_default(), user_agent);
             }
+        }
+
+        #[test]
+        fn numbers_and_addresses_read_back(
+            bytes in any::<u64>(), micros in any::<u32>(), v4 in any::<[u8; 4]>(), v6 in any::<[u16; 8]>(), port in any::<u16>(),
+        ) {
+            let upstream = UpstreamRecord { address: Some((v4, port).into()), ..example().upstream.unwrap() };
+            let duration = Duration::from_micros(micros.into());
+            let record = AccessRecord {
+                bytes_in: bytes, duration, client: v6.into(), upstream: Some(upstream), ..example()
+            };
+            let parsed: serde_json::Value = serde_json::from_str(&line_of(&record)).unwrap();
+            prop_assert_eq!(parsed["bytes_in"].as_u64(), Some(bytes));
+            prop_assert!((parsed["duration_ms"].as_f64().unwrap() - f64::from(micros) / 1000.0).abs() < 1e-6);
+            prop_assert_eq!(parsed["client"].as_str().unwrap().parse::<IpAddr>().unwrap(), IpAddr::from(v6));
+            let address = parsed["upstream"]["address"].as_str().unwrap();
+            prop_assert_eq!(address.parse::<SocketAddr>().unwrap(), SocketAddr::from((v4, port)));
         }
 
         #[test]

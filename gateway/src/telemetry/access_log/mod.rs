@@ -15,12 +15,13 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::Duration,
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use seiketsu_config::node::{AccessLogOutput, LogOutput};
 
 pub use self::record::{AccessRecord, UpstreamRecord};
@@ -34,6 +35,9 @@ use super::{
 const SHARD_BYTES: usize = 1 << 20;
 /// With this much waiting the writer is woken; less it fetches by itself, see [`writer`].
 const WAKE_BYTES: usize = 64 << 10;
+
+/// How long [`AccessLog::flush`] waits for an output that takes nothing.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why the access log cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,10 @@ struct Shared {
     shards: Box<[Shard]>,
     reopen: AtomicBool,
     stop: AtomicBool,
+    /// Flushes asked for, and how many of them are done.
+    flushes: AtomicU64,
+    flushed: Mutex<u64>,
+    flushed_more: Condvar,
 }
 
 /// Records that wait, one after the other. Aligned so that threads do not share cache lines.
@@ -103,7 +111,14 @@ impl AccessLog {
         dropped: Counters<LogDrop>,
     ) -> Result<Self, AccessLogError> {
         let shards = (0..shard_count(workers)).map(|_| Shard(Mutex::default())).collect();
-        let shared = Arc::new(Shared { shards, reopen: AtomicBool::new(false), stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            shards,
+            reopen: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+            flushed: Mutex::new(0),
+            flushed_more: Condvar::new(),
+        });
         let writer = Writer::new(shared.clone(), output, LineFormat::new(node), dropped.clone());
         let thread = thread::Builder::new()
             .name("access-log".to_owned())
@@ -145,9 +160,23 @@ impl AccessLog {
             running.wake();
         }
     }
+
+    /// Returns when everything handed over before is written; for the end of the process. `false`: the
+    /// output took nothing for five seconds.
+    pub fn flush(&self) -> bool {
+        self.running.as_ref().is_none_or(Running::flush)
+    }
 }
 
 impl Running {
+    fn flush(&self) -> bool {
+        let number = self.shared.flushes.fetch_add(1, Ordering::AcqRel) + 1;
+        self.wake();
+        let mut flushed = self.shared.flushed.lock();
+        let pending = |flushed: &mut u64| *flushed < number;
+        !self.shared.flushed_more.wait_while_for(&mut flushed, pending, FLUSH_PATIENCE).timed_out()
+    }
+
     fn wake(&self) {
         if let Some(thread) = &self.thread {
             thread.thread().unpark();
@@ -157,9 +186,11 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        let flushed = self.flush();
         self.shared.stop.store(true, Ordering::Release);
         self.wake();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+        // A writer that hangs in its output would hang the process, too.
+        if flushed && self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the access log's thread ended in a panic");
         }
     }
@@ -171,7 +202,7 @@ pub(super) mod tests {
     use std::{
         fs,
         sync::mpsc::{Receiver, Sender, channel},
-        time::{Duration, Instant},
+        time::Instant,
     };
 
     use seiketsu_config::values::Percent;
@@ -222,6 +253,18 @@ pub(super) mod tests {
         log.write(&example());
         wait_for(|| fs::read_to_string(&path).unwrap().ends_with('\n'));
         drop(log);
+    }
+
+    #[test]
+    fn a_flush_returns_when_everything_is_written() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), metrics());
+        let path = folder.path().join("access.log");
+        let log = to_file(&path, &metrics);
+        for written in 1..=50 {
+            log.write(&example());
+            assert!(log.flush());
+            assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), written);
+        }
     }
 
     #[test]

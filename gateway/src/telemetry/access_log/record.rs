@@ -62,15 +62,18 @@ impl AccessRecord<'_> {
     /// Appends the record. Numbers are copied as they are, texts with their lengths in front.
     pub(super) fn encode(&self, to: &mut Vec<u8>) {
         let since = self.started.duration_since(UNIX_EPOCH).unwrap_or_default();
-        put(to, since.as_secs().to_le_bytes());
-        put(to, since.subsec_millis().to_le_bytes());
-        put(to, micros(self.duration));
-        put(to, self.bytes_in.to_le_bytes());
-        put(to, self.bytes_out.to_le_bytes());
-        put(to, self.status.to_le_bytes());
-        put(to, [protocol_number(self.protocol), self.refusal.map_or(NONE, |kind| kind as u8)]);
-        put(to, self.trace_id.unwrap_or_default());
-        put_address(to, Some(self.client));
+        // Gathered first, so that the buffer grows once for all of it.
+        let mut fixed = Fixed::new();
+        fixed.put(since.as_secs().to_le_bytes());
+        fixed.put(since.subsec_millis().to_le_bytes());
+        fixed.put(micros(self.duration));
+        fixed.put(self.bytes_in.to_le_bytes());
+        fixed.put(self.bytes_out.to_le_bytes());
+        fixed.put(self.status.to_le_bytes());
+        fixed.put([protocol_number(self.protocol), self.refusal.map_or(NONE, |kind| kind as u8)]);
+        fixed.put(self.trace_id.unwrap_or_default());
+        fixed.put_address(Some(self.client));
+        to.extend_from_slice(fixed.bytes());
         for (text, limit) in [
             (self.request_id.as_bytes(), MAX_NAME),
             (self.tenant.as_bytes(), MAX_NAME),
@@ -84,12 +87,14 @@ impl AccessRecord<'_> {
         ] {
             put_text(to, text, limit);
         }
-        let Some(upstream) = &self.upstream else { return put(to, [NONE]) };
-        put(to, [upstream.attempts.min(NONE - 1)]);
-        put(to, upstream.status.to_le_bytes());
-        put(to, micros(upstream.duration));
-        put_address(to, upstream.address.map(|address| address.ip()));
-        put(to, upstream.address.map_or(0, |address| address.port()).to_le_bytes());
+        let Some(upstream) = &self.upstream else { return to.push(NONE) };
+        let mut fixed = Fixed::new();
+        fixed.put([upstream.attempts.min(NONE - 1)]);
+        fixed.put(upstream.status.to_le_bytes());
+        fixed.put(micros(upstream.duration));
+        fixed.put_address(upstream.address.map(|address| address.ip()));
+        fixed.put(upstream.address.map_or(0, |address| address.port()).to_le_bytes());
+        to.extend_from_slice(fixed.bytes());
         put_text(to, upstream.name.as_bytes(), MAX_NAME);
     }
 }
@@ -191,28 +196,45 @@ fn micros(duration: Duration) -> [u8; 8] {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).to_le_bytes()
 }
 
-fn put<const N: usize>(to: &mut Vec<u8>, bytes: [u8; N]) {
-    to.extend_from_slice(&bytes);
-}
-
 fn put_text(to: &mut Vec<u8>, text: &[u8], limit: usize) {
     let text = &text[..text.len().min(limit)];
     #[allow(clippy::cast_possible_truncation, reason = "every limit is below 65536")]
-    put(to, (text.len() as u16).to_le_bytes());
+    to.extend_from_slice(&(text.len() as u16).to_le_bytes());
     to.extend_from_slice(text);
 }
 
-fn put_address(to: &mut Vec<u8>, address: Option<IpAddr>) {
-    match address {
-        None => put(to, [0]),
-        Some(IpAddr::V4(v4)) => {
-            put(to, [4]);
-            put(to, v4.octets());
+/// The numbers of a record, one behind the other.
+struct Fixed {
+    bytes: [u8; 80],
+    length: usize,
+}
+
+impl Fixed {
+    fn new() -> Self {
+        Self { bytes: [0; 80], length: 0 }
+    }
+
+    fn put<const N: usize>(&mut self, bytes: [u8; N]) {
+        self.bytes[self.length..self.length + N].copy_from_slice(&bytes);
+        self.length += N;
+    }
+
+    fn put_address(&mut self, address: Option<IpAddr>) {
+        match address {
+            None => self.put([0]),
+            Some(IpAddr::V4(v4)) => {
+                self.put([4]);
+                self.put(v4.octets());
+            }
+            Some(IpAddr::V6(v6)) => {
+                self.put([6]);
+                self.put(v6.octets());
+            }
         }
-        Some(IpAddr::V6(v6)) => {
-            put(to, [6]);
-            put(to, v6.octets());
-        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
     }
 }
 

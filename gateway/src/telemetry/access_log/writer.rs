@@ -35,8 +35,9 @@ impl Writer {
     /// Until the log is dropped; what was handed over before is written.
     pub(super) fn run(mut self) {
         loop {
-            // Read first: records handed over before the stop are still taken below.
+            // Read first: records handed over before the stop or flush are still taken below.
             let stop = self.shared.stop.load(Ordering::Acquire);
+            let flushes = self.shared.flushes.load(Ordering::Acquire);
             if self.shared.reopen.swap(false, Ordering::AcqRel) {
                 self.take_all();
                 if let Err(error) = self.output.reopen() {
@@ -44,6 +45,8 @@ impl Writer {
                 }
             }
             self.take_all();
+            *self.shared.flushed.lock() = flushes;
+            self.shared.flushed_more.notify_all();
             if stop {
                 return;
             }

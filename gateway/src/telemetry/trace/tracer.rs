@@ -35,7 +35,7 @@ pub enum TracerError {
     Runtime(io::Error),
 }
 
-/// The tracer of a node. Dropping it sends what is waiting, for up to five seconds.
+/// The tracer of a node. Shut it down to send what is waiting; dropping it does so, too.
 pub struct Tracer(Option<Exporting>);
 
 struct Exporting {
@@ -43,6 +43,7 @@ struct Exporting {
     /// Batches spans on a thread of its own; where its queue is full, spans are dropped.
     processor: BatchSpanProcessor,
     scope: InstrumentationScope,
+    ended: AtomicBool,
 }
 
 impl fmt::Debug for Tracer {
@@ -71,7 +72,7 @@ impl Tracer {
         let mut processor = BatchSpanProcessor::builder(exporter).build();
         processor.set_resource(&resource(node));
         let scope = InstrumentationScope::builder("seiketsu-gateway").with_version(env!("CARGO_PKG_VERSION")).build();
-        Ok(Self(Some(Exporting { sampler: settings.sampler, processor, scope })))
+        Ok(Self(Some(Exporting { sampler: settings.sampler, processor, scope, ended: AtomicBool::new(false) })))
     }
 
     /// Reads the trace context of a request and decides whether it is recorded. A context that is not
@@ -93,13 +94,29 @@ impl Tracer {
             exporting.processor.on_end(span);
         }
     }
+
+    /// Sends what is waiting, for up to five seconds, and ends exporting. Blocks.
+    pub fn shutdown(&self) {
+        if let Some(exporting) = &self.0 {
+            exporting.shutdown();
+        }
+    }
+}
+
+impl Exporting {
+    fn shutdown(&self) {
+        if self.ended.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        if let Err(error) = self.processor.shutdown() {
+            tracing::warn!(%error, "the last trace spans could not be sent");
+        }
+    }
 }
 
 impl Drop for Exporting {
     fn drop(&mut self) {
-        if let Err(error) = self.processor.shutdown() {
-            tracing::warn!(%error, "the last trace spans could not be sent");
-        }
+        self.shutdown();
     }
 }
 
@@ -236,7 +253,7 @@ mod tests {
         let tracer = tracer(&endpoint, &failed);
         let context = tracer.begin(&with_parent(PARENT));
         tracer.record(&context, &example());
-        drop(tracer);
+        tracer.shutdown();
 
         let (head, body) = requests.recv().unwrap();
         assert!(head.starts_with("post /v1/traces http/1.1"), "{head}");
@@ -259,7 +276,11 @@ mod tests {
         assert_eq!(text(&client.attributes, "server.address"), Some("2001:db8::1"));
         let sent = context.traceparent_for_upstream().unwrap();
         let client_id = u64::from_be_bytes(client.span_id[..].try_into().unwrap());
-        assert_eq!(sent.to_str().unwrap()[36..52], format!("{client_id:016x}"), "the upstream's parent is the client span");
+        assert_eq!(
+            sent.to_str().unwrap()[36..52],
+            format!("{client_id:016x}"),
+            "the upstream's parent is the client span"
+        );
         assert_eq!(failed.get(), 0);
     }
 

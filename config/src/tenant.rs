@@ -260,7 +260,6 @@ pub struct RouteMatch {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct HeaderCondition {
     pub name: HeaderName,
     #[serde(flatten)]
@@ -268,7 +267,6 @@ pub struct HeaderCondition {
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
 pub struct QueryCondition {
     pub name: String,
     #[serde(flatten)]

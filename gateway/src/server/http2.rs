@@ -1,0 +1,120 @@
+//! One client connection that speaks HTTP/2 (RFC 9113), over TLS by ALPN or without TLS by prior knowledge.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pingora_core::{
+    apps::HttpServerApp,
+    protocols::{
+        Digest, Stream,
+        http::{
+            ServerSession,
+            v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
+        },
+    },
+    server::ShutdownWatch,
+};
+use pingora_timeout::{sleep, timeout};
+
+use super::{active::Active, peer::Peer, shutdown, transport::Transport, worker::Worker};
+
+/// What a client begins an HTTP/2 connection with (RFC 9113 §3.4).
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Resets are counted over this time.
+const RESET_WINDOW: Duration = Duration::from_secs(10);
+
+/// Serves streams until either side has had enough.
+pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut shutdown: ShutdownWatch) {
+    let digest = Arc::new(transport.digest());
+    let options = Some(options(worker));
+    let handshake = handshake(transport as Stream, options);
+    let Ok(Ok(mut connection)) = timeout(worker.protection.handshake_timeout, handshake).await else {
+        worker.metrics.early_error("h2_preface");
+        return;
+    };
+    let active = Arc::new(Active::default());
+    let mut draining = false;
+    let mut streams = 0_u32;
+    let mut resets = ResetWatch::new(worker.protection.h2_resets);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown::begun(&mut shutdown), if !draining => {
+                // Streams that are under way, or opened before the client sees this, are still served.
+                connection.graceful_shutdown();
+                draining = true;
+                continue;
+            }
+            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            () = idle_for(&active, worker.protection.keepalive) => return,
+        };
+        match accepted {
+            // The client left, or broke the protocol; h2 has told it.
+            Err(_) | Ok(None) => return,
+            Ok(Some(H2Accept::Rejected)) => worker.metrics.early_error("h2_malformed"),
+            Ok(Some(H2Accept::Session(session))) => {
+                if resets.too_many(&digest) {
+                    worker.metrics.early_error("h2_resets");
+                    return;
+                }
+                streams += 1;
+                if streams == worker.protection.keepalive_requests && !draining {
+                    connection.graceful_shutdown();
+                    draining = true;
+                }
+                let guard = Active::enter(&active);
+                let worker = worker.clone();
+                let shutdown = shutdown.clone();
+                tokio::spawn(async move {
+                    let _guard = guard;
+                    worker.proxy.process_new_http(ServerSession::new_http2(session), &shutdown).await;
+                });
+            }
+        }
+    }
+}
+
+fn options(worker: &Worker) -> H2Options {
+    // Pingora's own defaults, and then ours: options made from scratch would drop its safe bounds.
+    let mut options = default_h2_options();
+    let head = u32::try_from(worker.protection.head.bytes).unwrap_or(u32::MAX);
+    options
+        .max_header_list_size(head)
+        .max_concurrent_streams(worker.protection.h2_streams)
+        // Room for uploads: h2's own 64 KiB windows cap a stream at 64 KiB per round trip.
+        .initial_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buffer_size(256 * 1024);
+    options
+}
+
+/// Notices clients that open streams only to reset them: each costs them nothing and us a request
+/// (CVE-2023-44487).
+struct ResetWatch {
+    most: u32,
+    seen: u32,
+    window: Instant,
+}
+
+impl ResetWatch {
+    fn new(most: u32) -> Self {
+        Self { most, seen: 0, window: Instant::now() }
+    }
+
+    fn too_many(&mut self, digest: &Digest) -> bool {
+        if self.window.elapsed() > RESET_WINDOW {
+            self.seen = 0;
+            self.window = Instant::now();
+        }
+        self.seen += Peer::from_digest(digest).map_or(0, Peer::take_resets);
+        self.most > 0 && self.seen > self.most
+    }
+}
+
+async fn idle_for(active: &Active, time: Duration) {
+    active.none_left().await;
+    sleep(time).await;
+}

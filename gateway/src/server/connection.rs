@@ -11,7 +11,7 @@ use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 use super::{
     caps::ConnectionSlot,
     http1, http2,
-    peer::{Peer, PeerTls},
+    peer::{Client, ClientTls, Peer},
     proxy_protocol,
     transport::{Framing, Socket, SocketAddresses, Transport},
     worker::Worker,
@@ -56,13 +56,13 @@ pub(super) async fn serve(
     }
 }
 
-fn peer_digest(peer: Peer) -> Option<Arc<ProxyDigest>> {
-    peer.into_digest().ok().map(Arc::new)
+fn peer_digest(addresses: SocketAddresses, tls: Option<ClientTls>, worker: &Worker) -> Option<Arc<ProxyDigest>> {
+    let client = Client::new(addresses.peer, worker.trusts(addresses.peer.ip()), tls);
+    Peer { client: Arc::new(client), watch: worker.watch() }.into_digest().ok()
 }
 
 fn plain_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) -> Option<Box<Transport>> {
-    let peer = Peer::new(addresses.peer, worker.trusts(addresses.peer.ip()), None);
-    Some(Box::new(Transport::new(Socket::Plain(tcp), peer_digest(peer)?, addresses)))
+    Some(Box::new(Transport::new(Socket::Plain(tcp), peer_digest(addresses, None, worker)?, addresses)))
 }
 
 async fn tls_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) -> Option<Box<Transport>> {
@@ -80,7 +80,7 @@ async fn tls_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Work
     };
     worker.metrics.tls_handshake("ok");
     let session = stream.get_ref().1;
-    let tls = PeerTls {
+    let tls = ClientTls {
         server_name: session.server_name().map(|name| name.to_ascii_lowercase().into()),
         version: session.protocol_version().and_then(|version| version.as_str()).unwrap_or("unknown"),
         certificate: session
@@ -89,8 +89,8 @@ async fn tls_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Work
             .and_then(|der| super::tls::client_certificate(der))
             .map(Arc::new),
     };
-    let peer = Peer::new(addresses.peer, worker.trusts(addresses.peer.ip()), Some(tls));
-    Some(Box::new(Transport::new(Socket::Tls(Box::new(stream)), peer_digest(peer)?, addresses)))
+    let peer = peer_digest(addresses, Some(tls), worker)?;
+    Some(Box::new(Transport::new(Socket::Tls(Box::new(stream)), peer, addresses)))
 }
 
 async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<TlsStream<TcpStream>> {

@@ -13,12 +13,20 @@ use pingora_core::{
             ServerSession,
             v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
         },
+        raw_connect::ProxyDigest,
     },
     server::ShutdownWatch,
 };
 use pingora_timeout::{sleep, timeout};
 
-use super::{active::Active, peer::Peer, shutdown, transport::Transport, worker::Worker};
+use super::{
+    active::Active,
+    peer::{Client, Peer},
+    shutdown,
+    transport::Transport,
+    watch,
+    worker::Worker,
+};
 
 /// What a client begins an HTTP/2 connection with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -28,18 +36,19 @@ const RESET_WINDOW: Duration = Duration::from_secs(10);
 
 /// Serves streams until either side has had enough.
 pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut shutdown: ShutdownWatch) {
-    let digest = Arc::new(transport.digest());
-    let options = Some(options(worker));
-    let handshake = handshake(transport as Stream, options);
+    let Some(client) = transport.peer().map(|peer| peer.client.clone()) else { return };
+    let connection_digest = transport.digest();
+    let handshake = handshake(transport as Stream, Some(options(worker)));
     let Ok(Ok(mut connection)) = timeout(worker.protection.handshake_timeout, handshake).await else {
-        worker.metrics.early_error("h2_preface");
-        return;
+        return worker.metrics.early_error("h2_preface");
     };
     let active = Arc::new(Active::default());
+    let mut resets = ResetWatch::new(worker.protection.h2_resets);
     let mut draining = false;
     let mut streams = 0_u32;
-    let mut resets = ResetWatch::new(worker.protection.h2_resets);
     loop {
+        let Some(peer) = stream_peer(&client, worker) else { return };
+        let digest = Arc::new(Digest { proxy_digest: Some(peer.clone()), ..connection_digest.clone() });
         let accepted = tokio::select! {
             biased;
             () = shutdown::begun(&mut shutdown), if !draining => {
@@ -48,7 +57,7 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
                 draining = true;
                 continue;
             }
-            accepted = HttpSession::from_h2_conn(&mut connection, digest.clone()) => accepted,
+            accepted = HttpSession::from_h2_conn(&mut connection, digest) => accepted,
             () = idle_for(&active, worker.protection.keepalive) => return,
         };
         match accepted {
@@ -56,9 +65,8 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
             Err(_) | Ok(None) => return,
             Ok(Some(H2Accept::Rejected)) => worker.metrics.early_error("h2_malformed"),
             Ok(Some(H2Accept::Session(session))) => {
-                if resets.too_many(&digest) {
-                    worker.metrics.early_error("h2_resets");
-                    return;
+                if resets.too_many(&client) {
+                    return worker.metrics.early_error("h2_resets");
                 }
                 streams += 1;
                 if streams == worker.protection.keepalive_requests && !draining {
@@ -66,15 +74,30 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
                     draining = true;
                 }
                 let guard = Active::enter(&active);
-                let worker = worker.clone();
-                let shutdown = shutdown.clone();
+                let (worker, shutdown) = (worker.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     let _guard = guard;
-                    worker.proxy.process_new_http(ServerSession::new_http2(session), &shutdown).await;
+                    serve_stream(session, &peer, &worker, &shutdown).await;
                 });
             }
         }
     }
+}
+
+async fn serve_stream(session: HttpSession, peer: &ProxyDigest, worker: &Worker, shutdown: &ShutdownWatch) {
+    let Some(peer) = Peer::from_digest(peer) else { return };
+    peer.watch.body_begins();
+    let served = worker.proxy.process_new_http(ServerSession::new_http2(session), shutdown);
+    tokio::select! {
+        biased;
+        _ = served => {}
+        // Dropping the exchange resets the stream: nothing more can be said once a response has begun.
+        _ = watch::overdue(&peer.watch) => worker.metrics.early_error("h2_overdue"),
+    }
+}
+
+fn stream_peer(client: &Arc<Client>, worker: &Worker) -> Option<Arc<ProxyDigest>> {
+    Peer { client: client.clone(), watch: worker.watch() }.into_digest().ok()
 }
 
 fn options(worker: &Worker) -> H2Options {
@@ -104,12 +127,12 @@ impl ResetWatch {
         Self { most, seen: 0, window: Instant::now() }
     }
 
-    fn too_many(&mut self, digest: &Digest) -> bool {
+    fn too_many(&mut self, client: &Client) -> bool {
         if self.window.elapsed() > RESET_WINDOW {
             self.seen = 0;
             self.window = Instant::now();
         }
-        self.seen += Peer::from_digest(digest).map_or(0, Peer::take_resets);
+        self.seen += client.take_resets();
         self.most > 0 && self.seen > self.most
     }
 }

@@ -16,6 +16,7 @@ mod proxy_protocol;
 mod shutdown;
 pub(crate) mod tls;
 mod transport;
+pub(crate) mod watch;
 mod worker;
 
 use std::{

@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -13,21 +14,23 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use seiketsu_identity::certificate::ClientCertificate;
 
-/// What is known of a client's connection before any request. Reached from a request with [`Peer::of`].
+use super::watch::Watch;
+
+/// What is known of a client's connection before any request.
 #[derive(Debug)]
-pub(crate) struct Peer {
+pub(crate) struct Client {
     /// The client's address; behind a PROXY header, the one that it names.
     pub(crate) address: SocketAddr,
-    /// Whether what the peer says in `X-Forwarded-*` is believed.
+    /// Whether what the client says in `X-Forwarded-*` is believed.
     pub(crate) trusted: bool,
-    pub(crate) tls: Option<PeerTls>,
+    pub(crate) tls: Option<ClientTls>,
     /// Requests of this connection that the client gave up (HTTP/2 `RST_STREAM`).
     resets: AtomicU32,
 }
 
 /// What the TLS handshake brought.
 #[derive(Debug)]
-pub(crate) struct PeerTls {
+pub(crate) struct ClientTls {
     /// The name the client asked for (SNI), in lower case.
     pub(crate) server_name: Option<Box<str>>,
     /// `TLSv1_2` or `TLSv1_3`.
@@ -36,25 +39,9 @@ pub(crate) struct PeerTls {
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
 }
 
-impl Peer {
-    pub(crate) fn new(address: SocketAddr, trusted: bool, tls: Option<PeerTls>) -> Self {
+impl Client {
+    pub(super) fn new(address: SocketAddr, trusted: bool, tls: Option<ClientTls>) -> Self {
         Self { address, trusted, tls, resets: AtomicU32::new(0) }
-    }
-
-    /// Packs it into the slot that Pingora has for a connection's user data.
-    pub(crate) fn into_digest(self) -> Result<ProxyDigest, Box<pingora_core::Error>> {
-        // The response is that of an HTTP CONNECT proxy, which there is none of here.
-        let unused = Box::new(ResponseHeader::build(200, Some(0))?);
-        Ok(ProxyDigest::new(unused, Some(Box::new(self))))
-    }
-
-    pub(super) fn from_digest(digest: &Digest) -> Option<&Self> {
-        digest.proxy_digest.as_ref()?.user_data.as_ref()?.downcast_ref()
-    }
-
-    /// The peer of a request's connection. `None` only for requests that did not come over a connection.
-    pub(crate) fn of(session: &Session) -> Option<&Self> {
-        session.as_downstream().digest().and_then(Self::from_digest)
     }
 
     pub(crate) fn ip(&self) -> IpAddr {
@@ -66,7 +53,41 @@ impl Peer {
     }
 
     /// The resets since the last call.
-    pub(crate) fn take_resets(&self) -> u32 {
+    pub(super) fn take_resets(&self) -> u32 {
         self.resets.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// A client and the watch over one exchange with it: of a connection in HTTP/1, of a stream in HTTP/2.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(super) client: Arc<Client>,
+    pub(crate) watch: Watch,
+}
+
+impl Peer {
+    /// Packs it into the slot that Pingora has for a connection's user data.
+    pub(super) fn into_digest(self) -> Result<Arc<ProxyDigest>, Box<pingora_core::Error>> {
+        // The response is that of an HTTP CONNECT proxy, which there is none of here.
+        let unused = Box::new(ResponseHeader::build(200, Some(0))?);
+        Ok(Arc::new(ProxyDigest::new(unused, Some(Box::new(self)))))
+    }
+
+    pub(super) fn from_digest(digest: &ProxyDigest) -> Option<&Self> {
+        digest.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// The peer of a request. `None` only for requests that did not come over a connection.
+    pub(crate) fn of(session: &Session) -> Option<&Self> {
+        let digest: &Digest = session.as_downstream().digest()?;
+        Self::from_digest(digest.proxy_digest.as_ref()?)
+    }
+}
+
+impl Deref for Peer {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
     }
 }

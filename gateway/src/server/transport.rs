@@ -14,6 +14,7 @@
 
 use std::{
     fmt, io,
+    os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -31,6 +32,11 @@ use tokio::{
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
+
+use super::{
+    peer::Peer,
+    watch::{Overdue, WatchTimer},
+};
 
 /// Header and body of an answer leave together up to this size.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
@@ -71,6 +77,7 @@ pub(crate) struct Transport {
     /// Bytes of an answer that have not left yet.
     unsent: BytesMut,
     digests: Digests,
+    timer: WatchTimer,
 }
 
 /// What Pingora asks of every stream once per request; made once per connection.
@@ -97,6 +104,7 @@ impl Transport {
             ahead: BytesMut::new(),
             unsent: BytesMut::new(),
             digests: Digests { tls, socket: Arc::new(digest), peer },
+            timer: WatchTimer::default(),
         }
     }
 
@@ -112,7 +120,7 @@ impl Transport {
         matches!(self.socket, Socket::Tls(_))
     }
 
-    /// The digest that HTTP/2 sessions of this connection share.
+    /// The digest that HTTP/2 sessions of this connection begin with.
     pub(crate) fn digest(&self) -> Digest {
         Digest {
             ssl_digest: self.digests.tls.clone(),
@@ -120,6 +128,10 @@ impl Transport {
             proxy_digest: Some(self.digests.peer.clone()),
             socket_digest: Some(self.digests.socket.clone()),
         }
+    }
+
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        Peer::from_digest(&self.digests.peer)
     }
 
     /// Bytes that were received and not asked for yet.
@@ -131,6 +143,12 @@ impl Transport {
     pub(crate) fn begin_request(&mut self, framing: Framing, ahead: BytesMut) {
         self.framing = framing;
         self.ahead = ahead;
+        if let Some(peer) = Peer::from_digest(&self.digests.peer) {
+            match framing {
+                Framing::Length(0) => peer.watch.body_ended(),
+                _ => peer.watch.body_begins(),
+            }
+        }
     }
 
     /// From here on everything is HTTP/2 frames.
@@ -162,10 +180,15 @@ impl Transport {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.socket {
+        let sent = match &mut self.socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, data),
             Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, data),
+        };
+        // A client that takes its answer slowly is not an upstream that is silent.
+        if let (Poll::Pending, Some(peer)) = (&sent, Peer::from_digest(&self.digests.peer)) {
+            peer.watch.progress();
         }
+        sent
     }
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -198,30 +221,59 @@ fn tls_digest(tls: &TlsStream<TcpStream>) -> SslDigest {
     SslDigest::new(cipher, version, None, None, Vec::new())
 }
 
-impl AsyncRead for Transport {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let left = match self.framing {
-            Framing::Open if self.ahead.is_empty() => return self.poll_receive(cx, buf),
-            Framing::Open => {
+impl Transport {
+    /// An error once the exchange stands still. Polled with every read, since Pingora always reads
+    /// from the client while it waits for anything else.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(peer) = Peer::from_digest(&self.digests.peer) else { return Poll::Pending };
+        let overdue: Overdue = ready!(self.timer.poll(&peer.watch, cx));
+        // Said once: what follows (a second attempt, an error for the client) begins with a clean slate.
+        peer.watch.disarm();
+        peer.watch.body_ended();
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, overdue))
+    }
+
+    /// Reads a part of the present request's body.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match self.framing {
+            Framing::Open if !self.ahead.is_empty() => {
                 let received = self.ahead.len().min(buf.remaining());
                 buf.put_slice(&self.ahead.split_to(received));
-                return Poll::Ready(Ok(()));
             }
+            Framing::Open => ready!(self.poll_receive(cx, buf))?,
             Framing::Length(0) => return self.poll_closed(cx),
-            Framing::Length(left) => left,
-        };
-        let limit = usize::try_from(left).unwrap_or(usize::MAX);
-        let before = buf.filled().len();
-        if limit >= buf.remaining() {
-            ready!(self.poll_receive(cx, buf))?;
-        } else {
-            let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
-            ready!(self.poll_receive(cx, &mut part))?;
-            let received = part.filled().len();
-            buf.advance(received);
+            Framing::Length(left) => {
+                let limit = usize::try_from(left).unwrap_or(usize::MAX);
+                if limit >= buf.remaining() {
+                    ready!(self.poll_receive(cx, buf))?;
+                } else {
+                    let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
+                    ready!(self.poll_receive(cx, &mut part))?;
+                    let received = part.filled().len();
+                    buf.advance(received);
+                }
+            }
         }
-        self.framing = Framing::Length(left - (buf.filled().len() - before) as u64);
+        let received = (buf.filled().len() - before) as u64;
+        let watch = Peer::from_digest(&self.digests.peer).map(|peer| &peer.watch);
+        watch.inspect(|watch| watch.body_received(received));
+        if let Framing::Length(left) = &mut self.framing {
+            *left -= received;
+            if *left == 0 {
+                watch.inspect(|watch| watch.body_ended());
+            }
+        }
         Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.poll_body(cx, buf) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.poll_overdue(cx).map(Err),
+        }
     }
 }
 

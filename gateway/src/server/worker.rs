@@ -25,6 +25,7 @@ use super::{
     listener::Listener,
     shutdown,
     tls::LiveTls,
+    watch::Watch,
 };
 use crate::{proxy::Gateway, telemetry::metrics::ConnectionMetrics};
 
@@ -51,6 +52,8 @@ pub(super) struct Protection {
     pub(super) keepalive: Duration,
     pub(super) keepalive_seconds: u64,
     pub(super) keepalive_requests: u32,
+    /// Bytes per second; 0: no bound.
+    pub(super) min_body_rate: u64,
     pub(super) h2_streams: u32,
     pub(super) h2_resets: u32,
 }
@@ -70,6 +73,7 @@ impl Protection {
             // To Pingora, 0 means for ever.
             keepalive_seconds: keepalive.as_secs().max(1),
             keepalive_requests: protection.keepalive_requests,
+            min_body_rate: protection.min_body_rate.get(),
             h2_streams: protection.h2_streams,
             h2_resets: protection.h2_resets,
         }
@@ -79,6 +83,11 @@ impl Protection {
 impl Worker {
     pub(super) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
         contains(&self.proxy_protocol_from, peer)
+    }
+
+    /// For a new exchange.
+    pub(super) fn watch(&self) -> Watch {
+        Watch::new(self.protection.min_body_rate)
     }
 
     pub(super) fn trusts(&self, peer: IpAddr) -> bool {

@@ -70,3 +70,33 @@ text_value!(
     "A secret by reference: ${file:/path} or ${env:NAME}",
     Some(r"^\$\{(file|env):.+\}$")
 );
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_written_by_reference_only() {
+        for text in ["${file:/run/secrets/key}", "${file:../key}", "${env:KEY}"] {
+            assert_eq!(text.parse::<SecretRef>().unwrap().to_string(), text);
+        }
+        for bad in ["hunter2", "${hunter2}", "${file:}", "${env:}", "${vault:hunter2}", "file:hunter2", "${file:hunter2", ""] {
+            let error = bad.parse::<SecretRef>().unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_without_its_last_line_break() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        std::fs::write(&path, "sk_a_b \r\n").unwrap();
+        assert_eq!(SecretRef::File(path).read().unwrap().expose_secret(), "sk_a_b ");
+        let error = SecretRef::File(folder.path().join("none")).read().unwrap_err();
+        assert!(error.to_string().contains("none"));
+    }
+}

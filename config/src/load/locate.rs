@@ -11,7 +11,9 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) position: Position,
-    /// Its text, if it is a scalar and stands at the whole path, not only on the way there.
+    /// Whether the whole path leads there, not only the beginning of it.
+    pub(super) whole: bool,
+    /// Its text, if it is a scalar and the whole path leads there.
     pub(super) text: Option<String>,
 }
 
@@ -103,7 +105,7 @@ impl Search<'_> {
         let position = Position { line: span.start.line() as u64, column: span.start.col() as u64 + 1 };
         for path in &paths {
             let whole = self.paths[*path].steps().len() == depth;
-            self.found[*path] = Some(Found { position, text: text.filter(|_| whole).map(str::to_owned) });
+            self.found[*path] = Some(Found { position, whole, text: text.filter(|_| whole).map(str::to_owned) });
         }
         paths
     }

@@ -117,12 +117,17 @@ fn items<'a>(lines: &mut Lines<'a>) -> Option<(Vec<Piece<'a>>, Line<'a>)> {
             return None;
         }
         let depth = line.text.len() - content.len();
-        let is_item = content == "-" || content.starts_with("- ");
+        let item = content.strip_prefix("- ").map(|item| item.trim_start_matches(' '));
+        let is_item = item.is_some();
         let list = match indent {
             Some(list) => list,
             None if is_item => *indent.insert(depth),
             None => return None,
         };
+        if depth == list && (content == "-" || item.is_some_and(|item| item.is_empty() || item.starts_with('#'))) {
+            // The item begins on a later line.
+            return None;
+        }
         if depth == list && is_item {
             if let Some((start, number)) = open.replace((line.offset, line.number)) {
                 pieces.push(Piece { text: &document[start..line.offset], line: number });

@@ -198,7 +198,7 @@ fn bit_length(number: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
     use proptest::prelude::*;
     use serde_json::json;

@@ -71,7 +71,9 @@ pub enum KeyFormatError {
     Shape,
     #[error("the prefix of a key has 8 to 32 letters and digits")]
     Prefix,
-    #[error("the secret of a key has at least {MIN_SECRET_LENGTH} random letters and digits (128 bits); have one generated")]
+    #[error(
+        "the secret of a key has at least {MIN_SECRET_LENGTH} random letters and digits (128 bits); have one generated"
+    )]
     WeakSecret,
 }
 
@@ -124,7 +126,9 @@ pub enum KeyRuleError {
     Secret { consumer: Id, prefix: String, source: SecretError },
     #[error("the key {prefix:?} of consumer {consumer}, kept in {place}: {source}")]
     Format { consumer: Id, prefix: String, place: String, source: KeyFormatError },
-    #[error("the key {prefix:?} of consumer {consumer}: the key kept in {place} has the prefix {found:?}; write that, or refer to the right one")]
+    #[error(
+        "the key {prefix:?} of consumer {consumer}: the key kept in {place} has the prefix {found:?}; write that, or refer to the right one"
+    )]
     OtherPrefix { consumer: Id, prefix: String, place: String, found: String },
     #[error(transparent)]
     NoRandomness(#[from] NoRandomness),
@@ -148,8 +152,7 @@ impl ApiKeyTable {
                 );
                 let expires = key.expires.map(|at| u64::try_from(at.unix_timestamp()).unwrap_or(0));
                 let kind = PrincipalKind::ApiKey { prefix: key.prefix.as_str().into() };
-                let principal =
-                    Principal::consumer(tenant.clone(), kind, &consumer.id, scopes, roles.clone(), expires);
+                let principal = Principal::consumer(tenant.clone(), kind, &consumer.id, scopes, roles.clone(), expires);
                 keys.insert(key.prefix.as_str().into(), Entry { hash, principal: Arc::new(principal) });
             }
         }
@@ -170,9 +173,7 @@ impl ApiKeyTable {
         match entry {
             None => Err(ApiKeyError::UnknownPrefix),
             Some(_) if !same => Err(ApiKeyError::WrongSecret),
-            Some(entry) if entry.principal.expires().is_some_and(|expires| expires <= now) => {
-                Err(ApiKeyError::Expired)
-            }
+            Some(entry) if entry.principal.expires().is_some_and(|expires| expires <= now) => Err(ApiKeyError::Expired),
             Some(entry) => Ok(Arc::clone(&entry.principal)),
         }
     }

@@ -162,11 +162,7 @@ impl TenantAuth {
         Ok(principal)
     }
 
-    fn verify_certificate(
-        &self,
-        certificate: &ClientCertificate,
-        now: u64,
-    ) -> Result<Arc<Principal>, FailureCause> {
+    fn verify_certificate(&self, certificate: &ClientCertificate, now: u64) -> Result<Arc<Principal>, FailureCause> {
         let ticket = Ticket::new(*certificate.fingerprint(), self.scope, &self.epoch);
         if let Some(principal) = self.state.verified.get(&ticket, now) {
             return Ok(principal);
@@ -248,7 +244,11 @@ mod tests {
     }
 
     impl Fixture {
-        async fn try_header(&self, headers: &HeaderMap, accept: &[CredentialKind]) -> Result<Arc<Principal>, AuthFailure> {
+        async fn try_header(
+            &self,
+            headers: &HeaderMap,
+            accept: &[CredentialKind],
+        ) -> Result<Arc<Principal>, AuthFailure> {
             self.auth.authenticate(headers, None, accept).await
         }
 

@@ -51,7 +51,9 @@ pub struct Placement {
 
 /// The API key cannot be expected in this header field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("api_keys.header is {0:?}, which has a meaning of its own; choose another, as in x-api-key (keys in `Authorization: Bearer` are accepted with `bearer: true`)")]
+#[error(
+    "api_keys.header is {0:?}, which has a meaning of its own; choose another, as in x-api-key (keys in `Authorization: Bearer` are accepted with `bearer: true`)"
+)]
 pub struct ReservedHeader(HeaderName);
 
 impl Placement {
@@ -95,9 +97,9 @@ impl Placement {
         if !scheme.eq_ignore_ascii_case(b"bearer") {
             // `Basic x, Bearer y` would be a bearer token to some.
             let hidden = value.split(|byte| *byte == b',').skip(1);
-            let hidden = hidden.map(<[u8]>::trim_ascii_start).any(|part| {
-                part.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"bearer "))
-            });
+            let hidden = hidden
+                .map(<[u8]>::trim_ascii_start)
+                .any(|part| part.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"bearer ")));
             return if hidden { Err(CredentialError::Malformed) } else { Ok(None) };
         }
         let token = rest.strip_prefix(b" ").ok_or(CredentialError::Malformed)?.trim_ascii_start();
@@ -128,6 +130,7 @@ fn text(value: &[u8], max: usize) -> Result<&str, CredentialError> {
     std::str::from_utf8(value).map_err(|_| CredentialError::Malformed)
 }
 
+#[allow(clippy::needless_bitwise_bool)] // `|` has no branch.
 fn is_token68(byte: u8) -> bool {
     let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
     let digit_dash_dot_or_slash = byte.wrapping_sub(b'-') < 13;

@@ -56,9 +56,9 @@ impl AuthFailure {
             | FailureCause::ApiKey(_)
             | FailureCause::Token(_)
             | FailureCause::Certificate(_) => StatusCode::UNAUTHORIZED,
-            FailureCause::NobodyAccepted
-            | FailureCause::MissingScope { .. }
-            | FailureCause::MissingRole { .. } => StatusCode::FORBIDDEN,
+            FailureCause::NobodyAccepted | FailureCause::MissingScope { .. } | FailureCause::MissingRole { .. } => {
+                StatusCode::FORBIDDEN
+            }
         }
     }
 

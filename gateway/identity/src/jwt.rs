@@ -105,12 +105,7 @@ impl Issuer {
 ///
 /// Waits only if the token names a key that is not known yet: then, for a bounded time, for the
 /// issuer's keys to be fetched again.
-pub(crate) async fn verify(
-    token: &str,
-    tenant: &Id,
-    issuers: &[Issuer],
-    now: u64,
-) -> Result<Principal, TokenError> {
+pub(crate) async fn verify(token: &str, tenant: &Id, issuers: &[Issuer], now: u64) -> Result<Principal, TokenError> {
     let unverified = Unverified::parse(token)?;
     // Which issuer a token claims to be from decides only which keys it has to be good for.
     let claimed = unverified.claims.get("iss").and_then(Value::as_str).ok_or(TokenError::Claim("iss"))?;

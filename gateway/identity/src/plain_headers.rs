@@ -8,7 +8,8 @@ use http::{HeaderName, HeaderValue};
 
 use crate::principal::{NameSet, Principal};
 
-/// The consumer's name, or a JWT's subject. Absent for anonymous callers.
+/// [`Principal::id`]: the consumer's name, or a JWT's issuer and subject, so that no subject passes for a
+/// consumer. Absent for anonymous callers.
 pub const CONSUMER_HEADER: HeaderName = HeaderName::from_static("x-gateway-consumer");
 pub const SCOPES_HEADER: HeaderName = HeaderName::from_static("x-gateway-scopes");
 pub const ROLES_HEADER: HeaderName = HeaderName::from_static("x-gateway-roles");
@@ -17,7 +18,7 @@ pub const ROLES_HEADER: HeaderName = HeaderName::from_static("x-gateway-roles");
 pub fn plain_headers(principal: &Principal) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
     let joined = |names: &NameSet| names.iter().map(encoded).collect::<Vec<_>>().join(" ");
     let values = [
-        (CONSUMER_HEADER, principal.name().map(encoded).unwrap_or_default()),
+        (CONSUMER_HEADER, encoded(principal.id())),
         (SCOPES_HEADER, joined(principal.scopes())),
         (ROLES_HEADER, joined(principal.roles())),
     ];
@@ -60,7 +61,7 @@ mod tests {
     fn a_role_with_a_space_is_one_role() {
         let fields = headers("Jörg", &["read".into()], &["user".into(), "not admin".into()]);
         let expected = [
-            ("x-gateway-consumer", "J%C3%B6rg"),
+            ("x-gateway-consumer", "https://i%20J%C3%B6rg"),
             ("x-gateway-scopes", "read"),
             ("x-gateway-roles", "not%20admin user"),
         ];

@@ -13,9 +13,7 @@ use std::{
 
 use aws_lc_rs::{
     rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, ParsedPublicKey,
-    },
+    signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, ParsedPublicKey},
 };
 use base64::{
     Engine,
@@ -28,8 +26,8 @@ use crate::sha256;
 
 /// The start of a `SubjectPublicKeyInfo` (RFC 5480 §2) of a P-256 key; the uncompressed point follows.
 const P256_SPKI: &[u8] = &[
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-    0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 /// Why a key file cannot be used. Key material is never part of the message.
@@ -39,7 +37,9 @@ pub enum SigningKeyError {
     File { path: PathBuf, source: io::Error },
     #[error("the key file {0} is not PEM")]
     NotPem(PathBuf),
-    #[error("the key file {path} holds {what}; it takes P-256 keys as PRIVATE KEY (PKCS #8, unencrypted) or PUBLIC KEY (openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256)")]
+    #[error(
+        "the key file {path} holds {what}; it takes P-256 keys as PRIVATE KEY (PKCS #8, unencrypted) or PUBLIC KEY (openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256)"
+    )]
     Unusable { path: PathBuf, what: String },
     #[error("the key file {0} holds no private key; the first one signs")]
     NoPrivateKey(PathBuf),

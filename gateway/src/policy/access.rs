@@ -163,9 +163,8 @@ mod tests {
             let octets = bits.map(|bit| if bit { 0b1000_0001 } else { 0 });
             IpNet::new(Ipv4Addr::from(octets).into(), len).unwrap()
         });
-        let v6 = (any::<[bool; 16]>(), 0..=128u8).prop_map(|(bits, len)| {
-            IpNet::new(Ipv6Addr::from(bits.map(u8::from)).into(), len).unwrap()
-        });
+        let v6 = (any::<[bool; 16]>(), 0..=128u8)
+            .prop_map(|(bits, len)| IpNet::new(Ipv6Addr::from(bits.map(u8::from)).into(), len).unwrap());
         proptest::collection::vec(prop_oneof![v4, v6], 0..12)
     }
 

@@ -44,7 +44,9 @@ pub enum TransformFailure {
     NotJson { line: usize, column: usize },
     #[error("the program ended with an error: {message}")]
     Program { message: String },
-    #[error("the program gave no output: it must give exactly one; use `// null` or if-then-else where nothing may match")]
+    #[error(
+        "the program gave no output: it must give exactly one; use `// null` or if-then-else where nothing may match"
+    )]
     NoOutput,
     #[error("the program gave more than one output: it must give exactly one; write [ … ] around it to make a list")]
     SeveralOutputs,

@@ -26,7 +26,9 @@ const DIGESTS: [&str; 4] = ["content-digest", "repr-digest", "digest", "content-
 /// Why a compression policy is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CompressionError {
-    #[error("{0:?} is not a media type: write type/subtype as in application/json, or text/* for all of a kind, without parameters")]
+    #[error(
+        "{0:?} is not a media type: write type/subtype as in application/json, or text/* for all of a kind, without parameters"
+    )]
     InvalidMediaType(String),
     #[error("compression is enabled without an encoding: list gzip, br or zstd, or set `enabled` to false")]
     NoEncoding,
@@ -76,7 +78,12 @@ impl CompressionPolicy {
     /// Decides whether a response is compressed and with what, changes its head accordingly, and gives
     /// the encoder for its body; `None` leaves the body as it is. `Vary` is set wherever another
     /// client would have got another answer.
-    pub fn apply(&self, accepted: AcceptedEncodings, method: &Method, response: &mut ResponseHeader) -> Option<Encoder> {
+    pub fn apply(
+        &self,
+        accepted: AcceptedEncodings,
+        method: &Method,
+        response: &mut ResponseHeader,
+    ) -> Option<Encoder> {
         if !self.is_compressible(response) {
             return None;
         }
@@ -229,7 +236,10 @@ fn is_token(text: &str) -> bool {
 }
 
 fn is_plain(headers: &HeaderMap) -> bool {
-    headers.get_all(CONTENT_ENCODING).iter().all(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
+    headers
+        .get_all(CONTENT_ENCODING)
+        .iter()
+        .all(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity"))
 }
 
 /// `Cache-Control: no-transform` (RFC 9111 §5.2.2.6).
@@ -321,7 +331,10 @@ mod tests {
         assert_eq!(chosen(""), None);
         assert_eq!(policy(json!({})).choose(accepted(&[])), None);
         assert_eq!(policy(json!({})).choose(accepted(&["br;q=0.1", "gzip;q=0.2"])), Some(Encoding::Gzip));
-        assert_eq!(policy(json!({ "encodings": ["gzip"] })).choose(accepted(&["br, gzip;q=0.1"])), Some(Encoding::Gzip));
+        assert_eq!(
+            policy(json!({ "encodings": ["gzip"] })).choose(accepted(&["br, gzip;q=0.1"])),
+            Some(Encoding::Gzip)
+        );
     }
 
     #[test]
@@ -364,17 +377,23 @@ mod tests {
         for status in [101, 204, 205, 206, 304] {
             assert!(!is_compressed(status, &[JSON, LONG]), "{status}");
         }
-        for other in [
-            ("content-encoding", "gzip"),
-            ("cache-control", "public, No-Transform"),
-            ("content-range", "bytes 0-1/2"),
-        ] {
+        for other in
+            [("content-encoding", "gzip"), ("cache-control", "public, No-Transform"), ("content-range", "bytes 0-1/2")]
+        {
             assert!(!is_compressed(200, &[JSON, LONG, other]), "{other:?}");
         }
         assert!(!is_compressed(200, &[JSON, ("content-length", "1023")]));
         assert!(!is_compressed(200, &[JSON, ("content-length", "nonsense")]));
         assert!(!is_compressed(200, &[LONG]));
-        for other in ["text/event-stream", "text/event-stream;x=y", "application/grpc", "application/grpc+proto", "application/grpc-web", "image/png", "applicationjson"] {
+        for other in [
+            "text/event-stream",
+            "text/event-stream;x=y",
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc-web",
+            "image/png",
+            "applicationjson",
+        ] {
             assert!(!is_compressed(200, &[("content-type", other), LONG]), "{other}");
         }
     }
@@ -394,7 +413,14 @@ mod tests {
     fn the_head_tells_the_truth_about_the_compressed_body() {
         let mut head = response(
             200,
-            &[JSON, LONG, ("etag", "\"abc\""), ("accept-ranges", "bytes"), ("vary", "Origin"), ("content-digest", "sha-256=:x:")],
+            &[
+                JSON,
+                LONG,
+                ("etag", "\"abc\""),
+                ("accept-ranges", "bytes"),
+                ("vary", "Origin"),
+                ("content-digest", "sha-256=:x:"),
+            ],
         );
         assert!(policy(json!({})).apply(accepted(&["br"]), &Method::GET, &mut head).is_some());
         let field = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap());

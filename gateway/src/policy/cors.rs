@@ -25,13 +25,9 @@ pub enum CorsError {
         "origin {0:?} is not one: write a scheme and a host as in https://app.example.com or https://app.example.com:8443, without path or trailing slash; https://*.example.com for one or more labels; null; or * for any"
     )]
     InvalidOrigin(String),
-    #[error(
-        "the origin * cannot go with credentials: any site could act as the user; list the origins that may"
-    )]
+    #[error("the origin * cannot go with credentials: any site could act as the user; list the origins that may")]
     WildcardWithCredentials,
-    #[error(
-        "* is not taken in `request_headers`: leave the list empty to allow those that a preflight asks for"
-    )]
+    #[error("* is not taken in `request_headers`: leave the list empty to allow those that a preflight asks for")]
     WildcardRequestHeader,
     #[error("* in `expose_headers` has no effect together with credentials: list the headers")]
     WildcardExposeWithCredentials,
@@ -510,9 +506,10 @@ mod tests {
 
     #[test]
     fn a_preflight_for_what_is_not_listed_is_refused() {
-        let policy =
-            compile(json!({ "origins": ["https://app.example.com"], "methods": ["GET"], "request_headers": ["x-trace"] }))
-                .unwrap();
+        let policy = compile(
+            json!({ "origins": ["https://app.example.com"], "methods": ["GET"], "request_headers": ["x-trace"] }),
+        )
+        .unwrap();
         let origin = ("origin", "https://app.example.com");
         let get = ("access-control-request-method", "GET");
         assert!(!is_refused(&policy, &[origin, get]));
@@ -545,7 +542,8 @@ mod tests {
 
     #[test]
     fn upstream_cors_headers_are_replaced() {
-        let policy = compile(json!({ "origins": ["https://a.example"], "expose_headers": ["X-Total", "X-Page"] })).unwrap();
+        let policy =
+            compile(json!({ "origins": ["https://a.example"], "expose_headers": ["X-Total", "X-Page"] })).unwrap();
         let upstream = [
             ("Access-Control-Allow-Origin", "*"),
             ("Access-Control-Allow-Origin", "https://evil.example"),

@@ -191,7 +191,8 @@ mod tests {
             "set": { "x-gone": "back", "x-set": "ours" },
             "add": { "x-set": "more" },
         }));
-        let mut head = request(&[("X-Old", "1"), ("X-Old", "2"), ("x-gone", "a"), ("x-set", "theirs"), ("x-set", "too")]);
+        let mut head =
+            request(&[("X-Old", "1"), ("X-Old", "2"), ("x-gone", "a"), ("x-set", "theirs"), ("x-set", "too")]);
         changes.apply_to_request(&mut head);
         assert!(all(&head, "x-old").is_empty());
         assert_eq!(all(&head, "x-new"), ["1", "2"]);
@@ -234,8 +235,16 @@ mod tests {
     #[test]
     fn framing_and_hop_by_hop_headers_cannot_be_touched() {
         for name in [
-            "Connection", "Content-Length", "Transfer-Encoding", "TE", "Trailer", "Upgrade", "Keep-Alive",
-            "Proxy-Connection", "Proxy-Authorization", "HTTP2-Settings",
+            "Connection",
+            "Content-Length",
+            "Transfer-Encoding",
+            "TE",
+            "Trailer",
+            "Upgrade",
+            "Keep-Alive",
+            "Proxy-Connection",
+            "Proxy-Authorization",
+            "HTTP2-Settings",
         ] {
             for config in [
                 json!({ "set": { name: "1" } }),

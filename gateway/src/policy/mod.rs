@@ -94,10 +94,9 @@ impl ProblemKind {
         match self {
             Self::AddressDenied | Self::OriginDenied | Self::WebSocketDenied => StatusCode::FORBIDDEN,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::HeaderMissing
-            | Self::InvalidContentLength
-            | Self::InvalidTarget
-            | Self::RequestInvalid => StatusCode::BAD_REQUEST,
+            Self::HeaderMissing | Self::InvalidContentLength | Self::InvalidTarget | Self::RequestInvalid => {
+                StatusCode::BAD_REQUEST
+            }
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,

@@ -67,8 +67,7 @@ impl RequestLimits {
         if request.raw_path().len() > self.max_target_bytes {
             return Err(Exceeded::Target(self.max_target_bytes));
         }
-        let header_bytes: usize =
-            request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        let header_bytes: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         if header_bytes > self.max_header_bytes {
             return Err(Exceeded::Headers(self.max_header_bytes));
         }
@@ -231,8 +230,10 @@ mod tests {
 
     #[test]
     fn a_missing_header_is_named() {
-        let refusal: Refusal =
-            limits(json!({ "required_headers": ["X-Request-Source"] })).check(&request("GET", "/", &[])).unwrap_err().into();
+        let refusal: Refusal = limits(json!({ "required_headers": ["X-Request-Source"] }))
+            .check(&request("GET", "/", &[]))
+            .unwrap_err()
+            .into();
         assert_eq!(refusal.status(), 400);
         assert!(refusal.detail.contains("x-request-source"));
     }

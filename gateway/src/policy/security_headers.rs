@@ -50,8 +50,7 @@ impl SecurityHeaders {
                 None => set.remove(name.as_str()),
             };
         }
-        let strict_transport_security =
-            set.remove(header::STRICT_TRANSPORT_SECURITY.as_str()).map(|(_, value)| value);
+        let strict_transport_security = set.remove(header::STRICT_TRANSPORT_SECURITY.as_str()).map(|(_, value)| value);
         Self { set: set.into_values().collect(), remove: remove.into(), strict_transport_security }
     }
 

@@ -38,9 +38,13 @@ const NOT_PARAMETER: &AsciiSet = &NOT_PCHAR.remove(b'/').add(b'%').add(b'&').add
 /// Why a transform is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransformError {
-    #[error("path {0:?} is not one to add, strip or replace: it must begin with '/' and have no '.' or '..' segment, '?', '#' or other characters that are escaped in paths")]
+    #[error(
+        "path {0:?} is not one to add, strip or replace: it must begin with '/' and have no '.' or '..' segment, '?', '#' or other characters that are escaped in paths"
+    )]
     InvalidPath(String),
-    #[error("path {path:?} names {{{name}}}, which the route's path {route} does not have; use a parameter or tail of the route")]
+    #[error(
+        "path {path:?} names {{{name}}}, which the route's path {route} does not have; use a parameter or tail of the route"
+    )]
     UnknownParameter { path: String, name: String, route: String },
     #[error("query parameter {0:?} cannot be changed: a name must not be empty")]
     EmptyParameterName(&'static str),
@@ -485,10 +489,24 @@ mod tests {
     fn nasty() -> impl Strategy<Value = String> {
         proptest::collection::vec(
             prop_oneof![
-                Just("/".to_owned()), Just("..".to_owned()), Just(".".to_owned()), Just("%".to_owned()),
-                Just("%2e".to_owned()), Just("%2F".to_owned()), Just("%25".to_owned()), Just("2e".to_owned()),
-                Just("\r\n".to_owned()), Just("#".to_owned()), Just("&".to_owned()), Just("=".to_owned()),
-                Just("+".to_owned()), Just("\\".to_owned()), Just(";".to_owned()), Just("?".to_owned()), "[a-c]", "\\PC",
+                Just("/".to_owned()),
+                Just("..".to_owned()),
+                Just(".".to_owned()),
+                Just("%".to_owned()),
+                Just("%2e".to_owned()),
+                Just("%2F".to_owned()),
+                Just("%25".to_owned()),
+                Just("2e".to_owned()),
+                Just("\r\n".to_owned()),
+                Just("#".to_owned()),
+                Just("&".to_owned()),
+                Just("=".to_owned()),
+                Just("+".to_owned()),
+                Just("\\".to_owned()),
+                Just(";".to_owned()),
+                Just("?".to_owned()),
+                "[a-c]",
+                "\\PC",
             ],
             0..8,
         )

@@ -14,11 +14,11 @@ use seiketsu_config::policy::ValidationMode;
 use serde::Serialize;
 use serde_json::Value;
 
+use self::{openapi::Operation, schema::Schema};
 pub use self::{
     openapi::{OpenApi, OpenApiError},
     schema::SchemaError,
 };
-use self::{openapi::Operation, schema::Schema};
 
 /// Violations that are reported of one request at most.
 pub const MAX_VIOLATIONS: usize = 20;
@@ -150,7 +150,12 @@ impl Validator {
 
 impl Violation {
     fn new(part: Part, name: Option<&str>, pointer: &str, message: impl Into<String>) -> Self {
-        Self { r#in: part, name: name.map(Into::into), pointer: shortened(pointer.to_owned()), message: shortened(message.into()) }
+        Self {
+            r#in: part,
+            name: name.map(Into::into),
+            pointer: shortened(pointer.to_owned()),
+            message: shortened(message.into()),
+        }
     }
 }
 
@@ -220,7 +225,11 @@ mod tests {
         let validator = validator(json!({ "type": "object" }));
         let deep = "[".repeat(100_000);
         for body in ["", "{", "nul", "{} {}", "\u{feff}{}", "{\"a\":1e999999999999}x", deep.as_str()] {
-            assert_eq!(violations(validator.check_body(&post("application/json"), body.as_bytes())).len(), 1, "{body:.20}");
+            assert_eq!(
+                violations(validator.check_body(&post("application/json"), body.as_bytes())).len(),
+                1,
+                "{body:.20}"
+            );
         }
         assert_eq!(violations(validator.check_body(&post("application/json"), b"\xff")).len(), 1);
     }

@@ -8,9 +8,10 @@ use pingora::http::ResponseHeader;
 pub(super) fn add(response: &mut ResponseHeader, names: &[&str]) {
     let listed = |name: &str| {
         let lines = response.headers.get_all(VARY).iter();
-        lines.flat_map(|line| line.as_bytes().split(|b| *b == b',')).map(<[u8]>::trim_ascii).any(|item| {
-            item == b"*" || item.eq_ignore_ascii_case(name.as_bytes())
-        })
+        lines
+            .flat_map(|line| line.as_bytes().split(|b| *b == b','))
+            .map(<[u8]>::trim_ascii)
+            .any(|item| item == b"*" || item.eq_ignore_ascii_case(name.as_bytes()))
     };
     let missing: Vec<&str> = names.iter().copied().filter(|name| !listed(name)).collect();
     if missing.is_empty() {
@@ -54,7 +55,10 @@ mod tests {
     fn names_are_merged_into_one_line_without_repetition() {
         assert_eq!(vary_after(&[], &["Origin"]), ["Origin"]);
         assert_eq!(vary_after(&["Accept-Encoding"], &["Origin"]), ["Accept-Encoding, Origin"]);
-        assert_eq!(vary_after(&["accept-encoding", "ORIGIN"], &["Origin", "Accept"]), ["accept-encoding, ORIGIN, Accept"]);
+        assert_eq!(
+            vary_after(&["accept-encoding", "ORIGIN"], &["Origin", "Accept"]),
+            ["accept-encoding, ORIGIN, Accept"]
+        );
         assert_eq!(vary_after(&["Accept , origin"], &["Origin"]), ["Accept , origin"]);
         assert_eq!(vary_after(&["", ","], &["Origin"]), [",, Origin"]);
     }

@@ -26,7 +26,9 @@ pub enum VersioningError {
     SunsetOutOfRange(Id),
     #[error("version {id}: the link {link} cannot stand in a header: escape what is not ASCII")]
     InvalidLink { id: Id, link: String },
-    #[error("the media-type parameter {0:?} cannot name versions: use letters, digits and '-', as in `version`; `q` has a meaning of its own")]
+    #[error(
+        "the media-type parameter {0:?} cannot name versions: use letters, digits and '-', as in `version`; `q` has a meaning of its own"
+    )]
     InvalidParameter(String),
 }
 
@@ -331,7 +333,10 @@ mod tests {
         assert_eq!(accept("application/json").unwrap(), "v2");
         assert_eq!(accept("application/json;version=v1").unwrap(), "v1");
         assert_eq!(accept("application/json; Version=\"v1\"").unwrap(), "v1");
-        assert_eq!(accept("text/html, application/json;version=v1;q=0.5, application/json;version=v2.1-beta").unwrap(), "v2.1-beta");
+        assert_eq!(
+            accept("text/html, application/json;version=v1;q=0.5, application/json;version=v2.1-beta").unwrap(),
+            "v2.1-beta"
+        );
         assert_eq!(accept("application/json;version=v1;q=0").unwrap(), "v2");
         assert_eq!(accept("text/plain;x=\",version=v9;\";version=v1").unwrap(), "v1");
         assert_eq!(accept("application/json;version=v9"), Err(406));
@@ -346,7 +351,8 @@ mod tests {
         response.append_header("Sunset", "never").unwrap();
         response.append_header("Link", "</next>; rel=\"next\"").unwrap();
         versions.apply(picked, &mut response);
-        let all = |name: &str| -> Vec<_> { response.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect() };
+        let all =
+            |name: &str| -> Vec<_> { response.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect() };
         assert_eq!(all("deprecation"), ["@1735689600"]);
         assert_eq!(all("sunset"), ["Thu, 01 Jan 2026 00:00:00 GMT"]);
         assert_eq!(all("link"), ["</next>; rel=\"next\"", "<https://docs.example/v1?a=%3Cb%3E>; rel=\"deprecation\""]);
@@ -376,7 +382,10 @@ mod tests {
         assert!(matches!(error(json!({ "v2": { "retired": true } })), VersioningError::RetiredDefault(_)));
         let backwards = json!({ "v2": { "deprecated": "2026-01-02T00:00:00Z", "sunset": "2026-01-01T00:00:00Z" } });
         assert!(matches!(error(backwards), VersioningError::SunsetBeforeDeprecation(_)));
-        assert!(matches!(error(json!({ "v2": { "sunset": "1969-12-31T00:00:00Z" } })), VersioningError::SunsetOutOfRange(_)));
+        assert!(matches!(
+            error(json!({ "v2": { "sunset": "1969-12-31T00:00:00Z" } })),
+            VersioningError::SunsetOutOfRange(_)
+        ));
         for parameter in ["q", "", "a b", "a=b"] {
             let error = compile(&json!({ "media_type": parameter }), &json!({ "v2": {} })).unwrap_err();
             assert_eq!(error, VersioningError::InvalidParameter(parameter.to_owned()));

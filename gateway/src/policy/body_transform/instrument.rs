@@ -24,8 +24,19 @@ pub(super) const MAX_NESTING: usize = 200;
 
 /// Functions that go through the whole of their input.
 const DEEP: [&str; 13] = [
-    "tojson", "tobytes", "sort", "sort_by", "group_by", "min_by_or_empty", "max_by_or_empty", "contains", "indices",
-    "bsearch", "has", "error_empty", "reverse",
+    "tojson",
+    "tobytes",
+    "sort",
+    "sort_by",
+    "group_by",
+    "min_by_or_empty",
+    "max_by_or_empty",
+    "contains",
+    "indices",
+    "bsearch",
+    "has",
+    "error_empty",
+    "reverse",
 ];
 
 /// A program's text is nested too far.
@@ -68,7 +79,8 @@ impl Instrument<'_> {
             }
             Term::Arr(Some(items)) => then(Term::Arr(Some(boxed_stepped(items)?)), MADE),
             Term::Obj(entries) => {
-                let entries = entries.into_iter().map(|(key, value)| Ok((stepped(key)?, value.map(stepped).transpose()?)));
+                let entries =
+                    entries.into_iter().map(|(key, value)| Ok((stepped(key)?, value.map(stepped).transpose()?)));
                 then(Term::Obj(entries.collect::<Result<_, _>>()?), MADE)
             }
             Term::Neg(term) => then(Term::Neg(boxed_stepped(term)?), STEP),
@@ -79,7 +91,9 @@ impl Instrument<'_> {
                 }
                 BinaryOp::Comma => Term::BinOp(boxed(left)?, op, boxed(right)?),
                 BinaryOp::Alt => Term::BinOp(boxed_stepped(left)?, op, boxed(right)?),
-                BinaryOp::Or | BinaryOp::And => then(Term::BinOp(boxed_stepped(left)?, op, boxed_stepped(right)?), STEP),
+                BinaryOp::Or | BinaryOp::And => {
+                    then(Term::BinOp(boxed_stepped(left)?, op, boxed_stepped(right)?), STEP)
+                }
                 BinaryOp::Cmp(_) => then(Term::BinOp(boxed_walked(left)?, op, boxed_walked(right)?), STEP),
                 BinaryOp::Math(Math::Mul) => then(multiplied(*boxed_walked(left)?, *boxed_walked(right)?), MADE),
                 BinaryOp::Math(Math::Sub) => then(Term::BinOp(boxed_walked(left)?, op, boxed_walked(right)?), MADE),
@@ -104,7 +118,8 @@ impl Instrument<'_> {
             }
             Term::TryCatch(body, catch) => Term::TryCatch(boxed(body)?, catch.map(boxed).transpose()?),
             Term::IfThenElse(branches, otherwise) => {
-                let branches = branches.into_iter().map(|(condition, branch)| Ok((stepped(condition)?, plain(branch)?)));
+                let branches =
+                    branches.into_iter().map(|(condition, branch)| Ok((stepped(condition)?, plain(branch)?)));
                 Term::IfThenElse(branches.collect::<Result<_, _>>()?, otherwise.map(boxed).transpose()?)
             }
             Term::Def(defs, body) => {
@@ -126,7 +141,9 @@ impl Instrument<'_> {
                 let parts = parts.into_iter().map(|(part, opt)| {
                     let part = match part {
                         Part::Index(index) => Part::Index(then(plain(index)?, WALK)),
-                        Part::Range(from, to) => Part::Range(from.map(stepped).transpose()?, to.map(stepped).transpose()?),
+                        Part::Range(from, to) => {
+                            Part::Range(from.map(stepped).transpose()?, to.map(stepped).transpose()?)
+                        }
                     };
                     Ok((part, opt))
                 });

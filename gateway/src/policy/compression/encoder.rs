@@ -36,15 +36,10 @@ impl Encoder {
     /// the client sees it at once. A body of known length is sent as the encoder's blocks fill.
     pub(super) fn new(encoding: Encoding, streamed: bool) -> io::Result<Self> {
         let format = match encoding {
-            Encoding::Gzip => {
-                Format::Gzip(Box::new(GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP_LEVEL))))
+            Encoding::Gzip => Format::Gzip(Box::new(GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP_LEVEL)))),
+            Encoding::Br => {
+                Format::Br(Box::new(brotli::CompressorWriter::new(Vec::new(), 4096, BROTLI_LEVEL, BROTLI_WINDOW_BITS)))
             }
-            Encoding::Br => Format::Br(Box::new(brotli::CompressorWriter::new(
-                Vec::new(),
-                4096,
-                BROTLI_LEVEL,
-                BROTLI_WINDOW_BITS,
-            ))),
             Encoding::Zstd => {
                 let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), ZSTD_LEVEL)?;
                 encoder.window_log(ZSTD_WINDOW_BITS)?;

@@ -43,11 +43,15 @@ pub enum OpenApiError {
     UnsupportedVersion { found: String },
     #[error("{pointer}: {expected} is missing or of another kind")]
     Malformed { pointer: String, expected: &'static str },
-    #[error("{pointer}: {reference:?} leads nowhere: refer to something in this document, as in #/components/parameters/limit")]
+    #[error(
+        "{pointer}: {reference:?} leads nowhere: refer to something in this document, as in #/components/parameters/limit"
+    )]
     DanglingReference { pointer: String, reference: String },
     #[error("{pointer}: the path template {template:?} is not valid: {reason}")]
     InvalidTemplate { pointer: String, template: String, reason: &'static str },
-    #[error("{pointer}: the parameter {name:?} has {what}, which is not supported; use `style: simple` in path and header, `style: form` in query and cookie, for simple values and arrays, or `content` for others")]
+    #[error(
+        "{pointer}: the parameter {name:?} has {what}, which is not supported; use `style: simple` in path and header, `style: form` in query and cookie, for simple values and arrays, or `content` for others"
+    )]
     UnsupportedParameter { pointer: String, name: String, what: String },
     #[error(transparent)]
     Schema(#[from] SchemaError),
@@ -91,11 +95,7 @@ impl OpenApi {
     }
 
     /// The operation of a request, and the values of its template's parameters as they stand in the path.
-    pub(super) fn find<'p>(
-        &self,
-        method: &Method,
-        path: &'p str,
-    ) -> Result<(&Operation, Vec<&'p str>), Outcome> {
+    pub(super) fn find<'p>(&self, method: &Method, path: &'p str) -> Result<(&Operation, Vec<&'p str>), Outcome> {
         let mut allow = None;
         for base in &self.base_paths {
             let Some(rest) = path.strip_prefix(&**base).filter(|rest| rest.starts_with('/')) else { continue };
@@ -168,11 +168,8 @@ impl<'d> Compiler<'d> {
         if version != "3.1" && !version.starts_with("3.1.") {
             return Err(OpenApiError::UnsupportedVersion { found: version.to_owned() });
         }
-        let registry = Registry::new()
-            .retriever(Offline)
-            .draft(Draft::Draft202012)
-            .add(DOCUMENT_URI, document)?
-            .prepare()?;
+        let registry =
+            Registry::new().retriever(Offline).draft(Draft::Draft202012).add(DOCUMENT_URI, document)?.prepare()?;
         Ok(Self { document, registry })
     }
 
@@ -413,9 +410,10 @@ mod tests {
 
     fn names(outcome: Outcome) -> Vec<String> {
         match outcome {
-            Outcome::Invalid(violations) => {
-                violations.into_iter().map(|v| format!("{:?} {}", v.r#in, v.name.as_deref().unwrap_or(&v.pointer))).collect()
-            }
+            Outcome::Invalid(violations) => violations
+                .into_iter()
+                .map(|v| format!("{:?} {}", v.r#in, v.name.as_deref().unwrap_or(&v.pointer)))
+                .collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -454,13 +452,32 @@ mod tests {
 
     #[test]
     fn query_values_are_read_as_what_their_schema_says() {
-        for good in ["limit=5", "live=true", "state=on&state=off", "ids=1,2,3", "filter=%7B%22a%22:1%7D", "unknown=1", "l%69mit=5"] {
+        for good in [
+            "limit=5",
+            "live=true",
+            "state=on&state=off",
+            "ids=1,2,3",
+            "filter=%7B%22a%22:1%7D",
+            "unknown=1",
+            "l%69mit=5",
+        ] {
             assert_eq!(get(&format!("/v1/calls?{good}")), Outcome::Valid, "{good}");
         }
         for (wrong, name) in [
-            ("limit=0", "limit"), ("limit=five", "limit"), ("limit=", "limit"), ("limit=5.5", "limit"), ("limit=%205", "limit"),
-            ("l%69mit=0", "limit"), ("limit=5&limit=500", "limit"), ("live=yes", "live"), ("state=on&state=up", "state"),
-            ("ids=1,x", "ids"), ("ids=1,2,3,4", "ids"), ("ids=1&ids=2", "ids"), ("filter=%7B%7D", "filter"), ("filter=x", "filter"),
+            ("limit=0", "limit"),
+            ("limit=five", "limit"),
+            ("limit=", "limit"),
+            ("limit=5.5", "limit"),
+            ("limit=%205", "limit"),
+            ("l%69mit=0", "limit"),
+            ("limit=5&limit=500", "limit"),
+            ("live=yes", "live"),
+            ("state=on&state=up", "state"),
+            ("ids=1,x", "ids"),
+            ("ids=1,2,3,4", "ids"),
+            ("ids=1&ids=2", "ids"),
+            ("filter=%7B%7D", "filter"),
+            ("filter=x", "filter"),
         ] {
             assert_eq!(names(get(&format!("/v1/calls?{wrong}"))), [format!("Query {name}")], "{wrong}");
         }
@@ -487,7 +504,10 @@ mod tests {
             let (operation, _) = openapi.find(&request.method, request.uri.path()).unwrap();
             operation.check_body(&request.headers, body.as_bytes())
         };
-        assert_eq!(check(Some("application/json; charset=utf-8"), r#"{"to":"+49","parent":{"to":"x"}}"#), Outcome::Valid);
+        assert_eq!(
+            check(Some("application/json; charset=utf-8"), r#"{"to":"+49","parent":{"to":"x"}}"#),
+            Outcome::Valid
+        );
         assert_eq!(names(check(Some("Application/JSON"), r#"{"to":"+49","parent":{"to":1}}"#)), ["Body /parent/to"]);
         assert_eq!(names(check(Some("application/json"), "")), ["Body "]);
         assert_eq!(check(Some("audio/wav"), "RIFF"), Outcome::Valid);
@@ -510,7 +530,9 @@ mod tests {
         }
         let circle = error(json!({ "$ref": "#/paths/~1calls/get/parameters/0" }), parameter);
         assert!(matches!(circle, OpenApiError::DanglingReference { .. }));
-        for schema in [json!({ "$ref": "https://example.com/s.json" }), json!({ "pattern": "(?=x)" }), json!({ "type": "text" })] {
+        for schema in
+            [json!({ "$ref": "https://example.com/s.json" }), json!({ "pattern": "(?=x)" }), json!({ "type": "text" })]
+        {
             let place = "/components/schemas/Id";
             assert!(matches!(error(schema, place), OpenApiError::Schema(_)));
         }

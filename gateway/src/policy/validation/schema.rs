@@ -85,8 +85,20 @@ impl Schema {
 /// A JSON pointer in a URI fragment (RFC 6901 §6).
 fn as_fragment(pointer: &str) -> impl std::fmt::Display + '_ {
     const ESCAPED: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
-        .add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'[').add(b'\\').add(b']')
-        .add(b'^').add(b'`').add(b'{').add(b'|').add(b'}');
+        .add(b' ')
+        .add(b'"')
+        .add(b'#')
+        .add(b'%')
+        .add(b'<')
+        .add(b'>')
+        .add(b'[')
+        .add(b'\\')
+        .add(b']')
+        .add(b'^')
+        .add(b'`')
+        .add(b'{')
+        .add(b'|')
+        .add(b'}');
     percent_encoding::utf8_percent_encode(pointer, ESCAPED)
 }
 
@@ -100,8 +112,7 @@ mod tests {
 
     #[test]
     fn remote_references_are_refused_and_never_fetched() {
-        for reference in
-            ["https://example.com/schema.json", "http://127.0.0.1:1/x", "file:///etc/passwd", "other.json"]
+        for reference in ["https://example.com/schema.json", "http://127.0.0.1:1/x", "file:///etc/passwd", "other.json"]
         {
             let error = Schema::compile(&json!({ "properties": { "a": { "$ref": reference } } })).unwrap_err();
             assert!(error.to_string().contains("not fetched"), "{error}");

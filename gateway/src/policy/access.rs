@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use seiketsu_config::policy;
 
-use super::{ProblemKind, Refusal};
+use super::Refusal;
+use crate::respond::problem::ProblemKind;
 
 /// Allow and deny lists, compiled to sorted ranges: a look-up is a binary search whatever their length.
 ///
@@ -36,7 +37,7 @@ impl AccessPolicy {
         if self.permits(address) {
             Ok(())
         } else {
-            Err(Refusal::new(ProblemKind::AddressDenied, "Requests from your address are not accepted here."))
+            Err(Refusal::new(ProblemKind::Forbidden, "Requests from your address are not accepted here."))
         }
     }
 }

@@ -12,10 +12,12 @@
 //!   deadline, stack, and the bytes made so far are checked, and values that got too large or too deep
 //!   end the run. What a program does between two checkpoints is bounded by its length and by the
 //!   size of the values that passed the last ([`budget`]).
-//! - It runs on a blocking thread, a few at a time ([`Transformer`]), so that no program holds up the
-//!   workers that move traffic.
+//! - It runs on a blocking thread, a few runs at a time ([`BodyTransform::run`]), so that no program
+//!   holds up the workers that move traffic. Each program has turns of its own: one that runs away
+//!   takes them from nobody else. Only where the proxy cannot wait, it runs on the worker, with a
+//!   small fraction of the time ([`BodyTransform::run_here`]).
 //!
-//! Whatever a program does, its run ends within [`DEADLINE`] and one bounded step, and costs its own
+//! Whatever a program does, its run ends within its deadline and one bounded step, and costs its own
 //! tenant an error.
 
 mod budget;
@@ -28,15 +30,54 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::sync::Semaphore;
 
-pub use self::program::{BodyTransform, ProgramError};
-use super::{ProblemKind, Refusal};
+pub use self::program::BodyTransformError;
+use self::program::Program;
+use super::Refusal;
+use crate::respond::problem::ProblemKind;
 
-/// How long one run may take.
+/// How long one run may take on a blocking thread.
 pub const DEADLINE: Duration = Duration::from_millis(250);
+/// How long one run may take on a worker, where it holds up other requests.
+pub const DEADLINE_HERE: Duration = Duration::from_millis(20);
 /// How long a run waits for its turn before it is refused.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// Why a body could not be transformed. What it says is for the log of the tenant; clients get
+/// A jq program, compiled, with checkpoints in it.
+#[derive(Debug, Clone)]
+pub struct BodyTransform {
+    program: Arc<Program>,
+    turns: Arc<Semaphore>,
+}
+
+impl BodyTransform {
+    /// Takes some milliseconds: not for an async worker.
+    pub fn compile(program: &str) -> Result<Self, BodyTransformError> {
+        let at_once = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        Ok(Self { program: Arc::new(Program::compile(program)?), turns: Arc::new(Semaphore::new(at_once)) })
+    }
+
+    /// Transforms a whole body. Never blocks the worker it is called on; at most half as many runs of
+    /// one program go on at once as there are cores. If the caller goes away, a run that has begun
+    /// goes on to its end, and keeps its turn until then.
+    pub async fn run(&self, body: Bytes) -> Result<Bytes, TransformFailure> {
+        let turn = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else { return Err(TransformFailure::Overloaded) };
+        let program = Arc::clone(&self.program);
+        let run = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            program.run(DEADLINE, &body)
+        });
+        run.await.unwrap_or(Err(TransformFailure::Stopped))
+    }
+
+    /// Transforms a whole body on this very thread, within [`DEADLINE_HERE`]. For hooks that cannot
+    /// wait; takes up to half a megabyte of stack.
+    pub fn run_here(&self, body: &[u8]) -> Result<Bytes, TransformFailure> {
+        self.program.run(DEADLINE_HERE, body)
+    }
+}
+
+/// Why a body could not be transformed. What it says is for the log; clients get
 /// [`TransformFailure::refusal`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TransformFailure {
@@ -52,7 +93,7 @@ pub enum TransformFailure {
     SeveralOutputs,
     #[error("the program's output is not JSON: {0}")]
     InvalidOutput(&'static str),
-    #[error("the program took longer than {} ms", DEADLINE.as_millis())]
+    #[error("the program took too long")]
     TooLong,
     #[error("the program made too much data")]
     TooLarge,
@@ -72,51 +113,25 @@ pub enum Body {
 }
 
 impl TransformFailure {
-    /// What the client is told. A failure on a response is the gateway's or upstream's, not the client's.
+    /// What the client is told. A failure on a response is the gateway's or the upstream's, not the client's.
     pub fn refusal(&self, body: Body) -> Refusal {
         match (self, body) {
             (Self::Overloaded, _) => {
-                Refusal::new(ProblemKind::TransformOverloaded, "Too many bodies are being transformed; try again.")
+                Refusal::new(ProblemKind::Overloaded, "Too many bodies are being transformed; try again.")
             }
             (Self::NotJson { line, column }, Body::OfRequest) => Refusal::new(
-                ProblemKind::BodyUntransformable,
+                ProblemKind::ValidationFailed,
                 format!("The body must be JSON; see line {line}, column {column}."),
             ),
             (_, Body::OfRequest) => Refusal::new(
-                ProblemKind::BodyUntransformable,
+                ProblemKind::ValidationFailed,
                 "The body is not of a form that can be translated for this API.",
             ),
             (_, Body::OfResponse) => Refusal::new(
-                ProblemKind::UpstreamBodyUntransformable,
+                ProblemKind::UpstreamError,
                 "The answer of the service behind this API could not be translated.",
             ),
         }
-    }
-}
-
-/// Runs programs on blocking threads, a bounded number at a time.
-#[derive(Debug, Clone)]
-pub struct Transformer {
-    turns: Arc<Semaphore>,
-}
-
-impl Transformer {
-    /// `at_once`: how many programs run at the same time; at least one does. Half of the cores leaves
-    /// room for traffic.
-    pub fn new(at_once: usize) -> Self {
-        Self { turns: Arc::new(Semaphore::new(at_once.max(1))) }
-    }
-
-    /// Transforms a whole body. Never blocks the worker it is called on. If the caller goes away, a
-    /// run that has begun goes on to its end, and keeps its turn until then.
-    pub async fn run(&self, transform: Arc<BodyTransform>, body: Bytes) -> Result<Bytes, TransformFailure> {
-        let turn = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(TransformFailure::Overloaded) };
-        let run = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            transform.run(&body)
-        });
-        run.await.unwrap_or(Err(TransformFailure::Stopped))
     }
 }
 
@@ -126,42 +141,46 @@ mod tests {
 
     use super::*;
 
-    fn compiled(program: &str) -> Arc<BodyTransform> {
-        Arc::new(BodyTransform::compile(program).unwrap())
+    fn compiled(program: &str) -> BodyTransform {
+        BodyTransform::compile(program).unwrap()
     }
 
     #[tokio::test]
     async fn a_body_is_transformed_off_the_worker() {
-        let transformer = Transformer::new(2);
-        let out = transformer.run(compiled("{sum: map(.n) | add}"), Bytes::from_static(br#"[{"n":1},{"n":2}]"#)).await;
+        let out = compiled("{sum: map(.n) | add}").run(Bytes::from_static(br#"[{"n":1},{"n":2}]"#)).await;
         assert_eq!(out.unwrap(), r#"{"sum":3}"#);
     }
 
     #[tokio::test]
     async fn the_worker_goes_on_while_a_program_runs_away() {
-        let transformer = Transformer::new(1);
-        let endless = tokio::spawn({
-            let transformer = transformer.clone();
-            async move { transformer.run(compiled("def f: f; f"), Bytes::from_static(b"1")).await }
+        let endless = compiled("def f: f; f");
+        let run = tokio::spawn({
+            let endless = endless.clone();
+            async move { endless.run(Bytes::from_static(b"1")).await }
         });
         let mut turns = 0_u32;
-        while !endless.is_finished() {
+        while !run.is_finished() {
             turns += 1;
             tokio::task::yield_now().await;
         }
-        assert_eq!(endless.await.unwrap(), Err(TransformFailure::TooLong));
+        assert_eq!(run.await.unwrap(), Err(TransformFailure::TooLong));
         assert!(turns > 1);
-        let after = transformer.run(compiled("."), Bytes::from_static(b"1")).await;
-        assert_eq!(after.unwrap(), "1");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_too_long_for_a_turn_is_refused() {
-        let transformer = Transformer::new(1);
-        let _held = Arc::clone(&transformer.turns).acquire_owned().await.unwrap();
-        let outcome = transformer.run(compiled("."), Bytes::from_static(b"1")).await;
-        assert_eq!(outcome, Err(TransformFailure::Overloaded));
+    async fn who_waits_too_long_for_a_turn_is_refused_and_only_of_the_same_program() {
+        let (busy, other) = (compiled("."), compiled("."));
+        let all = u32::try_from(busy.turns.available_permits()).unwrap();
+        let _held = Arc::clone(&busy.turns).acquire_many_owned(all).await.unwrap();
+        assert_eq!(busy.run(Bytes::from_static(b"1")).await, Err(TransformFailure::Overloaded));
+        assert_eq!(other.run(Bytes::from_static(b"1")).await.unwrap(), "1");
         assert_eq!(TransformFailure::Overloaded.refusal(Body::OfRequest).status(), 503);
+    }
+
+    #[test]
+    fn on_a_worker_a_program_gets_little_time() {
+        assert_eq!(compiled(".+1").run_here(b"1").unwrap(), "2");
+        assert_eq!(compiled("def f: f; f").run_here(b"1"), Err(TransformFailure::TooLong));
     }
 
     #[test]
@@ -169,7 +188,7 @@ mod tests {
         let failure = TransformFailure::Program { message: "cannot index secret".to_owned() };
         let on_request = failure.refusal(Body::OfRequest);
         let on_response = failure.refusal(Body::OfResponse);
-        assert_eq!((on_request.status().as_u16(), on_response.status().as_u16()), (422, 502));
+        assert_eq!((on_request.status().as_u16(), on_response.status().as_u16()), (400, 502));
         assert!(!on_request.detail.contains("secret") && !on_response.detail.contains("secret"));
     }
 }

@@ -8,13 +8,13 @@
 mod encoder;
 
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, StatusCode,
     header::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        ETAG, TRANSFER_ENCODING,
+        ETAG,
     },
 };
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_http::ResponseHeader;
 use seiketsu_config::policy::{self, Encoding};
 
 pub use self::encoder::{EncodeError, Encoder};
@@ -76,7 +76,8 @@ impl CompressionPolicy {
     }
 
     /// Decides whether a response is compressed and with what, changes its head accordingly, and gives
-    /// the encoder for its body; `None` leaves the body as it is. `Vary` is set wherever another
+    /// the encoder for its body; `None` leaves the body as it is. The head has no `Content-Length`
+    /// then: framing the body is the caller's. `Vary` is set wherever another
     /// client would have got another answer.
     pub fn apply(
         &self,
@@ -165,11 +166,10 @@ pub struct AcceptedEncodings {
 
 impl AcceptedEncodings {
     /// Reads `Accept-Encoding`. Without it, only the plain body is sent: clients that leave it out
-    /// often decode nothing. Members that make no sense are passed over. HTTP/1.0 gets the plain body
-    /// too, since a compressed one has no length ahead and 1.0 no chunks.
-    pub fn of(request: &RequestHeader) -> Self {
+    /// often decode nothing. Members that make no sense are passed over.
+    pub fn of(request: &HeaderMap) -> Self {
         let (mut gzip, mut br, mut zstd, mut identity, mut rest) = (None, None, None, None, 0);
-        let lines = request.headers.get_all(ACCEPT_ENCODING).iter().filter(|_| request.version != Version::HTTP_10);
+        let lines = request.get_all(ACCEPT_ENCODING).iter();
         let members = lines.flat_map(|line| line.as_bytes().split(|b| *b == b','));
         for member in members {
             let mut parts = member.split(|b| *b == b';').map(<[u8]>::trim_ascii);
@@ -273,10 +273,8 @@ fn change_head(response: &mut ResponseHeader, encoding: Encoding) {
             let _ = response.insert_header(ETAG, weak);
         }
     }
-    // Checked names and values: inserting does not fail. Pingora drops the framing header where the
-    // client speaks HTTP/2.
+    // Checked name and value: inserting does not fail.
     let _ = response.insert_header(CONTENT_ENCODING, HeaderValue::from_static(name));
-    let _ = response.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
 }
 
 #[cfg(test)]
@@ -293,11 +291,11 @@ mod tests {
     }
 
     fn accepted(lines: &[&str]) -> AcceptedEncodings {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        let mut headers = HeaderMap::new();
         for line in lines {
-            request.append_header(ACCEPT_ENCODING, *line).unwrap();
+            headers.append(ACCEPT_ENCODING, line.parse().unwrap());
         }
-        AcceptedEncodings::of(&request)
+        AcceptedEncodings::of(&headers)
     }
 
     fn chosen(accept: &str) -> Option<Encoding> {
@@ -350,14 +348,6 @@ mod tests {
         assert_eq!(chosen("identity, gzip;q=0.5"), None);
         assert_eq!(chosen("identity;q=0.5, gzip;q=0.5"), Some(Encoding::Gzip));
         assert_eq!(chosen("identity;q=0, gzip;q=0.001"), Some(Encoding::Gzip));
-    }
-
-    #[test]
-    fn http_1_0_gets_the_plain_body() {
-        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
-        request.append_header(ACCEPT_ENCODING, "gzip").unwrap();
-        request.set_version(Version::HTTP_10);
-        assert_eq!(policy(json!({})).choose(AcceptedEncodings::of(&request)), None);
     }
 
     #[test]
@@ -427,7 +417,6 @@ mod tests {
         assert_eq!(field("content-encoding"), Some("br"));
         assert_eq!(field("etag"), Some("W/\"abc\""));
         assert_eq!(field("vary"), Some("Origin, Accept-Encoding"));
-        assert_eq!(field("transfer-encoding"), Some("chunked"));
         for gone in ["content-length", "accept-ranges", "content-digest"] {
             assert_eq!(field(gone), None, "{gone}");
         }

@@ -8,10 +8,11 @@ use http::{
         ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
     },
 };
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_http::{RequestHeader, ResponseHeader};
 use seiketsu_config::policy;
 
-use super::{ProblemKind, Refusal, vary};
+use super::{Refusal, vary};
+use crate::respond::problem::ProblemKind;
 
 const VARY_PREFLIGHT: &str = "Origin, Access-Control-Request-Method, Access-Control-Request-Headers";
 /// Names in one `Access-Control-Request-Headers` that are echoed at most, and their bytes.
@@ -107,7 +108,7 @@ impl CorsPolicy {
         match self.answer(request, origin, method) {
             Ok(headers) => Preflight::Allowed(headers),
             Err(detail) => Preflight::Refused(
-                Refusal::new(ProblemKind::OriginDenied, detail)
+                Refusal::new(ProblemKind::Forbidden, detail)
                     .with_header(VARY, HeaderValue::from_static(VARY_PREFLIGHT)),
             ),
         }

@@ -1,8 +1,13 @@
 //! Header fields changed on the way to the upstream and on the way back.
 
+use std::collections::BTreeMap;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use pingora::http::{RequestHeader, ResponseHeader};
-use seiketsu_config::policy;
+use pingora_http::{RequestHeader, ResponseHeader};
+use seiketsu_config::{
+    layers::{HeaderEntries, Setting},
+    values,
+};
 
 /// Whether a change concerns requests or responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,22 +38,18 @@ pub struct HeaderChanges {
 
 impl HeaderChanges {
     /// Refuses changes to fields that the gateway alone may write.
-    pub fn compile(config: &policy::HeaderChanges, direction: Direction) -> Result<Self, HeaderChangesError> {
-        let renamed = config.rename.iter().flat_map(|(from, to)| [from, to]);
-        let named = renamed.chain(&config.remove).chain(config.set.keys()).chain(config.add.keys());
+    pub fn compile(config: &HeaderEntries, direction: Direction) -> Result<Self, HeaderChangesError> {
+        let renamed = config.rename.iter().flat_map(|(from, to)| [from, &to.value]);
+        let named = renamed.chain(config.remove.keys()).chain(config.set.keys()).chain(config.add.keys());
         for name in named {
             refuse_reserved(name.get(), direction)?;
         }
-        let fields = |map: &std::collections::BTreeMap<seiketsu_config::values::HeaderName, _>| {
-            map.iter()
-                .map(|(name, value): (_, &seiketsu_config::values::HeaderValue)| {
-                    (name.get().clone(), value.get().clone())
-                })
-                .collect()
+        let fields = |map: &BTreeMap<values::HeaderName, Setting<values::HeaderValue>>| {
+            map.iter().map(|(name, setting)| (name.get().clone(), setting.value.get().clone())).collect()
         };
         Ok(Self {
-            rename: config.rename.iter().map(|(from, to)| (from.get().clone(), to.get().clone())).collect(),
-            remove: config.remove.iter().map(|name| name.get().clone()).collect(),
+            rename: config.rename.iter().map(|(from, to)| (from.get().clone(), to.value.get().clone())).collect(),
+            remove: config.remove.keys().map(|name| name.get().clone()).collect(),
             set: fields(&config.set),
             add: fields(&config.add),
         })
@@ -163,12 +164,27 @@ impl Head for ResponseHeader {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use seiketsu_config::{layers::Layer, policy};
     use serde_json::json;
 
     use super::*;
 
+    /// As if one layer had set all of it.
+    fn entries(value: serde_json::Value) -> HeaderEntries {
+        fn setting<T>(value: T) -> Setting<T> {
+            Setting { layer: Layer::Tenant, value }
+        }
+        let policy::HeaderChanges { rename, remove, set, add } = serde_json::from_value(value).unwrap();
+        HeaderEntries {
+            rename: rename.into_iter().map(|(from, to)| (from, setting(to))).collect(),
+            remove: remove.into_iter().map(|name| (name, setting(()))).collect(),
+            set: set.into_iter().map(|(name, value)| (name, setting(value))).collect(),
+            add: add.into_iter().map(|(name, value)| (name, setting(value))).collect(),
+        }
+    }
+
     fn changes(value: serde_json::Value) -> HeaderChanges {
-        HeaderChanges::compile(&serde_json::from_value(value).unwrap(), Direction::Request).unwrap()
+        HeaderChanges::compile(&entries(value), Direction::Request).unwrap()
     }
 
     fn request(fields: &[(&'static str, &str)]) -> RequestHeader {
@@ -254,8 +270,7 @@ mod tests {
                 json!({ "rename": { "x": name } }),
             ] {
                 for direction in [Direction::Request, Direction::Response] {
-                    let config = serde_json::from_value(config.clone()).unwrap();
-                    let error = HeaderChanges::compile(&config, direction).unwrap_err();
+                    let error = HeaderChanges::compile(&entries(config.clone()), direction).unwrap_err();
                     assert!(matches!(error, HeaderChangesError::HopByHop(_)), "{name}: {error}");
                 }
             }
@@ -264,7 +279,7 @@ mod tests {
 
     #[test]
     fn host_is_set_on_the_upstream_not_here() {
-        let config = serde_json::from_value(json!({ "set": { "Host": "evil.example" } })).unwrap();
+        let config = entries(json!({ "set": { "Host": "evil.example" } }));
         let error = HeaderChanges::compile(&config, Direction::Request).unwrap_err();
         assert_eq!(error, HeaderChangesError::Host);
         assert!(HeaderChanges::compile(&config, Direction::Response).is_ok());

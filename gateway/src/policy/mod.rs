@@ -40,20 +40,24 @@ mod vary;
 use std::borrow::Cow;
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::Value;
 
-/// A request that a policy refuses. The response is built from it in one place, elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use crate::respond::problem::ProblemKind;
+
+/// A request that a policy refuses. The response is built from it in one place, [`crate::respond`].
+#[derive(Debug, Clone, PartialEq)]
 pub struct Refusal {
     pub kind: ProblemKind,
     /// For the client: what is wrong with this request and what would be right. Holds nothing secret.
     pub detail: Cow<'static, str>,
     /// Headers that the specification of the status asks for, such as `Allow`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    extensions: Vec<(&'static str, Value)>,
 }
 
 impl Refusal {
     pub fn new(kind: ProblemKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { kind, detail: detail.into(), headers: Vec::new() }
+        Self { kind, detail: detail.into(), headers: Vec::new(), extensions: Vec::new() }
     }
 
     #[must_use]
@@ -62,95 +66,18 @@ impl Refusal {
         self
     }
 
+    /// An extension member of the problem (RFC 9457 §3.2).
+    #[must_use]
+    pub fn with_extension(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.extensions.push((name, value.into()));
+        self
+    }
+
+    pub fn extensions(&self) -> impl Iterator<Item = (&'static str, Value)> {
+        self.extensions.iter().cloned()
+    }
+
     pub fn status(&self) -> StatusCode {
         self.kind.status()
-    }
-}
-
-/// Why a policy refuses: one of these per problem type (RFC 9457 §3.1.1) that clients can tell apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ProblemKind {
-    AddressDenied,
-    OriginDenied,
-    MethodNotAllowed,
-    HeaderMissing,
-    HeadersTooLarge,
-    TargetTooLong,
-    BodyTooLarge,
-    InvalidContentLength,
-    WebSocketDenied,
-    InvalidTarget,
-    VersionUnknown,
-    VersionNotAcceptable,
-    VersionRetired,
-    RequestInvalid,
-    BodyUntransformable,
-    TransformOverloaded,
-    UpstreamBodyUntransformable,
-}
-
-impl ProblemKind {
-    pub fn status(self) -> StatusCode {
-        match self {
-            Self::AddressDenied | Self::OriginDenied | Self::WebSocketDenied => StatusCode::FORBIDDEN,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::HeaderMissing | Self::InvalidContentLength | Self::InvalidTarget | Self::RequestInvalid => {
-                StatusCode::BAD_REQUEST
-            }
-            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::VersionUnknown => StatusCode::NOT_FOUND,
-            Self::VersionNotAcceptable => StatusCode::NOT_ACCEPTABLE,
-            Self::VersionRetired => StatusCode::GONE,
-            Self::BodyUntransformable => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TransformOverloaded => StatusCode::SERVICE_UNAVAILABLE,
-            Self::UpstreamBodyUntransformable => StatusCode::BAD_GATEWAY,
-        }
-    }
-
-    /// The stable last part of the problem type's URI.
-    pub fn slug(self) -> &'static str {
-        match self {
-            Self::AddressDenied => "address-denied",
-            Self::OriginDenied => "origin-denied",
-            Self::MethodNotAllowed => "method-not-allowed",
-            Self::HeaderMissing => "header-missing",
-            Self::HeadersTooLarge => "headers-too-large",
-            Self::TargetTooLong => "target-too-long",
-            Self::BodyTooLarge => "body-too-large",
-            Self::InvalidContentLength => "invalid-content-length",
-            Self::WebSocketDenied => "websocket-denied",
-            Self::InvalidTarget => "invalid-target",
-            Self::VersionUnknown => "version-unknown",
-            Self::VersionNotAcceptable => "version-not-acceptable",
-            Self::VersionRetired => "version-retired",
-            Self::RequestInvalid => "request-invalid",
-            Self::BodyUntransformable => "body-untransformable",
-            Self::TransformOverloaded => "transform-overloaded",
-            Self::UpstreamBodyUntransformable => "upstream-body-untransformable",
-        }
-    }
-
-    /// The problem type's title, the same for every occurrence.
-    pub fn title(self) -> &'static str {
-        match self {
-            Self::AddressDenied => "Your address may not call this API",
-            Self::OriginDenied => "Cross-origin request refused",
-            Self::MethodNotAllowed => "Method not allowed",
-            Self::HeaderMissing => "A required header is missing",
-            Self::HeadersTooLarge => "The headers are too large",
-            Self::TargetTooLong => "The path and query are too long",
-            Self::BodyTooLarge => "The body is too large",
-            Self::InvalidContentLength => "Content-Length is not valid",
-            Self::WebSocketDenied => "WebSocket connections are not allowed here",
-            Self::InvalidTarget => "The path is not valid",
-            Self::VersionUnknown | Self::VersionNotAcceptable => "There is no such API version",
-            Self::VersionRetired => "This API version has been retired",
-            Self::RequestInvalid => "The request does not conform to the API's description",
-            Self::BodyUntransformable => "The body cannot be transformed",
-            Self::TransformOverloaded => "Too many bodies are being transformed",
-            Self::UpstreamBodyUntransformable => "The upstream's body cannot be transformed",
-        }
     }
 }

@@ -1,10 +1,11 @@
 //! What a request may look like at all: method, size of target, headers and body, required headers.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use pingora::http::RequestHeader;
+use pingora_http::RequestHeader;
 use seiketsu_config::policy;
 
-use super::{ProblemKind, Refusal};
+use super::Refusal;
+use crate::respond::problem::ProblemKind;
 
 /// Bounds of a request, checked before anything else looks at it.
 #[derive(Debug, Clone)]
@@ -122,7 +123,7 @@ impl From<Exceeded> for Refusal {
     fn from(exceeded: Exceeded) -> Self {
         match exceeded {
             Exceeded::Target(max) => {
-                Self::new(ProblemKind::TargetTooLong, format!("Path and query may have {max} bytes at most."))
+                Self::new(ProblemKind::UriTooLong, format!("Path and query may have {max} bytes at most."))
             }
             Exceeded::Headers(max) => Self::new(
                 ProblemKind::HeadersTooLarge,
@@ -133,16 +134,13 @@ impl From<Exceeded> for Refusal {
                     .with_header(header::ALLOW, allow)
             }
             Exceeded::MissingHeader(name) => {
-                Self::new(ProblemKind::HeaderMissing, format!("The header {name} must be present."))
+                Self::new(ProblemKind::BadRequest, format!("The header {name} must be present."))
             }
-            Exceeded::WebSocket => {
-                Self::new(ProblemKind::WebSocketDenied, "This path does not take WebSocket connections.")
-            }
-            Exceeded::ContentLength => {
-                Self::new(ProblemKind::InvalidContentLength, "Content-Length must be one decimal number.")
-            }
+            Exceeded::WebSocket => Self::new(ProblemKind::Forbidden, "This path does not take WebSocket connections."),
+            Exceeded::ContentLength => Self::new(ProblemKind::BadRequest, "Content-Length must be one decimal number."),
             Exceeded::Body(max) => {
-                Self::new(ProblemKind::BodyTooLarge, format!("The body may have {max} bytes at most."))
+                Self::new(ProblemKind::PayloadTooLarge, format!("The body may have {max} bytes at most."))
+                    .with_extension("max-bytes", max)
             }
         }
     }

@@ -12,6 +12,9 @@ use seiketsu_config::{
     values::{PathPattern, PathSegment},
 };
 
+use super::Refusal;
+use crate::respond::problem::ProblemKind;
+
 /// What is escaped in a segment of a path: all but `pchar` (RFC 3986 §3.3). `%` is dealt with apart.
 const NOT_PCHAR: &AsciiSet = &CONTROLS
     .add(b' ')
@@ -57,6 +60,12 @@ pub enum InvalidTarget {
     DotSegment,
     #[error("the target is not in origin-form")]
     NotOriginForm,
+}
+
+impl From<InvalidTarget> for Refusal {
+    fn from(_: InvalidTarget) -> Self {
+        Self::new(ProblemKind::BadRequest, "The path must not lead out of the API by '.' or '..'.")
+    }
 }
 
 /// Path and query changes of a route, ready to be applied.

@@ -8,9 +8,10 @@
 mod openapi;
 mod schema;
 
-use http::{HeaderMap, HeaderValue, header};
-use pingora::http::RequestHeader;
-use seiketsu_config::policy::ValidationMode;
+use std::fmt;
+
+use http::{HeaderMap, HeaderValue, Method, header};
+use seiketsu_config::policy::{self, JsonDocument, ValidationMode};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -19,6 +20,8 @@ pub use self::{
     openapi::{OpenApi, OpenApiError},
     schema::SchemaError,
 };
+use super::Refusal;
+use crate::respond::problem::ProblemKind;
 
 /// Violations that are reported of one request at most.
 pub const MAX_VIOLATIONS: usize = 20;
@@ -34,14 +37,28 @@ pub enum ValidationError {
     OpenApi(#[from] OpenApiError),
     #[error("validation has neither `body_schema` nor `openapi`: give at least one document")]
     NoDocument,
+    #[error("the document {} has not been read: it is put in place of its name when the configuration is loaded", .0.display())]
+    NotRead(std::path::PathBuf),
 }
 
 /// A compiled validation policy.
 #[derive(Debug)]
-pub struct Validator {
+pub struct Validation {
     mode: ValidationMode,
     body_schema: Option<Schema>,
     openapi: Option<OpenApi>,
+}
+
+/// A request as far as validation looks at it. What it sees is what the client sent.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'r> {
+    pub method: &'r Method,
+    /// Percent-encoded, normalised.
+    pub path: &'r str,
+    pub query: Option<&'r str>,
+    pub headers: &'r HeaderMap,
+    /// The whole body; empty if there is none.
+    pub body: &'r [u8],
 }
 
 /// One way in which a request does not conform.
@@ -67,12 +84,11 @@ pub enum Part {
     Body,
 }
 
-/// What validation finds. In report mode the caller lets all of them pass.
+/// Why a request does not conform. In report mode the caller counts it and lets the request pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    Valid,
+pub enum Nonconformity {
     /// 400. From one to [`MAX_VIOLATIONS`].
-    Invalid(Vec<Violation>),
+    Violations(Vec<Violation>),
     /// 404: the description has no such path.
     UnknownPath,
     /// 405: the description has the path, not with this method. Holds the value of `Allow`.
@@ -81,27 +97,21 @@ pub enum Outcome {
     UnsupportedMediaType,
 }
 
-impl Outcome {
-    fn of(mut violations: Vec<Violation>) -> Self {
-        violations.truncate(MAX_VIOLATIONS);
-        if violations.is_empty() { Self::Valid } else { Self::Invalid(violations) }
-    }
-}
-
-impl Validator {
-    /// `body_schema` and `openapi` are the documents, read and parsed. Compiling a large description
-    /// takes milliseconds to seconds: not for an async worker.
-    pub fn compile(
-        mode: ValidationMode,
-        body_schema: Option<&Value>,
-        openapi: Option<&Value>,
-    ) -> Result<Self, ValidationError> {
-        if body_schema.is_none() && openapi.is_none() {
+impl Validation {
+    /// Compiling a large description takes milliseconds to seconds: not for an async worker.
+    pub fn compile(config: &policy::Validation) -> Result<Self, ValidationError> {
+        if config.body_schema.is_none() && config.openapi.is_none() {
             return Err(ValidationError::NoDocument);
         }
-        let body_schema = body_schema.map(Schema::compile).transpose().map_err(ValidationError::BodySchema)?;
-        let openapi = openapi.map(OpenApi::compile).transpose()?;
-        Ok(Self { mode, body_schema, openapi })
+        let body_schema = match &config.body_schema {
+            Some(document) => Some(Schema::compile(inline(document)?).map_err(ValidationError::BodySchema)?),
+            None => None,
+        };
+        let openapi = match &config.openapi {
+            Some(document) => Some(OpenApi::compile(inline(document)?)?),
+            None => None,
+        };
+        Ok(Self { mode: config.mode, body_schema, openapi })
     }
 
     /// Whether the caller refuses what does not conform, or only counts it.
@@ -109,42 +119,88 @@ impl Validator {
         self.mode
     }
 
-    /// Checks path, method, parameters and the body's media type: all that needs no body.
-    pub fn check_head(&self, request: &RequestHeader) -> Outcome {
-        match &self.openapi {
-            None => Outcome::Valid,
-            Some(openapi) => match openapi.find(&request.method, request.uri.path()) {
-                Ok((operation, path_values)) => operation.check_head(request, &path_values),
-                Err(outcome) => outcome,
-            },
-        }
-    }
-
-    /// Whether [`Self::check_body`] has anything to look at for this request. If not, the body need
-    /// not be read ahead.
-    pub fn wants_body(&self, request: &RequestHeader) -> bool {
-        self.body_schema.is_some() || self.operation(request).is_some_and(Operation::wants_body)
-    }
-
-    /// Checks the whole body; empty means that there is none.
-    pub fn check_body(&self, request: &RequestHeader, body: &[u8]) -> Outcome {
+    /// Checks path, method, parameters and the body's media type and content.
+    pub fn check(&self, request: &Request<'_>) -> Result<(), Nonconformity> {
         let mut violations = Vec::new();
-        if let Some(operation) = self.operation(request) {
-            match operation.check_body(&request.headers, body) {
-                Outcome::Valid => {}
-                Outcome::Invalid(found) => violations = found,
-                other => return other,
-            }
+        if let Some(openapi) = &self.openapi {
+            let (operation, path_values) = openapi.find(request.method, request.path)?;
+            operation.check_head(request, &path_values, &mut violations);
+            operation.check_body(request.headers, request.body, &mut violations)?;
         }
         if let Some(schema) = &self.body_schema {
-            schema.check_body(body, &mut violations);
+            schema.check_body(request.body, &mut violations);
         }
-        Outcome::of(violations)
+        conforms(violations)
     }
 
-    fn operation(&self, request: &RequestHeader) -> Option<&Operation> {
-        let found = self.openapi.as_ref()?.find(&request.method, request.uri.path());
-        found.ok().map(|(operation, _)| operation)
+    /// Checks path, method and parameters: all that needs no body. The body of `request` is not looked at.
+    pub fn check_head(&self, request: &Request<'_>) -> Result<(), Nonconformity> {
+        let mut violations = Vec::new();
+        if let Some(openapi) = &self.openapi {
+            let (operation, path_values) = openapi.find(request.method, request.path)?;
+            operation.check_head(request, &path_values, &mut violations);
+        }
+        conforms(violations)
+    }
+
+    /// Whether [`Self::check`] looks at the content of this request's body. If not, it need not be read
+    /// before the request goes on, and [`Self::check_head`] says all there is to say.
+    pub fn wants_body(&self, request: &Request<'_>) -> bool {
+        let of_operation = || {
+            let found = self.openapi.as_ref()?.find(request.method, request.path);
+            found.ok().map(|(operation, _)| operation.wants_body(request.headers))
+        };
+        self.body_schema.is_some() || of_operation().unwrap_or(false)
+    }
+}
+
+fn inline(document: &JsonDocument) -> Result<&Value, ValidationError> {
+    match document {
+        JsonDocument::Inline(value) => Ok(value),
+        JsonDocument::File(path) => Err(ValidationError::NotRead(path.clone())),
+    }
+}
+
+fn conforms(mut violations: Vec<Violation>) -> Result<(), Nonconformity> {
+    violations.truncate(MAX_VIOLATIONS);
+    if violations.is_empty() { Ok(()) } else { Err(Nonconformity::Violations(violations)) }
+}
+
+impl fmt::Display for Nonconformity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Violations(violations) => {
+                for (i, violation) in violations.iter().enumerate() {
+                    let separator = if i == 0 { "" } else { "; " };
+                    let name = violation.name.as_deref().unwrap_or(&violation.pointer);
+                    write!(f, "{separator}{:?} {name:?}: {}", violation.r#in, violation.message)?;
+                }
+                Ok(())
+            }
+            Self::UnknownPath => f.write_str("the API description has no such path"),
+            Self::UnknownMethod(_) => f.write_str("the API description has the path, but not with this method"),
+            Self::UnsupportedMediaType => f.write_str("the API description has no body of this media type"),
+        }
+    }
+}
+
+impl From<Nonconformity> for Refusal {
+    fn from(nonconformity: Nonconformity) -> Self {
+        match nonconformity {
+            Nonconformity::Violations(violations) => {
+                let errors = serde_json::to_value(violations).unwrap_or_default();
+                Self::new(ProblemKind::ValidationFailed, "The request does not conform; see `errors`.")
+                    .with_extension("errors", errors)
+            }
+            Nonconformity::UnknownPath => Self::new(ProblemKind::NoRoute, "The API has no such path."),
+            Nonconformity::UnknownMethod(allow) => {
+                Self::new(ProblemKind::MethodNotAllowed, "This method is not allowed here; see the Allow header.")
+                    .with_header(header::ALLOW, allow)
+            }
+            Nonconformity::UnsupportedMediaType => {
+                Self::new(ProblemKind::UnsupportedMediaType, "The API takes no body of this media type here.")
+            }
+        }
     }
 }
 
@@ -189,60 +245,57 @@ mod tests {
 
     use super::*;
 
-    fn post(body_type: &'static str) -> RequestHeader {
-        let mut request = RequestHeader::build("POST", b"/", None).unwrap();
-        request.append_header("content-type", body_type).unwrap();
-        request
+    fn compiled(config: Value) -> Result<Validation, ValidationError> {
+        Validation::compile(&serde_json::from_value(config).unwrap())
     }
 
-    fn validator(schema: Value) -> Validator {
-        Validator::compile(ValidationMode::Enforce, Some(&schema), None).unwrap()
+    fn with_schema(schema: Value) -> Validation {
+        compiled(json!({ "body_schema": { "inline": schema } })).unwrap()
     }
 
-    fn violations(outcome: Outcome) -> Vec<Violation> {
+    fn check(validation: &Validation, body: &[u8]) -> Result<(), Nonconformity> {
+        let headers = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))].into_iter().collect();
+        validation.check(&Request { method: &Method::POST, path: "/", query: None, headers: &headers, body })
+    }
+
+    fn violations(outcome: Result<(), Nonconformity>) -> Vec<Violation> {
         match outcome {
-            Outcome::Invalid(violations) => violations,
+            Err(Nonconformity::Violations(violations)) => violations,
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
     fn a_body_is_checked_against_its_schema() {
-        let validator = validator(json!({
+        let validation = with_schema(json!({
             "type": "object", "required": ["name"],
             "properties": { "name": { "type": "string" }, "age": { "type": "integer", "minimum": 0 } },
         }));
-        let request = post("application/json");
-        assert!(validator.wants_body(&request));
-        assert_eq!(validator.check_body(&request, br#"{"name":"a","age":3}"#), Outcome::Valid);
-        let found = violations(validator.check_body(&request, br#"{"age":-1}"#));
+        assert_eq!(check(&validation, br#"{"name":"a","age":3}"#), Ok(()));
+        let found = violations(check(&validation, br#"{"age":-1}"#));
         let places: Vec<_> = found.iter().map(|v| (v.r#in, v.pointer.as_str())).collect();
         assert!(places.contains(&(Part::Body, "/age")) && places.contains(&(Part::Body, "")), "{found:?}");
     }
 
     #[test]
     fn what_is_not_json_is_a_violation_and_not_an_error() {
-        let validator = validator(json!({ "type": "object" }));
+        let validation = with_schema(json!({ "type": "object" }));
         let deep = "[".repeat(100_000);
         for body in ["", "{", "nul", "{} {}", "\u{feff}{}", "{\"a\":1e999999999999}x", deep.as_str()] {
-            assert_eq!(
-                violations(validator.check_body(&post("application/json"), body.as_bytes())).len(),
-                1,
-                "{body:.20}"
-            );
+            assert_eq!(violations(check(&validation, body.as_bytes())).len(), 1, "{body:.20}");
         }
-        assert_eq!(violations(validator.check_body(&post("application/json"), b"\xff")).len(), 1);
+        assert_eq!(violations(check(&validation, b"\xff")).len(), 1);
     }
 
     #[test]
     fn values_are_not_echoed_and_texts_stay_short() {
-        let validator = validator(json!({
+        let validation = with_schema(json!({
             "additionalProperties": false,
             "properties": { "pin": { "type": "integer" }, "kind": { "enum": ["a"] }, "id": { "pattern": "^x$" } },
         }));
         let long = "k".repeat(5000);
         let body = json!({ "pin": "hunter2", "kind": "hunter2", "id": "hunter2", (long): 1 }).to_string();
-        let found = violations(validator.check_body(&post("application/json"), body.as_bytes()));
+        let found = violations(check(&validation, body.as_bytes()));
         assert!(found.len() >= 4, "{found:?}");
         for violation in found {
             let text = serde_json::to_string(&violation).unwrap();
@@ -253,14 +306,36 @@ mod tests {
 
     #[test]
     fn at_most_twenty_violations_are_reported() {
-        let validator = validator(json!({ "items": { "type": "string" } }));
+        let validation = with_schema(json!({ "items": { "type": "string" } }));
         let body = serde_json::to_vec(&vec![1; 1000]).unwrap();
-        assert_eq!(violations(validator.check_body(&post("application/json"), &body)).len(), MAX_VIOLATIONS);
+        assert_eq!(violations(check(&validation, &body)).len(), MAX_VIOLATIONS);
     }
 
     #[test]
-    fn a_policy_without_a_document_is_refused() {
-        assert!(matches!(Validator::compile(ValidationMode::Report, None, None), Err(ValidationError::NoDocument)));
+    fn the_refusal_lists_place_and_rule() {
+        let validation = with_schema(json!({ "properties": { "n": { "type": "integer" } } }));
+        let refusal = Refusal::from(check(&validation, br#"{"n":"x"}"#).unwrap_err());
+        assert_eq!(refusal.status(), 400);
+        let (name, errors) = refusal.extensions().next().unwrap();
+        assert_eq!((name, &errors[0]["in"], &errors[0]["pointer"]), ("errors", &json!("body"), &json!("/n")));
+        let described = Refusal::from(Nonconformity::UnknownMethod(HeaderValue::from_static("GET")));
+        assert_eq!((described.status().as_u16(), described.headers.len()), (405, 1));
+        assert_eq!(Refusal::from(Nonconformity::UnknownPath).status(), 404);
+        assert_eq!(Refusal::from(Nonconformity::UnsupportedMediaType).status(), 415);
+    }
+
+    #[test]
+    fn a_policy_without_a_document_or_with_one_not_read_is_refused() {
+        assert!(matches!(compiled(json!({})), Err(ValidationError::NoDocument)));
+        let unread = compiled(json!({ "openapi": { "file": "api.yaml" } }));
+        assert!(matches!(unread, Err(ValidationError::NotRead(_))));
+    }
+
+    #[test]
+    fn the_mode_is_the_callers_to_heed() {
+        let validation = compiled(json!({ "mode": "report", "body_schema": { "inline": false } })).unwrap();
+        assert_eq!(validation.mode(), ValidationMode::Report);
+        assert!(check(&validation, b"1").is_err());
     }
 
     #[test]

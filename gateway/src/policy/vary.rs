@@ -1,7 +1,7 @@
 //! The `Vary` response header (RFC 9110 §12.5.5).
 
 use http::{HeaderValue, header::VARY};
-use pingora::http::ResponseHeader;
+use pingora_http::ResponseHeader;
 
 /// Adds field names to `Vary`. Names that are there already, in any case, are not repeated, several
 /// lines become one, and `*` stays alone: it says more than any name could.

@@ -1,14 +1,15 @@
 //! API versions: which one a request means, and what its answers say about that version's future.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_http::{RequestHeader, ResponseHeader};
 use seiketsu_config::{
     tenant::{self, VersionSource},
     values::Id,
 };
 use time::OffsetDateTime;
 
-use super::{ProblemKind, Refusal, vary};
+use super::{Refusal, vary};
+use crate::respond::problem::ProblemKind;
 
 const DEPRECATION: HeaderName = HeaderName::from_static("deprecation");
 const SUNSET: HeaderName = HeaderName::from_static("sunset");
@@ -51,17 +52,13 @@ enum Source {
 
 /// One version, and the headers of its answers.
 #[derive(Debug, Clone)]
-pub struct Version {
+struct Version {
     id: Id,
     retired: bool,
     headers: Box<[(HeaderName, HeaderValue)]>,
 }
 
 impl Version {
-    pub fn id(&self) -> &Id {
-        &self.id
-    }
-
     fn compile(id: &Id, config: &tenant::Version) -> Result<Self, VersioningError> {
         let mut headers = Vec::new();
         if let Some(since) = config.deprecated {
@@ -112,28 +109,36 @@ impl Versions {
         Ok(Self { source, default, list })
     }
 
-    /// The version that a request means; the default if it names none. Refused are a version that is
-    /// not in the list (404 in the path or a header, 406 in `Accept`) and one that is retired (410).
-    pub fn pick(&self, request: &RequestHeader) -> Result<&Version, Refusal> {
+    /// The version that a request means, by its place in the list; the default if it names none.
+    /// Refused are a version that is not in the list (400, or 406 if `Accept` names it) and one that
+    /// is retired (410).
+    pub fn pick(&self, request: &RequestHeader) -> Result<usize, Refusal> {
         let version = match &self.source {
             Source::PathPrefix => self.by_path(request.uri.path()),
             Source::Header(name) => self.by_header(&request.headers, name),
             Source::MediaType(parameter) => self.by_accept(&request.headers, parameter),
         };
-        let version = version.map_err(|refusal| self.with_vary(refusal))?;
+        let index =
+            version.map_err(|kind| self.refusal(kind, "The API has no version of the name that the request gives."))?;
+        let version = &self.list[index];
         if version.retired {
             let detail = "This version of the API no longer works; see the Link header if there is one.";
-            let mut refusal = Refusal::new(ProblemKind::VersionRetired, detail);
+            let mut refusal = self.refusal(ProblemKind::VersionRetired, detail);
             refusal.headers.extend(version.headers.iter().cloned());
-            return Err(self.with_vary(refusal));
+            return Err(refusal);
         }
-        Ok(version)
+        Ok(index)
+    }
+
+    /// The name of the version that [`Self::pick`] gave.
+    pub fn id(&self, index: usize) -> Option<&str> {
+        self.list.get(index).map(|version| version.id.as_str())
     }
 
     /// Writes `Deprecation`, `Sunset` and `Link` of the version and the `Vary` of its choice. The
     /// upstream's `Deprecation` and `Sunset` give way; its links stay.
-    pub fn apply(&self, version: &Version, response: &mut ResponseHeader) {
-        for (name, value) in &version.headers {
+    pub fn apply(&self, index: usize, response: &mut ResponseHeader) {
+        for (name, value) in self.list.get(index).into_iter().flat_map(|version| &version.headers) {
             // Checked names and values: writing them does not fail.
             if name == header::LINK {
                 let _ = response.append_header(name, value.clone());
@@ -154,39 +159,41 @@ impl Versions {
         }
     }
 
-    fn with_vary(&self, refusal: Refusal) -> Refusal {
+    fn refusal(&self, kind: ProblemKind, detail: &'static str) -> Refusal {
+        let supported: Vec<&str> = self.list.iter().filter(|v| !v.retired).map(|v| v.id.as_str()).collect();
+        let refusal = Refusal::new(kind, detail).with_extension("supported", supported);
         match self.varies_on().and_then(|name| HeaderValue::from_str(name).ok()) {
             Some(name) => refusal.with_header(header::VARY, name),
             None => refusal,
         }
     }
 
-    fn find(&self, id: &str) -> Option<&Version> {
-        self.list.binary_search_by(|version| version.id.as_str().cmp(id)).ok().map(|i| &self.list[i])
+    fn find(&self, id: &str) -> Option<usize> {
+        self.list.binary_search_by(|version| version.id.as_str().cmp(id)).ok()
     }
 
     /// A first segment that is not in the list is a version all the same if it looks like one (`v9`,
     /// `v1.2`); anything else is a path that names no version.
-    fn by_path(&self, path: &str) -> Result<&Version, Refusal> {
+    fn by_path(&self, path: &str) -> Result<usize, ProblemKind> {
         let segment = path.trim_start_matches('/').split('/').next().unwrap_or_default();
         match self.find(segment) {
             Some(version) => Ok(version),
-            None if looks_like_version(segment) => Err(unknown(ProblemKind::VersionUnknown)),
-            None => Ok(&self.list[self.default]),
+            None if looks_like_version(segment) => Err(ProblemKind::UnsupportedVersion),
+            None => Ok(self.default),
         }
     }
 
-    fn by_header(&self, headers: &HeaderMap, name: &HeaderName) -> Result<&Version, Refusal> {
+    fn by_header(&self, headers: &HeaderMap, name: &HeaderName) -> Result<usize, ProblemKind> {
         let mut values = headers.get_all(name).iter();
-        let Some(value) = values.next() else { return Ok(&self.list[self.default]) };
+        let Some(value) = values.next() else { return Ok(self.default) };
         // Two values would let gateway and upstream each take another one.
         let single = if values.next().is_none() { value.to_str().ok() } else { None };
-        single.and_then(|id| self.find(id.trim())).ok_or_else(|| unknown(ProblemKind::VersionUnknown))
+        single.and_then(|id| self.find(id.trim())).ok_or(ProblemKind::UnsupportedVersion)
     }
 
     /// Of the media ranges that name a version, the one with the highest quality counts, and of equal
     /// ones the first (RFC 9110 §12.5.1).
-    fn by_accept(&self, headers: &HeaderMap, parameter: &str) -> Result<&Version, Refusal> {
+    fn by_accept(&self, headers: &HeaderMap, parameter: &str) -> Result<usize, ProblemKind> {
         let mut best: Option<(u16, String)> = None;
         for line in headers.get_all(header::ACCEPT).iter().filter_map(|line| line.to_str().ok()) {
             for range in split_outside_quotes(line, ',') {
@@ -208,14 +215,10 @@ impl Versions {
             }
         }
         match best {
-            None => Ok(&self.list[self.default]),
-            Some((_, id)) => self.find(&id).ok_or_else(|| unknown(ProblemKind::VersionNotAcceptable)),
+            None => Ok(self.default),
+            Some((_, id)) => self.find(&id).ok_or(ProblemKind::NotAcceptable),
         }
     }
-}
-
-fn unknown(kind: ProblemKind) -> Refusal {
-    Refusal::new(kind, "The API has no version of the name that the request gives.")
 }
 
 fn looks_like_version(segment: &str) -> bool {
@@ -296,7 +299,7 @@ mod tests {
 
     fn picked(versions: &Versions, target: &str, fields: &[(&'static str, &str)]) -> Result<String, u16> {
         match versions.pick(&request(target, fields)) {
-            Ok(version) => Ok(version.id().to_string()),
+            Ok(index) => Ok(versions.id(index).unwrap().to_owned()),
             Err(refusal) => Err(refusal.status().as_u16()),
         }
     }
@@ -309,8 +312,8 @@ mod tests {
         assert_eq!(picked(&versions, "/users/v1", &[]).unwrap(), "v2");
         assert_eq!(picked(&versions, "/", &[]).unwrap(), "v2");
         assert_eq!(picked(&versions, "/vault", &[]).unwrap(), "v2");
-        assert_eq!(picked(&versions, "/v9/users", &[]), Err(404));
-        assert_eq!(picked(&versions, "/v1.9/users", &[]), Err(404));
+        assert_eq!(picked(&versions, "/v9/users", &[]), Err(400));
+        assert_eq!(picked(&versions, "/v1.9/users", &[]), Err(400));
         assert_eq!(picked(&versions, "/v0/users", &[]), Err(410));
     }
 
@@ -319,9 +322,9 @@ mod tests {
         let versions = versions(&json!({ "header": "X-Api-Version" }));
         assert_eq!(picked(&versions, "/", &[]).unwrap(), "v2");
         assert_eq!(picked(&versions, "/", &[("x-api-version", " v1 ")]).unwrap(), "v1");
-        assert_eq!(picked(&versions, "/", &[("x-api-version", "v9")]), Err(404));
-        assert_eq!(picked(&versions, "/", &[("x-api-version", "")]), Err(404));
-        assert_eq!(picked(&versions, "/", &[("x-api-version", "v1"), ("x-api-version", "v2")]), Err(404));
+        assert_eq!(picked(&versions, "/", &[("x-api-version", "v9")]), Err(400));
+        assert_eq!(picked(&versions, "/", &[("x-api-version", "")]), Err(400));
+        assert_eq!(picked(&versions, "/", &[("x-api-version", "v1"), ("x-api-version", "v2")]), Err(400));
         assert_eq!(picked(&versions, "/", &[("x-api-version", "v0")]), Err(410));
     }
 
@@ -365,6 +368,7 @@ mod tests {
         let refusal = versions.pick(&request("/v0", &[])).unwrap_err();
         assert_eq!(refusal.kind, ProblemKind::VersionRetired);
         assert_eq!(refusal.headers[0].1, "<https://docs.example/v0>; rel=\"deprecation\"");
+        assert_eq!(refusal.extensions().collect::<Vec<_>>(), [("supported", json!(["v1", "v2", "v2.1-beta"]))]);
     }
 
     #[test]
@@ -397,7 +401,7 @@ mod tests {
         fn any_accept_header_gives_a_listed_version_or_a_refusal(accept in "[a-z0-9,;=\"\\\\ ./*]{0,60}") {
             let versions = versions(&json!({ "media_type": "version" }));
             match versions.pick(&request("/", &[("accept", &accept)])) {
-                Ok(version) => prop_assert!(!version.retired),
+                Ok(index) => prop_assert!(!versions.list[index].retired),
                 Err(refusal) => prop_assert!(matches!(refusal.status().as_u16(), 406 | 410)),
             }
         }

@@ -12,14 +12,13 @@ use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderValue, Method};
 use jsonschema::{Draft, Registry};
-use pingora::http::RequestHeader;
 use serde_json::{Map, Value};
 
 use self::{
     parameter::{Parameter, Sources},
     template::Template,
 };
-use super::{Outcome, Part, SchemaError, Violation, is_json, media_type, schema::Schema};
+use super::{Nonconformity, Part, Request, SchemaError, Violation, is_json, media_type, schema::Schema};
 
 /// Name of the document for references within it; it is never looked up anywhere.
 const DOCUMENT_URI: &str = "urn:seiketsu:openapi";
@@ -95,7 +94,7 @@ impl OpenApi {
     }
 
     /// The operation of a request, and the values of its template's parameters as they stand in the path.
-    pub(super) fn find<'p>(&self, method: &Method, path: &'p str) -> Result<(&Operation, Vec<&'p str>), Outcome> {
+    pub(super) fn find<'p>(&self, method: &Method, path: &'p str) -> Result<(&Operation, Vec<&'p str>), Nonconformity> {
         let mut allow = None;
         for base in &self.base_paths {
             let Some(rest) = path.strip_prefix(&**base).filter(|rest| rest.starts_with('/')) else { continue };
@@ -108,43 +107,53 @@ impl OpenApi {
                 }
             }
         }
-        Err(allow.map_or(Outcome::UnknownPath, |allow| Outcome::UnknownMethod(allow.clone())))
+        Err(allow.map_or(Nonconformity::UnknownPath, |allow| Nonconformity::UnknownMethod(allow.clone())))
     }
 }
 
 impl Operation {
-    pub(super) fn check_head(&self, request: &RequestHeader, path_values: &[&str]) -> Outcome {
-        let mut violations = Vec::new();
+    pub(super) fn check_head(&self, request: &Request<'_>, path_values: &[&str], violations: &mut Vec<Violation>) {
         let sources = Sources::new(request, path_values);
         for parameter in &self.parameters {
-            parameter.check(&sources, &mut violations);
+            parameter.check(&sources, violations);
         }
-        Outcome::of(violations)
     }
 
-    pub(super) fn wants_body(&self) -> bool {
-        self.body.is_some()
+    /// Whether there is a schema for the content of a body of this media type, or a body must be there.
+    pub(super) fn wants_body(&self, headers: &HeaderMap) -> bool {
+        let schema_for = |media_type: &str| self.body.as_ref()?.content_for(media_type)?.as_ref();
+        self.body.as_ref().is_some_and(|body| body.required)
+            || media_type(headers).is_some_and(|media_type| is_json(&media_type) && schema_for(&media_type).is_some())
     }
 
-    pub(super) fn check_body(&self, headers: &HeaderMap, bytes: &[u8]) -> Outcome {
-        let Some(body) = &self.body else { return Outcome::Valid };
+    pub(super) fn check_body(
+        &self,
+        headers: &HeaderMap,
+        bytes: &[u8],
+        violations: &mut Vec<Violation>,
+    ) -> Result<(), Nonconformity> {
+        let Some(body) = &self.body else { return Ok(()) };
         if bytes.is_empty() {
-            return Outcome::of(if body.required {
-                vec![Violation::new(Part::Body, None, "", "a body is required")]
-            } else {
-                Vec::new()
-            });
-        }
-        let Some(media_type) = media_type(headers) else { return Outcome::UnsupportedMediaType };
-        match body.content.iter().find(|(range, _)| in_range(&media_type, range)) {
-            None => Outcome::UnsupportedMediaType,
-            Some((_, Some(schema))) if is_json(&media_type) => {
-                let mut violations = Vec::new();
-                schema.check_body(bytes, &mut violations);
-                Outcome::of(violations)
+            if body.required {
+                violations.push(Violation::new(Part::Body, None, "", "a body is required"));
             }
-            Some(_) => Outcome::Valid,
+            return Ok(());
         }
+        let media_type = media_type(headers).ok_or(Nonconformity::UnsupportedMediaType)?;
+        let schema = body.content_for(&media_type).ok_or(Nonconformity::UnsupportedMediaType)?;
+        if let Some(schema) = schema
+            && is_json(&media_type)
+        {
+            schema.check_body(bytes, violations);
+        }
+        Ok(())
+    }
+}
+
+impl Body {
+    /// `None` if the media type is not among those that are taken.
+    fn content_for(&self, media_type: &str) -> Option<&Option<Schema>> {
+        self.content.iter().find(|(range, _)| in_range(media_type, range)).map(|(_, schema)| schema)
     }
 }
 
@@ -335,10 +344,14 @@ fn escaped(key: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use http::HeaderName;
     use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+    use crate::policy::validation::Validation;
+
+    type Outcome = Result<(), Nonconformity>;
 
     fn document() -> Value {
         json!({
@@ -388,29 +401,26 @@ mod tests {
         })
     }
 
-    fn request(method: &str, target: &str, fields: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build(method, target.as_bytes(), None).unwrap();
-        for (name, value) in fields {
-            request.append_header(*name, *value).unwrap();
-        }
-        request
+    fn compiled() -> Validation {
+        let config = json!({ "openapi": { "inline": document() } });
+        Validation::compile(&serde_json::from_value(config).unwrap()).unwrap()
     }
 
-    fn head_outcome(openapi: &OpenApi, request: &RequestHeader) -> Outcome {
-        match openapi.find(&request.method, request.uri.path()) {
-            Ok((operation, values)) => operation.check_head(request, &values),
-            Err(outcome) => outcome,
-        }
+    fn check(method: &Method, target: &str, fields: &[(&'static str, &str)], body: Option<&str>) -> Outcome {
+        let headers: HeaderMap =
+            fields.iter().map(|(name, value)| (name.parse::<HeaderName>().unwrap(), value.parse().unwrap())).collect();
+        let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+        let request = Request { method, path, query, headers: &headers, body: body.unwrap_or_default().as_bytes() };
+        if body.is_some() { compiled().check(&request) } else { compiled().check_head(&request) }
     }
 
     fn get(target: &str) -> Outcome {
-        let openapi = OpenApi::compile(&document()).unwrap();
-        head_outcome(&openapi, &request("GET", target, &[("cookie", "theme=dark; session=0af1")]))
+        check(&Method::GET, target, &[("cookie", "theme=dark; session=0af1")], None)
     }
 
     fn names(outcome: Outcome) -> Vec<String> {
         match outcome {
-            Outcome::Invalid(violations) => violations
+            Err(Nonconformity::Violations(violations)) => violations
                 .into_iter()
                 .map(|v| format!("{:?} {}", v.r#in, v.name.as_deref().unwrap_or(&v.pointer)))
                 .collect(),
@@ -420,34 +430,33 @@ mod tests {
 
     #[test]
     fn paths_are_found_below_the_servers_base() {
-        assert_eq!(get("/v1/calls"), Outcome::Valid);
-        assert_eq!(get("/calls"), Outcome::UnknownPath);
-        assert_eq!(get("/v1/other"), Outcome::UnknownPath);
-        assert_eq!(get("/v1/calls/1/2"), Outcome::UnknownPath);
-        assert_eq!(get("/v1calls"), Outcome::UnknownPath);
-        assert_eq!(get("/v1"), Outcome::UnknownPath);
+        assert_eq!(get("/v1/calls"), Ok(()));
+        assert_eq!(get("/calls"), Err(Nonconformity::UnknownPath));
+        assert_eq!(get("/v1/other"), Err(Nonconformity::UnknownPath));
+        assert_eq!(get("/v1/calls/1/2"), Err(Nonconformity::UnknownPath));
+        assert_eq!(get("/v1calls"), Err(Nonconformity::UnknownPath));
+        assert_eq!(get("/v1"), Err(Nonconformity::UnknownPath));
     }
 
     #[test]
     fn a_known_path_with_another_method_names_those_it_has() {
-        let openapi = OpenApi::compile(&document()).unwrap();
-        let outcome = head_outcome(&openapi, &request("DELETE", "/v1/calls", &[]));
-        assert_eq!(outcome, Outcome::UnknownMethod(HeaderValue::from_static("GET, POST")));
+        let outcome = check(&Method::DELETE, "/v1/calls", &[], None);
+        assert_eq!(outcome, Err(Nonconformity::UnknownMethod(HeaderValue::from_static("GET, POST"))));
     }
 
     #[test]
     fn a_literal_path_goes_before_a_template() {
-        assert_eq!(get("/v1/calls/latest"), Outcome::Valid);
-        assert_eq!(get("/v1/calls/17"), Outcome::Valid);
+        assert_eq!(get("/v1/calls/latest"), Ok(()));
+        assert_eq!(get("/v1/calls/17"), Ok(()));
         assert_eq!(names(get("/v1/calls/newest")), ["Path id"]);
         assert_eq!(names(get("/v1/calls/1e2x")), ["Path id"]);
     }
 
     #[test]
     fn several_parameters_of_one_segment_are_told_apart() {
-        assert_eq!(get("/v1/files/hello.mp3"), Outcome::Valid);
+        assert_eq!(get("/v1/files/hello.mp3"), Ok(()));
         assert_eq!(names(get("/v1/files/hello.exe")), ["Path ext"]);
-        assert_eq!(get("/v1/files/hello"), Outcome::UnknownPath);
+        assert_eq!(get("/v1/files/hello"), Err(Nonconformity::UnknownPath));
     }
 
     #[test]
@@ -461,7 +470,7 @@ mod tests {
             "unknown=1",
             "l%69mit=5",
         ] {
-            assert_eq!(get(&format!("/v1/calls?{good}")), Outcome::Valid, "{good}");
+            assert_eq!(get(&format!("/v1/calls?{good}")), Ok(()), "{good}");
         }
         for (wrong, name) in [
             ("limit=0", "limit"),
@@ -485,34 +494,40 @@ mod tests {
 
     #[test]
     fn header_cookie_and_path_lists_are_checked() {
-        let openapi = OpenApi::compile(&document()).unwrap();
-        let outcome = |fields: &[(&'static str, &str)]| head_outcome(&openapi, &request("GET", "/v1/calls", fields));
-        assert_eq!(outcome(&[("cookie", "session=ff"), ("trace", "12345678")]), Outcome::Valid);
+        let outcome = |fields: &[(&'static str, &str)]| check(&Method::GET, "/v1/calls", fields, None);
+        assert_eq!(outcome(&[("cookie", "session=ff"), ("trace", "12345678")]), Ok(()));
         assert_eq!(names(outcome(&[("cookie", "session=ff"), ("trace", "123456789")])), ["Header trace"]);
         assert_eq!(names(outcome(&[])), ["Cookie session"]);
         assert_eq!(names(outcome(&[("cookie", "session=XYZ")])), ["Cookie session"]);
-        assert_eq!(get("/v1/batch/1,2,3"), Outcome::Valid);
+        assert_eq!(get("/v1/batch/1,2,3"), Ok(()));
         assert_eq!(names(get("/v1/batch/1,b")), ["Path ids"]);
     }
 
     #[test]
     fn bodies_are_checked_by_media_type() {
-        let openapi = OpenApi::compile(&document()).unwrap();
-        let check = |content_type: Option<&str>, body: &str| {
+        let post = |content_type: Option<&str>, body: &str| {
             let fields: Vec<_> = content_type.map(|value| ("content-type", value)).into_iter().collect();
-            let request = request("POST", "/v1/calls", &fields);
-            let (operation, _) = openapi.find(&request.method, request.uri.path()).unwrap();
-            operation.check_body(&request.headers, body.as_bytes())
+            check(&Method::POST, "/v1/calls", &fields, Some(body))
         };
-        assert_eq!(
-            check(Some("application/json; charset=utf-8"), r#"{"to":"+49","parent":{"to":"x"}}"#),
-            Outcome::Valid
-        );
-        assert_eq!(names(check(Some("Application/JSON"), r#"{"to":"+49","parent":{"to":1}}"#)), ["Body /parent/to"]);
-        assert_eq!(names(check(Some("application/json"), "")), ["Body "]);
-        assert_eq!(check(Some("audio/wav"), "RIFF"), Outcome::Valid);
-        assert_eq!(check(Some("text/plain"), "x"), Outcome::UnsupportedMediaType);
-        assert_eq!(check(None, "x"), Outcome::UnsupportedMediaType);
+        assert_eq!(post(Some("application/json; charset=utf-8"), r#"{"to":"+49","parent":{"to":"x"}}"#), Ok(()));
+        let wrong = r#"{"to":"+49","parent":{"to":1}}"#;
+        assert_eq!(names(post(Some("Application/JSON"), wrong)), ["Body /parent/to"]);
+        assert_eq!(names(post(Some("application/json"), "")), ["Body "]);
+        assert_eq!(post(Some("audio/wav"), "RIFF"), Ok(()));
+        assert_eq!(post(Some("text/plain"), "x"), Err(Nonconformity::UnsupportedMediaType));
+        assert_eq!(post(None, "x"), Err(Nonconformity::UnsupportedMediaType));
+    }
+
+    #[test]
+    fn a_body_is_wanted_only_where_it_is_looked_into() {
+        let validation = compiled();
+        let wants = |method: &Method, path: &str| {
+            let headers = HeaderMap::new();
+            validation.wants_body(&Request { method, path, query: None, headers: &headers, body: b"" })
+        };
+        assert!(wants(&Method::POST, "/v1/calls"));
+        assert!(!wants(&Method::GET, "/v1/calls"));
+        assert!(!wants(&Method::POST, "/v1/other"));
     }
 
     #[test]
@@ -549,11 +564,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_request_makes_it_panic(path in "(/(v1|calls|files|[a-z.%0-9]{0,4})){0,4}", query in "[a-z0-9=&%,+\\[\\]]{0,30}", cookie in "[a-z0-9=; ]{0,20}") {
-            let openapi = OpenApi::compile(&document()).unwrap();
-            if let Ok(mut request) = RequestHeader::build("GET", format!("/v1{path}?{query}").as_bytes(), None) {
-                request.append_header("cookie", cookie).unwrap();
-                head_outcome(&openapi, &request);
-            }
+            let headers: HeaderMap = [(http::header::COOKIE, cookie.parse().unwrap())].into_iter().collect();
+            let request = Request { method: &Method::GET, path: &path, query: Some(&query), headers: &headers, body: b"" };
+            let _ = compiled().check(&request);
         }
     }
 }

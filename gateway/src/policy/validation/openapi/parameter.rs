@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use http::{HeaderName, header};
 use percent_encoding::percent_decode;
-use pingora::http::RequestHeader;
 use serde_json::{Value, value::Number};
 
 use super::{Compiler, MAX_REFERENCES, OpenApiError, Template, escaped};
-use crate::policy::validation::{Part, Violation, schema::Schema};
+use crate::policy::validation::{Part, Request, Violation, schema::Schema};
 
 #[derive(Debug, Clone)]
 pub(super) struct Parameter {
@@ -203,7 +202,7 @@ impl Parameter {
 
 /// The places of one request in which parameters stand.
 pub(super) struct Sources<'r> {
-    request: &'r RequestHeader,
+    request: &'r Request<'r>,
     path: &'r [&'r str],
     /// Names decoded, values as they stand.
     query: Vec<(Option<String>, &'r str)>,
@@ -211,8 +210,8 @@ pub(super) struct Sources<'r> {
 }
 
 impl<'r> Sources<'r> {
-    pub(super) fn new(request: &'r RequestHeader, path: &'r [&'r str]) -> Self {
-        let query = request.uri.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pub(super) fn new(request: &'r Request<'r>, path: &'r [&'r str]) -> Self {
+        let query = request.query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
         let query = query.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let cookies = request.headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
         Self {

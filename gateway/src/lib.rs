@@ -1,1 +1,3 @@
-//! x
+//! The data plane of Seiketsu Gateway.
+
+pub mod upstream;

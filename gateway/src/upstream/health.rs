@@ -1,0 +1,244 @@
+//! Active health checks: each endpoint of a pool is asked how it is, at intervals, once for all tenants.
+
+use std::{
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderValue, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use seiketsu_config::tenant::{HealthCheck, HostHeader, Probe, UpstreamProtocol};
+use tokio::task::AbortHandle;
+
+use super::{
+    connect::{Stream, connect},
+    endpoint::{Endpoint, EndpointState},
+    pool::UpstreamPool,
+    tls::TlsError,
+};
+
+/// More than any health answer needs.
+const MAX_BODY: usize = 64 << 10;
+
+/// The standing of an endpoint with its health check. Healthy until shown otherwise, so that a fresh
+/// node serves at once.
+#[derive(Debug, Default)]
+pub struct Health {
+    unhealthy: AtomicBool,
+    /// Results in a row that speak against the present standing.
+    contrary: AtomicU32,
+}
+
+impl Health {
+    pub fn is_healthy(&self) -> bool {
+        !self.unhealthy.load(Relaxed)
+    }
+
+    /// Counts a result; `Some` if the standing has changed with it, to healthy or not.
+    pub fn record(&self, good: bool, check: &HealthCheck) -> Option<bool> {
+        if good == self.is_healthy() {
+            self.contrary.store(0, Relaxed);
+            return None;
+        }
+        let needed = if good { check.healthy_after } else { check.unhealthy_after };
+        if self.contrary.fetch_add(1, Relaxed) + 1 < u32::from(needed) {
+            return None;
+        }
+        self.contrary.store(0, Relaxed);
+        self.unhealthy.store(!good, Relaxed);
+        Some(good)
+    }
+
+    /// There is no check any more, so nothing speaks against the endpoint.
+    pub fn forget(&self) {
+        self.contrary.store(0, Relaxed);
+        self.unhealthy.store(false, Relaxed);
+    }
+}
+
+/// Why a probe did not find the endpoint well.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    #[error("no answer in time")]
+    Timeout,
+    #[error("no connection: {0}")]
+    Connect(#[from] io::Error),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error("HTTP: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("the path or host cannot be put into a request: {0}")]
+    Request(#[from] http::Error),
+    #[error("status {0}")]
+    Status(StatusCode),
+    #[error("the body cannot be read: {0}")]
+    Body(Box<dyn std::error::Error + Send + Sync>),
+    #[error("grpc-status {0:?}")]
+    GrpcStatus(Option<HeaderValue>),
+    #[error("the gRPC service is not SERVING")]
+    NotServing,
+}
+
+/// A running check; dropped, it ends.
+#[derive(Debug)]
+pub struct Checker {
+    task: AbortHandle,
+}
+
+impl Drop for Checker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Checker {
+    /// Probes `endpoint` until dropped, and tells the pool when its standing changes.
+    pub fn start(endpoint: Arc<Endpoint>, check: HealthCheck, runtime: &tokio::runtime::Handle) -> Self {
+        let task = runtime.spawn(async move {
+            let pool = endpoint.pool.clone();
+            let state = Arc::clone(&endpoint.state);
+            // Not all nodes and endpoints at once, but soon: the first result is worth most.
+            let first = check.interval.get().min(Duration::from_secs(1));
+            tokio::time::sleep(first.mul_f64(fastrand::f64())).await;
+            loop {
+                let result = probe_in_time(&endpoint, &check).await;
+                report(&pool, &state, &endpoint, &check, &result);
+                tokio::time::sleep(check.interval.get().mul_f64(0.9 + 0.2 * fastrand::f64())).await;
+            }
+        });
+        Self { task: task.abort_handle() }
+    }
+}
+
+fn report(
+    pool: &Weak<UpstreamPool>,
+    state: &EndpointState,
+    endpoint: &Endpoint,
+    check: &HealthCheck,
+    result: &Result<(), ProbeError>,
+) {
+    if let Err(error) = result {
+        tracing::debug!(address = %endpoint.address, %error, "a health check failed");
+    }
+    if let Some(healthy) = state.health.record(result.is_ok(), check) {
+        if let Some(pool) = pool.upgrade() {
+            pool.health_changed(endpoint, healthy, result.as_ref().err());
+        }
+    }
+}
+
+async fn probe_in_time(endpoint: &Endpoint, check: &HealthCheck) -> Result<(), ProbeError> {
+    tokio::time::timeout(check.timeout.get(), probe(endpoint, &check.probe))
+        .await
+        .unwrap_or(Err(ProbeError::Timeout))
+}
+
+/// Each probe opens a connection of its own: that this works is part of the question.
+async fn probe(endpoint: &Endpoint, probe: &Probe) -> Result<(), ProbeError> {
+    if matches!(probe, Probe::Tcp) {
+        connect(endpoint.address, None).await?;
+        return Ok(());
+    }
+    let tls = endpoint.profile.tls_target(endpoint.authority.host())?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let stream = connect(endpoint.address, tls).await?;
+    let host = host_of(endpoint);
+    match probe {
+        Probe::Tcp => Ok(()),
+        Probe::Http { path } => {
+            let speaks_http2 = stream.is_http2()
+                || matches!((endpoint.profile.config.protocol, &stream), (UpstreamProtocol::Http2, Stream::Plain(_)));
+            if speaks_http2 {
+                let request = Request::get(format!("{scheme}://{host}{path}")).body(Full::default())?;
+                answered(send_http2(stream, request).await?.status())
+            } else {
+                let request = Request::get(path.as_str())
+                    .header(header::HOST, host)
+                    .header(header::CONNECTION, "close")
+                    .body(Full::default())?;
+                answered(send_http1(stream, request).await?.status())
+            }
+        }
+        Probe::Grpc { service } => {
+            let request = Request::post(format!("{scheme}://{host}/grpc.health.v1.Health/Check"))
+                .header(header::CONTENT_TYPE, "application/grpc")
+                .header(header::TE, "trailers")
+                .body(Full::new(health_check_request(service)))?;
+            grpc_answered(send_http2(stream, request).await?).await
+        }
+    }
+}
+
+/// `Host` or `:authority` as requests of clients would carry it, as far as it does not come from them.
+fn host_of(endpoint: &Endpoint) -> String {
+    match endpoint.profile.host_header() {
+        HostHeader::Fixed(value) => value.to_string(),
+        HostHeader::Client | HostHeader::Endpoint => endpoint.authority.to_string(),
+    }
+}
+
+fn answered(status: StatusCode) -> Result<(), ProbeError> {
+    if status.is_success() { Ok(()) } else { Err(ProbeError::Status(status)) }
+}
+
+type Answer = http::Response<hyper::body::Incoming>;
+
+async fn send_http1(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, ProbeError> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the sender.
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
+}
+
+async fn send_http2(stream: Stream, request: Request<Full<Bytes>>) -> Result<Answer, ProbeError> {
+    let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender.send_request(request).await?)
+}
+
+async fn grpc_answered(response: Answer) -> Result<(), ProbeError> {
+    answered(response.status())?;
+    let in_head = response.headers().get("grpc-status").cloned();
+    let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(ProbeError::Body)?;
+    let status = in_head.or_else(|| body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned()));
+    if status.as_ref().is_none_or(|status| status != "0") {
+        return Err(ProbeError::GrpcStatus(status));
+    }
+    if is_serving(&body.to_bytes()) { Ok(()) } else { Err(ProbeError::NotServing) }
+}
+
+/// A gRPC message (uncompressed, with its length in front) that holds a `HealthCheckRequest`: the name of
+/// the service as protobuf field 1.
+fn health_check_request(service: &str) -> Bytes {
+    let mut message = BytesMut::new();
+    if !service.is_empty() {
+        message.put_u8(0x0a);
+        let mut length = service.len();
+        while length >= 0x80 {
+            #[allow(clippy::cast_possible_truncation)] // Seven bits at a time.
+            message.put_u8(length as u8 | 0x80);
+            length >>= 7;
+        }
+        #[allow(clippy::cast_possible_truncation)]
+        message.put_u8(length as u8);
+        message.put_slice(service.as_bytes());
+    }
+    let mut framed = BytesMut::with_capacity(message.len() + 5);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.len()).unwrap_or(u32::MAX));
+    framed.put(message);
+    framed.freeze()
+}
+
+/// Whether a `HealthCheckResponse` says SERVING: protobuf field 1 with the value 1. It is the message's
+/// only field, so nothing else needs to be understood.
+fn is_serving(framed: &[u8]) -> bool {
+    framed == [0, 0, 0, 0, 2, 0x08, 0x01]
+}

@@ -1,0 +1,440 @@
+//! The endpoints of one upstream, and what is known about them.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use parking_lot::Mutex;
+use pingora_core::upstreams::peer::HttpPeer;
+use seiketsu_config::{
+    policy::Retries,
+    tenant::{Endpoint as EndpointConfig, HostHeader},
+    values::HostPort,
+};
+
+use super::{
+    balance::{self, Choice, EndpointId, Group, Tried},
+    breaker::{Breaker, Permit, Refused, Transition},
+    clock::Nanos,
+    endpoint::{Endpoint, EndpointState},
+    health::{Checker, ProbeError},
+    outlier,
+    peer::{PeerTemplates, PeerTimeouts},
+    profile::Profile,
+    registry::{Event, EventKind, PoolKey, Shared},
+    resolver::Watch,
+    retry::{self, Attempt, Budget},
+};
+
+/// What a request says about the endpoint it needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Selection<'a> {
+    /// For consistent hashing: [`balance::hash_key`] of what [`Profile::hash_key`] names.
+    pub hash_key: Option<u64>,
+    pub tried: &'a Tried,
+    pub timeouts: PeerTimeouts,
+    /// Whether the client speaks HTTP/2, which matters to upstreams of protocol `auto` without TLS.
+    pub caller_speaks_http2: bool,
+}
+
+/// Where an attempt goes.
+#[derive(Debug)]
+pub struct Picked {
+    pub endpoint: Arc<Endpoint>,
+    pub peer: Box<HttpPeer>,
+}
+
+/// Why there is no endpoint to go to. Means 503.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoEndpoint {
+    #[error("no address of the upstream is known, or none may be connected to")]
+    Unresolved,
+    #[error("no endpoint of the upstream is healthy")]
+    Unhealthy,
+}
+
+/// One upstream as requests see it. Lives as long as its name is configured; settings and endpoints
+/// change inside it.
+#[derive(Debug)]
+pub struct UpstreamPool {
+    key: PoolKey,
+    shared: Arc<Shared>,
+    this: Weak<Self>,
+    breaker: Arc<Breaker>,
+    budget: Budget,
+    cursor: AtomicUsize,
+    next_id: AtomicU32,
+    view: ArcSwap<View>,
+    /// Everything that changes in the background. Never waited for by a request.
+    inner: Mutex<Inner>,
+}
+
+/// What requests read: replaced whole on every change.
+#[derive(Debug)]
+struct View {
+    profile: Arc<Profile>,
+    endpoints: Vec<Arc<Endpoint>>,
+    groups: Vec<Group<Arc<Endpoint>>>,
+    panic: bool,
+    /// When an ejection ends, and with it this view.
+    valid_until: Nanos,
+}
+
+#[derive(Debug)]
+struct Inner {
+    profile: Arc<Profile>,
+    /// One for each configured endpoint, in their order.
+    watches: Vec<Watch>,
+    slots: HashMap<EndpointKey, Slot>,
+    /// In the order of the configuration.
+    endpoints: Vec<Arc<Endpoint>>,
+    ejected: HashSet<EndpointId>,
+}
+
+/// The host counts too: with TLS, two names on one address are two services.
+type EndpointKey = (HostPort, SocketAddr);
+
+#[derive(Debug)]
+struct Slot {
+    endpoint: Arc<Endpoint>,
+    checker: Option<Checker>,
+}
+
+impl UpstreamPool {
+    /// A pool without endpoints; [`Self::configure`] gives it some.
+    pub(super) fn new(key: PoolKey, shared: &Arc<Shared>, profile: &Arc<Profile>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            key,
+            shared: Arc::clone(shared),
+            this: this.clone(),
+            breaker: Arc::default(),
+            budget: Budget::default(),
+            // Nodes that start together do not all begin with the same endpoint.
+            cursor: AtomicUsize::new(fastrand::usize(..)),
+            next_id: AtomicU32::new(0),
+            view: ArcSwap::from_pointee(View {
+                profile: Arc::clone(profile),
+                endpoints: Vec::new(),
+                groups: Vec::new(),
+                panic: false,
+                valid_until: Nanos::MAX,
+            }),
+            inner: Mutex::new(Inner {
+                profile: Arc::clone(profile),
+                watches: Vec::new(),
+                slots: HashMap::new(),
+                endpoints: Vec::new(),
+                ejected: HashSet::new(),
+            }),
+        })
+    }
+
+    pub fn key(&self) -> &PoolKey {
+        &self.key
+    }
+
+    /// The settings in force.
+    pub fn profile(&self) -> Arc<Profile> {
+        Arc::clone(&self.view.load().profile)
+    }
+
+    /// Lets a request in, unless the breaker is open or enough are in flight. Hold the permit until the
+    /// request has ended.
+    pub fn admit(&self) -> Result<Permit, Refused> {
+        let now = self.shared.clock.now();
+        let (permit, transition) = self.breaker.admit(&self.view.load().profile.config.breaker, now)?;
+        self.budget.request(now);
+        if let Some(transition) = transition {
+            self.breaker_changed(transition);
+        }
+        Ok(permit)
+    }
+
+    /// Chooses an endpoint that the request has not tried, while one is left.
+    pub fn pick(&self, selection: &Selection<'_>) -> Result<Picked, NoEndpoint> {
+        let endpoint = self.endpoint(selection.tried, selection.hash_key)?;
+        let peer = endpoint.peers.peer(&selection.timeouts, selection.caller_speaks_http2);
+        Ok(Picked { endpoint, peer })
+    }
+
+    pub(super) fn endpoint(&self, tried: &Tried, hash_key: Option<u64>) -> Result<Arc<Endpoint>, NoEndpoint> {
+        let now = self.shared.clock.now();
+        let mut view = self.view.load();
+        if now >= view.valid_until {
+            // One request brings the view up to date, the others go on with the old one meanwhile.
+            if let Some(mut inner) = self.inner.try_lock() {
+                self.publish(&mut inner, now);
+            }
+            view = self.view.load();
+        }
+        let choice = Choice {
+            balance: &view.profile.config.balance,
+            hash_key,
+            tried,
+            cursor: &self.cursor,
+            now,
+        };
+        balance::choose(&view.groups, &choice).cloned().ok_or(if view.endpoints.is_empty() {
+            NoEndpoint::Unresolved
+        } else {
+            NoEndpoint::Unhealthy
+        })
+    }
+
+    /// `Some(pause)`: the attempt may be made again after it, and counts against the retry budget.
+    pub fn may_retry(&self, policy: &Retries, attempt: &Attempt<'_>) -> Option<Duration> {
+        retry::decide(policy, attempt, &self.budget, self.shared.clock.now())
+    }
+
+    /// Takes new settings and endpoints. What is known about addresses that stay is kept.
+    pub(super) fn configure(&self, profile: Arc<Profile>, watches: Vec<Watch>) {
+        let mut inner = self.inner.lock();
+        inner.profile = profile;
+        inner.watches = watches;
+        self.update_endpoints(&mut inner);
+    }
+
+    /// Takes the addresses that DNS gives now.
+    pub(super) fn refresh(&self) {
+        self.update_endpoints(&mut self.inner.lock());
+    }
+
+    /// Ends all background work. Requests that still hold the pool go on with what it knows.
+    pub(super) fn retire(&self) {
+        let mut inner = self.inner.lock();
+        inner.watches.clear();
+        inner.slots.clear();
+    }
+
+    fn update_endpoints(&self, inner: &mut Inner) {
+        if inner.watches.len() != inner.profile.config.endpoints.len() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let mut before = std::mem::take(&mut inner.slots);
+        // Those that are there from the start need no slow start: none has more than the others.
+        let up_since = if before.is_empty() { 0 } else { now };
+        inner.endpoints.clear();
+        let profile = Arc::clone(&inner.profile);
+        for (config, watch) in profile.config.endpoints.iter().zip(&inner.watches) {
+            for ip in watch.addresses().iter() {
+                let address = SocketAddr::new(*ip, config.address.port());
+                let key = (config.address.clone(), address);
+                if inner.slots.contains_key(&key) {
+                    continue;
+                }
+                let slot = match before.remove(&key) {
+                    Some(slot) if Arc::ptr_eq(&slot.endpoint.profile, &profile) => slot,
+                    Some(slot) => self.slot(config, address, &profile, Arc::clone(&slot.endpoint.state)),
+                    None => {
+                        let id = EndpointId(self.next_id.fetch_add(1, Relaxed));
+                        self.slot(config, address, &profile, Arc::new(EndpointState::new(id, up_since)))
+                    }
+                };
+                inner.endpoints.push(Arc::clone(&slot.endpoint));
+                inner.slots.insert(key, slot);
+            }
+        }
+        self.publish(inner, now);
+    }
+
+    fn slot(
+        &self,
+        config: &EndpointConfig,
+        address: SocketAddr,
+        profile: &Arc<Profile>,
+        state: Arc<EndpointState>,
+    ) -> Slot {
+        let host = config.address.host();
+        let endpoint = Arc::new(Endpoint {
+            address,
+            authority: config.address.clone(),
+            weight: config.weight,
+            priority: config.priority,
+            region: config.region.clone(),
+            zone: config.zone.clone(),
+            distance: self.shared.distance(config.region.as_ref(), config.zone.as_ref()),
+            host_header: match profile.host_header() {
+                HostHeader::Client => None,
+                HostHeader::Endpoint => HeaderValue::from_str(&config.address.to_string()).ok(),
+                HostHeader::Fixed(value) => Some(value.get().clone()),
+            },
+            hash_seed: balance::hash_key(format!("{} {address}", config.address).as_bytes()),
+            peers: PeerTemplates::new(&self.key, profile, host, address),
+            state,
+            profile: Arc::clone(profile),
+            breaker: Arc::clone(&self.breaker),
+            pool: self.this.clone(),
+            clock: self.shared.clock.clone(),
+        });
+        let checker = match &profile.config.health {
+            Some(check) => Some(Checker::start(Arc::clone(&endpoint), check.clone(), &self.shared.runtime)),
+            None => {
+                endpoint.state.health.forget();
+                None
+            }
+        };
+        Slot { endpoint, checker }
+    }
+
+    /// Works out anew what requests see.
+    fn publish(&self, inner: &mut Inner, now: Nanos) {
+        let returned: Vec<_> = inner
+            .endpoints
+            .iter()
+            .filter(|endpoint| inner.ejected.contains(&endpoint.id()) && !endpoint.state.outlier.is_ejected(now))
+            .cloned()
+            .collect();
+        for endpoint in returned {
+            inner.ejected.remove(&endpoint.id());
+            self.tell(EventKind::Returned { address: endpoint.address });
+        }
+        let view = View::new(&inner.profile, &inner.endpoints, now);
+        if view.panic != self.view.load().panic {
+            self.tell(EventKind::Panic(view.panic));
+        }
+        self.view.store(Arc::new(view));
+    }
+
+    pub(super) fn eject(&self, endpoint: &Endpoint, now: Nanos) {
+        let mut inner = self.inner.lock();
+        let outliers = inner.profile.config.outliers;
+        let ejected = inner.endpoints.iter().filter(|e| e.state.outlier.is_ejected(now)).count();
+        if endpoint.state.outlier.is_ejected(now)
+            || !outlier::has_room(&outliers, ejected, inner.endpoints.len())
+        {
+            return;
+        }
+        let until = endpoint.state.outlier.eject(&outliers, now);
+        endpoint.state.up_since.store(until, Relaxed);
+        inner.ejected.insert(endpoint.id());
+        self.tell(EventKind::Ejected {
+            address: endpoint.address,
+            duration: Duration::from_nanos(until.saturating_sub(now)),
+        });
+        self.publish(&mut inner, now);
+    }
+
+    pub(super) fn health_changed(&self, endpoint: &Endpoint, healthy: bool, error: Option<&ProbeError>) {
+        let now = self.shared.clock.now();
+        if healthy {
+            endpoint.state.up_since.store(now, Relaxed);
+        }
+        let reason = error.map(ToString::to_string);
+        self.tell(EventKind::Health { address: endpoint.address, healthy, reason });
+        self.publish(&mut self.inner.lock(), now);
+    }
+
+    pub(super) fn breaker_changed(&self, transition: Transition) {
+        self.tell(EventKind::Breaker(transition));
+    }
+
+    fn tell(&self, kind: EventKind) {
+        tracing::info!(upstream = %self.key, event = ?kind, "upstream changed");
+        // Nobody may be listening.
+        let _ = self.shared.events.send(Event { pool: self.key.clone(), kind });
+    }
+
+    /// For `/config` and metrics. Reads what is there, changes nothing.
+    pub fn status(&self) -> PoolStatus {
+        let now = self.shared.clock.now();
+        let view = self.view.load();
+        PoolStatus {
+            upstream: self.key.to_string(),
+            breaker: self.breaker.state(),
+            in_flight: self.breaker.in_flight(),
+            panic: view.panic,
+            endpoints: view.endpoints.iter().map(|endpoint| EndpointStatus::new(endpoint, now)).collect(),
+        }
+    }
+}
+
+impl View {
+    fn new(profile: &Arc<Profile>, endpoints: &[Arc<Endpoint>], now: Nanos) -> Self {
+        let balance = &profile.config.balance;
+        let takes_traffic = || endpoints.iter().filter(|endpoint| endpoint.weight > 0);
+        // Usable endpoints and all, by priority.
+        let mut levels: BTreeMap<u8, (u32, u32)> = BTreeMap::new();
+        let mut groups: BTreeMap<(u8, u8), Vec<Arc<Endpoint>>> = BTreeMap::new();
+        for endpoint in takes_traffic() {
+            let (usable, all) = levels.entry(endpoint.priority).or_default();
+            *all += 1;
+            if endpoint.state.is_usable(now) {
+                *usable += 1;
+                groups.entry((endpoint.priority, endpoint.distance)).or_default().push(Arc::clone(endpoint));
+            }
+        }
+        // A level that is down does not matter while another can carry its load, so their shares add up.
+        let usable_share: f64 = levels.values().map(|&(usable, all)| f64::from(usable) / f64::from(all)).sum();
+        let panic = !levels.is_empty() && usable_share < profile.config.panic_threshold.as_fraction();
+        let groups = if panic {
+            vec![Group::new(takes_traffic().cloned().collect(), balance)]
+        } else {
+            groups.into_values().map(|members| Group::new(members, balance)).collect()
+        };
+        let valid_until = endpoints
+            .iter()
+            .map(|endpoint| endpoint.state.outlier.ejected_until())
+            .filter(|until| *until > now)
+            .min()
+            .unwrap_or(Nanos::MAX);
+        Self { profile: Arc::clone(profile), endpoints: endpoints.to_vec(), groups, panic, valid_until }
+    }
+}
+
+/// A pool as operators see it.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct PoolStatus {
+    pub upstream: String,
+    pub breaker: super::breaker::BreakerState,
+    /// Requests in flight.
+    pub in_flight: u32,
+    /// Too few endpoints are healthy, so health is being ignored.
+    pub panic: bool,
+    pub endpoints: Vec<EndpointStatus>,
+}
+
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct EndpointStatus {
+    pub host: String,
+    pub address: SocketAddr,
+    pub priority: u8,
+    pub weight: u16,
+    /// By its active health check.
+    pub healthy: bool,
+    /// How long it is still set aside; absent: it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ejected_for_seconds: Option<f64>,
+    pub latency_seconds: f64,
+    /// Attempts in flight.
+    pub in_flight: u32,
+    pub attempts: u64,
+    pub failures: u64,
+}
+
+impl EndpointStatus {
+    fn new(endpoint: &Endpoint, now: Nanos) -> Self {
+        let state = &endpoint.state;
+        let ejected = state.outlier.ejected_until().saturating_sub(now);
+        Self {
+            host: endpoint.authority.to_string(),
+            address: endpoint.address,
+            priority: endpoint.priority,
+            weight: endpoint.weight,
+            healthy: state.health.is_healthy(),
+            ejected_for_seconds: (ejected > 0).then(|| Duration::from_nanos(ejected).as_secs_f64()),
+            latency_seconds: f64::from(state.latency.estimate(now)) / 1e9,
+            in_flight: endpoint.in_flight(),
+            attempts: state.attempts.load(Relaxed),
+            failures: state.failures.load(Relaxed),
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The one resolver: names to addresses that the gateway may connect to.
+//!
+//! Upstream names are watched: a task per name asks again when the answer's TTL has run out (within the
+//! node's bounds) and tells its pools when something changed. No request ever waits for DNS. When a name
+//! server fails, or a name is suddenly gone, the last good answer stays: stale beats nothing.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolverConfig},
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::{op::ResponseCode, rr::RecordType},
+};
+use parking_lot::Mutex;
+use seiketsu_config::{node::Dns, values::HostPort};
+use tokio::{runtime::Handle, sync::watch};
+
+use super::egress::{Denied, EgressPolicy};
+
+/// How long one question may take, further attempts included.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why the node's DNS settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolverError {
+    #[error("dns.servers: {server} is a name; write the address of the name server")]
+    ServerByName { server: HostPort },
+    #[error("the resolver cannot be set up: {0}")]
+    Setup(NetError),
+}
+
+/// Why a name has no address to connect to.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LookupError {
+    #[error("{host} cannot be resolved: {source}")]
+    Dns { host: String, source: NetError },
+    #[error("{host} has no address")]
+    NoAddress { host: String },
+    #[error("{host} may not be connected to: {denied}")]
+    Denied { host: String, denied: Denied },
+}
+
+/// Cheap to clone; all clones share their answers.
+#[derive(Clone)]
+pub struct Resolver {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    dns: TokioResolver,
+    egress: EgressPolicy,
+    min_refresh: Duration,
+    max_refresh: Duration,
+    runtime: Handle,
+    names: Mutex<HashMap<Box<str>, Weak<Name>>>,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("egress", &self.inner.egress).finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    /// Uses the servers of `dns`, or else those of the system. Background work runs on `runtime`.
+    pub fn new(dns: &Dns, egress: EgressPolicy, runtime: Handle) -> Result<Self, ResolverError> {
+        let mut builder = if dns.servers.is_empty() {
+            TokioResolver::builder_tokio().unwrap_or_else(|error| {
+                tracing::warn!(%error, "this system names no name server: only addresses and localhost will resolve");
+                with_servers(Vec::new())
+            })
+        } else {
+            with_servers(dns.servers.iter().map(name_server).collect::<Result<_, _>>()?)
+        };
+        // Answers are kept here; a second cache would only make them older.
+        builder.options_mut().cache_size = 0;
+        let dns_client = builder.build().map_err(ResolverError::Setup)?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                dns: dns_client,
+                egress,
+                min_refresh: dns.min_refresh.get().max(Duration::from_millis(1)),
+                max_refresh: dns.max_refresh.get().max(dns.min_refresh.get()),
+                runtime,
+                names: Mutex::default(),
+            }),
+        })
+    }
+
+    pub fn egress(&self) -> EgressPolicy {
+        self.inner.egress
+    }
+
+    /// Resolves now, for requests of the gateway's own. Only addresses that may be connected to.
+    pub async fn lookup(&self, host: &str) -> Result<Arc<[IpAddr]>, LookupError> {
+        if let Some(address) = without_dns(host) {
+            return match self.inner.egress.check(address) {
+                Ok(()) => Ok(Arc::new([address])),
+                Err(denied) => Err(LookupError::Denied { host: host.to_owned(), denied }),
+            };
+        }
+        let watched = self.inner.names.lock().get(host).and_then(Weak::upgrade);
+        if let Some(name) = watched {
+            let known = Arc::clone(&name.answer.borrow().addresses);
+            if !known.is_empty() {
+                return Ok(known);
+            }
+        }
+        let answer = self.inner.ask(host).await;
+        let addresses = Answer::default().updated(&answer).addresses;
+        if addresses.is_empty() { Err(answer.error(host)) } else { Ok(addresses) }
+    }
+
+    /// Keeps a name resolved until the [`Watch`] is dropped, and calls `on_change` whenever its addresses
+    /// have changed. Addresses and localhost need no watching: they are there at once and stay.
+    pub fn watch(&self, host: &str, on_change: impl Fn() + Send + Sync + 'static) -> Watch {
+        if let Some(address) = without_dns(host) {
+            let allowed = self.inner.egress.check(address).is_ok();
+            return Watch::Fixed(if allowed { Arc::new([address]) } else { Arc::new([]) });
+        }
+        let mut names = self.inner.names.lock();
+        let name = names.get(host).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let name = Arc::new(Name {
+                host: host.into(),
+                answer: watch::Sender::default(),
+                listeners: Mutex::default(),
+                resolver: Arc::downgrade(&self.inner),
+            });
+            names.insert(host.into(), Arc::downgrade(&name));
+            self.inner.runtime.spawn(keep_fresh(Arc::downgrade(&name)));
+            name
+        });
+        drop(names);
+        let listener: Arc<OnChange> = Arc::new(on_change);
+        name.listeners.lock().push(Arc::downgrade(&listener));
+        Watch::Name(Watched { name, _listener: listener })
+    }
+}
+
+impl Inner {
+    async fn ask(&self, host: &str) -> Questions {
+        let (v4, v6) =
+            tokio::join!(self.ask_family(host, RecordType::A), self.ask_family(host, RecordType::AAAA));
+        Questions { v4, v6 }
+    }
+
+    async fn ask_family(&self, host: &str, family: RecordType) -> Reply {
+        let asked = tokio::time::timeout(QUERY_TIMEOUT, self.dns.lookup(host, family)).await;
+        match asked.unwrap_or(Err(NetError::Timeout)) {
+            Ok(lookup) => {
+                let mut addresses = Vec::new();
+                let mut ttl = u32::MAX;
+                let mut denied = None;
+                for record in lookup.answers() {
+                    ttl = ttl.min(record.ttl);
+                    let Some(address) = record.data.ip_addr() else { continue };
+                    match self.egress.check(address) {
+                        Ok(()) => addresses.push(address),
+                        Err(reason) => denied = Some(reason),
+                    }
+                }
+                addresses.sort_unstable();
+                addresses.dedup();
+                Reply::Answer { addresses, denied, ttl: Duration::from_secs(ttl.into()) }
+            }
+            // The name has no such records, or does not exist: an answer like any other.
+            Err(NetError::Dns(DnsError::NoRecordsFound(none)))
+                if matches!(none.response_code, ResponseCode::NoError | ResponseCode::NXDomain) =>
+            {
+                let ttl = Duration::from_secs(none.negative_ttl.unwrap_or(0).into());
+                Reply::Answer { addresses: Vec::new(), denied: None, ttl }
+            }
+            Err(error) => Reply::Failed(error),
+        }
+    }
+}
+
+struct Questions {
+    v4: Reply,
+    v6: Reply,
+}
+
+enum Reply {
+    Answer { addresses: Vec<IpAddr>, denied: Option<Denied>, ttl: Duration },
+    Failed(NetError),
+}
+
+impl Reply {
+    fn ttl(&self) -> Option<Duration> {
+        match self {
+            Self::Answer { ttl, .. } => Some(*ttl),
+            Self::Failed(_) => None,
+        }
+    }
+
+    fn denied(&self) -> Option<Denied> {
+        match self {
+            Self::Answer { denied, .. } => *denied,
+            Self::Failed(_) => None,
+        }
+    }
+}
+
+impl Questions {
+    /// Why there is no address in this.
+    fn error(self, host: &str) -> LookupError {
+        let host = host.to_owned();
+        match (self.v4.denied().or(self.v6.denied()), self.v4, self.v6) {
+            (Some(denied), _, _) => LookupError::Denied { host, denied },
+            (None, Reply::Failed(source), _) | (None, _, Reply::Failed(source)) => {
+                LookupError::Dns { host, source }
+            }
+            _ => LookupError::NoAddress { host },
+        }
+    }
+}
+
+/// What is known about a name, per address family, since either may fail alone.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Answer {
+    v4: Vec<IpAddr>,
+    v6: Vec<IpAddr>,
+    /// Both together.
+    addresses: Arc<[IpAddr]>,
+    /// Whether the first question has been answered, in whatever way.
+    asked: bool,
+}
+
+impl Answer {
+    fn updated(&self, questions: &Questions) -> Self {
+        let family = |reply: &Reply, before: &Vec<IpAddr>| match reply {
+            Reply::Answer { addresses, .. } => addresses.clone(),
+            Reply::Failed(_) => before.clone(),
+        };
+        let v4 = family(&questions.v4, &self.v4);
+        let v6 = family(&questions.v6, &self.v6);
+        let gone = v4.is_empty() && v6.is_empty();
+        let denied = questions.v4.denied().or(questions.v6.denied()).is_some();
+        if gone && !denied {
+            return Self { asked: true, ..self.clone() };
+        }
+        let addresses = v4.iter().chain(&v6).copied().collect();
+        Self { v4, v6, addresses, asked: true }
+    }
+}
+
+struct Name {
+    host: Box<str>,
+    answer: watch::Sender<Answer>,
+    listeners: Mutex<Vec<Weak<OnChange>>>,
+    resolver: Weak<Inner>,
+}
+
+type OnChange = dyn Fn() + Send + Sync;
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        if let Some(resolver) = self.resolver.upgrade() {
+            let mut names = resolver.names.lock();
+            // Another may have begun to watch the same name in the meantime.
+            if names.get(&*self.host).is_some_and(|name| name.strong_count() == 0) {
+                names.remove(&*self.host);
+            }
+        }
+    }
+}
+
+/// Asks for a name again and again until nobody watches it any more.
+async fn keep_fresh(name: Weak<Name>) {
+    let mut failures = 0;
+    loop {
+        let Some((this, resolver)) = name.upgrade().and_then(|n| n.resolver.upgrade().map(|r| (n, r))) else {
+            return;
+        };
+        let questions = resolver.ask(&this.host).await;
+        this.publish(&questions);
+        let pause = pause(&questions, &mut failures, resolver.min_refresh, resolver.max_refresh);
+        // Held while asleep, they would never be dropped.
+        drop((this, resolver));
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// The smaller TTL within the bounds. After failures from `min` on, doubled each time, up to `max`.
+fn pause(questions: &Questions, failures: &mut u32, min: Duration, max: Duration) -> Duration {
+    let replies = [&questions.v4, &questions.v6];
+    if replies.iter().any(|reply| reply.ttl().is_none()) {
+        let pause = min.saturating_mul(1 << (*failures).min(16)).min(max);
+        *failures += 1;
+        return pause;
+    }
+    *failures = 0;
+    // An empty family says little about how long the other stays.
+    let answered = replies.iter().filter(|reply| !matches!(reply, Reply::Answer { addresses, .. } if addresses.is_empty()));
+    answered.filter_map(|reply| reply.ttl()).min().unwrap_or(min).clamp(min, max)
+}
+
+impl Name {
+    fn publish(&self, questions: &Questions) {
+        let before = self.answer.borrow().clone();
+        let after = before.updated(questions);
+        for reply in [&questions.v4, &questions.v6] {
+            match reply {
+                Reply::Failed(error) => {
+                    tracing::warn!(host = %self.host, %error, kept = after.addresses.len(), "a name could not be resolved; its last addresses stay in use");
+                }
+                Reply::Answer { denied: Some(denied), .. } => {
+                    tracing::warn!(host = %self.host, %denied, "a name resolves to an address that may not be connected to");
+                }
+                Reply::Answer { .. } => {}
+            }
+        }
+        let changed = before.addresses != after.addresses;
+        if changed {
+            tracing::info!(host = %self.host, addresses = ?after.addresses, "the addresses of a name have changed");
+        }
+        self.answer.send_replace(after);
+        if changed {
+            let listeners: Vec<_> = {
+                let mut listeners = self.listeners.lock();
+                listeners.retain(|listener| listener.strong_count() > 0);
+                listeners.iter().filter_map(Weak::upgrade).collect()
+            };
+            for listener in listeners {
+                listener();
+            }
+        }
+    }
+}
+
+/// A name that is kept resolved as long as this lives.
+pub enum Watch {
+    Fixed(Arc<[IpAddr]>),
+    Name(Watched),
+}
+
+/// Opaque to callers.
+pub struct Watched {
+    name: Arc<Name>,
+    _listener: Arc<OnChange>,
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watch").field(&self.addresses()).finish()
+    }
+}
+
+impl Watch {
+    /// The addresses as last known; none before the first answer.
+    pub fn addresses(&self) -> Arc<[IpAddr]> {
+        match self {
+            Self::Fixed(addresses) => Arc::clone(addresses),
+            Self::Name(Watched { name, .. }) => Arc::clone(&name.answer.borrow().addresses),
+        }
+    }
+
+    /// Waits until the name has been asked for once, with whatever result.
+    pub async fn asked(&self) {
+        if let Self::Name(Watched { name, .. }) = self {
+            let mut answer = name.answer.subscribe();
+            // The sender lives as long as `self`, so this cannot fail.
+            let _ = answer.wait_for(|answer| answer.asked).await;
+        }
+    }
+}
+
+/// Addresses and localhost (RFC 6761 §6.3), which no name server needs to be asked for. `localhost` is
+/// 127.0.0.1 only: servers that listen on one family mostly choose that one; `[::1]` can be written.
+fn without_dns(host: &str) -> Option<IpAddr> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let is_localhost = || {
+        let last = bare.rsplit('.').next().unwrap_or_default();
+        last.eq_ignore_ascii_case("localhost")
+    };
+    bare.parse().ok().or_else(|| is_localhost().then_some(Ipv4Addr::LOCALHOST.into()))
+}
+
+fn with_servers(
+    servers: Vec<NameServerConfig>,
+) -> hickory_resolver::ResolverBuilder<TokioRuntimeProvider> {
+    TokioResolver::builder_with_config(
+        ResolverConfig::from_name_servers(servers),
+        TokioRuntimeProvider::default(),
+    )
+}
+
+fn name_server(server: &HostPort) -> Result<NameServerConfig, ResolverError> {
+    let ip = server.host().parse().map_err(|_| ResolverError::ServerByName { server: server.clone() })?;
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = server.port();
+        connection
+    });
+    Ok(NameServerConfig::new(ip, true, connections.into()))
+}

@@ -242,3 +242,143 @@ fn health_check_request(service: &str) -> Bytes {
 fn is_serving(framed: &[u8]) -> bool {
     framed == [0, 0, 0, 0, 2, 0x08, 0x01]
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::SocketAddr;
+
+    use proptest::prelude::*;
+    use seiketsu_config::values::Span;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::upstream::{
+        registry::{EventKind, UpstreamRegistry},
+        testing::{Behaviour, put, registry, server, until},
+    };
+
+    fn check(healthy_after: u8, unhealthy_after: u8) -> HealthCheck {
+        HealthCheck {
+            probe: Probe::Tcp,
+            interval: Span::from_millis(10),
+            timeout: Span::from_secs(1),
+            healthy_after,
+            unhealthy_after,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_standing_changes_after_as_many_results_in_a_row_as_configured(
+            results in prop::collection::vec(any::<bool>(), 0..60), healthy_after in 1u8..5, unhealthy_after in 1u8..5
+        ) {
+            let (health, check) = (Health::default(), check(healthy_after, unhealthy_after));
+            let mut seen = Vec::new();
+            let mut healthy = true;
+            for good in results {
+                seen.push(good);
+                let needed = usize::from(if healthy { unhealthy_after } else { healthy_after });
+                let changes = seen.len() >= needed && seen.iter().rev().take(needed).all(|good| *good != healthy);
+                if changes {
+                    healthy = !healthy;
+                    seen.clear();
+                }
+                prop_assert_eq!(health.record(good, &check), changes.then_some(healthy));
+                prop_assert_eq!(health.is_healthy(), healthy);
+            }
+        }
+    }
+
+    fn config(address: SocketAddr, protocol: &str, probe: &str, extra: &str) -> String {
+        format!(
+            r#"{{"endpoints":[{{"address":"{address}"}}],"protocol":"{protocol}",{extra}"health":{{"probe":{probe},"interval":"10ms","timeout":"1s"}}}}"#
+        )
+    }
+
+    async fn becomes(registry: &UpstreamRegistry, healthy: bool) {
+        until(&format!("healthy: {healthy}"), || registry.status()[0].endpoints[0].healthy == healthy).await;
+    }
+
+    #[tokio::test]
+    async fn http_probes_follow_the_status_and_tell_of_changes() {
+        let server = server(Behaviour::default(), None).await;
+        for protocol in ["http1", "http2"] {
+            let registry = registry();
+            let mut events = registry.events();
+            put(&registry, "t", &config(server.address, protocol, r#"{"http":{"path":"/healthz?deep"}}"#, ""));
+            server.set(Behaviour::status(503));
+            becomes(&registry, false).await;
+            let unhealthy = events.recv().await.unwrap().kind;
+            assert!(
+                matches!(&unhealthy, EventKind::Health { healthy: false, reason: Some(reason), .. } if reason.contains("503")),
+                "{unhealthy:?}"
+            );
+            server.set(Behaviour::status(204));
+            becomes(&registry, true).await;
+            let asked = server.requests.lock().drain(..).next_back().unwrap().0;
+            assert_eq!(asked.uri.path_and_query().unwrap(), "/healthz?deep");
+            assert_eq!(asked.version == http::Version::HTTP_2, protocol == "http2");
+        }
+    }
+
+    #[tokio::test]
+    async fn grpc_probes_want_serving_and_status_zero() {
+        let server = server(Behaviour::grpc("0", 1), None).await;
+        let registry = registry();
+        put(&registry, "t", &config(server.address, "http2", r#"{"grpc":{"service":"voice.v1"}}"#, ""));
+        for sick in [Behaviour::grpc("0", 2), Behaviour::grpc("5", 1), Behaviour::default(), Behaviour::status(500)] {
+            server.set(sick);
+            becomes(&registry, false).await;
+            server.set(Behaviour::grpc("0", 1));
+            becomes(&registry, true).await;
+        }
+        let (asked, body) = server.requests.lock().pop().unwrap();
+        assert_eq!(asked.uri.path(), "/grpc.health.v1.Health/Check");
+        assert_eq!(asked.headers["content-type"], "application/grpc");
+        assert_eq!(&body[..], b"\0\0\0\0\x0a\x0a\x08voice.v1");
+    }
+
+    #[tokio::test]
+    async fn tcp_probes_want_a_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let registry = registry();
+        put(&registry, "t", &config(address, "http1", r#""tcp""#, ""));
+        drop(listener);
+        becomes(&registry, false).await;
+        let _again = TcpListener::bind(address).await.unwrap();
+        becomes(&registry, true).await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_endpoint_is_unhealthy() {
+        // Accepts in the kernel, but never answers.
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let registry = registry();
+        let config = config(listener.local_addr().unwrap(), "http1", r#"{"http":{"path":"/"}}"#, "");
+        put(&registry, "t", &config.replace(r#""timeout":"1s""#, r#""timeout":"20ms""#));
+        becomes(&registry, false).await;
+    }
+
+    #[tokio::test]
+    async fn without_its_check_an_endpoint_counts_as_healthy_again() {
+        let registry = registry();
+        let dead = "127.0.0.1:9".parse().unwrap();
+        put(&registry, "t", &config(dead, "http1", r#""tcp""#, ""));
+        becomes(&registry, false).await;
+        put(&registry, "t", r#"{"endpoints":[{"address":"127.0.0.1:9"}]}"#);
+        assert!(registry.status()[0].endpoints[0].healthy);
+    }
+
+    #[test]
+    fn long_service_names_are_framed_with_their_length() {
+        let service = "s".repeat(300);
+        let framed = health_check_request(&service);
+        assert_eq!(framed[..5], [0, 0, 0, 1, 47]);
+        assert_eq!(framed[5..8], [0x0a, 0xac, 0x02]);
+        assert_eq!(framed.len(), 5 + 303);
+        assert_eq!(&health_check_request("")[..], [0, 0, 0, 0, 0]);
+    }
+}

@@ -28,6 +28,8 @@ pub mod profile;
 pub mod registry;
 pub mod resolver;
 pub mod retry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod window;
 

@@ -305,3 +305,190 @@ fn chain(error: &legacy::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::{HeaderMap, HeaderValue};
+    use rustls_pki_types::PrivateKeyDer;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::upstream::{
+        egress::EgressPolicy,
+        testing::{Behaviour, NameServer, OPEN, put, registry, registry_with, resolver, server, until},
+    };
+
+    const LIMITS: Limits = Limits { timeout: Duration::from_secs(5), max_body: 1000 };
+
+    fn outbound(resolver: Resolver) -> OutboundClient {
+        OutboundClient::new(resolver, &SystemRoots::default(), Handle::current()).unwrap()
+    }
+
+    fn open() -> OutboundClient {
+        outbound(resolver(&["127.0.0.1:9".parse().unwrap()], OPEN))
+    }
+
+    async fn get(client: &OutboundClient, url: &str) -> Result<Response<Bytes>, OutboundError> {
+        client.send(Request::get(url).body(Full::default()).unwrap(), LIMITS).await
+    }
+
+    #[tokio::test]
+    async fn answers_come_whole_and_connections_are_reused() {
+        let server = server(Behaviour { body: "hello".into(), ..Behaviour::default() }, None).await;
+        let client = open();
+        for _ in 0..3 {
+            let answer = get(&client, &format!("http://localhost:{}/jwks?x=1", server.address.port())).await.unwrap();
+            assert_eq!(answer.body(), "hello");
+        }
+        let requests = server.requests.lock();
+        assert_eq!(requests[0].0.uri, "/jwks?x=1");
+        assert_eq!(requests[0].0.headers["host"], format!("localhost:{}", server.address.port()));
+        assert_eq!(server.connections.load(std::sync::atomic::Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn denied_addresses_are_never_connected_to() {
+        let server = server(Behaviour::default(), None).await;
+        let dns = NameServer::start().await;
+        dns.set(&["127.0.0.1", "::ffff:127.0.0.1"]);
+        let client = outbound(resolver(&[dns.address], EgressPolicy::default()));
+        let port = server.address.port();
+        for host in ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "rebound.test"] {
+            let error = get(&client, &format!("http://{host}:{port}/")).await.unwrap_err();
+            assert!(error.to_string().contains("may not be connected to"), "{host}: {error}");
+        }
+        for url in ["http://169.254.169.254/latest/meta-data", "http://[fd00:ec2::254]/"] {
+            let error = get(&open(), url).await.unwrap_err();
+            assert!(error.to_string().contains("metadata"), "{url}: {error}");
+        }
+        assert!(server.requests.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn redirects_are_answers() {
+        let elsewhere = server(Behaviour::default(), None).await;
+        let location = HeaderValue::try_from(format!("http://{}/", elsewhere.address)).unwrap();
+        let redirecting = Behaviour {
+            headers: HeaderMap::from_iter([(header::LOCATION, location.clone())]),
+            ..Behaviour::status(302)
+        };
+        let server = server(redirecting, None).await;
+        let answer = get(&open(), &format!("http://{}/", server.address)).await.unwrap();
+        assert_eq!((answer.status().as_u16(), &answer.headers()["location"]), (302, &location));
+        assert!(elsewhere.requests.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn long_and_late_answers_are_cut_off() {
+        let server = server(Behaviour { body: vec![b'x'; 1001].into(), ..Behaviour::default() }, None).await;
+        let error = get(&open(), &format!("http://{}/", server.address)).await.unwrap_err();
+        assert!(matches!(error, OutboundError::TooLong(1000)), "{error}");
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let request = Request::get(format!("http://{}/", silent.local_addr().unwrap())).body(Full::default()).unwrap();
+        let limits = Limits { timeout: Duration::from_millis(50), max_body: 1 };
+        assert!(matches!(open().send(request, limits).await, Err(OutboundError::Timeout(_))));
+    }
+
+    #[tokio::test]
+    async fn other_schemes_are_refused() {
+        for url in ["ftp://localhost/", "/no/host"] {
+            assert!(get(&open(), url).await.is_err(), "{url}");
+        }
+    }
+
+    /// A server certificate for localhost, and the file that makes it trusted.
+    fn certificate(folder: &Path) -> (TlsAcceptor, std::path::PathBuf) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let path = folder.join("ca.pem");
+        std::fs::write(&path, made.cert.pem()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![made.cert.der().clone()],
+                PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        (TlsAcceptor::from(Arc::new(config)), path)
+    }
+
+    #[tokio::test]
+    async fn certificates_are_checked_against_the_given_authorities() {
+        let folder = tempfile::tempdir().unwrap();
+        let (acceptor, ca) = certificate(folder.path());
+        let server = server(Behaviour::default(), Some(acceptor)).await;
+        let port = server.address.port();
+        let client = open();
+        assert!(get(&client, &format!("https://localhost:{port}/")).await.is_err(), "not trusted by the system");
+        let client = client.trusting(&ca, &SystemRoots::default()).unwrap();
+        get(&client, &format!("https://localhost:{port}/")).await.unwrap();
+        assert_eq!(server.requests.lock()[0].0.version, http::Version::HTTP_2);
+        assert!(get(&client, &format!("https://127.0.0.1:{port}/")).await.is_err(), "a name it does not have");
+    }
+
+    fn original() -> Parts {
+        let request = Request::post("http://ignored.example/v1/orders?x=1")
+            .header("host", "acme.example")
+            .header("x-kept", "yes")
+            .header("connection", "keep-alive")
+            .header("transfer-encoding", "chunked")
+            .body(())
+            .unwrap();
+        request.into_parts().0
+    }
+
+    #[tokio::test]
+    async fn mirrored_requests_arrive_without_what_belongs_to_the_connection() {
+        let server = server(Behaviour::status(500), None).await;
+        for protocol in ["http1", "http2"] {
+            let registry = registry();
+            let json = format!(r#"{{"endpoints":[{{"address":"{}"}}],"protocol":"{protocol}"}}"#, server.address);
+            let pool = put(&registry, "t", &json);
+            assert_eq!(open().mirror(&original(), "body".into(), &pool), Mirrored::Sent);
+            until("arrived and counted", || pool.status().endpoints[0].attempts == 1).await;
+            let (parts, body) = server.requests.lock().pop().unwrap();
+            assert_eq!((parts.method.as_str(), &body[..]), ("POST", &b"body"[..]));
+            assert_eq!(parts.uri.path_and_query().unwrap(), "/v1/orders?x=1");
+            assert_eq!(parts.headers["x-kept"], "yes");
+            assert_eq!(parts.headers.get("transfer-encoding"), None);
+            assert_eq!(parts.version == http::Version::HTTP_2, protocol == "http2");
+            until("given back", || pool.status().in_flight == 0 && pool.status().endpoints[0].in_flight == 0).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn mirrored_requests_are_bounded_and_need_an_endpoint() {
+        let registry = registry_with(resolver(&[], OPEN));
+        let client = open();
+        let none = put(&registry, "none", r#"{"endpoints":[]}"#);
+        assert_eq!(client.mirror(&original(), Bytes::new(), &none), Mirrored::Unavailable);
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let json = format!(r#"{{"endpoints":[{{"address":"{}"}}]}}"#, silent.local_addr().unwrap());
+        let pool = put(&registry, "t", &json);
+        for _ in 0..MIRRORED_AT_ONCE {
+            assert_eq!(client.mirror(&original(), Bytes::new(), &pool), Mirrored::Sent);
+        }
+        assert_eq!(client.mirror(&original(), Bytes::new(), &pool), Mirrored::TooMany);
+    }
+
+    #[tokio::test]
+    async fn mirrors_over_tls_trust_what_the_upstream_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let (acceptor, ca) = certificate(folder.path());
+        let server = server(Behaviour::default(), Some(acceptor)).await;
+        let json = format!(
+            r#"{{"endpoints":[{{"address":"{}"}}],"tls":{{"ca":{ca:?},"server_name":"localhost"}}}}"#,
+            server.address
+        );
+        let registry = registry();
+        let pool = put(&registry, "t", &json);
+        assert_eq!(open().mirror(&original(), Bytes::new(), &pool), Mirrored::Sent);
+        until("counted", || pool.status().endpoints[0].attempts == 1).await;
+        assert_eq!(pool.status().endpoints[0].failures, 0);
+    }
+}

@@ -127,14 +127,20 @@ mod tests {
 
     use std::sync::Arc;
 
-    use pingora_core::upstreams::peer::Peer;
+    use pingora_core::{
+        connectors::http::Connector, protocols::http::client::HttpSession, upstreams::peer::Peer,
+    };
     use seiketsu_config::tenant::{Upstream, UpstreamTls};
 
     use super::*;
-    use crate::upstream::{egress::EgressPolicy, registry::Owner, tls::SystemRoots};
-
-    const TIMEOUTS: PeerTimeouts =
-        PeerTimeouts { connect: Duration::from_secs(1), read: Some(Duration::from_secs(2)), write: None };
+    use crate::upstream::{
+        balance::Tried,
+        egress::EgressPolicy,
+        pool::Selection,
+        registry::Owner,
+        testing::{Behaviour, TIMEOUTS, put, registry, selection, server},
+        tls::SystemRoots,
+    };
 
     fn upstream(protocol: UpstreamProtocol, tls: Option<UpstreamTls>) -> Upstream {
         let mut upstream: Upstream = serde_json::from_str(r#"{"endpoints":[{"address":"api.test:443"}]}"#).unwrap();
@@ -223,5 +229,40 @@ mod tests {
         assert_eq!(peer.options.read_timeout, TIMEOUTS.read);
         assert_eq!(peer.options.write_timeout, None);
         assert_eq!(peer.options.idle_timeout, Some(Duration::from_secs(60)));
+    }
+
+    #[tokio::test]
+    async fn http2_without_tls_is_spoken_by_prior_knowledge() {
+        let server = server(Behaviour::default(), None).await;
+        let connector = Connector::<()>::new(None);
+        for (protocol, caller_h2, http2) in
+            [("http1", true, false), ("http2", false, true), ("auto", false, false), ("auto", true, true)]
+        {
+            let registry = registry();
+            let json = format!(r#"{{"endpoints":[{{"address":"{}"}}],"protocol":"{protocol}"}}"#, server.address);
+            let tried = Tried::default();
+            let selection = Selection { caller_speaks_http2: caller_h2, ..selection(&tried) };
+            let peer = put(&registry, "t", &json).pick(&selection).unwrap().peer;
+            let (session, _) = connector.get_http_session(&*peer).await.unwrap();
+            assert_eq!(matches!(session, HttpSession::H2(_)), http2, "{protocol}, caller on HTTP/2: {caller_h2}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_is_reused_by_its_owner_only() {
+        let server = server(Behaviour::default(), None).await;
+        let connector = Connector::<()>::new(None);
+        let registry = registry();
+        let json = format!(r#"{{"endpoints":[{{"address":"{}"}}],"protocol":"http2"}}"#, server.address);
+        let reused = async |tenant: &str| {
+            let tried = Tried::default();
+            let peer = put(&registry, tenant, &json).pick(&selection(&tried)).unwrap().peer;
+            let (session, reused) = connector.get_http_session(&*peer).await.unwrap();
+            connector.release_http_session(session, &*peer, peer.idle_timeout()).await;
+            reused
+        };
+        assert!(!reused("a").await);
+        assert!(reused("a").await);
+        assert!(!reused("b").await, "the same address, but another tenant");
     }
 }

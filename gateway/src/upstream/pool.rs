@@ -105,7 +105,8 @@ type EndpointKey = (HostPort, SocketAddr);
 #[derive(Debug)]
 struct Slot {
     endpoint: Arc<Endpoint>,
-    checker: Option<Checker>,
+    /// Runs as long as the slot is there.
+    _checker: Option<Checker>,
 }
 
 impl UpstreamPool {
@@ -282,7 +283,7 @@ impl UpstreamPool {
                 None
             }
         };
-        Slot { endpoint, checker }
+        Slot { endpoint, _checker: checker }
     }
 
     /// Works out anew what requests see.
@@ -436,5 +437,324 @@ impl EndpointStatus {
             attempts: state.attempts.load(Relaxed),
             failures: state.failures.load(Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::{Method, StatusCode};
+
+    use super::*;
+    use crate::upstream::{
+        endpoint::Outcome,
+        registry::UpstreamRegistry,
+        retry::Failure,
+        testing::{put, registry, selection},
+    };
+
+    const OK: Outcome = Outcome::Status(StatusCode::OK);
+
+    /// Endpoints 127.0.0.1, 127.0.0.2 … with these further fields, and further fields of the upstream.
+    fn config(endpoints: &[&str], extra: &str) -> String {
+        let endpoints: Vec<_> = endpoints
+            .iter()
+            .enumerate()
+            .map(|(n, more)| format!(r#"{{"address":"127.0.0.{}:80"{more}}}"#, n + 1))
+            .collect();
+        format!(r#"{{"endpoints":[{}]{extra}}}"#, endpoints.join(","))
+    }
+
+    fn setup(endpoints: &[&str], extra: &str) -> (UpstreamRegistry, Arc<UpstreamPool>) {
+        let registry = registry();
+        let pool = put(&registry, "t", &config(endpoints, extra));
+        (registry, pool)
+    }
+
+    fn pick(pool: &UpstreamPool) -> Picked {
+        pool.pick(&selection(&Tried::default())).unwrap()
+    }
+
+    /// Last octets of the endpoints that come up in many picks.
+    fn in_use(pool: &UpstreamPool) -> Vec<u8> {
+        let mut seen: Vec<_> = (0..200).map(|_| octet(&pick(pool).endpoint)).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    fn octet(endpoint: &Endpoint) -> u8 {
+        match endpoint.address.ip() {
+            std::net::IpAddr::V4(v4) => v4.octets()[3],
+            std::net::IpAddr::V6(_) => 0,
+        }
+    }
+
+    fn endpoint(pool: &UpstreamPool, last_octet: u8) -> Arc<Endpoint> {
+        pool.view.load().endpoints.iter().find(|endpoint| octet(endpoint) == last_octet).unwrap().clone()
+    }
+
+    fn attempts(pool: &UpstreamPool, last_octet: u8, count: usize, outcome: Outcome) {
+        let permit = pool.admit().unwrap();
+        for _ in 0..count {
+            endpoint(pool, last_octet).begin(&permit).finish(outcome);
+        }
+    }
+
+    fn set_health(pool: &UpstreamPool, last_octet: u8, healthy: bool) {
+        let endpoint = endpoint(pool, last_octet);
+        let check = crate::upstream::testing::upstream(
+            r#"{"endpoints":[],"health":{"probe":"tcp","healthy_after":1,"unhealthy_after":1}}"#,
+        );
+        endpoint.state.health.record(healthy, check.health.as_ref().unwrap());
+        pool.health_changed(&endpoint, healthy, None);
+    }
+
+    #[tokio::test]
+    async fn one_request_never_gets_the_same_endpoint_twice_while_another_is_left() {
+        let (_registry, pool) = setup(&["", "", r#","priority":1"#], "");
+        for _ in 0..50 {
+            let mut tried = Tried::default();
+            let mut order = Vec::new();
+            for _ in 0..3 {
+                let picked = pool.pick(&selection(&tried)).unwrap();
+                tried.add(picked.endpoint.id());
+                order.push(octet(&picked.endpoint));
+            }
+            assert_eq!(order[2], 3, "the lower priority comes last");
+            assert_ne!(order[0], order[1]);
+            assert!(pool.pick(&selection(&tried)).is_ok(), "all tried: any will do");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_peer_is_the_address_of_the_endpoint() {
+        let (_registry, pool) = setup(&[""], "");
+        let picked = pick(&pool);
+        assert_eq!(picked.peer._address.as_inet(), Some(&picked.endpoint.address));
+    }
+
+    #[tokio::test]
+    async fn failing_endpoints_are_set_aside_and_come_back() {
+        let (registry, pool) = setup(&["", ""], "");
+        let mut events = registry.events();
+        attempts(&pool, 1, 4, Outcome::ConnectFailed);
+        attempts(&pool, 1, 1, OK);
+        attempts(&pool, 1, 4, Outcome::Status(StatusCode::BAD_GATEWAY));
+        assert_eq!(in_use(&pool), [1, 2]);
+        attempts(&pool, 1, 1, Outcome::Reset);
+        assert_eq!(in_use(&pool), [2]);
+        let address = endpoint(&pool, 1).address;
+        let ejected = events.try_recv().unwrap().kind;
+        assert_eq!(ejected, EventKind::Ejected { address, duration: Duration::from_secs(10) });
+        assert!(registry.status()[0].endpoints[0].ejected_for_seconds.unwrap() > 9.0);
+
+        pool.shared.clock.advance(Duration::from_secs(10));
+        // Its failures still make it the dearer one, so ask for it by leaving no choice.
+        let mut tried = Tried::default();
+        tried.add(endpoint(&pool, 2).id());
+        assert_eq!(octet(&pool.pick(&selection(&tried)).unwrap().endpoint), 1);
+        assert_eq!(events.try_recv().unwrap().kind, EventKind::Returned { address });
+    }
+
+    #[tokio::test]
+    async fn no_more_are_set_aside_than_the_cap_allows() {
+        let (registry, pool) = setup(&["", "", "", ""], r#","outliers":{"max_ejected":50}"#);
+        for octet in 1..=4 {
+            attempts(&pool, octet, 20, Outcome::Timeout);
+        }
+        let ejected = registry.status()[0].endpoints.iter().filter(|e| e.ejected_for_seconds.is_some()).count();
+        assert_eq!(ejected, 2);
+        assert_eq!(in_use(&pool), [3, 4]);
+    }
+
+    #[tokio::test]
+    async fn what_is_known_about_an_address_outlives_a_reload() {
+        let (registry, pool) = setup(&["", ""], "");
+        attempts(&pool, 1, 5, Outcome::ConnectFailed);
+        let before = endpoint(&pool, 1);
+        let permit = pool.admit().unwrap();
+        let in_flight = before.begin(&permit);
+
+        let again = put(&registry, "t", &config(&[r#","weight":7"#, "", ""], r#","slow_start":"1m""#));
+        assert!(Arc::ptr_eq(&pool, &again));
+        let after = endpoint(&pool, 1);
+        assert_eq!((after.weight, after.id(), after.in_flight()), (7, before.id(), 1));
+        assert!(after.state.outlier.is_ejected(pool.shared.clock.now()));
+        assert_eq!(registry.status()[0].endpoints[0].failures, 5);
+        drop(in_flight);
+        assert_eq!(after.in_flight(), 0);
+
+        // Gone and come back is a new beginning.
+        put(&registry, "t", r#"{"endpoints":[{"address":"127.0.0.2:80"}]}"#);
+        assert_eq!(in_use(&pool), [2]);
+        put(&registry, "t", &config(&["", ""], ""));
+        assert_ne!(endpoint(&pool, 1).id(), before.id());
+    }
+
+    #[tokio::test]
+    async fn higher_numbers_are_used_only_while_no_lower_one_is_healthy() {
+        let (_registry, pool) = setup(&["", "", r#","priority":5"#, r#","priority":5"#], "");
+        assert_eq!(in_use(&pool), [1, 2]);
+        set_health(&pool, 1, false);
+        assert_eq!(in_use(&pool), [2]);
+        set_health(&pool, 2, false);
+        assert_eq!(in_use(&pool), [3, 4]);
+        set_health(&pool, 1, true);
+        assert_eq!(in_use(&pool), [1]);
+    }
+
+    #[tokio::test]
+    async fn the_nearest_are_preferred() {
+        let (_registry, pool) = setup(
+            &[
+                r#","region":"us""#,
+                r#","region":"eu","zone":"eu-2""#,
+                r#","region":"eu","zone":"eu-1""#,
+                "",
+            ],
+            "",
+        );
+        assert_eq!(in_use(&pool), [3]);
+        set_health(&pool, 3, false);
+        assert_eq!(in_use(&pool), [2, 4]);
+        set_health(&pool, 2, false);
+        set_health(&pool, 4, false);
+        // A quarter is left: by default that is panic, see below.
+        assert_eq!(in_use(&pool), [1, 2, 3, 4]);
+    }
+
+    #[tokio::test]
+    async fn in_panic_health_is_ignored_and_without_it_there_is_no_endpoint() {
+        let (registry, pool) = setup(&["", "", ""], "");
+        set_health(&pool, 1, false);
+        assert_eq!(in_use(&pool), [2, 3]);
+        let mut events = registry.events();
+        set_health(&pool, 2, false);
+        assert_eq!(in_use(&pool), [1, 2, 3]);
+        assert!(pool.status().panic);
+        assert!(std::iter::from_fn(|| events.try_recv().ok()).any(|event| event.kind == EventKind::Panic(true)));
+
+        let (_registry, pool) = setup(&["", ""], r#","panic_threshold":0"#);
+        set_health(&pool, 1, false);
+        assert_eq!(in_use(&pool), [2]);
+        set_health(&pool, 2, false);
+        assert_eq!(pool.pick(&selection(&Tried::default())).unwrap_err(), NoEndpoint::Unhealthy);
+    }
+
+    #[tokio::test]
+    async fn endpoints_of_weight_zero_take_no_traffic() {
+        let (_registry, pool) = setup(&[r#","weight":0"#, ""], "");
+        assert_eq!(in_use(&pool), [2]);
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_that_comes_back_starts_slowly() {
+        let (_registry, pool) = setup(&["", ""], r#","slow_start":"100s","balance":"round_robin""#);
+        let share = |pool: &UpstreamPool| (0..4_000).filter(|_| octet(&pick(pool).endpoint) == 1).count();
+        assert_eq!(share(&pool), 2_000, "at the beginning all are equal");
+        set_health(&pool, 1, false);
+        assert_eq!(share(&pool), 0);
+        set_health(&pool, 1, true);
+        pool.shared.clock.advance(Duration::from_secs(20));
+        let slow = share(&pool);
+        assert!((250..600).contains(&slow), "a fifth of its half, got {slow}");
+        pool.shared.clock.advance(Duration::from_secs(80));
+        assert_eq!(share(&pool), 2_000);
+    }
+
+    #[tokio::test]
+    async fn slower_endpoints_get_less() {
+        let (_registry, pool) = setup(&["", ""], "");
+        let permit = pool.admit().unwrap();
+        for (octet, millis) in [(1, 10), (2, 100)] {
+            let guard = endpoint(&pool, octet).begin(&permit);
+            pool.shared.clock.advance(Duration::from_millis(millis));
+            guard.finish(OK);
+        }
+        assert_eq!(in_use(&pool), [1]);
+        let _busy: Vec<_> = (0..20).map(|_| endpoint(&pool, 1).begin(&permit)).collect();
+        assert_eq!(in_use(&pool), [2], "load counts as much as latency");
+    }
+
+    #[tokio::test]
+    async fn consistent_hash_keeps_a_key_on_its_endpoint() {
+        let (_registry, pool) = setup(&["", "", ""], r#","balance":{"consistent_hash":"path"}"#);
+        let to = |key: u64| {
+            let tried = Tried::default();
+            let selection = Selection { hash_key: Some(balance::hash_key(&key.to_be_bytes())), ..selection(&tried) };
+            octet(&pool.pick(&selection).unwrap().endpoint)
+        };
+        let before: Vec<_> = (0..300).map(to).collect();
+        assert_eq!(before, (0..300).map(to).collect::<Vec<_>>());
+        set_health(&pool, 2, false);
+        let after: Vec<_> = (0..300).map(to).collect();
+        assert!(before.iter().zip(&after).all(|(was, is)| *was == 2 || was == is));
+        set_health(&pool, 2, true);
+        assert_eq!(before, (0..300).map(to).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn the_breaker_opens_on_attempts_and_recovers() {
+        let extra = r#","breaker":{"error_rate":50,"min_requests":4,"open_for":"5s"},"outliers":{"consecutive_failures":0}"#;
+        let (registry, pool) = setup(&[""], extra);
+        let mut events = registry.events();
+        attempts(&pool, 1, 4, Outcome::Timeout);
+        assert_eq!(pool.admit().unwrap_err(), Refused::Open);
+        assert_eq!(events.try_recv().unwrap().kind, EventKind::Breaker(Transition::Opened));
+        pool.shared.clock.advance(Duration::from_secs(5));
+        for _ in 0..3 {
+            attempts(&pool, 1, 1, OK);
+        }
+        assert!(pool.admit().is_ok());
+        assert_eq!(events.try_recv().unwrap().kind, EventKind::Breaker(Transition::HalfOpened));
+        assert_eq!(events.try_recv().unwrap().kind, EventKind::Breaker(Transition::Closed));
+    }
+
+    #[tokio::test]
+    async fn in_flight_is_bounded_and_given_back_whatever_happens() {
+        let (_registry, pool) = setup(&[""], r#","breaker":{"max_concurrent":1}"#);
+        let permit = pool.admit().unwrap();
+        assert_eq!(pool.admit().unwrap_err(), Refused::TooManyInFlight);
+        // The client goes away: no outcome.
+        let attempt = pick(&pool).endpoint.begin(&permit);
+        assert_eq!(attempt.endpoint().in_flight(), 1);
+        drop((attempt, permit));
+        assert_eq!(endpoint(&pool, 1).in_flight(), 0);
+        assert_eq!(pool.status().endpoints[0].attempts, 0, "and nothing is learnt from it");
+        assert!(pool.admit().is_ok());
+    }
+
+    #[tokio::test]
+    async fn only_the_first_outcome_of_an_attempt_counts() {
+        let (_registry, pool) = setup(&[""], "");
+        let permit = pool.admit().unwrap();
+        let mut attempt = endpoint(&pool, 1).begin(&permit);
+        attempt.observe(OK);
+        attempt.finish(Outcome::Reset);
+        let status = pool.status();
+        assert_eq!((status.endpoints[0].attempts, status.endpoints[0].failures), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn retries_have_a_budget_per_upstream() {
+        let (_registry, pool) = setup(&[""], "");
+        let attempt = Attempt {
+            method: &Method::GET,
+            failure: Failure::Connect,
+            made: 1,
+            may_have_arrived: false,
+            replayable: true,
+        };
+        let granted = (0..50).filter(|_| pool.may_retry(&Retries::default(), &attempt).is_some()).count();
+        assert_eq!(granted, 10);
+    }
+
+    #[tokio::test]
+    async fn doubled_endpoints_count_once() {
+        let twice = r#"{"endpoints":[{"address":"localhost:80"},{"address":"localhost:80"}]}"#;
+        let pool = put(&registry(), "t", twice);
+        assert_eq!(pool.status().endpoints.len(), 1);
     }
 }

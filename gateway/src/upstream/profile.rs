@@ -82,6 +82,11 @@ impl Profile {
             && self.tls.as_ref().map(|tls| tls.digest) == other.tls.as_ref().map(|tls| tls.digest)
     }
 
+    /// Whether this is what `config` would compile to, as far as can be said without reading files.
+    pub fn is_surely(&self, config: &Upstream) -> bool {
+        config.tls.is_none() && *self.config == *config
+    }
+
     /// What the consistent hash is made of, where the upstream is balanced by one.
     pub fn hash_key(&self) -> Option<&HashKey> {
         match &self.config.balance {

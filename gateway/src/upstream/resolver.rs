@@ -341,7 +341,8 @@ pub enum Watch {
     Name(Watched),
 }
 
-/// Opaque to callers.
+/// A name that the resolver asks for, and whom to tell. Opaque to callers.
+#[allow(missing_debug_implementations)] // `Watch` has one.
 pub struct Watched {
     name: Arc<Name>,
     _listener: Arc<OnChange>,
@@ -399,4 +400,146 @@ fn name_server(server: &HostPort) -> Result<NameServerConfig, ResolverError> {
         connection
     });
     Ok(NameServerConfig::new(ip, true, connections.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+    use crate::upstream::testing::{NameServer, OPEN, resolver, until};
+
+    fn addresses(list: &[&str]) -> Vec<IpAddr> {
+        list.iter().map(|address| address.parse().unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn addresses_and_localhost_need_no_name_server() {
+        let resolver = resolver(&["127.0.0.1:9".parse().unwrap()], OPEN);
+        for (host, expected) in [
+            ("localhost", "127.0.0.1"),
+            ("api.localhost", "127.0.0.1"),
+            ("127.0.0.9", "127.0.0.9"),
+            ("::1", "::1"),
+            ("[::1]", "::1"),
+        ] {
+            assert_eq!(*resolver.lookup(host).await.unwrap(), addresses(&[expected])[..], "{host}");
+            assert_eq!(*resolver.watch(host, || ()).addresses(), addresses(&[expected])[..], "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn changed_answers_are_noticed_and_told() {
+        let server = NameServer::start().await;
+        server.set(&["10.0.0.2", "10.0.0.1"]);
+        let resolver = resolver(&[server.address], OPEN);
+        let told = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&told);
+        let watch = resolver.watch("api.test", move || {
+            counter.fetch_add(1, Relaxed);
+        });
+        watch.asked().await;
+        assert_eq!(*watch.addresses(), addresses(&["10.0.0.1", "10.0.0.2"])[..]);
+        until("told of the first answer", || told.load(Relaxed) == 1).await;
+        server.set(&["10.0.0.3", "2606:4700::1"]);
+        until("the new addresses", || *watch.addresses() == addresses(&["10.0.0.3", "2606:4700::1"])[..]).await;
+        let asked = server.asked();
+        until("asked again", || server.asked() > asked + 4).await;
+        assert_eq!(told.load(Relaxed), 2, "only changes are told");
+    }
+
+    #[tokio::test]
+    async fn stale_addresses_stay_when_the_server_fails_or_the_name_is_gone() {
+        let server = NameServer::start().await;
+        server.set(&["10.0.0.1"]);
+        let resolver = resolver(&[server.address], OPEN);
+        let watch = resolver.watch("api.test", || ());
+        watch.asked().await;
+        let broken: [&dyn Fn(); 2] = [&|| server.forget(), &|| {
+            for family in [RecordType::A, RecordType::AAAA] {
+                server.fail(family, ResponseCode::ServFail);
+            }
+        }];
+        for make_broken in broken {
+            make_broken();
+            let asked = server.asked();
+            until("asked again", || server.asked() > asked + 4).await;
+            assert_eq!(*watch.addresses(), addresses(&["10.0.0.1"])[..]);
+        }
+        server.set(&["10.0.0.2"]);
+        until("the server is back", || *watch.addresses() == addresses(&["10.0.0.2"])[..]).await;
+    }
+
+    #[tokio::test]
+    async fn a_failing_family_does_not_take_its_addresses_away() {
+        let server = NameServer::start().await;
+        server.set(&["10.0.0.1", "2606:4700::1"]);
+        let resolver = resolver(&[server.address], OPEN);
+        let watch = resolver.watch("api.test", || ());
+        watch.asked().await;
+        server.set(&["10.0.0.2"]);
+        server.fail(RecordType::AAAA, ResponseCode::ServFail);
+        until("the family that works", || *watch.addresses() == addresses(&["10.0.0.2", "2606:4700::1"])[..]).await;
+    }
+
+    #[tokio::test]
+    async fn denied_addresses_never_come_out() {
+        let server = NameServer::start().await;
+        server.set(&["169.254.169.254", "127.0.0.1", "8.8.8.8", "::ffff:10.0.0.1", "fe80::1"]);
+        let resolver = resolver(&[server.address], EgressPolicy::default());
+        let watch = resolver.watch("api.test", || ());
+        watch.asked().await;
+        assert_eq!(*watch.addresses(), addresses(&["8.8.8.8"])[..]);
+        assert_eq!(*resolver.lookup("other.test").await.unwrap(), addresses(&["8.8.8.8"])[..]);
+        assert!(matches!(resolver.lookup("127.0.0.1").await, Err(LookupError::Denied { .. })));
+        // A name that is moved to the inside loses its endpoints: this is no failure to be ridden out.
+        server.set(&["169.254.169.254"]);
+        until("no address", || watch.addresses().is_empty()).await;
+        assert!(matches!(resolver.lookup("other.test").await, Err(LookupError::Denied { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_name_nobody_watches_is_no_longer_asked_for() {
+        let server = NameServer::start().await;
+        server.set(&["10.0.0.1"]);
+        let resolver = resolver(&[server.address], OPEN);
+        let (one, other) = (resolver.watch("api.test", || ()), resolver.watch("api.test", || ()));
+        other.asked().await;
+        assert_eq!(resolver.inner.names.lock().len(), 1, "two watchers share one name");
+        drop(one);
+        let asked = server.asked();
+        until("still asked for the other", || server.asked() > asked + 2).await;
+        drop(other);
+        until("forgotten", || resolver.inner.names.lock().is_empty()).await;
+    }
+
+    #[test]
+    fn pauses_follow_the_ttl_within_bounds_and_grow_with_failures() {
+        let (min, max) = (Duration::from_secs(5), Duration::from_secs(60));
+        let answer = |seconds, addresses: &[&str]| Reply::Answer {
+            addresses: self::addresses(addresses),
+            denied: None,
+            ttl: Duration::from_secs(seconds),
+        };
+        let after = |v4, v6, failures: &mut u32| pause(&Questions { v4, v6 }, failures, min, max).as_secs();
+        let mut failures = 0;
+        assert_eq!(after(answer(30, &["10.0.0.1"]), answer(3600, &[]), &mut failures), 30);
+        assert_eq!(after(answer(30, &["10.0.0.1"]), answer(1, &[]), &mut failures), 30);
+        assert_eq!(after(answer(1, &["10.0.0.1"]), answer(1, &[]), &mut failures), 5);
+        assert_eq!(after(answer(86_400, &["10.0.0.1"]), answer(1, &[]), &mut failures), 60);
+        for expected in [5, 10, 20, 40, 60, 60] {
+            let failed = || Reply::Failed(NetError::Timeout);
+            assert_eq!(after(failed(), failed(), &mut failures), expected);
+        }
+        assert_eq!(after(answer(30, &["10.0.0.1"]), answer(0, &[]), &mut failures), 30);
+    }
+
+    #[tokio::test]
+    async fn a_name_server_is_given_by_address() {
+        let dns = Dns { servers: vec!["ns.example.com:53".parse().unwrap()], ..Dns::default() };
+        let refused = Resolver::new(&dns, OPEN, Handle::current());
+        assert!(matches!(refused, Err(ResolverError::ServerByName { .. })));
+    }
 }

@@ -175,9 +175,8 @@ pub fn choose<'a, C: Candidate>(groups: &'a [Group<C>], choice: &Choice<'_>) -> 
 /// The hash of a key for [`Choice::hash_key`]: the same on every gateway and in every release (FNV-1a,
 /// then mixed, since FNV alone spreads short keys badly).
 pub fn hash_key(bytes: &[u8]) -> u64 {
-    let hash = bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash =
+        bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     mix(hash)
 }
 
@@ -272,7 +271,13 @@ mod tests {
         Balance::ConsistentHash(HashKey::Path)
     }
 
-    fn pick(groups: &[Group<Fake>], balance: &Balance, key: Option<u64>, tried: &Tried, cursor: &AtomicUsize) -> Option<u32> {
+    fn pick(
+        groups: &[Group<Fake>],
+        balance: &Balance,
+        key: Option<u64>,
+        tried: &Tried,
+        cursor: &AtomicUsize,
+    ) -> Option<u32> {
         let choice = Choice { balance, hash_key: key, tried, cursor, now: 0 };
         choose(groups, &choice).map(|fake| fake.id)
     }

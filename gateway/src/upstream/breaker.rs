@@ -8,12 +8,18 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering::{AcqRel, Acquire, Relaxed}},
+    atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{AcqRel, Acquire, Relaxed},
+    },
 };
 
 use seiketsu_config::tenant::Breaker as Settings;
 
-use super::{clock::{Nanos, nanos}, window::Window};
+use super::{
+    clock::{Nanos, nanos},
+    window::Window,
+};
 
 /// Attempts that must succeed in the half-open state; as many may be in flight in it at once.
 pub const TRIALS: u16 = 3;
@@ -69,11 +75,7 @@ pub struct Epoch(u32);
 
 impl Breaker {
     /// Lets a request through or not.
-    pub fn admit(
-        self: &Arc<Self>,
-        settings: &Settings,
-        now: Nanos,
-    ) -> Result<(Permit, Option<Transition>), Refused> {
+    pub fn admit(self: &Arc<Self>, settings: &Settings, now: Nanos) -> Result<(Permit, Option<Transition>), Refused> {
         let others = self.in_flight.fetch_add(1, Relaxed);
         let admitted = if settings.max_concurrent > 0 && others >= settings.max_concurrent {
             Err(Refused::TooManyInFlight)
@@ -98,9 +100,7 @@ impl Breaker {
                 // Whoever switches the error rate off wants traffic, also while the breaker is open.
                 _ if !watches_errors(settings) => return Ok((Epoch(state.epoch), None)),
                 Phase::Open if now < self.open_until.load(Relaxed) => return Err(Refused::Open),
-                Phase::Open => {
-                    (state.next(Phase::HalfOpen { trials: 1, passed: 0 }), Some(Transition::HalfOpened))
-                }
+                Phase::Open => (state.next(Phase::HalfOpen { trials: 1, passed: 0 }), Some(Transition::HalfOpened)),
                 Phase::HalfOpen { trials, passed } if trials + passed < TRIALS => {
                     (State { phase: Phase::HalfOpen { trials: trials + 1, passed }, ..state }, None)
                 }
@@ -219,7 +219,10 @@ enum Phase {
     Closed,
     Open,
     /// Trials in flight, and those that have passed.
-    HalfOpen { trials: u16, passed: u16 },
+    HalfOpen {
+        trials: u16,
+        passed: u16,
+    },
 }
 
 /// Epoch in the upper half; below it two bits for the phase and fifteen for each of the counts, of which
@@ -424,8 +427,7 @@ mod tests {
             match &mut self.phase {
                 ModelPhase::Closed => {
                     self.log.push((now / SECOND, failed));
-                    let recent: Vec<_> =
-                        self.log.iter().filter(|(second, _)| now / SECOND - second < 10).collect();
+                    let recent: Vec<_> = self.log.iter().filter(|(second, _)| now / SECOND - second < 10).collect();
                     let bad = recent.iter().filter(|(_, failed)| *failed).count();
                     if failed && recent.len() >= 4 && bad * 2 >= recent.len() {
                         self.enter_phase(open);

@@ -80,11 +80,9 @@ fn classify_v4(address: Ipv4Addr) -> Class {
         [169, 254, ..] => Class::LinkLocalOrMetadata,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Class::Private,
         // "This network", IETF protocol assignments, documentation, benchmarks, multicast, reserved.
-        [0 | 224..=255, ..]
-        | [192, 0, 0 | 2, _]
-        | [198, 51, 100, _]
-        | [203, 0, 113, _]
-        | [198, 18 | 19, ..] => Class::NotAHost,
+        [0 | 224..=255, ..] | [192, 0, 0 | 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [198, 18 | 19, ..] => {
+            Class::NotAHost
+        }
         _ => Class::Public,
     }
 }

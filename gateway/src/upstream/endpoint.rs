@@ -115,12 +115,7 @@ impl Endpoint {
     /// An attempt on this endpoint begins, for the request that holds `permit`.
     pub fn begin(self: &Arc<Self>, permit: &Permit) -> AttemptGuard {
         self.state.in_flight.fetch_add(1, Relaxed);
-        AttemptGuard {
-            endpoint: Arc::clone(self),
-            epoch: permit.epoch(),
-            began: self.clock.now(),
-            observed: false,
-        }
+        AttemptGuard { endpoint: Arc::clone(self), epoch: permit.epoch(), began: self.clock.now(), observed: false }
     }
 
     fn observe(&self, outcome: Outcome, latency: Nanos, epoch: Epoch, now: Nanos) {
@@ -220,7 +215,9 @@ mod tests {
         for outcome in [Outcome::ConnectFailed, Outcome::Reset, Outcome::Timeout] {
             assert!(outcome.is_failure());
         }
-        for (status, failure) in [(200, false), (404, false), (429, false), (500, false), (502, true), (503, true), (504, true)] {
+        for (status, failure) in
+            [(200, false), (404, false), (429, false), (500, false), (502, true), (503, true), (504, true)]
+        {
             let status = StatusCode::from_u16(status).unwrap_or_default();
             assert_eq!(Outcome::Status(status).is_failure(), failure, "{status}");
         }

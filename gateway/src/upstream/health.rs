@@ -135,9 +135,7 @@ fn report(
 }
 
 async fn probe_in_time(endpoint: &Endpoint, check: &HealthCheck) -> Result<(), ProbeError> {
-    tokio::time::timeout(check.timeout.get(), probe(endpoint, &check.probe))
-        .await
-        .unwrap_or(Err(ProbeError::Timeout))
+    tokio::time::timeout(check.timeout.get(), probe(endpoint, &check.probe)).await.unwrap_or(Err(ProbeError::Timeout))
 }
 
 /// Each probe opens a connection of its own: that this works is part of the question.

@@ -12,6 +12,7 @@
 //! Everything else happens in the background: names are resolved by [`Resolver`], endpoints probed by
 //! [`health`]. What is learnt about an endpoint belongs to its address and outlives configurations.
 
+mod answer;
 pub mod balance;
 pub mod breaker;
 pub mod clock;
@@ -28,6 +29,7 @@ pub mod profile;
 pub mod registry;
 pub mod resolver;
 pub mod retry;
+pub mod status;
 #[cfg(test)]
 mod testing;
 pub mod tls;

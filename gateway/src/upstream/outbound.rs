@@ -128,11 +128,7 @@ impl OutboundClient {
     }
 
     /// Sends a request and reads the whole answer. The URL must be absolute.
-    pub async fn send(
-        &self,
-        request: Request<Full<Bytes>>,
-        limits: Limits,
-    ) -> Result<Response<Bytes>, OutboundError> {
+    pub async fn send(&self, request: Request<Full<Bytes>>, limits: Limits) -> Result<Response<Bytes>, OutboundError> {
         let exchange = async {
             let (head, body) = self.client.request(request).await?.into_parts();
             let body = Limited::new(body, limits.max_body).collect().await.map_err(|error| {
@@ -174,7 +170,10 @@ impl OutboundClient {
     fn client_of(&self, profile: &Profile) -> HttpClient {
         let connector = Connector {
             resolver: self.connector.resolver.clone(),
-            tls: profile.tls.as_ref().map_or_else(|| Arc::clone(&self.connector.tls), |tls| Arc::clone(&tls.client_config)),
+            tls: profile
+                .tls
+                .as_ref()
+                .map_or_else(|| Arc::clone(&self.connector.tls), |tls| Arc::clone(&tls.client_config)),
             server_name: profile.tls.as_ref().and_then(|tls| tls.server_name.as_deref().map(Arc::from)),
         };
         client(connector, profile.tls.is_none() && profile.config.protocol == UpstreamProtocol::Http2)

@@ -46,11 +46,7 @@ pub struct PeerTimeouts {
 impl From<&Timeouts> for PeerTimeouts {
     /// `per_try` for reads and `idle` for writes.
     fn from(timeouts: &Timeouts) -> Self {
-        Self {
-            connect: timeouts.connect.get(),
-            read: Some(timeouts.per_try.get()),
-            write: Some(timeouts.idle.get()),
-        }
+        Self { connect: timeouts.connect.get(), read: Some(timeouts.per_try.get()), write: Some(timeouts.idle.get()) }
     }
 }
 
@@ -72,9 +68,7 @@ impl PeerTemplates {
             // Without TLS, Pingora takes an ALPN of HTTP/2 alone as prior knowledge.
             (UpstreamProtocol::Http2, _) => Self { peer: template(ALPN::H2), h2c: None },
             (UpstreamProtocol::Auto, true) => Self { peer: template(ALPN::H2H1), h2c: None },
-            (UpstreamProtocol::Auto, false) => {
-                Self { peer: template(ALPN::H1), h2c: Some(template(ALPN::H2)) }
-            }
+            (UpstreamProtocol::Auto, false) => Self { peer: template(ALPN::H1), h2c: Some(template(ALPN::H2)) },
         }
     }
 
@@ -127,9 +121,7 @@ mod tests {
 
     use std::sync::Arc;
 
-    use pingora_core::{
-        connectors::http::Connector, protocols::http::client::HttpSession, upstreams::peer::Peer,
-    };
+    use pingora_core::{connectors::http::Connector, protocols::http::client::HttpSession, upstreams::peer::Peer};
     use seiketsu_config::tenant::{Upstream, UpstreamTls};
 
     use super::*;
@@ -150,8 +142,7 @@ mod tests {
     }
 
     fn templates(owner: Owner, upstream: Upstream) -> PeerTemplates {
-        let profile =
-            Profile::compile(&Arc::new(upstream), EgressPolicy::default(), &SystemRoots::default()).unwrap();
+        let profile = Profile::compile(&Arc::new(upstream), EgressPolicy::default(), &SystemRoots::default()).unwrap();
         let key = PoolKey { owner, upstream: "api".parse().unwrap() };
         PeerTemplates::new(&key, &profile, "api.test", "192.0.2.1:443".parse().unwrap())
     }

@@ -32,6 +32,7 @@ use super::{
     registry::{Event, EventKind, PoolKey, Shared},
     resolver::Watch,
     retry::{self, Attempt, Budget},
+    status::{EndpointStatus, PoolStatus},
 };
 
 /// What a request says about the endpoint it needs.
@@ -176,13 +177,7 @@ impl UpstreamPool {
             }
             view = self.view.load();
         }
-        let choice = Choice {
-            balance: &view.profile.config.balance,
-            hash_key,
-            tried,
-            cursor: &self.cursor,
-            now,
-        };
+        let choice = Choice { balance: &view.profile.config.balance, hash_key, tried, cursor: &self.cursor, now };
         balance::choose(&view.groups, &choice).cloned().ok_or(if view.endpoints.is_empty() {
             NoEndpoint::Unresolved
         } else {
@@ -309,9 +304,7 @@ impl UpstreamPool {
         let mut inner = self.inner.lock();
         let outliers = inner.profile.config.outliers;
         let ejected = inner.endpoints.iter().filter(|e| e.state.outlier.is_ejected(now)).count();
-        if endpoint.state.outlier.is_ejected(now)
-            || !outlier::has_room(&outliers, ejected, inner.endpoints.len())
-        {
+        if endpoint.state.outlier.is_ejected(now) || !outlier::has_room(&outliers, ejected, inner.endpoints.len()) {
             return;
         }
         let until = endpoint.state.outlier.eject(&outliers, now);
@@ -388,55 +381,6 @@ impl View {
             .min()
             .unwrap_or(Nanos::MAX);
         Self { profile: Arc::clone(profile), endpoints: endpoints.to_vec(), groups, panic, valid_until }
-    }
-}
-
-/// A pool as operators see it.
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct PoolStatus {
-    pub upstream: String,
-    pub breaker: super::breaker::BreakerState,
-    /// Requests in flight.
-    pub in_flight: u32,
-    /// Too few endpoints are healthy, so health is being ignored.
-    pub panic: bool,
-    pub endpoints: Vec<EndpointStatus>,
-}
-
-#[derive(Debug, Clone, serde::Serialize)]
-pub struct EndpointStatus {
-    pub host: String,
-    pub address: SocketAddr,
-    pub priority: u8,
-    pub weight: u16,
-    /// By its active health check.
-    pub healthy: bool,
-    /// How long it is still set aside; absent: it is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ejected_for_seconds: Option<f64>,
-    pub latency_seconds: f64,
-    /// Attempts in flight.
-    pub in_flight: u32,
-    pub attempts: u64,
-    pub failures: u64,
-}
-
-impl EndpointStatus {
-    fn new(endpoint: &Endpoint, now: Nanos) -> Self {
-        let state = &endpoint.state;
-        let ejected = state.outlier.ejected_until().saturating_sub(now);
-        Self {
-            host: endpoint.authority.to_string(),
-            address: endpoint.address,
-            priority: endpoint.priority,
-            weight: endpoint.weight,
-            healthy: state.health.is_healthy(),
-            ejected_for_seconds: (ejected > 0).then(|| Duration::from_nanos(ejected).as_secs_f64()),
-            latency_seconds: f64::from(state.latency.estimate(now)) / 1e9,
-            in_flight: endpoint.in_flight(),
-            attempts: state.attempts.load(Relaxed),
-            failures: state.failures.load(Relaxed),
-        }
     }
 }
 
@@ -607,15 +551,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_nearest_are_preferred() {
-        let (_registry, pool) = setup(
-            &[
-                r#","region":"us""#,
-                r#","region":"eu","zone":"eu-2""#,
-                r#","region":"eu","zone":"eu-1""#,
-                "",
-            ],
-            "",
-        );
+        let (_registry, pool) =
+            setup(&[r#","region":"us""#, r#","region":"eu","zone":"eu-2""#, r#","region":"eu","zone":"eu-1""#, ""], "");
         assert_eq!(in_use(&pool), [3]);
         set_health(&pool, 3, false);
         assert_eq!(in_use(&pool), [2, 4]);
@@ -697,7 +634,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_breaker_opens_on_attempts_and_recovers() {
-        let extra = r#","breaker":{"error_rate":50,"min_requests":4,"open_for":"5s"},"outliers":{"consecutive_failures":0}"#;
+        let extra =
+            r#","breaker":{"error_rate":50,"min_requests":4,"open_for":"5s"},"outliers":{"consecutive_failures":0}"#;
         let (registry, pool) = setup(&[""], extra);
         let mut events = registry.events();
         attempts(&pool, 1, 4, Outcome::Timeout);

@@ -36,18 +36,13 @@ pub struct Profile {
 
 impl Profile {
     /// Checks what only the node can check, and reads the files. Blocks: call it off the request path.
-    pub fn compile(
-        config: &Arc<Upstream>,
-        egress: EgressPolicy,
-        roots: &SystemRoots,
-    ) -> Result<Self, UpstreamError> {
+    pub fn compile(config: &Arc<Upstream>, egress: EgressPolicy, roots: &SystemRoots) -> Result<Self, UpstreamError> {
         for endpoint in &config.endpoints {
             if let Ok(address) = endpoint.address.host().parse::<IpAddr>() {
                 egress.check(address)?;
             }
         }
-        let probes_grpc =
-            config.health.as_ref().is_some_and(|health| matches!(health.probe, Probe::Grpc { .. }));
+        let probes_grpc = config.health.as_ref().is_some_and(|health| matches!(health.probe, Probe::Grpc { .. }));
         if probes_grpc && config.protocol == UpstreamProtocol::Http1 {
             return Err(UpstreamError::GrpcProbe);
         }
@@ -58,11 +53,7 @@ impl Profile {
         Ok(Self { config: Arc::clone(config), tls, mirror: OnceLock::new() })
     }
 
-    fn load_tls(
-        config: &Upstream,
-        tls: &UpstreamTls,
-        roots: &SystemRoots,
-    ) -> Result<TlsMaterial, UpstreamError> {
+    fn load_tls(config: &Upstream, tls: &UpstreamTls, roots: &SystemRoots) -> Result<TlsMaterial, UpstreamError> {
         if tls.server_name.is_none() {
             for endpoint in &config.endpoints {
                 server_name(endpoint.address.host())?;

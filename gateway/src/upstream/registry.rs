@@ -15,9 +15,10 @@ use tokio::{runtime::Handle, sync::broadcast};
 use super::{
     breaker::Transition,
     clock::Clock,
-    pool::{PoolStatus, UpstreamPool},
+    pool::UpstreamPool,
     profile::{Profile, UpstreamError},
     resolver::{Resolver, Watch},
+    status::PoolStatus,
     tls::SystemRoots,
 };
 
@@ -72,10 +73,19 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum EventKind {
     /// By active checks; with what the last one found, where that was bad.
-    Health { address: SocketAddr, healthy: bool, reason: Option<String> },
+    Health {
+        address: SocketAddr,
+        healthy: bool,
+        reason: Option<String>,
+    },
     /// Set aside for failing requests.
-    Ejected { address: SocketAddr, duration: Duration },
-    Returned { address: SocketAddr },
+    Ejected {
+        address: SocketAddr,
+        duration: Duration,
+    },
+    Returned {
+        address: SocketAddr,
+    },
     Breaker(Transition),
     /// Health is ignored from now on, since too few are healthy; or no longer.
     Panic(bool),
@@ -273,9 +283,7 @@ mod tests {
             std::fs::write(&path, rcgen::generate_simple_self_signed(["x".to_owned()]).unwrap().cert.pem()).unwrap();
         };
         write();
-        let json = format!(
-            r#"{{"endpoints":[{{"address":"127.0.0.1:443"}}],"tls":{{"ca":{path:?}}}}}"#
-        );
+        let json = format!(r#"{{"endpoints":[{{"address":"127.0.0.1:443"}}],"tls":{{"ca":{path:?}}}}}"#);
         let registry = registry();
         put(&registry, "t", &json);
         assert!(!registry.prepare(&key("t"), &upstream(&json)).unwrap().is_change());
@@ -364,7 +372,8 @@ mod tests {
 
     #[test]
     fn keys_of_different_owners_have_different_digests() {
-        let shared = |scope: &str, id: &str| PoolKey { owner: Owner::Shared(scope.into()), upstream: id.parse().unwrap() };
+        let shared =
+            |scope: &str, id: &str| PoolKey { owner: Owner::Shared(scope.into()), upstream: id.parse().unwrap() };
         let keys = [key("a"), key("b"), shared("a", "api"), shared("aa", "pi"), shared("a", "a.pi")];
         let mut digests: Vec<_> = keys.iter().map(PoolKey::digest).collect();
         digests.sort_unstable();

@@ -75,9 +75,9 @@ fn class(failure: Failure) -> Option<RetryOn> {
         Failure::Connect => Some(RetryOn::ConnectFailure),
         Failure::Reset => Some(RetryOn::Reset),
         Failure::Timeout => Some(RetryOn::Timeout),
-        Failure::Status(
-            StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT,
-        ) => Some(RetryOn::GatewayError),
+        Failure::Status(StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT) => {
+            Some(RetryOn::GatewayError)
+        }
         Failure::Status(_) => None,
     }
 }
@@ -108,13 +108,7 @@ mod tests {
     }
 
     fn attempt(method: &Method, failure: Failure) -> Attempt<'_> {
-        Attempt {
-            method,
-            failure,
-            made: 1,
-            may_have_arrived: failure != Failure::Connect,
-            replayable: true,
-        }
+        Attempt { method, failure, made: 1, may_have_arrived: failure != Failure::Connect, replayable: true }
     }
 
     fn retried(policy: &Retries, attempt: &Attempt<'_>) -> bool {

@@ -195,15 +195,9 @@ impl Behaviour {
 
     /// `grpc.health.v1`: 1 is SERVING, 2 NOT_SERVING.
     pub(super) fn grpc(status: &'static str, serving: u8) -> Self {
-        let trailers = HeaderMap::from_iter([(
-            http::HeaderName::from_static("grpc-status"),
-            HeaderValue::from_static(status),
-        )]);
-        Self {
-            body: Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, serving]),
-            trailers: Some(trailers),
-            ..Self::default()
-        }
+        let trailers =
+            HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static(status))]);
+        Self { body: Bytes::copy_from_slice(&[0, 0, 0, 0, 2, 8, serving]), trailers: Some(trailers), ..Self::default() }
     }
 }
 

@@ -80,8 +80,11 @@ impl TlsMaterial {
             None => None,
             Some(files) => {
                 let chain = certificates(&files.certificate, "certificate")?;
-                let key = PrivateKeyDer::from_pem_file(&files.key)
-                    .map_err(|source| TlsError::Pem { what: "a private key", path: files.key.clone(), source })?;
+                let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::Pem {
+                    what: "a private key",
+                    path: files.key.clone(),
+                    source,
+                })?;
                 Some((chain, key))
             }
         };
@@ -115,9 +118,7 @@ impl TlsMaterial {
         Ok(Self {
             server_name: tls.server_name.clone(),
             verify: !tls.insecure_skip_verify,
-            ca: ca.map(|list| {
-                list.iter().map(|c| WrappedX509::new(c.to_vec(), parse_x509)).collect::<Vec<_>>().into()
-            }),
+            ca: ca.map(|list| list.iter().map(|c| WrappedX509::new(c.to_vec(), parse_x509)).collect::<Vec<_>>().into()),
             client: client.map(|(chain, key)| {
                 let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
                 Arc::new(CertKey::new(chain, key.secret_der().to_vec()))
@@ -147,8 +148,7 @@ pub fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
 
 fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |source| TlsError::Pem { what, path: path.to_owned(), source };
-    let list: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    let list: Vec<_> = CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
     if list.is_empty() {
         return Err(TlsError::Empty { what, path: path.to_owned() });
     }
@@ -182,8 +182,7 @@ fn client_config(
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(aws_lc_rs::default_provider());
-    let builder =
-        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
     let builder = if accept_any {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny { provider }))
     } else {
@@ -263,9 +262,8 @@ mod tests {
         let (one, two) = (pem("one"), pem("two"));
         let a = write(folder.path(), "a.pem", &one);
         let b = write(folder.path(), "b.pem", &one);
-        let digest = |ca: &Path| {
-            load(&UpstreamTls { ca: Some(ca.to_owned()), ..UpstreamTls::default() }).unwrap().digest
-        };
+        let digest =
+            |ca: &Path| load(&UpstreamTls { ca: Some(ca.to_owned()), ..UpstreamTls::default() }).unwrap().digest;
         assert_eq!(digest(&a), digest(&b));
         let before = digest(&a);
         write(folder.path(), "a.pem", &two);
@@ -286,11 +284,7 @@ mod tests {
     fn bad_files_are_refused_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let empty = write(folder.path(), "empty.pem", "");
-        let junk = write(
-            folder.path(),
-            "junk.pem",
-            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
-        );
+        let junk = write(folder.path(), "junk.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
         for path in [empty, junk, folder.path().join("missing.pem")] {
             let error = load(&UpstreamTls { ca: Some(path.clone()), ..UpstreamTls::default() }).unwrap_err();
             assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");

@@ -1,6 +1,6 @@
 //! CPU time per request of several gateways, each on one core with one worker, in interleaved rounds.
 //!
-//! The gateway runs alone on core 0; generator and origin share core 1. CPU time is the gateway process'
+//! The gateway runs alone on core 0; generator and origin share core 1. CPU time is the gateway process's
 //! own with its children, from the kernel's accounts, and is divided by the requests that were answered:
 //! on a shared machine it is the steadiest figure there is. Requests a second and latencies stand beside
 //! it; they depend on the other core too, and the generator of these scenarios is closed-loop.

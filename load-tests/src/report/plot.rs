@@ -5,7 +5,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 232.0;
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 58.0;
+const RIGHT: f64 = 66.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 24.0;
 /// Labels at the ends of lines keep this distance, so that they stay legible where lines meet.

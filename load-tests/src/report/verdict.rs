@@ -116,7 +116,8 @@ impl Figures {
 
 fn checks(measured: &Measured, figures: &Figures) -> Vec<Check> {
     let share = figures.errors as f64 / figures.requests as f64;
-    let due = measured.run.rate * measured.run.duration_seconds as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of requests")]
+    let due = (measured.run.rate * measured.run.duration_seconds as f64) as u64;
     let mut checks = vec![
         Check {
             what: "p99 latency",
@@ -133,15 +134,15 @@ fn checks(measured: &Measured, figures: &Figures) -> Vec<Check> {
         Check {
             what: "requests sent",
             measured: thousands(figures.requests),
-            bound: format!("≥ {:.0} % of {due:.0}", COMPLETENESS * 100.0),
-            kept: figures.requests as f64 >= COMPLETENESS * due,
+            bound: format!("≥ {:.0} % of {}", COMPLETENESS * 100.0, thousands(due)),
+            kept: figures.requests as f64 >= COMPLETENESS * due as f64,
         },
     ];
     if let Some(connections) = figures.connections {
         checks.push(Check {
             what: "connections at once",
             measured: thousands(connections as u64),
-            bound: format!("≥ {:.0} % of {}", COMPLETENESS * 100.0, measured.run.connections),
+            bound: format!("≥ {:.0} % of {}", COMPLETENESS * 100.0, thousands(measured.run.connections as u64)),
             kept: connections as f64 >= COMPLETENESS * measured.run.connections as f64,
         });
     }
@@ -152,8 +153,8 @@ fn remarks(figures: &Figures) -> Vec<String> {
     let mut remarks = Vec::new();
     if figures.generator_slip_p99_ms > SLIP_WARNING_MS {
         remarks.push(format!(
-            "The generator was late itself: 1 % of its requests started {:.0} ms or more behind schedule. It and the gateway were short of CPU together; on a machine of its own the gateway would look better.",
-            figures.generator_slip_p99_ms
+            "The generator itself was late: it started one request in a hundred {} or more behind schedule. The machine was short of CPU, so these latencies say little about the gateway.",
+            milliseconds(figures.generator_slip_p99_ms)
         ));
     }
     if figures.connections.is_none() {
@@ -171,7 +172,7 @@ impl fmt::Display for Verdict {
         }
         writeln!(
             f,
-            "  latency              p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
+            "    latency              p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
             milliseconds(latency.p50),
             milliseconds(latency.p90),
             milliseconds(latency.p99),
@@ -180,28 +181,29 @@ impl fmt::Display for Verdict {
         )?;
         writeln!(
             f,
-            "  load                 {} requests, {:.0} a second, {} errors",
+            "    load                 {} requests, {:.0} a second, {} errors",
             thousands(self.figures.requests),
             self.figures.requests_per_second,
             thousands(self.figures.errors)
         )?;
         if let (Some(cpu), Some(resident)) = (self.figures.cpu_us_per_request, self.figures.resident_bytes) {
-            write!(f, "  gateway              {cpu:.1} µs CPU a request, {} resident", mebibytes(resident))?;
+            write!(f, "    gateway              {cpu:.1} µs CPU a request, {} resident", mebibytes(resident))?;
             if let Some(kib) = self.figures.kib_per_connection {
                 write!(f, ", {kib:.1} KiB a connection")?;
             }
             writeln!(f)?;
         }
         for (reason, count) in &self.failures {
-            writeln!(f, "  failed               {count} × {reason}")?;
+            writeln!(f, "    failed               {count} × {reason}")?;
         }
-        self.remarks.iter().try_for_each(|remark| writeln!(f, "  note: {remark}"))
+        self.remarks.iter().try_for_each(|remark| writeln!(f, "    note: {remark}"))
     }
 }
 
-/// With three digits that matter.
+/// With three digits that matter; seconds from one second on.
 pub fn milliseconds(value: f64) -> String {
     match value {
+        _ if value >= 1000.0 => format!("{:.2} s", value / 1000.0),
         _ if value < 10.0 => format!("{value:.2} ms"),
         _ if value < 100.0 => format!("{value:.1} ms"),
         _ => format!("{value:.0} ms"),

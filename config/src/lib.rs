@@ -6,8 +6,11 @@
 //! reader can get hold of has passed both.
 
 pub mod check;
+pub mod error;
+pub mod layers;
 pub mod load;
 pub mod node;
+pub mod path;
 pub mod policy;
 pub mod schema;
 pub mod secret;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     tenant::CertificateFiles,
-    values::{ByteSize, HostPort, Id, Percent, Span},
+    values::{ByteSize, HostPort, Id, Percent, Span, networks, socket, sockets},
 };
 
 /// The node's bootstrap file. Flags and environment variables override it, see `seiketsu-gateway --help`.
@@ -67,13 +67,20 @@ impl Default for NodeConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct Listeners {
     /// HTTP/1.1 and HTTP/2 with prior knowledge, without TLS.
+    #[serde(deserialize_with = "sockets")]
+    #[schemars(with = "Vec<String>")]
     pub http: Vec<SocketAddr>,
     /// HTTP/1.1 and HTTP/2 over TLS.
+    #[serde(deserialize_with = "sockets")]
+    #[schemars(with = "Vec<String>")]
     pub https: Vec<SocketAddr>,
     /// `/livez`, `/readyz`, `/metrics`, `/config`. Keep it off the public network.
+    #[serde(deserialize_with = "socket")]
+    #[schemars(with = "String")]
     pub operations: SocketAddr,
     /// Expect the PROXY protocol (versions 1 and 2) from these peers on `http` and `https`; from others
     /// a PROXY header is refused.
+    #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub proxy_protocol_from: Vec<IpNet>,
 }
@@ -150,6 +157,7 @@ impl Default for Protection {
 #[serde(deny_unknown_fields, default)]
 pub struct Forwarding {
     /// Peers whose `X-Forwarded-For`, `-Proto` and `-Host` are believed. Those of others are replaced.
+    #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,
 }

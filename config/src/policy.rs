@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{ByteSize, HeaderName, HeaderValue, Id, Method, Percent, Span};
+use crate::values::{ByteSize, HeaderName, HeaderValue, Id, Method, Percent, Span, networks, unique_map};
 
 /// The policies of one layer. What is absent is inherited.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -22,7 +22,7 @@ pub struct Policies {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cors: Option<Cors>,
     /// Security headers set on every response: name to value, `null` removes an inherited one.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub security_headers: BTreeMap<HeaderName, Option<HeaderValue>>,
     #[serde(skip_serializing_if = "Headers::is_empty")]
     pub headers: Headers,
@@ -42,6 +42,38 @@ pub struct Policies {
     pub retries: Option<Retries>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+}
+
+impl Policies {
+    /// Whether this layer sets nothing at all.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            auth,
+            cors,
+            security_headers,
+            headers,
+            access,
+            request,
+            transform,
+            validation,
+            compression,
+            timeouts,
+            retries,
+            access_log,
+        } = self;
+        security_headers.is_empty()
+            && headers.is_empty()
+            && auth.is_none()
+            && cors.is_none()
+            && access.is_none()
+            && request.is_none()
+            && transform.is_none()
+            && validation.is_none()
+            && compression.is_none()
+            && timeouts.is_none()
+            && retries.is_none()
+            && access_log.is_none()
+    }
 }
 
 /// How callers prove who they are, and what they need.
@@ -131,15 +163,15 @@ impl Headers {
 #[serde(deny_unknown_fields, default)]
 pub struct HeaderChanges {
     /// From the present name to the new one.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub rename: BTreeMap<HeaderName, HeaderName>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<HeaderName>,
     /// Replaces what is there.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<HeaderName, HeaderValue>,
     /// Leaves what is there.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub add: BTreeMap<HeaderName, HeaderValue>,
 }
 
@@ -147,8 +179,10 @@ pub struct HeaderChanges {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Access {
+    #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub allow: Vec<IpNet>,
+    #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub deny: Vec<IpNet>,
 }
@@ -216,13 +250,13 @@ pub enum PathTransform {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueryChanges {
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub rename: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub remove: Vec<String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub set: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(deserialize_with = "unique_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub add: BTreeMap<String, String>,
 }
 

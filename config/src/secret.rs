@@ -3,11 +3,9 @@
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use secrecy::SecretString;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::values::InvalidValue;
+use crate::values::{InvalidValue, text_value};
 
 /// Where a secret is to be had.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -66,29 +64,9 @@ impl FromStr for SecretRef {
     }
 }
 
-impl<'de> Deserialize<'de> for SecretRef {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(de::Error::custom)
-    }
-}
-
-impl Serialize for SecretRef {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl JsonSchema for SecretRef {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "SecretRef".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "A secret by reference: ${file:/path} or ${env:NAME}",
-            "type": "string",
-            "pattern": r"^\$\{(file|env):.+\}$"
-        })
-    }
-}
+text_value!(
+    SecretRef,
+    "SecretRef",
+    "A secret by reference: ${file:/path} or ${env:NAME}",
+    Some(r"^\$\{(file|env):.+\}$")
+);

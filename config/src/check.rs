@@ -1,1 +1,0 @@
-//! What only shows when several values are seen together.

@@ -1,0 +1,125 @@
+//! A node's own configuration.
+
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use super::{Findings, Rule, policies::networks};
+use crate::{node::NodeConfig, path::At, values::ByteSize};
+
+/// More threads than this are a slip of the hand.
+const MOST_THREADS: usize = 1024;
+
+/// Less than this and not even the requests of a browser pass.
+const LEAST_HEAD: ByteSize = ByteSize::new(1024);
+
+pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
+    let root = At::ROOT;
+    listeners(root.key("listeners"), config, findings);
+    let forwarding = root.key("forwarding");
+    trusted(
+        forwarding.key("trusted_proxies"),
+        &config.forwarding.trusted_proxies,
+        "X-Forwarded-For",
+        findings,
+    );
+    protection(root.key("protection"), config, findings);
+    if config.zone.is_some() && config.region.is_none() {
+        findings.add_without_value(root.key("zone"), Rule::ZoneWithoutRegion);
+    }
+    if config.threads > MOST_THREADS {
+        findings.add(root.key("threads"), config.threads, Rule::TooMuch { what: "the number of threads", most: "1024" });
+    }
+    for (key, path) in [("tenants", &config.tenants), ("state_dir", &config.state_dir)] {
+        if path.as_os_str().is_empty() {
+            findings.add_without_value(root.key(key), Rule::Empty { what: "the path", add: "one, or leave the key out" });
+        }
+    }
+    let dns = root.key("dns");
+    if config.dns.max_refresh.get().is_zero() {
+        let rule = Rule::Zero { what: "the longest time between two look-ups", least: "at least 1s" };
+        findings.add(dns.key("max_refresh"), config.dns.max_refresh, rule);
+    }
+    if config.dns.min_refresh > config.dns.max_refresh {
+        let rule = Rule::Reversed {
+            low: "min_refresh",
+            low_value: config.dns.min_refresh.to_string(),
+            high: "max_refresh",
+            high_value: config.dns.max_refresh.to_string(),
+        };
+        findings.add(dns.key("min_refresh"), config.dns.min_refresh, rule);
+    }
+    findings.duplicates(dns.key("servers"), "name server", &config.dns.servers);
+    let identity = root.key("identity");
+    if config.identity.lifetime.get().is_zero() {
+        let rule = Rule::Zero { what: "the lifetime of an assertion", least: "at least 10s" };
+        findings.add(identity.key("lifetime"), config.identity.lifetime, rule);
+    }
+    if config.identity.issuer.is_empty() {
+        let rule = Rule::Empty { what: "the issuer", add: "a name that upstreams can check, or leave the key out" };
+        findings.add_without_value(identity.key("issuer"), rule);
+    }
+}
+
+fn listeners(at: At<'_>, config: &NodeConfig, findings: &mut Findings) {
+    let listeners = &config.listeners;
+    if listeners.http.is_empty() && listeners.https.is_empty() {
+        findings.add_without_value(at, Rule::NoListener);
+    }
+    let mut taken: Vec<(SocketAddr, &'static str)> = vec![(listeners.operations, "the operations listener")];
+    for (key, name, addresses) in
+        [("http", "an http listener", &listeners.http), ("https", "an https listener", &listeners.https)]
+    {
+        for (index, address) in addresses.iter().enumerate() {
+            if let Some((_, other)) = taken.iter().find(|(other, _)| clash(*other, *address)) {
+                findings.add(at.key(key).index(index), address, Rule::AddressTaken { other });
+            }
+            taken.push((*address, name));
+        }
+    }
+    trusted(at.key("proxy_protocol_from"), &listeners.proxy_protocol_from, "the PROXY protocol", findings);
+}
+
+/// Whether the second listener cannot be bound once the first is. Port 0 is any free one.
+fn clash(a: SocketAddr, b: SocketAddr) -> bool {
+    let same_family = a.is_ipv4() == b.is_ipv4();
+    a.port() == b.port()
+        && a.port() != 0
+        && (a.ip() == b.ip() || same_family && (a.ip().is_unspecified() || b.ip().is_unspecified()))
+}
+
+fn trusted(at: At<'_>, peers: &[IpNet], what: &'static str, findings: &mut Findings) {
+    networks(at, peers, findings);
+    for (index, network) in peers.iter().enumerate().filter(|(_, network)| network.prefix_len() == 0) {
+        findings.add(at.index(index), network, Rule::TrustsEveryone { what });
+    }
+}
+
+fn protection(at: At<'_>, config: &NodeConfig, findings: &mut Findings) {
+    let protection = &config.protection;
+    let spans = [
+        ("head_timeout", "the time for the head of a request", protection.head_timeout),
+        ("handshake_timeout", "the time for a TLS handshake", protection.handshake_timeout),
+        ("keepalive", "the time that a connection may stay idle", protection.keepalive),
+    ];
+    for (key, what, span) in spans {
+        if span.get().is_zero() {
+            findings.add(at.key(key), span, Rule::Zero { what, least: "at least 1s" });
+        }
+    }
+    let counts = [
+        ("keepalive_requests", "the number of requests on a connection", protection.keepalive_requests),
+        ("max_header_fields", "the number of header fields", u32::from(protection.max_header_fields)),
+        ("h2_streams", "the number of streams", protection.h2_streams),
+        ("h2_resets", "the number of resets", protection.h2_resets),
+    ];
+    for (key, what, count) in counts {
+        if count == 0 {
+            findings.add(at.key(key), count, Rule::Zero { what, least: "at least 1" });
+        }
+    }
+    if protection.max_head < LEAST_HEAD {
+        let rule = Rule::BadForm { what: "a size that the head of any request fits in", form: "1KiB at least; 32KiB is usual" };
+        findings.add(at.key("max_head"), protection.max_head, rule);
+    }
+}

@@ -1,0 +1,396 @@
+//! Files of tenants, read in pieces on several threads, and re-read at the price of what has changed.
+
+use std::{
+    collections::HashMap,
+    num::NonZero,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    Fault, Whole, describe,
+    files::Resolver,
+    locate::{Found, item_lines, locate},
+    split::{Piece, Pieces, split},
+    yaml::{self, Anchors, Refusal},
+};
+use crate::{
+    check::{self, Member, Problem},
+    error::{Cause, ConfigErrors},
+    path::{ConfigPath, PathStep},
+    tenant::{Tenant, TenantFile, TenantHead},
+    values::Id,
+};
+
+/// A file of tenants that was read and checked.
+#[derive(Debug)]
+pub struct ParsedTenants {
+    origin: PathBuf,
+    head: Arc<TenantHead>,
+    tenants: Vec<Arc<Tenant>>,
+    /// For each tenant the line it begins in.
+    lines: Vec<u64>,
+    /// For each tenant what its text hashes to; none if the document was read in one go.
+    prints: Vec<Print>,
+}
+
+/// SHA-256 of a tenant's text: two texts with the same hash are the same text.
+type Print = [u8; 32];
+
+impl ParsedTenants {
+    /// The file it was read from.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// What stands beside the tenants. The same `Arc` as before the file was re-read, if it is the same.
+    pub fn head(&self) -> &Arc<TenantHead> {
+        &self.head
+    }
+
+    /// The tenants in the order of the file. A tenant that a re-read left as it was is the same `Arc`.
+    pub fn tenants(&self) -> &[Arc<Tenant>] {
+        &self.tenants
+    }
+
+    /// The line that the tenant of this number begins in, counted from 1; 0 if there is none.
+    pub fn line(&self, tenant: usize) -> u64 {
+        self.lines.get(tenant).copied().unwrap_or_default()
+    }
+
+    pub fn into_file(self) -> TenantFile {
+        let TenantHead { revision, defaults, plans, upstreams } = Arc::unwrap_or_clone(self.head);
+        let tenants = self.tenants.into_iter().map(Arc::unwrap_or_clone).collect();
+        TenantFile { revision, defaults, plans, upstreams, tenants }
+    }
+}
+
+/// Reads and checks a file of tenants. What `previous`, an earlier reading of the same file, has
+/// already and is unchanged is taken from there: neither parsed nor checked again, and the same `Arc`.
+///
+/// Relative paths begin at the folder of `origin`.
+pub fn tenants_with(
+    previous: Option<&ParsedTenants>,
+    text: &str,
+    origin: &Path,
+) -> Result<ParsedTenants, ConfigErrors> {
+    let previous = previous.filter(|previous| previous.origin == origin);
+    match split(text) {
+        Some(pieces) => match in_pieces(previous, &pieces, origin) {
+            Outcome::Read(result) => result,
+            Outcome::WronglyCut => in_one_go(previous, text, origin),
+        },
+        None => in_one_go(previous, text, origin),
+    }
+}
+
+/// The result of reading a document in one go, and the measure of what reading it in pieces gives.
+fn in_one_go(previous: Option<&ParsedTenants>, text: &str, origin: &Path) -> Result<ParsedTenants, ConfigErrors> {
+    let whole = Whole { text, origin };
+    let file: TenantFile = yaml::read(text, Anchors::Allowed).map_err(|refusal| whole.refused(*refusal))?;
+    let (mut head, tenants) = file.into_parts();
+    let mut problems = check::head(&head);
+    let tenants: Vec<_> = tenants
+        .into_iter()
+        .enumerate()
+        .map(|(index, mut tenant)| {
+            problems.extend(check::tenant(&tenant, &head).into_iter().map(|problem| in_tenant(index, problem)));
+            Resolver::beside(origin).tenant(&mut tenant);
+            Arc::new(tenant)
+        })
+        .collect();
+    let lines = item_lines(text, "tenants");
+    problems.extend(clashes(&tenants, &lines));
+    whole.accept(problems)?;
+    Resolver::beside(origin).head(&mut head);
+    let mut parsed =
+        ParsedTenants { origin: origin.to_owned(), head: Arc::new(head), tenants, lines, prints: Vec::new() };
+    if let Some(previous) = previous {
+        parsed.share_with(previous, 0..parsed.tenants.len());
+    }
+    Ok(parsed)
+}
+
+enum Outcome {
+    Read(Result<ParsedTenants, ConfigErrors>),
+    /// A piece does not stand alone: the document has to be read in one go.
+    WronglyCut,
+}
+
+fn in_pieces(previous: Option<&ParsedTenants>, pieces: &Pieces<'_>, origin: &Path) -> Outcome {
+    let head = match yaml::read::<TenantFile>(&pieces.head, Anchors::Refused) {
+        Ok(file) => {
+            let head = file.into_parts().0;
+            let problems = check::head(&head);
+            let mut resolved = head;
+            Resolver::beside(origin).head(&mut resolved);
+            match previous.map(ParsedTenants::head).filter(|before| ***before == resolved) {
+                Some(before) => Ok((Arc::clone(before), problems)),
+                None => Ok((Arc::new(resolved), problems)),
+            }
+        }
+        Err(refusal) if refusal.understood => Err(*refusal),
+        Err(_) => return Outcome::WronglyCut,
+    };
+    let reader = Reader { pieces: &pieces.tenants, previous, head: head.as_ref().ok().map(|(head, _)| head), origin };
+    let read = reader.read_all();
+    if read.iter().any(|read| matches!(&read.result, Err(refusal) if !refusal.understood)) {
+        return Outcome::WronglyCut;
+    }
+    Outcome::Read(assemble(head, read, pieces, previous, origin))
+}
+
+/// What became of one piece.
+struct ReadPiece {
+    print: Print,
+    result: Result<ReadTenant, Box<Refusal>>,
+}
+
+struct ReadTenant {
+    tenant: Arc<Tenant>,
+    problems: Vec<Problem>,
+    /// Whether it was taken from the previous reading.
+    kept: bool,
+}
+
+/// Reads the pieces of a document on as many threads as there are processors.
+struct Reader<'a> {
+    pieces: &'a [Piece<'a>],
+    previous: Option<&'a ParsedTenants>,
+    /// Absent if the head itself is wrong.
+    head: Option<&'a Arc<TenantHead>>,
+    origin: &'a Path,
+}
+
+/// Pieces that a thread takes at once: few enough that all end at about the same time.
+const BATCH: usize = 256;
+
+impl Reader<'_> {
+    fn read_all(&self) -> Vec<ReadPiece> {
+        let batches = self.pieces.len().div_ceil(BATCH);
+        let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(batches);
+        let known = Known::of(self.previous);
+        if threads <= 1 {
+            return self.read(0..self.pieces.len(), &known);
+        }
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut done = Vec::new();
+            loop {
+                let batch = next.fetch_add(1, Ordering::Relaxed);
+                if batch >= batches {
+                    return done;
+                }
+                let range = batch * BATCH..((batch + 1) * BATCH).min(self.pieces.len());
+                done.push((batch, self.read(range, &known)));
+            }
+        };
+        let mut done: Vec<(usize, Vec<ReadPiece>)> = std::thread::scope(|scope| {
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            let mut done = work();
+            for helper in helpers {
+                match helper.join() {
+                    Ok(others) => done.extend(others),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            done
+        });
+        done.sort_unstable_by_key(|(batch, _)| *batch);
+        done.into_iter().flat_map(|(_, read)| read).collect()
+    }
+
+    fn read(&self, range: Range<usize>, known: &Known<'_>) -> Vec<ReadPiece> {
+        range.map(|index| self.read_one(index, known)).collect()
+    }
+
+    fn read_one(&self, index: usize, known: &Known<'_>) -> ReadPiece {
+        let piece = &self.pieces[index];
+        let print: Print = Sha256::digest(piece.text).into();
+        let result = match known.tenant(index, &print) {
+            Some(tenant) => {
+                // What it refers to may have changed, even if it has not.
+                let problems = match self.head {
+                    Some(head) if !known.has_head(head) => check::tenant(tenant, head),
+                    _ => Vec::new(),
+                };
+                Ok(ReadTenant { tenant: Arc::clone(tenant), problems, kept: true })
+            }
+            None => self.parse(piece),
+        };
+        ReadPiece { print, result }
+    }
+
+    fn parse(&self, piece: &Piece<'_>) -> Result<ReadTenant, Box<Refusal>> {
+        let [mut tenant] = yaml::read::<[Tenant; 1]>(piece.text, Anchors::Refused)?;
+        let problems = self.head.map(|head| check::tenant(&tenant, head)).unwrap_or_default();
+        Resolver::beside(self.origin).tenant(&mut tenant);
+        Ok(ReadTenant { tenant: Arc::new(tenant), problems, kept: false })
+    }
+}
+
+/// The tenants of a previous reading, by what their text hashes to.
+struct Known<'a> {
+    previous: Option<&'a ParsedTenants>,
+    by_print: HashMap<&'a Print, usize>,
+}
+
+impl<'a> Known<'a> {
+    fn of(previous: Option<&'a ParsedTenants>) -> Self {
+        let by_print = previous
+            .map(|previous| previous.prints.iter().enumerate().map(|(index, print)| (print, index)).collect())
+            .unwrap_or_default();
+        Self { previous, by_print }
+    }
+
+    /// The tenant with this text, most likely at the number that it had.
+    fn tenant(&self, index: usize, print: &Print) -> Option<&'a Arc<Tenant>> {
+        let previous = self.previous?;
+        let index = if previous.prints.get(index) == Some(print) { index } else { *self.by_print.get(print)? };
+        previous.tenants.get(index)
+    }
+
+    fn has_head(&self, head: &Arc<TenantHead>) -> bool {
+        self.previous.is_some_and(|previous| Arc::ptr_eq(&previous.head, head))
+    }
+}
+
+/// Puts head and tenants together, or all that is wrong with them, in the order of the document.
+fn assemble(
+    head: Result<(Arc<TenantHead>, Vec<Problem>), Refusal>,
+    read: Vec<ReadPiece>,
+    pieces: &Pieces<'_>,
+    previous: Option<&ParsedTenants>,
+    origin: &Path,
+) -> Result<ParsedTenants, ConfigErrors> {
+    let mut tenants = Vec::with_capacity(read.len());
+    let mut prints = Vec::with_capacity(read.len());
+    let mut refusals = Vec::new();
+    let mut problems = Vec::new();
+    let mut fresh = Vec::new();
+    for (index, piece) in read.into_iter().enumerate() {
+        match piece.result {
+            Ok(read) => {
+                if !read.kept {
+                    fresh.push(tenants.len());
+                }
+                prints.push(piece.print);
+                tenants.push(read.tenant);
+                problems.extend(read.problems.into_iter().map(|problem| in_tenant(index, problem)));
+            }
+            Err(refusal) => refusals.push(refusal_in_tenant(*refusal, index, pieces)),
+        }
+    }
+    let (head, head_problems) = match head {
+        Ok(head) if refusals.is_empty() => head,
+        Ok(_) => return Err(errors(refusals, pieces, origin)),
+        Err(refusal) => return Err(errors(with_head_refusal(refusal, refusals, pieces), pieces, origin)),
+    };
+    let lines: Vec<u64> = pieces.tenants.iter().map(|piece| piece.line).collect();
+    let problems = head_problems.into_iter().chain(problems).chain(clashes(&tenants, &lines));
+    let faults: Vec<Fault> = problems.map(Fault::from).collect();
+    if !faults.is_empty() {
+        return Err(errors(faults, pieces, origin));
+    }
+    let mut parsed = ParsedTenants { origin: origin.to_owned(), head, tenants, lines, prints };
+    if let Some(previous) = previous {
+        parsed.share_with(previous, fresh);
+    }
+    Ok(parsed)
+}
+
+/// The fault of the head, among those of the tenants at the place where the document has it.
+fn with_head_refusal(mut refusal: Refusal, tenants: Vec<Fault>, pieces: &Pieces<'_>) -> Vec<Fault> {
+    // A missing key shows only when the whole document is read.
+    let comes_first = !matches!(refusal.cause, Cause::MissingKey { .. })
+        && refusal.position.is_none_or(|position| pieces.is_before_list(position.line));
+    if let Some(position) = &mut refusal.position {
+        position.line = pieces.line_of_head(position.line);
+    }
+    let mut faults = tenants;
+    let place = if comes_first { 0 } else { faults.len() };
+    faults.insert(place, refusal.into());
+    faults
+}
+
+fn refusal_in_tenant(refusal: Refusal, index: usize, pieces: &Pieces<'_>) -> Fault {
+    let mut fault = Fault::from(refusal);
+    if let Some(position) = &mut fault.position {
+        position.line += pieces.tenants[index].line - 1;
+    }
+    // The piece is a list of one tenant: its path begins with [0].
+    fault.path = tenant_path(index).chain(fault.path.steps().iter().skip(1).cloned()).collect();
+    fault
+}
+
+fn in_tenant(index: usize, mut problem: Problem) -> Problem {
+    problem.path = tenant_path(index).chain(problem.path.steps().iter().cloned()).collect();
+    problem
+}
+
+fn tenant_path(index: usize) -> impl Iterator<Item = PathStep> {
+    [PathStep::Key("tenants".into()), PathStep::Index(index)].into_iter()
+}
+
+/// Ids and hosts that two tenants of the file have.
+fn clashes(tenants: &[Arc<Tenant>], lines: &[u64]) -> Vec<Problem> {
+    let members = tenants.iter().enumerate().map(|(index, tenant)| Member { file: 0, index, tenant });
+    let place = |member: Member<'_>| format!("line {}", lines.get(member.index).copied().unwrap_or_default());
+    check::duplicates(members, place).into_iter().map(|(_, problem)| problem).collect()
+}
+
+/// Looks each fault up in the piece that it stands in.
+fn errors(faults: Vec<Fault>, pieces: &Pieces<'_>, origin: &Path) -> ConfigErrors {
+    describe(faults, origin, |paths| {
+        let mut found: Vec<Option<Found>> = vec![None; paths.len()];
+        // The head, and each tenant that a path leads into, is read once.
+        let mut wanted: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
+        for (number, path) in paths.iter().enumerate() {
+            wanted.entry(path.within("tenants").map(|(index, _)| index)).or_default().push(number);
+        }
+        for (tenant, numbers) in wanted {
+            let piece = tenant.and_then(|index| pieces.tenants.get(index));
+            let local: Vec<ConfigPath> = numbers
+                .iter()
+                .map(|number| match paths[*number].within("tenants") {
+                    Some((_, rest)) => std::iter::once(PathStep::Index(0)).chain(rest.iter().cloned()).collect(),
+                    None => paths[*number].clone(),
+                })
+                .collect();
+            let places = locate(piece.map_or(pieces.head.as_str(), |piece| piece.text), &local);
+            for (number, place) in numbers.into_iter().zip(places) {
+                found[number] = place.map(|mut place| {
+                    place.position.line = match piece {
+                        Some(piece) => place.position.line + piece.line - 1,
+                        None => pieces.line_of_head(place.position.line),
+                    };
+                    place
+                });
+            }
+        }
+        found
+    })
+}
+
+impl ParsedTenants {
+    /// Takes from an earlier reading what has the same value, though it was written differently.
+    fn share_with(&mut self, previous: &ParsedTenants, fresh: impl IntoIterator<Item = usize>) {
+        if !Arc::ptr_eq(&self.head, &previous.head) && self.head == previous.head {
+            self.head = Arc::clone(&previous.head);
+        }
+        let mut before: Option<HashMap<&Id, &Arc<Tenant>>> = None;
+        for index in fresh {
+            let before =
+                before.get_or_insert_with(|| previous.tenants.iter().map(|tenant| (&tenant.id, tenant)).collect());
+            if let Some(same) = before.get(&self.tenants[index].id).filter(|same| ***same == self.tenants[index]) {
+                self.tenants[index] = Arc::clone(same);
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! What HTTP is made of: header fields, methods, addresses.
+
+use std::{fmt, str::FromStr};
+
+use super::{HostPattern, InvalidValue, text_value};
+
+/// The name of an HTTP header field (RFC 9110 §5.1), kept in lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HeaderName(http::HeaderName);
+
+impl HeaderName {
+    pub fn get(&self) -> &http::HeaderName {
+        &self.0
+    }
+}
+
+impl From<http::HeaderName> for HeaderName {
+    fn from(name: http::HeaderName) -> Self {
+        Self(name)
+    }
+}
+
+impl PartialOrd for HeaderName {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for HeaderName {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.as_str().cmp(other.0.as_str())
+    }
+}
+
+impl fmt::Display for HeaderName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+impl FromStr for HeaderName {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self).map_err(|_| {
+            InvalidValue::new(format!("{text:?} is not a header name: use letters, digits and '-', as in x-request-id"))
+        })
+    }
+}
+
+text_value!(HeaderName, "HeaderName", "The name of an HTTP header field", Some("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"));
+
+/// The value of an HTTP header field: visible characters, spaces and tabs; no line breaks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HeaderValue(http::HeaderValue);
+
+impl HeaderValue {
+    pub fn get(&self) -> &http::HeaderValue {
+        &self.0
+    }
+}
+
+impl fmt::Display for HeaderValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Only text is accepted when parsing, so this cannot lose anything.
+        f.write_str(self.0.to_str().unwrap_or_default())
+    }
+}
+
+impl FromStr for HeaderValue {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b))
+            && let Ok(value) = http::HeaderValue::from_str(text)
+        {
+            return Ok(Self(value));
+        }
+        // The value may be a credential, so it is not repeated.
+        Err(InvalidValue::new(
+            "this is not the value of a header: use visible ASCII characters, spaces and tabs, without line breaks",
+        ))
+    }
+}
+
+text_value!(HeaderValue, "HeaderValue", "The value of an HTTP header field", None);
+
+/// An HTTP method (RFC 9110 §9), in capitals.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Method(http::Method);
+
+impl Method {
+    pub fn get(&self) -> &http::Method {
+        &self.0
+    }
+}
+
+impl From<http::Method> for Method {
+    fn from(method: http::Method) -> Self {
+        Self(method)
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
+    }
+}
+
+impl FromStr for Method {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || InvalidValue::new(format!("{text:?} is not a method: write it in capitals, as in GET or POST"));
+        if text.is_empty() || text == "CONNECT" || !text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
+            return Err(refused());
+        }
+        text.parse().map(Self).map_err(|_| refused())
+    }
+}
+
+text_value!(Method, "Method", "An HTTP method in capitals", Some("^[A-Z-]+$"));
+
+/// A host or address with a port: `127.0.0.1:9001`, `[::1]:9001`, `api.internal:443`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HostPort {
+    host: Box<str>,
+    port: u16,
+}
+
+impl HostPort {
+    /// A name or address; an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+}
+
+impl fmt::Display for HostPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl FromStr for HostPort {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refused = || {
+            InvalidValue::new(format!(
+                "{text:?} is not an address: write a host and a port, as in 10.0.0.7:8080, [::1]:8080 or api.internal:443"
+            ))
+        };
+        let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(refused)?;
+        let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(v6) => v6.parse::<std::net::Ipv6Addr>().map_err(|_| refused())?.to_string(),
+            None => {
+                let pattern: HostPattern = host.parse().map_err(|_| refused())?;
+                if pattern.is_wildcard() {
+                    return Err(refused());
+                }
+                pattern.name().to_owned()
+            }
+        };
+        Ok(Self { host: host.into(), port })
+    }
+}
+
+text_value!(HostPort, "HostPort", "A host or address with a port: 10.0.0.7:8080", None);

@@ -1,11 +1,6 @@
 //! wrk and h2load: how they are called, and what they say.
 
-use std::{
-    fs,
-    path::Path,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, bail};
 
@@ -86,9 +81,8 @@ fn output(mut generator: Command) -> anyhow::Result<String> {
 fn parse_wrk(text: &str) -> Option<Load> {
     let line = |name: &str| text.lines().map(str::trim).find_map(|line| line.strip_prefix(name)).map(str::trim);
     let bad_answers = line("Non-2xx or 3xx responses:").map_or(Some(0), |count| count.parse().ok())?;
-    let socket_errors: u64 = line("Socket errors:").map_or(0, |errors| {
-        errors.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum()
-    });
+    let socket_errors: u64 = line("Socket errors:")
+        .map_or(0, |errors| errors.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum());
     Some(Load {
         requests: text.lines().find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())?,
         failures: bad_answers + socket_errors,
@@ -154,7 +148,8 @@ mod tests {
 Requests/sec:  39086.77
 Transfer/sec:     46.48MB
 ";
-        let load = Load { requests: 195_452, failures: 11, requests_per_second: 39_086.77, p50_ms: 0.812, p99_ms: 2.64 };
+        let load =
+            Load { requests: 195_452, failures: 11, requests_per_second: 39_086.77, p50_ms: 0.812, p99_ms: 2.64 };
         assert_eq!(parse_wrk(text), Some(load));
     }
 

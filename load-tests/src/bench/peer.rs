@@ -74,7 +74,12 @@ impl Binaries {
         let flag = if matches!(peer, Peer::Nginx | Peer::Haproxy) { "-v" } else { "--version" };
         let Ok(output) = Command::new(self.of(peer)).arg(flag).output() else { return "not found".to_owned() };
         let text = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&text).lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+        String::from_utf8_lossy(&text)
+            .lines()
+            .find(|line| !line.trim().is_empty())
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 }
 

@@ -20,7 +20,8 @@ impl Spread {
         values.sort_unstable_by(f64::total_cmp);
         let middle = values.len() / 2;
         let at = |n: usize| values.get(n).copied().unwrap_or_default();
-        let median = if values.len() % 2 == 1 { at(middle) } else { f64::midpoint(at(middle.saturating_sub(1)), at(middle)) };
+        let median =
+            if values.len() % 2 == 1 { at(middle) } else { f64::midpoint(at(middle.saturating_sub(1)), at(middle)) };
         Self { median, low: at(0), high: at(values.len().saturating_sub(1)) }
     }
 }
@@ -84,7 +85,8 @@ impl Table {
         let mut text = String::new();
         for (scenario, rows) in self.by_scenario() {
             let (head, cells) = cells(&rows);
-            let _ = writeln!(text, "### {scenario}\n\n| {} |\n|---|{}", head.join(" | "), "---:|".repeat(head.len() - 1));
+            let _ =
+                writeln!(text, "### {scenario}\n\n| {} |\n|---|{}", head.join(" | "), "---:|".repeat(head.len() - 1));
             for row in cells {
                 let _ = writeln!(text, "| {} |", row.join(" | "));
             }
@@ -107,8 +109,13 @@ impl Table {
 
 fn cells(rows: &[&Row]) -> (Vec<String>, Vec<Vec<String>>) {
     let idle = rows.iter().any(|row| row.kib_per_connection.is_some());
-    let yardsticks: Vec<&Row> = YARDSTICKS.iter().filter_map(|peer| rows.iter().copied().find(|row| row.peer == *peer)).collect();
-    let mut head = vec!["gateway".to_owned(), if idle { "KiB/connection" } else { "CPU µs/request" }.to_owned(), "range".to_owned()];
+    let yardsticks: Vec<&Row> =
+        YARDSTICKS.iter().filter_map(|peer| rows.iter().copied().find(|row| row.peer == *peer)).collect();
+    let mut head = vec![
+        "gateway".to_owned(),
+        if idle { "KiB/connection" } else { "CPU µs/request" }.to_owned(),
+        "range".to_owned(),
+    ];
     head.extend(yardsticks.iter().map(|row| format!("× {}", row.peer)));
     if idle {
         head.push("MiB".to_owned());
@@ -117,7 +124,8 @@ fn cells(rows: &[&Row]) -> (Vec<String>, Vec<Vec<String>>) {
     }
     let lines = rows.iter().map(|row| {
         let cost = row.cost();
-        let mut line = vec![row.peer.to_string(), format!("{:.1}", cost.median), format!("{:.1}–{:.1}", cost.low, cost.high)];
+        let mut line =
+            vec![row.peer.to_string(), format!("{:.1}", cost.median), format!("{:.1}–{:.1}", cost.low, cost.high)];
         line.extend(yardsticks.iter().map(|yardstick| format!("{:.2}", cost.median / yardstick.cost().median)));
         if idle {
             line.push(format!("{:.0}", row.resident_mib.median));

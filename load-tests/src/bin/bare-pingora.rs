@@ -8,13 +8,13 @@ use std::net::SocketAddr;
 use async_trait::async_trait;
 use clap::Parser;
 use http::{HeaderName, HeaderValue, header};
+use pingora::http::ResponseHeader;
 use pingora_core::{
     listeners::tls::TlsSettings,
     server::{Server, configuration::ServerConf},
     upstreams::peer::HttpPeer,
 };
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
-use pingora::http::ResponseHeader;
 
 #[derive(Debug, Parser)]
 #[command(version)]
@@ -36,7 +36,8 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let configuration = ServerConf { threads: 1, work_stealing: false, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
+    let configuration =
+        ServerConf { threads: 1, work_stealing: false, upstream_keepalive_pool_size: 1024, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, configuration);
     server.bootstrap();
 
@@ -77,7 +78,12 @@ impl ProxyHttp for Bare {
         Ok(Box::new(HttpPeer::new(self.origin, false, String::new())))
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, (): &mut ()) -> pingora_core::Result<()> {
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        (): &mut (),
+    ) -> pingora_core::Result<()> {
         if !self.policies {
             return Ok(());
         }

@@ -61,11 +61,20 @@ impl Measured {
             read_json(&folder.join(RUN))?,
             &parse_requests(&requests).with_context(|| format!("{REQUESTS} is damaged"))?,
             summary.error_distribution,
-            samples.lines().map(serde_json::from_str).collect::<Result<_, _>>().with_context(|| format!("{SAMPLES} is damaged"))?,
+            samples
+                .lines()
+                .map(serde_json::from_str)
+                .collect::<Result<_, _>>()
+                .with_context(|| format!("{SAMPLES} is damaged"))?,
         )
     }
 
-    fn from_parts(run: Run, requests: &[Answered], failures: BTreeMap<String, u64>, samples: Vec<Sample>) -> anyhow::Result<Self> {
+    fn from_parts(
+        run: Run,
+        requests: &[Answered],
+        failures: BTreeMap<String, u64>,
+        samples: Vec<Sample>,
+    ) -> anyhow::Result<Self> {
         if requests.is_empty() && failures.is_empty() {
             bail!("the generator sent no request at all");
         }
@@ -191,8 +200,17 @@ pub(super) mod tests {
             machine: "2 cores".to_owned(),
             file_limit: 20_000,
         };
-        let sample = |seconds, cpu_seconds, resident_bytes, connections| Sample { seconds, cpu_seconds, resident_bytes, connections };
-        let samples = vec![sample(-0.1, 1.0, 10 << 20, Some(0)), sample(1.0, 1.02, 11 << 20, Some(100)), sample(2.0, 1.05, 11 << 20, None)];
+        let sample = |seconds, cpu_seconds, resident_bytes, connections| Sample {
+            seconds,
+            cpu_seconds,
+            resident_bytes,
+            connections,
+        };
+        let samples = vec![
+            sample(-0.1, 1.0, 10 << 20, Some(0)),
+            sample(1.0, 1.02, 11 << 20, Some(100)),
+            sample(2.0, 1.05, 11 << 20, None),
+        ];
         Measured::from_parts(run, &requests, BTreeMap::from([("timeout".to_owned(), 1)]), samples).unwrap()
     }
 

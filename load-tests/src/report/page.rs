@@ -14,7 +14,8 @@ const STYLE: &str = include_str!("page.css");
 pub fn render(measured: &Measured, verdict: &Verdict) -> String {
     let (tone, word) = if verdict.passed { ("good", "passed") } else { ("bad", "failed") };
     let run = &verdict.run;
-    let remarks: String = verdict.remarks.iter().map(|remark| format!("<p class=\"remark\">{}</p>", escape(remark))).collect();
+    let remarks: String =
+        verdict.remarks.iter().map(|remark| format!("<p class=\"remark\">{}</p>", escape(remark))).collect();
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -76,14 +77,10 @@ fn checks(verdict: &Verdict) -> String {
 
 fn figures(figures: &Figures) -> String {
     let latency = figures.latency_ms;
-    let mut tiles: Vec<(&str, String)> = [
-        ("p50", latency.p50),
-        ("p90", latency.p90),
-        ("p99.9", latency.p99_9),
-        ("slowest", latency.max),
-    ]
-    .map(|(name, value)| (name, milliseconds(value)))
-    .to_vec();
+    let mut tiles: Vec<(&str, String)> =
+        [("p50", latency.p50), ("p90", latency.p90), ("p99.9", latency.p99_9), ("slowest", latency.max)]
+            .map(|(name, value)| (name, milliseconds(value)))
+            .to_vec();
     tiles.push(("throughput", format!("{} /s", format_number(figures.requests_per_second.round()))));
     if let Some(cpu) = figures.cpu_us_per_request {
         tiles.push(("CPU per request", format!("{cpu:.1} µs")));
@@ -149,7 +146,11 @@ fn latency_over_time(measured: &Measured) -> String {
     let mut plot = Plot::new(time_axis(measured), latency_axis(low.min(high), high));
     plot.level("alarm", "bound", P99_LIMIT_MS);
     let curve = |value: fn(&super::measured::Second) -> f64| {
-        seconds.iter().enumerate().filter(|(_, second)| second.due > 0).map(move |(n, second)| (n as f64 + 0.5, value(second)))
+        seconds
+            .iter()
+            .enumerate()
+            .filter(|(_, second)| second.due > 0)
+            .map(move |(n, second)| (n as f64 + 0.5, value(second)))
     };
     plot.line("three", "slowest", curve(|second| second.max));
     plot.line("two", "p99", curve(|second| second.p99));
@@ -177,7 +178,11 @@ fn throughput(measured: &Measured) -> String {
     plot.area("alarm", errors());
     plot.line("alarm", "errors", errors());
     for (n, second) in seconds() {
-        plot.strip(n as f64, n as f64 + 1.0, &format!("second {n}: {} answers, {} errors", second.answered, second.refused));
+        plot.strip(
+            n as f64,
+            n as f64 + 1.0,
+            &format!("second {n}: {} answers, {} errors", second.answered, second.refused),
+        );
     }
     plot.render("Answers and errors a second")
 }
@@ -199,7 +204,10 @@ fn cpu(measured: &Measured) -> String {
 }
 
 fn memory(measured: &Measured) -> String {
-    let mebibytes: Vec<_> = during(measured).iter().map(|sample| (sample.seconds, sample.resident_bytes as f64 / f64::from(1 << 20))).collect();
+    let mebibytes: Vec<_> = during(measured)
+        .iter()
+        .map(|sample| (sample.seconds, sample.resident_bytes as f64 / f64::from(1 << 20)))
+        .collect();
     let high = mebibytes.iter().map(|(_, size)| *size).fold(1.0, f64::max);
     let mut plot = Plot::new(time_axis(measured), Axis::linear(high, |size| format!("{size} MiB")));
     plot.area("one", mebibytes.iter().copied());
@@ -229,7 +237,9 @@ fn time_axis(measured: &Measured) -> Axis {
 
 /// Shows the bound even when everything is far below it.
 fn latency_axis(low: f64, high: f64) -> Axis {
-    Axis::decades(low, high.max(P99_LIMIT_MS), |ms| if ms >= 1000.0 { format!("{} s", ms / 1000.0) } else { format!("{ms} ms") })
+    Axis::decades(low, high.max(P99_LIMIT_MS), |ms| {
+        if ms >= 1000.0 { format!("{} s", ms / 1000.0) } else { format!("{ms} ms") }
+    })
 }
 
 fn tables(measured: &Measured, verdict: &Verdict) -> String {

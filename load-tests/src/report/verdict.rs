@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use super::{Run, measured::{Measured, Second, quantile}};
+use super::{
+    Run,
+    measured::{Measured, Second, quantile},
+};
 
 /// The service level: p99 below this, in milliseconds, from the moment a request was due.
 pub const P99_LIMIT_MS: f64 = 100.0;
@@ -103,13 +106,15 @@ impl Figures {
             generator_slip_p99_ms: quantile(&measured.slips, 0.99),
             generator_slip_max_ms: quantile(&measured.slips, 1.0),
             connections,
-            cpu_us_per_request: first.zip(last).filter(|_| answered > 0).map(|(first, last)| {
-                (last.cpu_seconds - first.cpu_seconds) * 1e6 / answered as f64
-            }),
+            cpu_us_per_request: first
+                .zip(last)
+                .filter(|_| answered > 0)
+                .map(|(first, last)| (last.cpu_seconds - first.cpu_seconds) * 1e6 / answered as f64),
             resident_bytes: peak,
-            kib_per_connection: first.zip(peak).zip(connections.filter(|count| *count > 0)).map(|((first, peak), count)| {
-                peak.saturating_sub(first.resident_bytes) as f64 / 1024.0 / count as f64
-            }),
+            kib_per_connection: first
+                .zip(peak)
+                .zip(connections.filter(|count| *count > 0))
+                .map(|((first, peak), count)| peak.saturating_sub(first.resident_bytes) as f64 / 1024.0 / count as f64),
         }
     }
 }
@@ -158,7 +163,9 @@ fn remarks(figures: &Figures) -> Vec<String> {
         ));
     }
     if figures.connections.is_none() {
-        remarks.push("The gateway's process was not found on this machine: CPU, memory and connections are missing.".to_owned());
+        remarks.push(
+            "The gateway's process was not found on this machine: CPU, memory and connections are missing.".to_owned(),
+        );
     }
     remarks
 }
@@ -168,7 +175,14 @@ impl fmt::Display for Verdict {
         let Figures { latency_ms: latency, .. } = self.figures;
         writeln!(f, "{}", if self.passed { "PASSED" } else { "FAILED" })?;
         for check in &self.checks {
-            writeln!(f, "  {} {:20} {:>12}   {}", if check.kept { "✓" } else { "✗" }, check.what, check.measured, check.bound)?;
+            writeln!(
+                f,
+                "  {} {:20} {:>12}   {}",
+                if check.kept { "✓" } else { "✗" },
+                check.what,
+                check.measured,
+                check.bound
+            )?;
         }
         writeln!(
             f,
@@ -234,7 +248,10 @@ mod tests {
     fn two_errors_in_a_thousand_fail() {
         let verdict = Verdict::of(&example());
         assert!(!verdict.passed);
-        assert_eq!(verdict.checks.iter().filter(|check| !check.kept).map(|check| check.what).collect::<Vec<_>>(), ["errors"]);
+        assert_eq!(
+            verdict.checks.iter().filter(|check| !check.kept).map(|check| check.what).collect::<Vec<_>>(),
+            ["errors"]
+        );
     }
 
     #[test]

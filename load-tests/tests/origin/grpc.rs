@@ -35,7 +35,8 @@ async fn each_method_answers_in_its_manner() {
         ("ClientStream", vec![b"a", b"", b"bc"], vec![b"abc"]),
         ("Bidi", vec![b"a", b"", b"bc"], vec![b"a", b"", b"bc"]),
     ] {
-        let answer = call(&origin, &format!("/seiketsu.demo.v1.Echo/{method}"), &[("x-repeat", "2")], framed(&sent)).await;
+        let answer =
+            call(&origin, &format!("/seiketsu.demo.v1.Echo/{method}"), &[("x-repeat", "2")], framed(&sent)).await;
         assert_eq!(answer.header("content-type"), Some("application/grpc"));
         assert_eq!(answer.body, framed(&received), "{method}");
         assert_eq!(answer.trailers["grpc-status"], "0", "{method}");

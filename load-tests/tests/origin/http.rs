@@ -102,7 +102,8 @@ async fn an_upload_is_counted_and_hashed() {
     let uploaded = origin.post("/v1/upload", "foobar").await.json();
     assert_eq!(uploaded, json!({ "length": 6, "checksum": "85944171f73967e8", "trailers": false }));
 
-    let (mut client, connection) = hyper::client::conn::http1::handshake(TokioIo::new(origin.connect().await)).await.unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(origin.connect().await)).await.unwrap();
     tokio::spawn(connection);
     let pieces = (0..1000).map(|_| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from_static(&[b'x'; 10_000]))));
     let body = StreamBody::new(futures::stream::iter(pieces));
@@ -125,9 +126,9 @@ async fn trailers_follow_the_body() {
 }
 
 fn checksum(bytes: &[u8]) -> String {
-    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}")
 }
 
@@ -169,7 +170,8 @@ async fn a_cacheable_answer_counts_how_often_it_was_made() {
     assert_eq!(origin.get("/v1/cache/60?other").await.json()["origin_hits"], 1);
 
     for (field, validator) in [("if-none-match", "etag"), ("if-modified-since", "last-modified")] {
-        let request = Request::get("/v1/cache/60").header(field, first.header(validator).unwrap()).body(Full::default());
+        let request =
+            Request::get("/v1/cache/60").header(field, first.header(validator).unwrap()).body(Full::default());
         let answer = origin.send(request.unwrap()).await;
         assert_eq!(answer.status(), StatusCode::NOT_MODIFIED, "{field}");
         assert!(answer.body.is_empty());

@@ -68,7 +68,9 @@ impl Running {
     /// Over HTTP/2 with prior knowledge.
     pub async fn send_h2(&self, request: Request<Full<Bytes>>) -> Answer {
         let (mut client, connection) =
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(self.connect().await)).await.unwrap();
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(self.connect().await))
+                .await
+                .unwrap();
         tokio::spawn(connection);
         Answer::read(client.send_request(request).await.unwrap()).await
     }

@@ -194,7 +194,8 @@ pub fn listener_of(port: u16) -> Option<u32> {
         let Ok(files) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
         files.flatten().any(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == inode.as_str()))
     };
-    let mut pids: Vec<u32> = fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let mut pids: Vec<u32> =
+        fs::read_dir("/proc").ok()?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     // The lowest is the parent, whose children are counted with it.
     pids.sort_unstable();
     pids.into_iter().find(holds)

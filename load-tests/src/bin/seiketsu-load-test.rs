@@ -52,7 +52,11 @@ fn main() -> ExitCode {
     let folder = flags.output.clone();
     match plan(flags).and_then(|plan| load::run(&plan)) {
         Ok(verdict) => {
-            let _ = write!(std::io::stdout(), "{verdict}  report               {}\n", folder.join("report.html").display());
+            let _ = writeln!(
+                std::io::stdout(),
+                "{verdict}    report               {}",
+                folder.join("report.html").display()
+            );
             ExitCode::from(u8::from(!verdict.passed))
         }
         Err(error) => {

@@ -19,7 +19,10 @@ pub struct Generator<'a> {
 
 impl Generator<'_> {
     pub fn version(&self) -> anyhow::Result<String> {
-        let output = Command::new(self.oha).arg("--version").output().with_context(|| format!("cannot run {}", self.oha.display()))?;
+        let output = Command::new(self.oha)
+            .arg("--version")
+            .output()
+            .with_context(|| format!("cannot run {}", self.oha.display()))?;
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
@@ -51,16 +54,30 @@ impl Generator<'_> {
             fs::remove_file(&database)?;
         }
         let mut oha = process::command(self.oha, None);
-        oha.args(["--no-tui", "--output-format", "json", "--latency-correction", "--disable-compression", "--insecure"])
-            // Requests in flight at the end are waited for, so that slow ones are not lost.
-            .args(["--wait-ongoing-requests-after-deadline", "-t", TIMEOUT, "--connect-timeout", TIMEOUT])
-            .args(["-q", &run.rate.to_string(), "-c", &run.connections.to_string(), "-z", &format!("{}s", run.duration_seconds)])
-            .args(["-H", &format!("Host: {}", self.host)])
-            .arg("--output")
-            .arg(summary)
-            .arg("--db-url")
-            .arg(&database)
-            .arg(self.target.as_str());
+        oha.args([
+            "--no-tui",
+            "--output-format",
+            "json",
+            "--latency-correction",
+            "--disable-compression",
+            "--insecure",
+        ])
+        // Requests in flight at the end are waited for, so that slow ones are not lost.
+        .args(["--wait-ongoing-requests-after-deadline", "-t", TIMEOUT, "--connect-timeout", TIMEOUT])
+        .args([
+            "-q",
+            &run.rate.to_string(),
+            "-c",
+            &run.connections.to_string(),
+            "-z",
+            &format!("{}s", run.duration_seconds),
+        ])
+        .args(["-H", &format!("Host: {}", self.host)])
+        .arg("--output")
+        .arg(summary)
+        .arg("--db-url")
+        .arg(&database)
+        .arg(self.target.as_str());
         let output = oha.output().with_context(|| format!("cannot run {}", self.oha.display()))?;
         if !output.status.success() {
             bail!("oha ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));

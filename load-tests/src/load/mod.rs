@@ -1,8 +1,8 @@
 //! One open-loop run: a gateway with two origins (or one that runs already), a generator that keeps its
 //! schedule, a sampler beside it, and a folder with all they measured.
 
-pub mod generator;
 pub mod gateway;
+pub mod generator;
 pub mod sampler;
 
 use std::{fs, path::PathBuf};
@@ -13,7 +13,7 @@ use url::Url;
 use self::{gateway::OwnGateway, generator::Generator, sampler::Sampler};
 use crate::{
     process,
-    report::{self, RUN, REQUESTS, Run, SAMPLES, SUMMARY, verdict::Verdict},
+    report::{self, REQUESTS, RUN, Run, SAMPLES, SUMMARY, verdict::Verdict},
 };
 
 /// What to do, as the command line has it.
@@ -59,7 +59,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Verdict> {
     };
     let target = base.join(&plan.path).with_context(|| format!("{:?} is not a path", plan.path))?;
     let port = target.port_or_known_default().context("the target has no port")?;
-    let pid = own.as_ref().map(OwnGateway::pid).or_else(|| local(&target).then(|| process::listener_of(port)).flatten());
+    let pid =
+        own.as_ref().map(OwnGateway::pid).or_else(|| local(&target).then(|| process::listener_of(port)).flatten());
 
     let generator = Generator { oha: &plan.oha, target: &target, host: &format!("{}.localhost", plan.tenant) };
     generator.check()?;

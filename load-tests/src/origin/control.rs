@@ -133,10 +133,11 @@ impl Control {
     }
 
     pub(super) async fn switch_behaviour(&self, request: Request<Incoming>) -> Response {
-        let behaviour = match read::<Behaviour>(request, r#"{"reset_share": 0.5, "delay_ms": 100, "status": 503}"#).await {
-            Ok(behaviour) => behaviour,
-            Err(refusal) => return refusal,
-        };
+        let behaviour =
+            match read::<Behaviour>(request, r#"{"reset_share": 0.5, "delay_ms": 100, "status": 503}"#).await {
+                Ok(behaviour) => behaviour,
+                Err(refusal) => return refusal,
+            };
         if !(0.0..=1.0).contains(&behaviour.reset_share) {
             return problem(StatusCode::BAD_REQUEST, "reset_share is a share: write a number from 0 to 1");
         }

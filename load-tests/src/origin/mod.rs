@@ -99,9 +99,7 @@ impl Origin {
                 "stream" => timing::stream(request.uri().query()),
                 "cache" => cacheable::cache(&self.origin_hits, argument, &request),
                 "ws" => websocket::echo(request),
-                _ if rest == "echo" || rest.ends_with("/echo") => {
-                    echo::echo(request, from, &self.region).await
-                }
+                _ if rest == "echo" || rest.ends_with("/echo") => echo::echo(request, from, &self.region).await,
                 _ => unknown(path),
             };
         }

@@ -22,7 +22,12 @@ use super::{Connection, Origin};
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Serves until `stop` resolves, then lets what is in flight end, for five seconds at most.
-pub async fn serve(listener: TcpListener, origin: Arc<Origin>, tls: Option<TlsAcceptor>, stop: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    origin: Arc<Origin>,
+    tls: Option<TlsAcceptor>,
+    stop: impl Future<Output = ()>,
+) {
     let builder = Arc::new(builder());
     let graceful = GracefulShutdown::new();
     let mut stop = std::pin::pin!(stop);
@@ -77,8 +82,13 @@ async fn connection(
     origin.control().connection_closed();
 }
 
-async fn requests<S>(builder: &Builder<TokioExecutor>, origin: Arc<Origin>, stream: S, from: Connection, watcher: Watcher)
-where
+async fn requests<S>(
+    builder: &Builder<TokioExecutor>,
+    origin: Arc<Origin>,
+    stream: S,
+    from: Connection,
+    watcher: Watcher,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = service_fn(move |request| origin.clone().answer(request, from));

@@ -16,7 +16,9 @@ use super::body::{Response, problem, status_only};
 pub(super) fn echo(mut request: Request<Incoming>) -> Response {
     let headers = request.headers();
     let key = match headers.get(header::SEC_WEBSOCKET_KEY) {
-        Some(key) if names(headers, &header::UPGRADE, "websocket") && names(headers, &header::CONNECTION, "upgrade") => {
+        Some(key)
+            if names(headers, &header::UPGRADE, "websocket") && names(headers, &header::CONNECTION, "upgrade") =>
+        {
             derive_accept_key(key.as_bytes())
         }
         _ => {

@@ -23,12 +23,16 @@ pub struct Measured {
     pub samples: Vec<Sample>,
 }
 
-/// The requests that ended within one second.
+/// One second of the run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Second {
+    /// Answers that came in this second.
     pub answered: u64,
-    /// Answers with a status of 400 or more.
+    /// Of them, those with a status of 400 or more.
     pub refused: u64,
+    /// Requests that were due in this second and were answered at some time.
+    pub due: u64,
+    /// Their latencies in milliseconds.
     pub p50: f64,
     pub p99: f64,
     pub max: f64,
@@ -57,11 +61,20 @@ impl Measured {
             read_json(&folder.join(RUN))?,
             &parse_requests(&requests).with_context(|| format!("{REQUESTS} is damaged"))?,
             summary.error_distribution,
-            samples.lines().map(serde_json::from_str).collect::<Result<_, _>>().with_context(|| format!("{SAMPLES} is damaged"))?,
+            samples
+                .lines()
+                .map(serde_json::from_str)
+                .collect::<Result<_, _>>()
+                .with_context(|| format!("{SAMPLES} is damaged"))?,
         )
     }
 
-    fn from_parts(run: Run, requests: &[Answered], failures: BTreeMap<String, u64>, samples: Vec<Sample>) -> anyhow::Result<Self> {
+    fn from_parts(
+        run: Run,
+        requests: &[Answered],
+        failures: BTreeMap<String, u64>,
+        samples: Vec<Sample>,
+    ) -> anyhow::Result<Self> {
         if requests.is_empty() && failures.is_empty() {
             bail!("the generator sent no request at all");
         }
@@ -71,7 +84,7 @@ impl Measured {
         }
         Ok(Self {
             latencies: sorted(requests.iter().map(latency_ms)),
-            seconds: by_second(requests),
+            seconds: by_second(requests, run.duration_seconds),
             slips: slips(requests, run.rate),
             run,
             failures,
@@ -112,28 +125,27 @@ fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-fn by_second(requests: &[Answered]) -> Vec<Second> {
+/// What comes after the last second of the run counts into it.
+fn by_second(requests: &[Answered], duration_seconds: u64) -> Vec<Second> {
+    let last = usize::try_from(duration_seconds).unwrap_or(usize::MAX).max(1) - 1;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole seconds of a short run")]
-    let second = |request: &Answered| request.end.max(0.0) as usize;
-    let mut buckets = vec![(Vec::new(), 0); requests.iter().map(second).max().map_or(0, |last| last + 1)];
+    let second = |time: f64| (time.max(0.0) as usize).min(last);
+    let mut seconds = vec![Second::default(); last + 1];
+    let mut latencies = vec![Vec::new(); last + 1];
     for request in requests {
-        let (latencies, refused) = &mut buckets[second(request)];
-        latencies.push(latency_ms(request));
-        *refused += u64::from(request.status >= 400);
+        latencies[second(request.due)].push(latency_ms(request));
+        let ended = &mut seconds[second(request.end)];
+        ended.answered += 1;
+        ended.refused += u64::from(request.status >= 400);
     }
-    buckets
-        .into_iter()
-        .map(|(latencies, refused)| {
-            let latencies = sorted(latencies.into_iter());
-            Second {
-                answered: latencies.len() as u64,
-                refused,
-                p50: quantile(&latencies, 0.5),
-                p99: quantile(&latencies, 0.99),
-                max: latencies.last().copied().unwrap_or_default(),
-            }
-        })
-        .collect()
+    for (second, latencies) in seconds.iter_mut().zip(latencies) {
+        let latencies = sorted(latencies.into_iter());
+        second.due = latencies.len() as u64;
+        second.p50 = quantile(&latencies, 0.5);
+        second.p99 = quantile(&latencies, 0.99);
+        second.max = quantile(&latencies, 1.0);
+    }
+    seconds
 }
 
 /// The n-th request is due n / rate seconds after the first.
@@ -188,8 +200,17 @@ pub(super) mod tests {
             machine: "2 cores".to_owned(),
             file_limit: 20_000,
         };
-        let sample = |seconds, cpu_seconds, resident_bytes, connections| Sample { seconds, cpu_seconds, resident_bytes, connections };
-        let samples = vec![sample(-0.1, 1.0, 10 << 20, Some(0)), sample(1.0, 1.02, 11 << 20, Some(100)), sample(2.0, 1.05, 11 << 20, None)];
+        let sample = |seconds, cpu_seconds, resident_bytes, connections| Sample {
+            seconds,
+            cpu_seconds,
+            resident_bytes,
+            connections,
+        };
+        let samples = vec![
+            sample(-0.1, 1.0, 10 << 20, Some(0)),
+            sample(1.0, 1.02, 11 << 20, Some(100)),
+            sample(2.0, 1.05, 11 << 20, None),
+        ];
         Measured::from_parts(run, &requests, BTreeMap::from([("timeout".to_owned(), 1)]), samples).unwrap()
     }
 
@@ -200,11 +221,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_request_belongs_to_the_second_it_ended_in() {
+    fn latency_belongs_to_the_second_a_request_was_due_and_throughput_to_the_one_it_was_answered() {
         let measured = example();
-        assert_eq!(measured.seconds.iter().map(|second| second.answered).sum::<u64>(), 1000);
-        assert!(measured.seconds[0].max < measured.seconds[1].max);
-        assert_eq!(measured.seconds.last().unwrap().refused, 1);
+        let [first, second] = measured.seconds.as_slice() else { panic!("{:?}", measured.seconds) };
+        assert_eq!((first.due, second.due), (500, 500));
+        // Each is answered a twentieth later than it is due, and the last after the end.
+        assert_eq!((first.answered, second.answered), (477, 523));
+        assert!(first.max < second.p50);
+        assert_eq!((first.refused, second.refused), (0, 1));
     }
 
     #[test]

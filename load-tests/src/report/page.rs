@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use super::{
+    Sample,
     measured::{Measured, quantile},
     plot::{Axis, Plot, escape},
     verdict::{Figures, P99_LIMIT_MS, Verdict, mebibytes, milliseconds, thousands},
@@ -13,7 +14,8 @@ const STYLE: &str = include_str!("page.css");
 pub fn render(measured: &Measured, verdict: &Verdict) -> String {
     let (tone, word) = if verdict.passed { ("good", "passed") } else { ("bad", "failed") };
     let run = &verdict.run;
-    let remarks: String = verdict.remarks.iter().map(|remark| format!("<p class=\"remark\">{}</p>", escape(remark))).collect();
+    let remarks: String =
+        verdict.remarks.iter().map(|remark| format!("<p class=\"remark\">{}</p>", escape(remark))).collect();
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -37,7 +39,7 @@ pub fn render(measured: &Measured, verdict: &Verdict) -> String {
 {tables}
 </section>
 {seconds}
-<p class="method">Latency runs from the moment a request was due to the last byte of its answer, so a gateway that stalls pays for every request that had to wait (no coordinated omission). A request without an answer within ten seconds, and every status of 400 or more, is an error. Connections are opened as the schedule needs them, during the first seconds, and kept. CPU time and memory are the gateway process' own, from the kernel's accounts; memory shared between processes is split among them.</p>
+<p class="method">Latency runs from the moment a request was due to the last byte of its answer, so a gateway that stalls pays for every request that had to wait (no coordinated omission). A request without an answer within ten seconds, and every status of 400 or more, is an error. Connections are opened as the schedule needs them, during the first seconds, and kept. CPU time and memory are the gateway process's own, from the kernel's accounts; memory shared between processes is split among them.</p>
 </body>
 </html>
 "#,
@@ -75,23 +77,19 @@ fn checks(verdict: &Verdict) -> String {
 
 fn figures(figures: &Figures) -> String {
     let latency = figures.latency_ms;
-    let mut tiles: Vec<(&str, String)> = [
-        ("p50", latency.p50),
-        ("p90", latency.p90),
-        ("p99.9", latency.p99_9),
-        ("slowest", latency.max),
-    ]
-    .map(|(name, value)| (name, milliseconds(value)))
-    .to_vec();
-    tiles.push(("requests a second", format_number(figures.requests_per_second.round())));
+    let mut tiles: Vec<(&str, String)> =
+        [("p50", latency.p50), ("p90", latency.p90), ("p99.9", latency.p99_9), ("slowest", latency.max)]
+            .map(|(name, value)| (name, milliseconds(value)))
+            .to_vec();
+    tiles.push(("throughput", format!("{} /s", format_number(figures.requests_per_second.round()))));
     if let Some(cpu) = figures.cpu_us_per_request {
-        tiles.push(("gateway CPU a request", format!("{cpu:.1} µs")));
+        tiles.push(("CPU per request", format!("{cpu:.1} µs")));
     }
     if let Some(resident) = figures.resident_bytes {
-        tiles.push(("gateway memory, peak", mebibytes(resident)));
+        tiles.push(("peak memory", mebibytes(resident)));
     }
     if let Some(kib) = figures.kib_per_connection {
-        tiles.push(("memory a connection", format!("{kib:.1} KiB")));
+        tiles.push(("per connection", format!("{kib:.1} KiB")));
     }
     let tiles: String = tiles
         .into_iter()
@@ -105,7 +103,7 @@ fn figures(figures: &Figures) -> String {
 
 fn plots(measured: &Measured) -> String {
     let mut all = figure("Latency by percentile", "both axes logarithmic", &by_percentile(measured));
-    all += &figure("Latency over time", "by the second in which the answer came", &latency_over_time(measured));
+    all += &figure("Latency over time", "by the second in which a request was due", &latency_over_time(measured));
     all += &figure("Throughput", "answers and errors a second", &throughput(measured));
     if measured.samples.len() > 1 {
         all += &figure("Gateway CPU", "share of one core", &cpu(measured));
@@ -136,7 +134,6 @@ fn by_percentile(measured: &Measured) -> String {
         .chain([total])
         .map(|one_in| (one_in, quantile(&measured.latencies, 1.0 - 1.0 / one_in)))
         .collect();
-    plot.area("two", curve.iter().copied());
     plot.level("alarm", "bound", P99_LIMIT_MS);
     plot.line("two", &milliseconds(high), curve);
     plot.render("Latency by percentile")
@@ -144,12 +141,16 @@ fn by_percentile(measured: &Measured) -> String {
 
 fn latency_over_time(measured: &Measured) -> String {
     let seconds = &measured.seconds;
-    let low = seconds.iter().filter(|second| second.answered > 0).map(|second| second.p50).fold(f64::MAX, f64::min);
+    let low = seconds.iter().filter(|second| second.due > 0).map(|second| second.p50).fold(f64::MAX, f64::min);
     let high = seconds.iter().map(|second| second.max).fold(0.0, f64::max);
     let mut plot = Plot::new(time_axis(measured), latency_axis(low.min(high), high));
     plot.level("alarm", "bound", P99_LIMIT_MS);
     let curve = |value: fn(&super::measured::Second) -> f64| {
-        seconds.iter().enumerate().filter(|(_, second)| second.answered > 0).map(move |(n, second)| (n as f64 + 0.5, value(second)))
+        seconds
+            .iter()
+            .enumerate()
+            .filter(|(_, second)| second.due > 0)
+            .map(move |(n, second)| (n as f64 + 0.5, value(second)))
     };
     plot.line("three", "slowest", curve(|second| second.max));
     plot.line("two", "p99", curve(|second| second.p99));
@@ -167,8 +168,7 @@ fn latency_over_time(measured: &Measured) -> String {
 }
 
 fn throughput(measured: &Measured) -> String {
-    let whole = usize::try_from(measured.run.duration_seconds).unwrap_or(usize::MAX);
-    let seconds = || measured.seconds.iter().enumerate().take(whole);
+    let seconds = || measured.seconds.iter().enumerate();
     let high = seconds().map(|(_, second)| second.answered as f64).fold(measured.run.rate, f64::max);
     let mut plot = Plot::new(time_axis(measured), Axis::linear(high, format_number));
     let answered = || seconds().map(|(n, second)| (n as f64 + 0.5, second.answered as f64));
@@ -178,14 +178,17 @@ fn throughput(measured: &Measured) -> String {
     plot.area("alarm", errors());
     plot.line("alarm", "errors", errors());
     for (n, second) in seconds() {
-        plot.strip(n as f64, n as f64 + 1.0, &format!("second {n}: {} answers, {} errors", second.answered, second.refused));
+        plot.strip(
+            n as f64,
+            n as f64 + 1.0,
+            &format!("second {n}: {} answers, {} errors", second.answered, second.refused),
+        );
     }
     plot.render("Answers and errors a second")
 }
 
 fn cpu(measured: &Measured) -> String {
-    let shares: Vec<_> = measured
-        .samples
+    let shares: Vec<_> = during(measured)
         .windows(2)
         .filter(|pair| pair[1].seconds > pair[0].seconds)
         .map(|pair| {
@@ -201,7 +204,10 @@ fn cpu(measured: &Measured) -> String {
 }
 
 fn memory(measured: &Measured) -> String {
-    let mebibytes: Vec<_> = measured.samples.iter().map(|sample| (sample.seconds, sample.resident_bytes as f64 / f64::from(1 << 20))).collect();
+    let mebibytes: Vec<_> = during(measured)
+        .iter()
+        .map(|sample| (sample.seconds, sample.resident_bytes as f64 / f64::from(1 << 20)))
+        .collect();
     let high = mebibytes.iter().map(|(_, size)| *size).fold(1.0, f64::max);
     let mut plot = Plot::new(time_axis(measured), Axis::linear(high, |size| format!("{size} MiB")));
     plot.area("one", mebibytes.iter().copied());
@@ -211,12 +217,18 @@ fn memory(measured: &Measured) -> String {
 
 fn connections(measured: &Measured) -> String {
     let counts: Vec<_> =
-        measured.samples.iter().filter_map(|sample| Some((sample.seconds, sample.connections? as f64))).collect();
+        during(measured).iter().filter_map(|sample| Some((sample.seconds, sample.connections? as f64))).collect();
     let high = counts.iter().map(|(_, count)| *count).fold(measured.run.connections as f64, f64::max);
     let mut plot = Plot::new(time_axis(measured), Axis::linear(high, format_number));
     plot.level("three", "asked for", measured.run.connections as f64);
     plot.line("two", "open", counts);
     plot.render("Established connections")
+}
+
+/// The samples while the generator sent; what it did with its results afterwards is of no interest.
+fn during(measured: &Measured) -> &[Sample] {
+    let end = measured.run.duration_seconds as f64;
+    &measured.samples[..measured.samples.partition_point(|sample| sample.seconds < end)]
 }
 
 fn time_axis(measured: &Measured) -> Axis {
@@ -225,7 +237,9 @@ fn time_axis(measured: &Measured) -> Axis {
 
 /// Shows the bound even when everything is far below it.
 fn latency_axis(low: f64, high: f64) -> Axis {
-    Axis::decades(low, high.max(P99_LIMIT_MS), |ms| if ms >= 1000.0 { format!("{} s", ms / 1000.0) } else { format!("{ms} ms") })
+    Axis::decades(low, high.max(P99_LIMIT_MS), |ms| {
+        if ms >= 1000.0 { format!("{} s", ms / 1000.0) } else { format!("{ms} ms") }
+    })
 }
 
 fn tables(measured: &Measured, verdict: &Verdict) -> String {

@@ -5,7 +5,7 @@ use std::fmt::Write;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 232.0;
 const LEFT: f64 = 52.0;
-const RIGHT: f64 = 58.0;
+const RIGHT: f64 = 66.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 24.0;
 /// Labels at the ends of lines keep this distance, so that they stay legible where lines meet.
@@ -63,7 +63,11 @@ fn counting(last: f64) -> impl Iterator<Item = f64> {
 /// The next of 1, 2, 5 × 10ⁿ at or above.
 fn round_step(at_least: f64) -> f64 {
     let decade = 10_f64.powf(at_least.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].map(|factor| factor * decade).into_iter().find(|step| *step >= at_least * 0.999).unwrap_or(decade)
+    [1.0, 2.0, 5.0, 10.0]
+        .map(|factor| factor * decade)
+        .into_iter()
+        .find(|step| *step >= at_least * 0.999)
+        .unwrap_or(decade)
 }
 
 /// One plot while it is drawn.
@@ -101,7 +105,11 @@ impl Plot {
         if let (Some(first), Some(last)) = (points.first(), points.last()) {
             let floor = HEIGHT - BOTTOM;
             let outline = path(&points);
-            let _ = writeln!(self.marks, r#"<path class="area {class}" d="{outline}L{:.1} {floor}L{:.1} {floor}Z"/>"#, last.0, first.0);
+            let _ = writeln!(
+                self.marks,
+                r#"<path class="area {class}" d="{outline}L{:.1} {floor}L{:.1} {floor}Z"/>"#,
+                last.0, first.0
+            );
         }
     }
 
@@ -151,7 +159,12 @@ impl Plot {
         svg.push_str(&self.marks);
         spread(&mut self.labels);
         for Label { height, text, class } in &self.labels {
-            let _ = write!(svg, r#"<text class="name {class}" x="{}" y="{:.1}">{text}</text>"#, WIDTH - RIGHT + 6.0, height + 3.5);
+            let _ = write!(
+                svg,
+                r#"<text class="name {class}" x="{}" y="{:.1}">{text}</text>"#,
+                WIDTH - RIGHT + 6.0,
+                height + 3.5
+            );
         }
         svg + "</svg>"
     }

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
 
-use super::{Run, measured::{Measured, Second, quantile}};
+use super::{
+    Run,
+    measured::{Measured, Second, quantile},
+};
 
 /// The service level: p99 below this, in milliseconds, from the moment a request was due.
 pub const P99_LIMIT_MS: f64 = 100.0;
@@ -103,20 +106,23 @@ impl Figures {
             generator_slip_p99_ms: quantile(&measured.slips, 0.99),
             generator_slip_max_ms: quantile(&measured.slips, 1.0),
             connections,
-            cpu_us_per_request: first.zip(last).filter(|_| answered > 0).map(|(first, last)| {
-                (last.cpu_seconds - first.cpu_seconds) * 1e6 / answered as f64
-            }),
+            cpu_us_per_request: first
+                .zip(last)
+                .filter(|_| answered > 0)
+                .map(|(first, last)| (last.cpu_seconds - first.cpu_seconds) * 1e6 / answered as f64),
             resident_bytes: peak,
-            kib_per_connection: first.zip(peak).zip(connections.filter(|count| *count > 0)).map(|((first, peak), count)| {
-                peak.saturating_sub(first.resident_bytes) as f64 / 1024.0 / count as f64
-            }),
+            kib_per_connection: first
+                .zip(peak)
+                .zip(connections.filter(|count| *count > 0))
+                .map(|((first, peak), count)| peak.saturating_sub(first.resident_bytes) as f64 / 1024.0 / count as f64),
         }
     }
 }
 
 fn checks(measured: &Measured, figures: &Figures) -> Vec<Check> {
     let share = figures.errors as f64 / figures.requests as f64;
-    let due = measured.run.rate * measured.run.duration_seconds as f64;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a whole number of requests")]
+    let due = (measured.run.rate * measured.run.duration_seconds as f64) as u64;
     let mut checks = vec![
         Check {
             what: "p99 latency",
@@ -133,15 +139,15 @@ fn checks(measured: &Measured, figures: &Figures) -> Vec<Check> {
         Check {
             what: "requests sent",
             measured: thousands(figures.requests),
-            bound: format!("≥ {:.0} % of {due:.0}", COMPLETENESS * 100.0),
-            kept: figures.requests as f64 >= COMPLETENESS * due,
+            bound: format!("≥ {:.0} % of {}", COMPLETENESS * 100.0, thousands(due)),
+            kept: figures.requests as f64 >= COMPLETENESS * due as f64,
         },
     ];
     if let Some(connections) = figures.connections {
         checks.push(Check {
             what: "connections at once",
             measured: thousands(connections as u64),
-            bound: format!("≥ {:.0} % of {}", COMPLETENESS * 100.0, measured.run.connections),
+            bound: format!("≥ {:.0} % of {}", COMPLETENESS * 100.0, thousands(measured.run.connections as u64)),
             kept: connections as f64 >= COMPLETENESS * measured.run.connections as f64,
         });
     }
@@ -152,12 +158,14 @@ fn remarks(figures: &Figures) -> Vec<String> {
     let mut remarks = Vec::new();
     if figures.generator_slip_p99_ms > SLIP_WARNING_MS {
         remarks.push(format!(
-            "The generator was late itself: 1 % of its requests started {:.0} ms or more behind schedule. It and the gateway were short of CPU together; on a machine of its own the gateway would look better.",
-            figures.generator_slip_p99_ms
+            "The generator itself was late: it started one request in a hundred {} or more behind schedule. The machine was short of CPU, so these latencies say little about the gateway.",
+            milliseconds(figures.generator_slip_p99_ms)
         ));
     }
     if figures.connections.is_none() {
-        remarks.push("The gateway's process was not found on this machine: CPU, memory and connections are missing.".to_owned());
+        remarks.push(
+            "The gateway's process was not found on this machine: CPU, memory and connections are missing.".to_owned(),
+        );
     }
     remarks
 }
@@ -167,11 +175,18 @@ impl fmt::Display for Verdict {
         let Figures { latency_ms: latency, .. } = self.figures;
         writeln!(f, "{}", if self.passed { "PASSED" } else { "FAILED" })?;
         for check in &self.checks {
-            writeln!(f, "  {} {:20} {:>12}   {}", if check.kept { "✓" } else { "✗" }, check.what, check.measured, check.bound)?;
+            writeln!(
+                f,
+                "  {} {:20} {:>12}   {}",
+                if check.kept { "✓" } else { "✗" },
+                check.what,
+                check.measured,
+                check.bound
+            )?;
         }
         writeln!(
             f,
-            "  latency              p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
+            "    latency              p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
             milliseconds(latency.p50),
             milliseconds(latency.p90),
             milliseconds(latency.p99),
@@ -180,28 +195,29 @@ impl fmt::Display for Verdict {
         )?;
         writeln!(
             f,
-            "  load                 {} requests, {:.0} a second, {} errors",
+            "    load                 {} requests, {:.0} a second, {} errors",
             thousands(self.figures.requests),
             self.figures.requests_per_second,
             thousands(self.figures.errors)
         )?;
         if let (Some(cpu), Some(resident)) = (self.figures.cpu_us_per_request, self.figures.resident_bytes) {
-            write!(f, "  gateway              {cpu:.1} µs CPU a request, {} resident", mebibytes(resident))?;
+            write!(f, "    gateway              {cpu:.1} µs CPU a request, {} resident", mebibytes(resident))?;
             if let Some(kib) = self.figures.kib_per_connection {
                 write!(f, ", {kib:.1} KiB a connection")?;
             }
             writeln!(f)?;
         }
         for (reason, count) in &self.failures {
-            writeln!(f, "  failed               {count} × {reason}")?;
+            writeln!(f, "    failed               {count} × {reason}")?;
         }
-        self.remarks.iter().try_for_each(|remark| writeln!(f, "  note: {remark}"))
+        self.remarks.iter().try_for_each(|remark| writeln!(f, "    note: {remark}"))
     }
 }
 
-/// With three digits that matter.
+/// With three digits that matter; seconds from one second on.
 pub fn milliseconds(value: f64) -> String {
     match value {
+        _ if value >= 1000.0 => format!("{:.2} s", value / 1000.0),
         _ if value < 10.0 => format!("{value:.2} ms"),
         _ if value < 100.0 => format!("{value:.1} ms"),
         _ => format!("{value:.0} ms"),
@@ -232,7 +248,10 @@ mod tests {
     fn two_errors_in_a_thousand_fail() {
         let verdict = Verdict::of(&example());
         assert!(!verdict.passed);
-        assert_eq!(verdict.checks.iter().filter(|check| !check.kept).map(|check| check.what).collect::<Vec<_>>(), ["errors"]);
+        assert_eq!(
+            verdict.checks.iter().filter(|check| !check.kept).map(|check| check.what).collect::<Vec<_>>(),
+            ["errors"]
+        );
     }
 
     #[test]

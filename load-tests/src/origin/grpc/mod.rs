@@ -113,9 +113,8 @@ async fn check(messages: Messages, healthy: bool) -> Result<Response, Refusal> {
     // HealthCheckRequest { string service = 1; }, whose only field is a short string.
     let service = match request.as_ref() {
         [] => "",
-        [0x0a, length, name @ ..] if usize::from(*length) == name.len() && *length < 0x80 => {
-            std::str::from_utf8(name).map_err(|_| Refusal::new(Code::InvalidArgument, "the service name is not UTF-8"))?
-        }
+        [0x0a, length, name @ ..] if usize::from(*length) == name.len() && *length < 0x80 => std::str::from_utf8(name)
+            .map_err(|_| Refusal::new(Code::InvalidArgument, "the service name is not UTF-8"))?,
         _ => return Err(Refusal::new(Code::InvalidArgument, "not a HealthCheckRequest")),
     };
     if !matches!(service, "" | "seiketsu.demo.v1.Echo") {

@@ -1,12 +1,6 @@
 //! A node from start to end: build, serve, answer signals, drain.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use seiketsu_config::node::NodeConfig;
 use tokio::{
@@ -15,11 +9,10 @@ use tokio::{
 };
 
 use crate::{
-    bootstrap::LogControl,
-    config_source::{self, ConfigSource, StatusCell},
-    operations,
+    config_source::{self, ConfigSource, RunningConfig, StatusCell},
+    operations::{LogLevel, OperationsServer, OperationsState, Readiness},
     proxy::{Shared, SharedError},
-    server::{self, Server, ServerError, handover, listener::BindError, tls},
+    server::{self, Server, ServerError, handover, listener::{self, BindError}, tls},
 };
 
 pub use crate::config_source::check_config;
@@ -40,13 +33,13 @@ pub enum RunError {
     #[error("there is no configuration to start with:\n{0}")]
     NoConfiguration(String),
     #[error("cannot serve operations: {0}")]
-    Operations(#[source] std::io::Error),
+    Operations(#[source] io::Error),
     #[error("cannot start: {0}")]
-    Io(#[from] std::io::Error),
+    Io(#[from] io::Error),
 }
 
 /// Runs a node until it is told to end. `upgrade`: takes the sockets of the running gateway over.
-pub fn run(node: NodeConfig, upgrade: bool, log: LogControl) -> Result<(), RunError> {
+pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Result<(), RunError> {
     // rustls refuses to choose between providers that happen to be linked in; an error means that one
     // is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -65,8 +58,17 @@ pub fn run(node: NodeConfig, upgrade: bool, log: LogControl) -> Result<(), RunEr
         None => (server::bind(&shared.node)?, None),
     };
     let server = Server::start(&shared.node, &shared, &live_tls, listeners)?;
-    let draining = Arc::new(AtomicBool::new(false));
-    let operations = operations::start(&shared, &status, &draining, &log, upgrade).map_err(RunError::Operations)?;
+    let readiness = Arc::new(Readiness::default());
+    readiness.set_listening();
+    let state = OperationsState {
+        readiness: readiness.clone(),
+        config: Arc::new(RunningConfig { shared: shared.clone(), status: status.clone() }),
+        metrics: shared.metrics.clone(),
+        log_level,
+    };
+    let operations = operations_listener(&shared.node, upgrade)
+        .and_then(|listener| OperationsServer::start(listener, state))
+        .map_err(RunError::Operations)?;
     announce(&shared, &server, operations.address());
     if let Some(inherited) = inherited {
         inherited.serving();
@@ -74,16 +76,14 @@ pub fn run(node: NodeConfig, upgrade: bool, log: LogControl) -> Result<(), RunEr
     let background = spawn_background(&shared, runtime.handle());
     let end = runtime.block_on(wait_for_end(&shared, &source, &server));
     tracing::info!(reason = end, "draining");
-    draining.store(true, Ordering::Release);
+    readiness.set_draining();
     if end != "handed over" {
         runtime.block_on(tokio::time::sleep(shared.node.drain.delay.get()));
     }
     end_at_second_signal(&runtime);
     server.drain();
     background.abort();
-    drop((source, operations));
-    shared.access_log.flush();
-    shared.tracer.shutdown();
+    drop((source, operations, shared));
     runtime.shutdown_timeout(Duration::from_secs(1));
     tracing::info!("ended");
     Ok(())
@@ -91,7 +91,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log: LogControl) -> Result<(), RunEr
 
 /// Serves until a signal says otherwise; says which.
 async fn wait_for_end(shared: &Arc<Shared>, source: &ConfigSource, server: &Server) -> &'static str {
-    let install = || -> std::io::Result<[Signal; 4]> {
+    let install = || -> io::Result<[Signal; 4]> {
         Ok([
             signal(SignalKind::terminate())?,
             signal(SignalKind::interrupt())?,
@@ -161,6 +161,15 @@ fn announce(shared: &Shared, server: &Server, operations: std::net::SocketAddr) 
     if let Err(error) = crate::files::replace(&path, addresses.to_string().as_bytes()) {
         tracing::warn!(path = %path.display(), %error, "addresses could not be written");
     }
+}
+
+/// While the former process drains, both answer on the same port: each tells of itself, and what asks
+/// finds one that is ready.
+fn operations_listener(node: &NodeConfig, upgrade: bool) -> io::Result<TcpListener> {
+    let endpoint = listener::Endpoint { address: node.listeners.operations, tls: false };
+    let _ = upgrade;
+    let mut bound = listener::bind(endpoint, 1).map_err(io::Error::other)?;
+    bound.pop().map(|listener| listener.socket).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
 }
 
 fn spawn_background(shared: &Arc<Shared>, runtime: &Handle) -> tokio::task::JoinHandle<()> {

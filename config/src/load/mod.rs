@@ -66,6 +66,14 @@ pub fn tenants_file_with(previous: Option<&ParsedTenants>, path: &Path) -> Resul
     tenants_with(previous, &read_text(path, MOST_TENANT_BYTES)?, path)
 }
 
+/// Reads a JSON or YAML document that configuration refers to, such as a schema, of 16 MiB at most.
+pub fn document(path: &Path) -> Result<serde_json::Value, ConfigErrors> {
+    const MOST_DOCUMENT_BYTES: u64 = 16 << 20;
+    let text = read_text(path, MOST_DOCUMENT_BYTES)?;
+    let whole = Whole { text: &text, origin: path };
+    yaml::read(&text, Anchors::Allowed).map_err(|refusal| whole.refused(*refusal))
+}
+
 fn read_text(path: &Path, limit: u64) -> Result<String, ConfigErrors> {
     let refused = |cause| ConfigErrors::from(ConfigError::of_file(path, cause));
     let unreadable = |error: std::io::Error| match error.kind() {

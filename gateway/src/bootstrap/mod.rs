@@ -1,12 +1,13 @@
 //! What a node reads once, at start: flags, environment, and the node file.
 
 mod arguments;
+mod log;
 
 use std::{fs, io, path::PathBuf};
 
 use seiketsu_config::{load, load::ConfigErrors, node::NodeConfig};
 
-pub use self::arguments::Arguments;
+pub use self::{arguments::Arguments, log::log};
 
 /// Why a node cannot start with what it was given.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,9 @@
 //! What one request carries from hook to hook.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -10,7 +13,7 @@ use seiketsu_identity::principal::Principal;
 use crate::{
     policy::{Refusal, compression::Encoder, request_limits::BodyCounter},
     respond::problem::ProblemKind,
-    telemetry::{request_id::RequestId, trace::TraceContext},
+    telemetry::{metrics::InFlight, request_id::RequestId, trace::TraceContext},
     tenancy::{
         compile::{CompiledPolicies, CompiledRoute, CompiledTenant},
         snapshot::TenantEntry,
@@ -26,6 +29,7 @@ use crate::{
 /// One request, from its head to its line in the access log.
 pub struct RequestContext {
     pub(super) started: Instant,
+    pub(super) started_at: SystemTime,
     pub(super) request_id: RequestId,
     pub(super) trace: TraceContext,
     /// The client's address: the peer's, or what a trusted proxy says.
@@ -36,6 +40,8 @@ pub struct RequestContext {
     pub(super) route: Option<usize>,
     /// The version that was picked, by its place among the tenant's.
     pub(super) version: Option<usize>,
+    /// The request, as far as its tenant's metrics are concerned.
+    pub(super) in_flight: Option<InFlight>,
     pub(super) principal: Option<Arc<Principal>>,
     /// Errors must be told in gRPC's own way.
     pub(super) grpc: bool,
@@ -86,18 +92,22 @@ pub(super) struct Exchange {
     pub(super) status: Option<StatusCode>,
     pub(super) headers_after: Option<std::time::Duration>,
     pub(super) canary: bool,
+    /// Sent again since a pooled connection had been closed meanwhile.
+    pub(super) repeated: bool,
 }
 
 impl RequestContext {
     pub(super) fn new() -> Self {
         Self {
             started: Instant::now(),
+            started_at: SystemTime::now(),
             request_id: RequestId::default(),
             trace: TraceContext::default(),
             client: std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
             tenant: None,
             route: None,
             version: None,
+            in_flight: None,
             principal: None,
             grpc: false,
             websocket: false,

@@ -9,8 +9,8 @@ use seiketsu_identity::forged;
 
 use super::{RequestContext, Shared, context};
 use crate::{
-    server::peer::{Client, Peer},
-    telemetry::{request_id::RequestId, trace::TraceContext},
+    server::peer::Peer,
+    telemetry::request_id::RequestId,
 };
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -41,7 +41,7 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     let request = downstream.req_header_mut();
     ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
-    ctx.trace = TraceContext::of_request(&request.headers);
+    ctx.trace = shared.tracer.begin(&request.headers);
     ctx.grpc = context::is_grpc(request);
     ctx.websocket = is_websocket(request);
     ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(request);
@@ -92,11 +92,6 @@ fn is_websocket(request: &RequestHeader) -> bool {
 fn accepts_event_stream(request: &RequestHeader) -> bool {
     let accept = request.headers.get(header::ACCEPT);
     accept.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// Used by logs: whether the client's connection was TLS, and how.
-pub(super) fn tls_version(client: &Client) -> Option<&'static str> {
-    client.tls.as_ref().map(|tls| tls.version)
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use crate::{
 };
 
 const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
+const TRACESTATE: http::HeaderName = http::HeaderName::from_static("tracestate");
 const CONSUMER: http::HeaderName = http::HeaderName::from_static("x-gateway-consumer");
 const SCOPES: http::HeaderName = http::HeaderName::from_static("x-gateway-scopes");
 const ROLES: http::HeaderName = http::HeaderName::from_static("x-gateway-roles");
@@ -38,9 +39,14 @@ pub(super) fn filter(
             request.remove_header(name);
         }
     }
-    forwarding(session, request, ctx)?;
+    forwarding(session, request)?;
     request.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
-    request.insert_header(TRACEPARENT, ctx.trace.traceparent_for_upstream())?;
+    if let Some(traceparent) = ctx.trace.traceparent_for_upstream() {
+        request.insert_header(TRACEPARENT, traceparent)?;
+    }
+    if !ctx.trace.keeps_tracestate() {
+        request.remove_header(&TRACESTATE);
+    }
     identity(shared, request, ctx, route)?;
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
@@ -58,7 +64,7 @@ pub(super) fn filter(
     Ok(())
 }
 
-fn forwarding(session: &Session, request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> {
+fn forwarding(session: &Session, request: &mut RequestHeader) -> Result<()> {
     let Some(peer) = Peer::of(session) else { return Ok(()) };
     let peer_address = peer.ip();
     // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
@@ -78,7 +84,6 @@ fn forwarding(session: &Session, request: &mut RequestHeader, ctx: &RequestConte
             request.insert_header(X_FORWARDED_HOST, host)?;
         }
     }
-    let _ = ctx;
     Ok(())
 }
 

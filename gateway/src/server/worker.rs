@@ -142,8 +142,8 @@ async fn accept(
                 let Some(addresses) = connection::addresses(&tcp, peer) else { continue };
                 match worker.caps.admit(peer.ip()) {
                     Ok(slot) => {
-                        worker.metrics.accepted();
-                        let (guard, worker, shutdown) = (Active::enter(&active), worker.clone(), shutdown.clone());
+                        let guard = (Active::enter(&active), worker.metrics.accepted());
+                        let (worker, shutdown) = (worker.clone(), shutdown.clone());
                         tokio::spawn(async move {
                             connection::serve(tcp, addresses, tls, worker, shutdown, slot).await;
                             drop(guard);

@@ -8,6 +8,7 @@ pub mod hosts;
 pub mod live;
 pub mod path;
 pub mod router;
+pub mod compile;
 mod shards;
 pub mod snapshot;
 

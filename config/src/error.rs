@@ -100,8 +100,8 @@ pub struct ConfigError {
 /// A place in a text. Line and column count from 1; columns are characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    pub line: u64,
-    pub column: u64,
+    pub line: u32,
+    pub column: u32,
 }
 
 impl ConfigError {

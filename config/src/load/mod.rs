@@ -146,17 +146,9 @@ fn describe(
             let (place, tenant, route) = (next(), next(), next());
             let id = |place: Option<Found>| place.and_then(|place| place.text).filter(|id| id.len() <= 64);
             let text = place.as_ref().and_then(|place| place.text.clone());
-            // The parser knows where it stopped. For a wrong value that is somewhere near, and for a
-            // missing key it is behind the map that lacks it: the path leads to the place itself.
-            let stopped_there = matches!(
-                fault.cause,
-                Cause::Syntax { .. } | Cause::Excess { .. } | Cause::UnknownKey { .. } | Cause::DuplicateKey { .. }
-            );
-            let led_to = place.as_ref().filter(|place| place.whole || fault.position.is_none());
-            let position = led_to.map(|place| place.position);
             ConfigError {
                 file: origin.to_owned(),
-                position: if stopped_there { fault.position.or(position) } else { position.or(fault.position) },
+                position: fault.position.or(place.map(|place| place.position)),
                 tenant: id(tenant),
                 route: id(route),
                 value: fault.value.or(text).filter(|value| may_be_shown(&fault.path, value)),

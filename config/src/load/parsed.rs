@@ -35,7 +35,7 @@ pub struct ParsedTenants {
     head: Arc<TenantHead>,
     tenants: Vec<Arc<Tenant>>,
     /// For each tenant the line it begins in.
-    lines: Vec<u64>,
+    lines: Vec<u32>,
     /// For each tenant what its text hashes to; none if the document was read in one go.
     prints: Vec<Print>,
 }
@@ -60,7 +60,7 @@ impl ParsedTenants {
     }
 
     /// The line that the tenant of this number begins in, counted from 1; 0 if there is none.
-    pub fn line(&self, tenant: usize) -> u64 {
+    pub fn line(&self, tenant: usize) -> u32 {
         self.lines.get(tenant).copied().unwrap_or_default()
     }
 
@@ -292,7 +292,7 @@ fn assemble(
         Ok(_) => return Err(errors(refusals, pieces, origin)),
         Err(refusal) => return Err(errors(with_head_refusal(refusal, refusals, pieces), pieces, origin)),
     };
-    let lines: Vec<u64> = pieces.tenants.iter().map(|piece| piece.line).collect();
+    let lines: Vec<u32> = pieces.tenants.iter().map(|piece| piece.line).collect();
     let problems = head_problems.into_iter().chain(problems).chain(clashes(&tenants, &lines));
     let faults: Vec<Fault> = problems.map(Fault::from).collect();
     if !faults.is_empty() {
@@ -339,7 +339,7 @@ fn tenant_path(index: usize) -> impl Iterator<Item = PathStep> {
 }
 
 /// Ids and hosts that two tenants of the file have.
-fn clashes(tenants: &[Arc<Tenant>], lines: &[u64]) -> Vec<Problem> {
+fn clashes(tenants: &[Arc<Tenant>], lines: &[u32]) -> Vec<Problem> {
     let members = tenants.iter().enumerate().map(|(index, tenant)| Member { file: 0, index, tenant });
     let place = |member: Member<'_>| format!("line {}", lines.get(member.index).copied().unwrap_or_default());
     check::duplicates(members, place).into_iter().map(|(_, problem)| problem).collect()

@@ -8,7 +8,7 @@
 //! wrong, and the document is read in one go.
 
 use memchr::memchr;
-use serde_saphyr::granit_parser::{Event, Parser};
+use granit_parser::{Event, Parser};
 
 /// A file in pieces.
 #[derive(Debug)]
@@ -17,9 +17,9 @@ pub(super) struct Pieces<'a> {
     pub(super) head: String,
     pub(super) tenants: Vec<Piece<'a>>,
     /// The number of the line `tenants:`.
-    list_line: u64,
+    list_line: u32,
     /// How many lines of the document the head lacks.
-    list_lines: u64,
+    list_lines: u32,
 }
 
 /// The text of one tenant, as a list of one item with its indentation.
@@ -27,17 +27,17 @@ pub(super) struct Pieces<'a> {
 pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
     /// The number of its first line in the document.
-    pub(super) line: u64,
+    pub(super) line: u32,
 }
 
 impl Pieces<'_> {
     /// The line of the document that a line of the head is.
-    pub(super) fn line_of_head(&self, line: u64) -> u64 {
+    pub(super) fn line_of_head(&self, line: u32) -> u32 {
         if line > self.list_line { line + self.list_lines } else { line }
     }
 
     /// Whether a line of the document stands before the list of tenants.
-    pub(super) fn is_before_list(&self, line: u64) -> bool {
+    pub(super) fn is_before_list(&self, line: u32) -> bool {
         line <= self.list_line
     }
 }
@@ -69,7 +69,7 @@ pub(super) fn split(text: &str) -> Option<Pieces<'_>> {
 }
 
 /// The offset and number of the line `tenants:`.
-fn find_list(text: &str) -> Option<(usize, u64)> {
+fn find_list(text: &str) -> Option<(usize, u32)> {
     Lines::of(text).find(|line| is_list_key(line.text)).map(|line| (line.offset, line.number))
 }
 
@@ -104,7 +104,7 @@ fn items<'a>(lines: &mut Lines<'a>) -> Option<(Vec<Piece<'a>>, Line<'a>)> {
     let mut pieces = Vec::new();
     let mut indent = None;
     // Where the item that is being read begins.
-    let mut open: Option<(usize, u64)> = None;
+    let mut open: Option<(usize, u32)> = None;
     let end = loop {
         let Some(line) = lines.next() else {
             break Line { text: "", offset: document.len(), number: lines.number };
@@ -151,14 +151,14 @@ struct Line<'a> {
     text: &'a str,
     offset: usize,
     /// Counted from 1.
-    number: u64,
+    number: u32,
 }
 
 /// The lines from an offset on.
 struct Lines<'a> {
     text: &'a str,
     offset: usize,
-    number: u64,
+    number: u32,
 }
 
 impl<'a> Lines<'a> {

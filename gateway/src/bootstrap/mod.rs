@@ -5,7 +5,7 @@ mod log;
 
 use std::{fs, io, path::PathBuf};
 
-use seiketsu_config::{load, load::ConfigErrors, node::NodeConfig};
+use seiketsu_config::{error::ConfigErrors, load, node::NodeConfig};
 
 pub use self::{arguments::Arguments, log::log};
 

@@ -50,7 +50,7 @@ pub struct CorsPolicy {
 }
 
 /// What to do with a request that may be a CORS preflight.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Preflight {
     /// It is none: go on.
     No,

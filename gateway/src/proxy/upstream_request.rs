@@ -4,7 +4,7 @@ use http::{HeaderValue, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
-use seiketsu_identity::{assertion::IDENTITY_HEADER, principal::PrincipalKind};
+use seiketsu_identity::{assertion::IDENTITY_HEADER, plain_headers::plain_headers};
 
 use super::{
     RequestContext, Shared,
@@ -19,9 +19,6 @@ use crate::{
 
 const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
 const TRACESTATE: http::HeaderName = http::HeaderName::from_static("tracestate");
-const CONSUMER: http::HeaderName = http::HeaderName::from_static("x-gateway-consumer");
-const SCOPES: http::HeaderName = http::HeaderName::from_static("x-gateway-scopes");
-const ROLES: http::HeaderName = http::HeaderName::from_static("x-gateway-roles");
 
 pub(super) fn filter(
     shared: &Shared,
@@ -102,10 +99,9 @@ fn identity(
         let assertion = assertion.map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
         request.insert_header(IDENTITY_HEADER, assertion)?;
     }
-    if auth.forward_headers && !matches!(principal.kind(), PrincipalKind::Anonymous) {
-        request.insert_header(CONSUMER, principal.id())?;
-        for (name, list) in [(SCOPES, principal.scopes()), (ROLES, principal.roles())] {
-            request.insert_header(name, list.iter().collect::<Vec<_>>().join(" "))?;
+    if auth.forward_headers {
+        for (name, value) in plain_headers(principal) {
+            request.insert_header(name, value)?;
         }
     }
     Ok(())

@@ -43,9 +43,7 @@ fn every_example_is_accepted() {
 
 #[test]
 fn the_reference_shows_every_key_and_every_choice() {
-    for (schema, file) in
-        [(schema::node(), "reference-node.yaml"), (schema::tenants(), "reference-tenants.yaml")]
-    {
+    for (schema, file) in [(schema::node(), "reference-node.yaml"), (schema::tenants(), "reference-tenants.yaml")] {
         let text = fs::read_to_string(examples().join(file)).unwrap();
         let words: BTreeSet<&str> = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).collect();
         let mut names = BTreeSet::new();

@@ -4,8 +4,8 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use seiketsu_gateway::bootstrap::{self, Arguments};
 use secrecy::ExposeSecret;
+use seiketsu_gateway::bootstrap::{self, Arguments};
 use seiketsu_identity::api_key;
 
 /// Serving means many small allocations on many threads; the system's allocator is measurably slower at that.

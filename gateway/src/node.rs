@@ -12,7 +12,11 @@ use crate::{
     config_source::{self, ConfigSource, RunningConfig, StatusCell},
     operations::{LogLevel, OperationsServer, OperationsState, Readiness},
     proxy::{Shared, SharedError},
-    server::{self, Server, ServerError, handover, listener::{self, BindError}, tls},
+    server::{
+        self, Server, ServerError, handover,
+        listener::{self, BindError},
+        tls,
+    },
 };
 
 pub use crate::config_source::check_config;
@@ -156,7 +160,8 @@ fn announce(shared: &Shared, server: &Server, operations: std::net::SocketAddr) 
     };
     let (http, https) = (of_kind(false), of_kind(true));
     tracing::info!(?http, ?https, %operations, version = env!("CARGO_PKG_VERSION"), "serving");
-    let addresses = serde_json::json!({ "http": http, "https": https, "operations": operations, "pid": std::process::id() });
+    let addresses =
+        serde_json::json!({ "http": http, "https": https, "operations": operations, "pid": std::process::id() });
     let path = shared.node.state_dir.join("addresses.json");
     if let Err(error) = crate::files::replace(&path, addresses.to_string().as_bytes()) {
         tracing::warn!(path = %path.display(), %error, "addresses could not be written");

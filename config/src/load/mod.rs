@@ -258,10 +258,10 @@ tenants:
         assert_eq!(upstream("shared").health.as_ref().unwrap().probe, Probe::Http { path: "/healthz".to_owned() });
         let tenant = &file.tenants[0];
         assert_eq!(tenant.versions.as_ref().unwrap().by, VersionSource::Header("api-version".parse().unwrap()));
-        assert_eq!(tenant.routes[0].r#match.headers, [HeaderCondition {
-            name: "x-a".parse().unwrap(),
-            test: TextTest::Equals("foo".to_owned())
-        }]);
+        assert_eq!(
+            tenant.routes[0].r#match.headers,
+            [HeaderCondition { name: "x-a".parse().unwrap(), test: TextTest::Equals("foo".to_owned()) }]
+        );
         let by = GOOD.replace("by: {header: api-version}", "by: path_prefix").replace("/users/{id}", "/v1/users");
         let file = tenants(&by, Path::new("t.yaml")).unwrap();
         assert_eq!(file.tenants[0].versions.as_ref().unwrap().by, VersionSource::PathPrefix);
@@ -306,7 +306,14 @@ tenants:
             ("accept: [anonymous]", "accept: [anon]", 3, 19, "defaults.auth.accept[0]", "unknown_choice"),
             ("equals: foo", "equals: foo, prefix: f", 25, 21, "tenants[0].routes[0].match.headers[0]", "value"),
             ("equals: foo", "equal: foo", 25, 33, "tenants[0].routes[0].match.headers[0].equal", "unknown_key"),
-            ("probe: {http: {path: /healthz}}", "probe: {http: /healthz}", 8, 28, "upstreams.shared.health.probe.http", "wrong_type"),
+            (
+                "probe: {http: {path: /healthz}}",
+                "probe: {http: /healthz}",
+                8,
+                28,
+                "upstreams.shared.health.probe.http",
+                "wrong_type",
+            ),
             ("id: acme\n", "id: acme\n    id: acme\n", 14, 5, "tenants[0].id", "duplicate_key"),
             ("key: ${file:keys/app}", "key: hunter2", 20, 18, "tenants[0].consumers[0].keys[0].key", "value"),
             ("upstream: shared\n", "upstream: shred\n", 26, 19, "tenants[0].routes[0].upstream", "unknown_reference"),
@@ -335,7 +342,9 @@ tenants:
 
     #[test]
     fn an_error_is_json_for_programs() {
-        let json = serde_json::to_value(tenants(&GOOD.replace("total: 5s", "total: 0s"), Path::new("t.yaml")).unwrap_err()).unwrap();
+        let json =
+            serde_json::to_value(tenants(&GOOD.replace("total: 5s", "total: 0s"), Path::new("t.yaml")).unwrap_err())
+                .unwrap();
         assert_eq!(
             json,
             serde_json::json!({
@@ -358,7 +367,10 @@ tenants:
 
     #[test]
     fn all_that_breaks_rules_is_told_at_once() {
-        let text = GOOD.replace("total: 5s", "total: 0s").replace("upstream: shared", "upstream: none").replace("hosts: [acme.example]", "hosts: []");
+        let text = GOOD
+            .replace("total: 5s", "total: 0s")
+            .replace("upstream: shared", "upstream: none")
+            .replace("hosts: [acme.example]", "hosts: []");
         let codes: Vec<_> = refused(&text).iter().map(|error| error.cause.code()).collect();
         assert_eq!(codes, ["empty", "unknown_reference", "zero"]);
     }
@@ -372,8 +384,14 @@ tenants:
             ("key: ${file:keys/app}", "hash: hunter2"),
             ("prefix: abcdefgh", "prefix: sk_abcdefgh_hunter2"),
             ("prefix: abcdefgh", "prefix: [hunter2]"),
-            ("hosts: [acme.example]", "hosts: [acme.example]\n    jwt_issuers: [{issuer: a, audiences: [b], jwks: {url: 'https://u:hunter2@a.example/'}}]"),
-            ("hosts: [acme.example]", "hosts: [acme.example]\n    jwt_issuers: [{issuer: a, audiences: [b], jwks: {url: 'u:hunter2@a.example'}}]"),
+            (
+                "hosts: [acme.example]",
+                "hosts: [acme.example]\n    jwt_issuers: [{issuer: a, audiences: [b], jwks: {url: 'https://u:hunter2@a.example/'}}]",
+            ),
+            (
+                "hosts: [acme.example]",
+                "hosts: [acme.example]\n    jwt_issuers: [{issuer: a, audiences: [b], jwks: {url: 'u:hunter2@a.example'}}]",
+            ),
             ("timeouts:\n            total: 5s", "headers: {request: {set: {authorization: \"hunter2\\n\"}}}"),
             ("timeouts:\n            total: 5s", "headers: {request: {set: {host: hunter2}}}"),
             ("timeouts:\n            total: 5s", "security_headers: {authorization: [hunter2]}"),
@@ -393,11 +411,17 @@ tenants:
         for (name, before) in [("b", "a"), ("c", "b"), ("d", "c"), ("e", "d"), ("f", "e"), ("g", "f")] {
             laughs.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 10].join(", ")));
         }
-        let inline = "revision: 1\ndefaults: {validation: {body_schema: {inline: {\n".to_owned() + &laughs.replace('\n', ",\n") + "}}}}\n";
+        let inline = "revision: 1\ndefaults: {validation: {body_schema: {inline: {\n".to_owned()
+            + &laughs.replace('\n', ",\n")
+            + "}}}}\n";
         let errors = refused(&inline);
         assert_eq!(errors[0].cause.code(), "excess", "{}", errors[0]);
 
-        let deep = format!("revision: 1\ndefaults: {{validation: {{body_schema: {{inline: {}{}}}}}}}\n", "[".repeat(200), "]".repeat(200));
+        let deep = format!(
+            "revision: 1\ndefaults: {{validation: {{body_schema: {{inline: {}{}}}}}}}\n",
+            "[".repeat(200),
+            "]".repeat(200)
+        );
         assert_eq!(refused(&deep)[0].cause.code(), "excess");
         let very_deep = "[".repeat(1_000_000);
         assert!(["excess", "syntax", "wrong_type"].contains(&refused(&very_deep)[0].cause.code()));

@@ -480,9 +480,10 @@ plans:
     #[test]
     fn the_plain_form_is_read_in_pieces() {
         let parsed = in_pieces_only(DOCUMENT).unwrap().unwrap();
-        assert_eq!(parsed.tenants.iter().map(|tenant| tenant.id.as_str()).collect::<Vec<_>>(), [
-            "acme", "globex", "initech"
-        ]);
+        assert_eq!(
+            parsed.tenants.iter().map(|tenant| tenant.id.as_str()).collect::<Vec<_>>(),
+            ["acme", "globex", "initech"]
+        );
         assert_eq!(parsed.lines, [8, 24, 33]);
         assert_same(DOCUMENT);
     }
@@ -575,8 +576,30 @@ plans:
     }
 
     const FRAGMENTS: [&str; 24] = [
-        "\"", "'", ": ", "- ", "  - id: x", "#", " #", "&a ", "*a", "|", ">", "{", "}", "[", "]", "\t", "---", "...",
-        "tenants:", "%YAML 1.2", "<<: ", "? ", "revision: 9", "",
+        "\"",
+        "'",
+        ": ",
+        "- ",
+        "  - id: x",
+        "#",
+        " #",
+        "&a ",
+        "*a",
+        "|",
+        ">",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\t",
+        "---",
+        "...",
+        "tenants:",
+        "%YAML 1.2",
+        "<<: ",
+        "? ",
+        "revision: 9",
+        "",
     ];
 
     fn mutate(text: &str, mutations: &[(prop::sample::Index, usize, prop::sample::Index)]) -> String {

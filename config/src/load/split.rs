@@ -7,8 +7,8 @@
 //! that does not read (a text in quotes that goes on beyond it, an alias) shows that the cut was
 //! wrong, and the document is read in one go.
 
-use memchr::memchr;
 use granit_parser::{Event, Parser};
+use memchr::memchr;
 
 /// A file in pieces.
 #[derive(Debug)]
@@ -89,9 +89,10 @@ fn stands_alone(text: &str) -> bool {
             documents += 1;
             true
         }
-        Ok((Event::Scalar(_, _, anchor, _) | Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _), _)) => {
-            anchor == 0
-        }
+        Ok((
+            Event::Scalar(_, _, anchor, _) | Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _),
+            _,
+        )) => anchor == 0,
         Ok(_) => true,
         Err(_) => false,
     });

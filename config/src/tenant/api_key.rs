@@ -165,7 +165,9 @@ mod tests {
         assert_eq!(key.source, KeySource::Key(SecretRef::Env("KEY".to_owned())));
         assert_eq!(serde_json::to_string(&key).unwrap(), r#"{"prefix":"abcdefgh","key":"${env:KEY}"}"#);
         assert!(read(r#"{"prefix": "abcdefgh"}"#).unwrap_err().contains("neither hash nor key"));
-        assert!(read(&format!(r#"{{"prefix": "a", "hash": "{hash}", "key": "${{env:K}}"}}"#)).unwrap_err().contains("both"));
+        assert!(
+            read(&format!(r#"{{"prefix": "a", "hash": "{hash}", "key": "${{env:K}}"}}"#)).unwrap_err().contains("both")
+        );
     }
 
     #[test]

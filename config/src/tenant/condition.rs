@@ -159,7 +159,10 @@ mod tests {
     #[test]
     fn a_condition_is_written_flat() {
         let condition: HeaderCondition = serde_json::from_str(r#"{"name": "X-A", "equals": "foo"}"#).unwrap();
-        assert_eq!((condition.name.to_string(), &condition.test), ("x-a".to_owned(), &TextTest::Equals("foo".to_owned())));
+        assert_eq!(
+            (condition.name.to_string(), &condition.test),
+            ("x-a".to_owned(), &TextTest::Equals("foo".to_owned()))
+        );
         assert_eq!(serde_json::to_string(&condition).unwrap(), r#"{"name":"x-a","equals":"foo"}"#);
         let condition: QueryCondition = serde_json::from_str(r#"{"name": "q", "present": false}"#).unwrap();
         assert_eq!(condition.test, TextTest::Present(false));

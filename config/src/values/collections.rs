@@ -80,7 +80,9 @@ impl FromStr for WebAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.parse().map(Self).map_err(|error| {
-            InvalidValue::new(format!("this is not a web address ({error}): write it whole, as in https://example.com/path"))
+            InvalidValue::new(format!(
+                "this is not a web address ({error}): write it whole, as in https://example.com/path"
+            ))
         })
     }
 }
@@ -157,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_refused_web_address_is_not_repeated() {
-        let error = "//user:hunter2@example.com".parse::<WebAddress>().err().map(|error| error.to_string()).unwrap_or_default();
+        let error =
+            "//user:hunter2@example.com".parse::<WebAddress>().err().map(|error| error.to_string()).unwrap_or_default();
         assert!(!error.contains("hunter2") && error.contains("https://"), "{error}");
     }
 }

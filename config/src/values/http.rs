@@ -111,7 +111,8 @@ impl FromStr for Method {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = || InvalidValue::new(format!("{text:?} is not a method: write it in capitals, as in GET or POST"));
+        let refused =
+            || InvalidValue::new(format!("{text:?} is not a method: write it in capitals, as in GET or POST"));
         if text.is_empty() || text == "CONNECT" || !text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
             return Err(refused());
         }
@@ -213,15 +214,15 @@ mod tests {
 
     #[test]
     fn addresses_have_a_host_and_a_port() {
-        for (text, host, port) in [
-            ("127.0.0.1:9001", "127.0.0.1", 9001),
-            ("[::1]:443", "::1", 443),
-            ("API.internal:80", "api.internal", 80),
-        ] {
+        for (text, host, port) in
+            [("127.0.0.1:9001", "127.0.0.1", 9001), ("[::1]:443", "::1", 443), ("API.internal:80", "api.internal", 80)]
+        {
             let address: HostPort = text.parse().unwrap();
             assert_eq!((address.host(), address.port()), (host, port));
         }
-        for bad in ["", "a", ":80", "a:", "a:0", "a:65536", "::1:80", "[a]:80", "*.a:80", "http://a:80", "a:80/", "a:+80"] {
+        for bad in
+            ["", "a", ":80", "a:", "a:0", "a:65536", "::1:80", "[a]:80", "*.a:80", "http://a:80", "a:80/", "a:+80"]
+        {
             assert!(bad.parse::<HostPort>().is_err(), "{bad:?}");
         }
     }

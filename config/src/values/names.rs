@@ -39,9 +39,8 @@ impl FromStr for Id {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let all_good = text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'));
+        let all_good =
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_' | b'.'));
         if starts_well && all_good && text.len() <= 63 {
             Ok(Self(text.into()))
         } else {
@@ -113,7 +112,12 @@ impl FromStr for HostPattern {
     }
 }
 
-text_value!(HostPattern, "HostPattern", "A host name, exact or with a wildcard as its first label: api.example.com, *.example.com", None);
+text_value!(
+    HostPattern,
+    "HostPattern",
+    "A host name, exact or with a wildcard as its first label: api.example.com, *.example.com",
+    None
+);
 
 #[cfg(test)]
 mod tests {
@@ -141,8 +145,25 @@ mod tests {
         assert_eq!((host.name(), host.is_wildcard()), ("example.com", true));
         assert_eq!("[2001:DB8::0:1]".parse::<HostPattern>().unwrap().name(), "[2001:db8::1]");
         for bad in [
-            "", ".", "*", "*.", "a..b", "-a.example", "a-.example", "a.*.example", "*.*.example", "https://a.example",
-            "a.example:80", "a.example/", "a b", "[::1", "[::1]:80", "*.[::1]", "..", "a.example..", &"a".repeat(64),
+            "",
+            ".",
+            "*",
+            "*.",
+            "a..b",
+            "-a.example",
+            "a-.example",
+            "a.*.example",
+            "*.*.example",
+            "https://a.example",
+            "a.example:80",
+            "a.example/",
+            "a b",
+            "[::1",
+            "[::1]:80",
+            "*.[::1]",
+            "..",
+            "a.example..",
+            &"a".repeat(64),
             &"a.".repeat(200),
         ] {
             assert!(bad.parse::<HostPattern>().is_err(), "{bad:?}");

@@ -31,8 +31,7 @@ impl From<Span> for Duration {
     }
 }
 
-const SPAN_UNITS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const SPAN_UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -267,7 +266,9 @@ mod tests {
 
     #[test]
     fn sizes_have_binary_and_decimal_units() {
-        for (text, bytes) in [("512", 512), ("1kB", 1_000), ("1KiB", 1_024), ("10MiB", 10 << 20), ("2GB", 2_000_000_000)] {
+        for (text, bytes) in
+            [("512", 512), ("1kB", 1_000), ("1KiB", 1_024), ("10MiB", 10 << 20), ("2GB", 2_000_000_000)]
+        {
             assert_eq!(text.parse::<ByteSize>().unwrap().get(), bytes, "{text}");
         }
         for bad in ["", "KiB", "1kb", "1 MiB", "-1", "1.5MiB", "99999999999GiB"] {

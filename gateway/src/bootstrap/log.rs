@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use tracing_subscriber::{
-    EnvFilter, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt,
-};
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
 use crate::operations::LogLevel;
 

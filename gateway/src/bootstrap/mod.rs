@@ -14,7 +14,9 @@ pub use self::{arguments::Arguments, log::log};
 pub enum BootstrapError {
     #[error("{0}")]
     Config(#[from] ConfigErrors),
-    #[error("cannot use the state folder {path}: {source}; create it, writable by the gateway's user, or name another with --state-dir")]
+    #[error(
+        "cannot use the state folder {path}: {source}; create it, writable by the gateway's user, or name another with --state-dir"
+    )]
     StateDir { path: PathBuf, source: io::Error },
 }
 

@@ -21,7 +21,8 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let refused = |error: &dyn std::fmt::Display| ConfigRefused(vec![error.to_string()]);
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
-    let resolver = Resolver::new(&node.dns, (&node.egress).into(), runtime.handle().clone()).map_err(|e| refused(&e))?;
+    let resolver =
+        Resolver::new(&node.dns, (&node.egress).into(), runtime.handle().clone()).map_err(|e| refused(&e))?;
     let roots = SystemRoots::default();
     let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let identity = std::sync::Arc::new(proxy::identity(&outbound));

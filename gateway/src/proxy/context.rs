@@ -138,8 +138,7 @@ impl RequestContext {
 /// Whether an error must be told in gRPC's own way (the content type begins with `application/grpc`).
 pub(crate) fn is_grpc(request: &RequestHeader) -> bool {
     request.method == Method::POST
-        && request
-            .headers
-            .get(http::header::CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc") && !value.as_bytes().starts_with(b"application/grpc-web"))
+        && request.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
+            value.as_bytes().starts_with(b"application/grpc") && !value.as_bytes().starts_with(b"application/grpc-web")
+        })
 }

@@ -8,10 +8,7 @@ use pingora_proxy::Session;
 use seiketsu_identity::forged;
 
 use super::{RequestContext, Shared, context};
-use crate::{
-    server::peer::Peer,
-    telemetry::request_id::RequestId,
-};
+use crate::{server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -19,13 +16,8 @@ pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwa
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What an untrusted client says about whom it speaks for is forgotten.
-const FORWARDING: [HeaderName; 5] = [
-    X_FORWARDED_FOR,
-    X_FORWARDED_PROTO,
-    X_FORWARDED_HOST,
-    HeaderName::from_static("x-real-ip"),
-    header::FORWARDED,
-];
+const FORWARDING: [HeaderName; 5] =
+    [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, HeaderName::from_static("x-real-ip"), header::FORWARDED];
 
 /// A body that is left over when the answer is out is read for this long, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);

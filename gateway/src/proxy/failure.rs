@@ -31,8 +31,7 @@ pub(super) fn may_retry(
         return false;
     }
     let method = downstream.req_header().method.clone();
-    let attempt =
-        Attempt { method: &method, failure, made: ctx.exchange.attempts, may_have_arrived, replayable };
+    let attempt = Attempt { method: &method, failure, made: ctx.exchange.attempts, may_have_arrived, replayable };
     match pool.may_retry(&retries, &attempt) {
         Some(pause) => {
             ctx.exchange.backoff = Some(pause);

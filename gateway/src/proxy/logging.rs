@@ -25,9 +25,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     let asked_upstream = ctx.exchange.first_attempt_at;
     let upstream_time = asked_upstream.map(|at| ctx.exchange.headers_after.unwrap_or_else(|| at.elapsed()));
     let tenant = ctx.tenant();
-    let slot = tenant
-        .zip(ctx.route)
-        .map_or(RouteSlot::NONE, |(tenant, route)| tenant.route_metrics.slot(route));
+    let slot = tenant.zip(ctx.route).map_or(RouteSlot::NONE, |(tenant, route)| tenant.route_metrics.slot(route));
     let outcome = Outcome {
         route: slot,
         status,
@@ -97,10 +95,15 @@ fn attempt(ctx: &RequestContext, error: Option<&Error>) -> Attempt {
     }
     match error {
         Some(error) if *error.esource() == ErrorSource::Upstream => match error.etype() {
-            E::ConnectTimedout | E::ConnectRefused | E::ConnectNoRoute | E::ConnectError | E::ConnectProxyFailure
-            | E::TLSHandshakeFailure | E::TLSHandshakeTimedout | E::SocketError | E::BindError => {
-                Attempt::ConnectFailure
-            }
+            E::ConnectTimedout
+            | E::ConnectRefused
+            | E::ConnectNoRoute
+            | E::ConnectError
+            | E::ConnectProxyFailure
+            | E::TLSHandshakeFailure
+            | E::TLSHandshakeTimedout
+            | E::SocketError
+            | E::BindError => Attempt::ConnectFailure,
             E::ReadTimedout | E::WriteTimedout => Attempt::Timeout,
             E::InvalidHTTPHeader | E::InvalidH2 => Attempt::Malformed,
             _ => Attempt::Reset,

@@ -55,7 +55,8 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     let tenant = entry.compiled();
     let request = session.req_header();
-    if request.headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if request.headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         return Err(Refusal::new(ProblemKind::ExpectationFailed, "Only 100-continue can be expected."));
     }
     if request.uri.path() == JWKS_PATH && matches!(request.method, Method::GET | Method::HEAD) {
@@ -101,11 +102,7 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
 }
 
 /// Who is calling, and whether the body is what the route wants.
-async fn admit(
-    shared: &Shared,
-    session: &mut Session,
-    ctx: &mut RequestContext,
-) -> Result<Result<Decision, Refusal>> {
+async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
     let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
         return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
     };
@@ -144,8 +141,14 @@ fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> 
         if tenant.compiled().asks_for_client_certificate {
             return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it."));
         }
-    } else if named.is_none() && Peer::of(session).is_some_and(|peer| peer.tls.is_some()) && tenant.compiled().asks_for_client_certificate {
-        return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it, with its name (SNI)."));
+    } else if named.is_none()
+        && Peer::of(session).is_some_and(|peer| peer.tls.is_some())
+        && tenant.compiled().asks_for_client_certificate
+    {
+        return Err(Refusal::new(
+            ProblemKind::Misdirected,
+            "This host needs a connection made for it, with its name (SNI).",
+        ));
     }
     ctx.in_flight = Some(tenant.compiled().metrics.begin());
     ctx.tenant = Some(tenant);
@@ -279,8 +282,7 @@ async fn check_body(
     let request = session.req_header();
     if let Some(validation) = &route.policies.validation {
         let to_validate = to_validate(request, body.as_deref().unwrap_or_default());
-        let checked =
-            if body.is_some() { validation.check(&to_validate) } else { validation.check_head(&to_validate) };
+        let checked = if body.is_some() { validation.check(&to_validate) } else { validation.check_head(&to_validate) };
         if let Err(nonconformity) = checked {
             match validation.mode() {
                 ValidationMode::Enforce => return Ok(Err(nonconformity.into())),

@@ -84,12 +84,7 @@ fn forwarding(session: &Session, request: &mut RequestHeader) -> Result<()> {
     Ok(())
 }
 
-fn identity(
-    shared: &Shared,
-    request: &mut RequestHeader,
-    ctx: &RequestContext,
-    route: &CompiledRoute,
-) -> Result<()> {
+fn identity(shared: &Shared, request: &mut RequestHeader, ctx: &RequestContext, route: &CompiledRoute) -> Result<()> {
     let Some(principal) = ctx.principal.as_deref() else { return Ok(()) };
     let auth = &route.policies.auth;
     if auth.forward_assertion {

@@ -86,10 +86,7 @@ impl Server {
         listeners: Vec<Listener>,
     ) -> Result<Self, ServerError> {
         let (draining, watch) = channel::channel(false);
-        let caps = Arc::new(ConnectionCaps::new(
-            node.protection.connections_per_address,
-            node.protection.connections,
-        ));
+        let caps = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, node.protection.connections));
         let conf = Arc::new(pingora_settings(node));
         let count = worker_count(node);
         let mut shares: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();

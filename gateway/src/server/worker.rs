@@ -122,13 +122,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn accept(
-    socket: TcpListener,
-    tls: bool,
-    worker: Arc<Worker>,
-    active: Arc<Active>,
-    mut shutdown: ShutdownWatch,
-) {
+async fn accept(socket: TcpListener, tls: bool, worker: Arc<Worker>, active: Arc<Active>, mut shutdown: ShutdownWatch) {
     let mut last_warning: Option<Instant> = None;
     loop {
         // Biased: connections that wait when draining begins are still taken.

@@ -29,7 +29,7 @@ use crate::{
         security_headers::SecurityHeaders,
         transform::{TargetTransform, TransformError},
         validation::{Validation, ValidationError},
-        versioning::{Versions, VersioningError},
+        versioning::{VersioningError, Versions},
     },
     telemetry::metrics::{Metrics, RouteTable, TenantMetrics},
     upstream::pool::UpstreamPool,
@@ -220,8 +220,16 @@ impl<'a> Compiler<'a> {
             pattern: route.r#match.path.clone(),
             pool: pool(&route.upstream)?,
             audience: Audience::new(route.upstream.as_str()),
-            canary: route.canary.as_ref().map(|canary| Ok::<_, PolicyError>(canary_of(canary, pool(&canary.upstream)?))).transpose()?,
-            mirror: route.mirror.as_ref().map(|mirror| Ok::<_, PolicyError>(mirror_of(mirror, pool(&mirror.upstream)?))).transpose()?,
+            canary: route
+                .canary
+                .as_ref()
+                .map(|canary| Ok::<_, PolicyError>(canary_of(canary, pool(&canary.upstream)?)))
+                .transpose()?,
+            mirror: route
+                .mirror
+                .as_ref()
+                .map(|mirror| Ok::<_, PolicyError>(mirror_of(mirror, pool(&mirror.upstream)?)))
+                .transpose()?,
             transform: match transform {
                 Some(transform) => TargetTransform::compile(transform, &route.r#match.path)?,
                 None => None,

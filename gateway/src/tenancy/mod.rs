@@ -4,11 +4,11 @@
 //! uses by [`path`], and the tenant's [`router`] finds the route. [`snapshot`] holds the tenants of one
 //! configuration revision, and [`live`] the snapshot in force.
 
+pub mod compile;
 pub mod hosts;
 pub mod live;
 pub mod path;
 pub mod router;
-pub mod compile;
 mod shards;
 pub mod snapshot;
 

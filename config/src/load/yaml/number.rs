@@ -45,8 +45,9 @@ fn number(text: &str) -> Plain<'_> {
         };
     }
     // [-+]? ( \. [0-9]+ | [0-9]+ ( \. [0-9]* )? ) ( [eE] [-+]? [0-9]+ )?
-    let looks_like_float = unsigned.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
-        && unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.');
+    let looks_like_float =
+        unsigned.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
+            && unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.');
     match text.parse::<f64>() {
         Ok(number) if looks_like_float && number.is_finite() => Plain::Float(number),
         Ok(_) if looks_like_float => Plain::Unbounded,

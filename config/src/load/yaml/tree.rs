@@ -37,7 +37,10 @@ pub(super) struct Node<'t> {
 #[derive(Debug, Clone)]
 pub(super) enum Kind<'t> {
     /// A plain scalar may be a number, a truth value or nothing; another is text whatever it looks like.
-    Scalar { text: Cow<'t, str>, plain: bool },
+    Scalar {
+        text: Cow<'t, str>,
+        plain: bool,
+    },
     List(Vec<Node<'t>>),
     /// In the order of the document; no key stands twice.
     Map(Vec<Entry<'t>>),

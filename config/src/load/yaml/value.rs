@@ -315,9 +315,7 @@ impl<'a> de::SeqAccess<'a> for Items<'a, '_> {
         let Some(item) = self.items.get(self.next) else { return Ok(None) };
         let index = self.next;
         self.next += 1;
-        seed.deserialize(Value(item))
-            .map(Some)
-            .map_err(|error| error.at(item.position).under(PathStep::Index(index)))
+        seed.deserialize(Value(item)).map(Some).map_err(|error| error.at(item.position).under(PathStep::Index(index)))
     }
 
     fn size_hint(&self) -> Option<usize> {

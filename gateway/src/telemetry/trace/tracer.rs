@@ -259,7 +259,11 @@ mod tests {
         assert_eq!(text(&client.attributes, "server.address"), Some("2001:db8::1"));
         let sent = context.traceparent_for_upstream().unwrap();
         let client_id = u64::from_be_bytes(client.span_id[..].try_into().unwrap());
-        assert_eq!(sent.to_str().unwrap()[36..52], format!("{client_id:016x}"), "the upstream's parent is the client span");
+        assert_eq!(
+            sent.to_str().unwrap()[36..52],
+            format!("{client_id:016x}"),
+            "the upstream's parent is the client span"
+        );
         assert_eq!(failed.get(), 0);
     }
 

@@ -82,7 +82,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     tracing::info!(reason = end, "draining");
     readiness.set_draining();
     if end != "handed over" {
-        runtime.block_on(tokio::time::sleep(shared.node.drain.delay.get()));
+        std::thread::park_timeout(shared.node.drain.delay.get());
     }
     end_at_second_signal(&runtime);
     server.drain();

@@ -1,11 +1,6 @@
 //! Writing files so that neither a crash nor a curious neighbour does harm.
 
-use std::{
-    fs, io,
-    io::Write,
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
-};
+use std::{fs, io, io::Write, os::unix::fs::OpenOptionsExt, path::Path};
 
 /// Replaces a file in one step: after a crash it holds the old content or the new, never a part.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
@@ -22,8 +17,7 @@ fn write_then_rename(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     name.push(format!(".{}.new", std::process::id()));
     let temporary = path.with_file_name(name);
     let written = (|| {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
         file.sync_all()?;
         fs::rename(&temporary, path)

@@ -4,6 +4,7 @@ use std::{io::Write, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use secrecy::ExposeSecret;
 use seiketsu_gateway::bootstrap::{self, Arguments};
 use seiketsu_identity::api_key;
 
@@ -45,7 +46,7 @@ fn print_new_api_key() -> Result<()> {
         std::io::stdout(),
         "Give this to the caller; it is not stored anywhere:\n\n    {}\n\n\
          Write this under the consumer's `keys`:\n\n    - prefix: {}\n      hash: {}\n",
-        key.reveal(),
+        key.key.expose_secret(),
         key.prefix,
         key.hash
     )?;

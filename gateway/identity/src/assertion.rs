@@ -177,3 +177,143 @@ impl Keys {
         Self { signing, header, published, jwks }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use jsonwebtoken::{Algorithm, DecodingKey, Validation, jwk::JwkSet};
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::testing::{FixedClock, NOW};
+
+    struct Fixture {
+        clock: Arc<FixedClock>,
+        signer: AssertionSigner,
+        folder: tempfile::TempDir,
+    }
+
+    fn fixture() -> Fixture {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = FixedClock::at(NOW);
+        let signer = AssertionSigner::open(&AssertionKey::default(), folder.path(), clock.clone()).unwrap();
+        Fixture { clock, signer, folder }
+    }
+
+    fn alice(expires: u64) -> Principal {
+        let names = |names: &[&str]| names.iter().copied().collect();
+        Principal::jwt(
+            "acme".parse().unwrap(),
+            "https://idp.example".into(),
+            "alice",
+            names(&["read", "write"]),
+            names(&["clerk"]),
+            expires,
+        )
+    }
+
+    /// What an upstream does, with a library and the published keys only.
+    fn verify(assertion: &HeaderValue, jwks: &Bytes, audience: &str) -> Option<Value> {
+        let token = assertion.to_str().unwrap();
+        let kid = jsonwebtoken::decode_header(token).unwrap().kid.unwrap();
+        let set: JwkSet = serde_json::from_slice(jwks).unwrap();
+        let key = DecodingKey::from_jwk(set.find(&kid)?).unwrap();
+        let mut validation = Validation::new(Algorithm::ES256);
+        validation.validate_exp = false;
+        validation.set_audience(&[audience]);
+        validation.set_issuer(&["seiketsu-gateway"]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        jsonwebtoken::decode(token, &key, &validation).ok().map(|data| data.claims)
+    }
+
+    #[test]
+    fn an_upstream_can_verify_who_is_calling() {
+        let f = fixture();
+        let assertion = f.signer.assertion(&alice(NOW + 600), &Audience::new("orders")).unwrap();
+        assert!(assertion.is_sensitive());
+        let expected = json!({
+            "iss": "seiketsu-gateway", "aud": "orders", "tenant": "acme", "kind": "jwt", "sub": "alice",
+            "provider": "https://idp.example", "scopes": ["read", "write"], "roles": ["clerk"],
+            "iat": NOW, "exp": NOW + 60,
+        });
+        assert_eq!(verify(&assertion, &f.signer.jwks(), "orders"), Some(expected));
+        assert_eq!(verify(&assertion, &f.signer.jwks(), "billing"), None);
+        assert_eq!(verify(&assertion, &fixture().signer.jwks(), "orders"), None);
+    }
+
+    #[test]
+    fn an_anonymous_caller_has_no_subject() {
+        let f = fixture();
+        let anonymous = Principal::anonymous("acme".parse().unwrap());
+        let assertion = f.signer.assertion(&anonymous, &Audience::new("orders")).unwrap();
+        let claims = verify(&assertion, &f.signer.jwks(), "orders").unwrap();
+        assert_eq!((claims.get("sub"), &claims["kind"]), (None, &json!("anonymous")));
+    }
+
+    #[test]
+    fn one_assertion_serves_half_its_life() {
+        let f = fixture();
+        let (caller, orders) = (alice(NOW + 600), Audience::new("orders"));
+        let first = f.signer.assertion(&caller, &orders).unwrap();
+        f.clock.set(NOW + 29);
+        assert_eq!(f.signer.assertion(&caller, &orders).unwrap(), first);
+        f.clock.set(NOW + 30);
+        assert_ne!(f.signer.assertion(&caller, &orders).unwrap(), first);
+    }
+
+    #[test]
+    fn each_upstream_and_each_caller_gets_its_own() {
+        let f = fixture();
+        let orders = f.signer.assertion(&alice(NOW + 600), &Audience::new("orders")).unwrap();
+        let billing = f.signer.assertion(&alice(NOW + 600), &Audience::new("billing")).unwrap();
+        let anonymous = Principal::anonymous("acme".parse().unwrap());
+        let anonymous = f.signer.assertion(&anonymous, &Audience::new("orders")).unwrap();
+        assert!(verify(&billing, &f.signer.jwks(), "billing").is_some());
+        assert!(orders != billing && orders != anonymous);
+    }
+
+    #[test]
+    fn an_assertion_does_not_outlive_the_credential() {
+        let f = fixture();
+        let assertion = f.signer.assertion(&alice(NOW + 10), &Audience::new("orders")).unwrap();
+        assert_eq!(verify(&assertion, &f.signer.jwks(), "orders").unwrap()["exp"], json!(NOW + 10));
+    }
+
+    #[test]
+    fn what_the_former_key_signed_stays_good_after_a_rotation() {
+        let f = fixture();
+        let before = f.signer.assertion(&alice(NOW + 600), &Audience::new("orders")).unwrap();
+        let path = f.folder.path().join("assertion-key.pem");
+        std::fs::remove_file(&path).unwrap();
+        f.signer.reload().unwrap();
+        f.clock.set(NOW + 30);
+        let after = f.signer.assertion(&alice(NOW + 600), &Audience::new("orders")).unwrap();
+        let kid = |assertion: &HeaderValue| jsonwebtoken::decode_header(assertion.to_str().unwrap()).unwrap().kid;
+        assert_ne!(kid(&before), kid(&after));
+        // Reading an unchanged file again does not forget the former key.
+        f.signer.reload().unwrap();
+        for assertion in [&before, &after] {
+            assert!(verify(assertion, &f.signer.jwks(), "orders").is_some());
+        }
+    }
+
+    #[test]
+    fn a_bad_key_file_changes_nothing() {
+        let f = fixture();
+        let before = f.signer.jwks();
+        std::fs::write(f.folder.path().join("assertion-key.pem"), "rubbish").unwrap();
+        assert!(f.signer.reload().is_err());
+        assert_eq!(f.signer.jwks(), before);
+        assert!(f.signer.assertion(&alice(NOW + 600), &Audience::new("orders")).is_ok());
+    }
+
+    #[test]
+    fn the_published_keys_are_public() {
+        let f = fixture();
+        let set: Value = serde_json::from_slice(&f.signer.jwks()).unwrap();
+        let mut members: Vec<_> = set["keys"][0].as_object().unwrap().keys().cloned().collect();
+        members.sort();
+        assert_eq!(members, ["alg", "crv", "kid", "kty", "use", "x", "y"]);
+    }
+}

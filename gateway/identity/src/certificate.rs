@@ -88,7 +88,7 @@ impl ClientCertificate {
 pub enum CertificateRuleError {
     #[error("consumers {first} and {second} both claim the certificates with {identity}; leave it to one of them")]
     Claimed { first: Id, second: Id, identity: String },
-    #[error("{0:?} is not a SHA-256 fingerprint: write 64 hexadecimal digits, with or without colons")]
+    #[error("{0:?} is not the SHA-256 of a certificate: write its 64 hexadecimal digits, without colons")]
     Fingerprint(String),
 }
 
@@ -120,9 +120,8 @@ impl CertificateTable {
             for identity in &consumer.certificates {
                 let (former, text) = match identity {
                     CertificateIdentity::Sha256(hex) => {
-                        let digits: String = hex.chars().filter(|c| *c != ':').collect();
-                        let fingerprint = parse_hex(&digits)
-                            .ok_or_else(|| CertificateRuleError::Fingerprint(hex.clone()))?;
+                        let fingerprint =
+                            parse_hex(hex).ok_or_else(|| CertificateRuleError::Fingerprint(hex.clone()))?;
                         (table.by_fingerprint.insert(fingerprint, owner), hex)
                     }
                     CertificateIdentity::San(name) => {
@@ -194,7 +193,7 @@ impl fmt::Debug for CertificateTable {
 }
 
 /// 32 bytes from 64 hexadecimal digits.
-pub(crate) fn parse_hex(digits: &str) -> Option<[u8; 32]> {
+fn parse_hex(digits: &str) -> Option<[u8; 32]> {
     let digits = digits.as_bytes();
     let mut bytes = [0; 32];
     if digits.len() != 64 {
@@ -209,7 +208,7 @@ pub(crate) fn parse_hex(digits: &str) -> Option<[u8; 32]> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::format_collect)]
 
     use proptest::prelude::*;
     use rcgen::{CertificateParams, DnType, KeyPair, SanType};

@@ -51,7 +51,9 @@ pub struct Placement {
 
 /// The API key cannot be expected in this header field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("api_keys.header is {0:?}, which has a meaning of its own; choose another, as in x-api-key (keys in `Authorization: Bearer` are accepted with `bearer: true`)")]
+#[error(
+    "api_keys.header is {0:?}, which has a meaning of its own; choose another, as in x-api-key (keys in `Authorization: Bearer` are accepted with `bearer: true`)"
+)]
 pub struct ReservedHeader(HeaderName);
 
 impl Placement {
@@ -95,9 +97,9 @@ impl Placement {
         if !scheme.eq_ignore_ascii_case(b"bearer") {
             // `Basic x, Bearer y` would be a bearer token to some.
             let hidden = value.split(|byte| *byte == b',').skip(1);
-            let hidden = hidden.map(<[u8]>::trim_ascii_start).any(|part| {
-                part.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"bearer "))
-            });
+            let hidden = hidden
+                .map(<[u8]>::trim_ascii_start)
+                .any(|part| part.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"bearer ")));
             return if hidden { Err(CredentialError::Malformed) } else { Ok(None) };
         }
         let token = rest.strip_prefix(b" ").ok_or(CredentialError::Malformed)?.trim_ascii_start();
@@ -120,11 +122,19 @@ fn text(value: &[u8], max: usize) -> Result<&str, CredentialError> {
     if value.len() > max {
         return Err(CredentialError::TooLong);
     }
-    let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
-    if value.is_empty() || !value.iter().all(good) {
+    // Without a branch per byte: a token has a thousand of them, and this way the loop is vectorised.
+    let good = value.iter().fold(true, |good, byte| good & is_token68(*byte));
+    if value.is_empty() || !good {
         return Err(CredentialError::Malformed);
     }
     std::str::from_utf8(value).map_err(|_| CredentialError::Malformed)
+}
+
+#[allow(clippy::needless_bitwise_bool)] // `|` has no branch.
+fn is_token68(byte: u8) -> bool {
+    let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+    let digit_dash_dot_or_slash = byte.wrapping_sub(b'-') < 13;
+    letter | digit_dash_dot_or_slash | (byte == b'_') | (byte == b'~') | (byte == b'+') | (byte == b'=')
 }
 
 #[cfg(test)]
@@ -211,6 +221,14 @@ mod tests {
     fn the_clients_credential_is_removed_wherever_it_stood() {
         let names: Vec<_> = placement().headers_to_remove().iter().map(HeaderName::to_string).collect();
         assert_eq!(names, ["x-api-key", "authorization"]);
+    }
+
+    #[test]
+    fn a_token68_has_the_characters_of_rfc_9110() {
+        let expected = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~+/=";
+        for byte in 0..=255 {
+            assert_eq!(is_token68(byte), expected.contains(&byte), "{byte:#x}");
+        }
     }
 
     proptest! {

@@ -50,15 +50,15 @@ impl AuthFailure {
     pub fn status(&self) -> StatusCode {
         match &self.cause {
             FailureCause::Credential(_) => StatusCode::BAD_REQUEST,
+            FailureCause::Token(TokenError::KeysUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
             FailureCause::NoCredential
             | FailureCause::KindNotAccepted(_)
             | FailureCause::ApiKey(_)
+            | FailureCause::Token(_)
             | FailureCause::Certificate(_) => StatusCode::UNAUTHORIZED,
-            FailureCause::Token(TokenError::KeysUnavailable) => StatusCode::SERVICE_UNAVAILABLE,
-            FailureCause::Token(_) => StatusCode::UNAUTHORIZED,
-            FailureCause::NobodyAccepted
-            | FailureCause::MissingScope { .. }
-            | FailureCause::MissingRole { .. } => StatusCode::FORBIDDEN,
+            FailureCause::NobodyAccepted | FailureCause::MissingScope { .. } | FailureCause::MissingRole { .. } => {
+                StatusCode::FORBIDDEN
+            }
         }
     }
 

@@ -82,11 +82,8 @@ impl KeySet {
         if raw.keys.len() > MAX_KEYS {
             return Err(KeySetError::TooManyKeys(raw.keys.len()));
         }
-        let keys: Vec<_> = raw
-            .keys
-            .into_iter()
-            .filter_map(|key| VerifyingKey::from_raw(serde_json::from_value(key).ok()?))
-            .collect();
+        let keys: Vec<_> =
+            raw.keys.into_iter().filter_map(|key| VerifyingKey::from_raw(serde_json::from_value(key).ok()?)).collect();
         if keys.is_empty() { Err(KeySetError::NoUsableKey) } else { Ok(Self { keys }) }
     }
 
@@ -198,7 +195,7 @@ fn bit_length(number: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
     use proptest::prelude::*;
     use serde_json::json;
@@ -287,12 +284,8 @@ mod tests {
     #[test]
     fn without_a_kid_exactly_one_key_must_fit() {
         use JwtAlgorithm::{ES256, ES384, RS256};
-        let set = parse(vec![
-            RSA.jwk(json!({ "kid": "a" })),
-            P256.jwk(json!({ "kid": "b" })),
-            P256.jwk(json!({})),
-        ])
-        .unwrap();
+        let set =
+            parse(vec![RSA.jwk(json!({ "kid": "a" })), P256.jwk(json!({ "kid": "b" })), P256.jwk(json!({}))]).unwrap();
         assert!(set.find(None, RS256).is_ok());
         assert_eq!(set.find(None, ES256).map(|_| ()), Err(NoKey::Ambiguous));
         assert_eq!(set.find(None, ES384).map(|_| ()), Err(NoKey::Unknown));

@@ -38,13 +38,13 @@ pub const MISSING_FOR: Duration = Duration::from_secs(30);
 pub const MAX_WAIT: Duration = Duration::from_secs(2);
 
 const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
-const DEFAULT_LIFE: Duration = Duration::from_secs(600);
-const MIN_LIFE: Duration = Duration::from_secs(60);
-const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
+const DEFAULT_LIFE: Duration = Duration::from_mins(10);
+const MIN_LIFE: Duration = Duration::from_mins(1);
+const MAX_LIFE: Duration = Duration::from_hours(24);
 /// Files are read again four seconds after they were.
 const FILE_LIFE: Duration = Duration::from_secs(5);
 /// How long keys are used beyond their life while fetches fail.
-const STALE_FOR: Duration = Duration::from_secs(24 * 3600);
+const STALE_FOR: Duration = Duration::from_hours(24);
 const MAX_MISSING: usize = 64;
 
 /// The gateway's outbound HTTP client, as this crate needs it.
@@ -82,7 +82,7 @@ pub enum JwksError {
     #[error("cannot read {path}: {source}")]
     File { path: PathBuf, source: std::io::Error },
     #[error("cannot fetch {url}: {source}")]
-    Fetch { url: Url, source: FetchError },
+    Fetch { url: String, source: FetchError },
     #[error("{0}")]
     Content(#[from] KeySetError),
 }
@@ -168,13 +168,7 @@ struct State {
 
 impl JwksStore {
     fn new(source: JwksSource, client: Arc<dyn HttpFetch>) -> Self {
-        Self {
-            source,
-            client,
-            current: ArcSwapOption::empty(),
-            state: Mutex::default(),
-            ended: watch::Sender::new(0),
-        }
+        Self { source, client, current: ArcSwapOption::empty(), state: Mutex::default(), ended: watch::Sender::new(0) }
     }
 
     /// Hands the one key that fits to `use_key`.
@@ -215,8 +209,7 @@ impl JwksStore {
     async fn wait_for_fetch(self: &Arc<Self>, id: Option<&str>, now: Instant) -> bool {
         // Before the state is looked at, so that the end of a fetch cannot be missed.
         let mut ended = self.ended.subscribe();
-        let known_missing =
-            self.state.lock().missing.get(id.unwrap_or_default()).is_some_and(|until| now < *until);
+        let known_missing = self.state.lock().missing.get(id.unwrap_or_default()).is_some_and(|until| now < *until);
         if known_missing || !self.start_refresh(now) {
             return false;
         }
@@ -263,10 +256,9 @@ impl JwksStore {
         match &self.source {
             JwksSource::File(path) => Ok((KeySet::parse(&read_file(path).await?)?, FILE_LIFE)),
             JwksSource::Url(url) => {
-                let failed = |source| JwksError::Fetch { url: url.clone(), source };
+                let failed = |source| JwksError::Fetch { url: url.to_string(), source };
                 let answer = tokio::time::timeout(FETCH_TIMEOUT, self.client.get(url, MAX_BYTES)).await;
-                let fetched =
-                    answer.map_err(|_| failed(FetchError::TimedOut(FETCH_TIMEOUT)))?.map_err(failed)?;
+                let fetched = answer.map_err(|_| failed(FetchError::TimedOut(FETCH_TIMEOUT)))?.map_err(failed)?;
                 if fetched.body.len() > MAX_BYTES {
                     return Err(failed(FetchError::TooLarge(MAX_BYTES)));
                 }
@@ -446,7 +438,9 @@ mod tests {
         let server = FakeServer::serving(vec![key("k")]);
         let store = store(&server);
         find(&store, "k").await.unwrap();
-        for bad in [Behaviour::Fail, Behaviour::Raw(b"<html>".to_vec()), Behaviour::Serve { keys: vec![], max_age: None }] {
+        for bad in
+            [Behaviour::Fail, Behaviour::Raw(b"<html>".to_vec()), Behaviour::Serve { keys: vec![], max_age: None }]
+        {
             server.set(bad);
             pass(3600).await;
             assert_eq!(find(&store, "k").await, Ok(()));

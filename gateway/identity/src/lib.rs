@@ -19,6 +19,7 @@ pub mod forged;
 mod jwk;
 pub mod jwks;
 pub mod jwt;
+pub mod plain_headers;
 pub mod principal;
 pub mod signing_key;
 pub mod state;

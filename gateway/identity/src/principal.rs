@@ -65,14 +65,7 @@ impl Principal {
     }
 
     /// A caller that an issuer vouches for; its `sub` is the consumer.
-    pub fn jwt(
-        tenant: Id,
-        issuer: Arc<str>,
-        subject: &str,
-        scopes: NameSet,
-        roles: NameSet,
-        expires: u64,
-    ) -> Self {
+    pub fn jwt(tenant: Id, issuer: Arc<str>, subject: &str, scopes: NameSet, roles: NameSet, expires: u64) -> Self {
         let kind = PrincipalKind::Jwt { issuer, subject: subject.into() };
         Self::assemble(tenant, kind, Some(subject.into()), scopes, roles, Some(expires))
     }

@@ -13,9 +13,7 @@ use std::{
 
 use aws_lc_rs::{
     rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, ParsedPublicKey,
-    },
+    signature::{ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, ParsedPublicKey},
 };
 use base64::{
     Engine,
@@ -28,8 +26,8 @@ use crate::sha256;
 
 /// The start of a `SubjectPublicKeyInfo` (RFC 5480 §2) of a P-256 key; the uncompressed point follows.
 const P256_SPKI: &[u8] = &[
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48,
-    0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
+    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 /// Why a key file cannot be used. Key material is never part of the message.
@@ -39,7 +37,9 @@ pub enum SigningKeyError {
     File { path: PathBuf, source: io::Error },
     #[error("the key file {0} is not PEM")]
     NotPem(PathBuf),
-    #[error("the key file {path} holds {what}; it takes P-256 keys as PRIVATE KEY (PKCS #8, unencrypted) or PUBLIC KEY (openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256)")]
+    #[error(
+        "the key file {path} holds {what}; it takes P-256 keys as PRIVATE KEY (PKCS #8, unencrypted) or PUBLIC KEY (openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256)"
+    )]
     Unusable { path: PathBuf, what: String },
     #[error("the key file {0} holds no private key; the first one signs")]
     NoPrivateKey(PathBuf),
@@ -210,4 +210,95 @@ fn pem_text(pkcs8: &[u8]) -> String {
 
 fn in_file(path: &Path) -> impl Fn(io::Error) -> SigningKeyError + '_ {
     move |source| SigningKeyError::File { path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::testing::P256;
+
+    fn new_pem() -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        KeyFile::open(&path).unwrap();
+        fs::read_to_string(path).unwrap()
+    }
+
+    fn parse(pem: &str) -> Result<KeyFile, SigningKeyError> {
+        KeyFile::parse(pem.as_bytes(), Path::new("key.pem"))
+    }
+
+    fn public_pem(private: &str) -> String {
+        let key = parse(private).unwrap().signing;
+        let der = [P256_SPKI, key.pair.public_key().as_ref()].concat();
+        format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", STANDARD.encode(der))
+    }
+
+    #[test]
+    fn a_key_is_made_once_and_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new/folder/key.pem");
+        let made = KeyFile::open(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let read = KeyFile::open(&path).unwrap();
+        assert_eq!(made.published, read.published);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no draft is left behind");
+    }
+
+    #[test]
+    fn of_nodes_that_start_at_once_all_use_the_same_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.pem");
+        let ids = std::thread::scope(|scope| {
+            let nodes: Vec<_> = (0..8).map(|_| scope.spawn(|| KeyFile::open(&path).unwrap())).collect();
+            nodes.into_iter().map(|node| node.join().unwrap().signing.public.kid).collect::<Vec<_>>()
+        });
+        assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    }
+
+    #[test]
+    fn the_first_private_key_signs_and_all_are_published() {
+        let (a, b, c) = (new_pem(), new_pem(), new_pem());
+        let file = parse(&[public_pem(&c), a.clone(), b.clone(), public_pem(&a)].concat()).unwrap();
+        let id = |pem: &str| parse(pem).unwrap().signing.public.kid;
+        assert_eq!(file.signing.public.kid, id(&a));
+        let published: Vec<_> = file.published.iter().map(|key| key.kid.clone()).collect();
+        assert_eq!(published, [id(&a), id(&c), id(&b)]);
+    }
+
+    #[test]
+    fn files_with_anything_else_are_refused_by_name() {
+        let a = new_pem();
+        for (pem, expected) in [
+            (String::new(), "no private key"),
+            (public_pem(&a), "no private key"),
+            ("-----BEGIN PRIVATE KEY-----\n!!\n-----END PRIVATE KEY-----\n".into(), "not PEM"),
+            (a.replace("PRIVATE KEY", "EC PRIVATE KEY"), "kind"),
+            (a.replace("PRIVATE KEY", "CERTIFICATE"), "kind"),
+            (rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap().serialize_pem(), "another kind"),
+            (rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap().serialize_pem(), "another kind"),
+        ] {
+            let error = parse(&pem).unwrap_err().to_string();
+            assert!(error.contains(expected) && error.contains("key.pem"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_point_off_the_curve_is_no_key() {
+        let pem = public_pem(&new_pem());
+        let mut der = STANDARD.decode(pem.lines().nth(1).unwrap()).unwrap();
+        *der.last_mut().unwrap() ^= 1;
+        assert!(PublicKey::from_point(&der[P256_SPKI.len()..]).is_none());
+    }
+
+    #[test]
+    fn the_key_id_is_the_rfc_7638_thumbprint() {
+        let jwk = P256.jwk(serde_json::json!({}));
+        let [x, y] = ["x", "y"].map(|name| URL_SAFE_NO_PAD.decode(jwk[name].as_str().unwrap()).unwrap());
+        let key = PublicKey::from_point(&[vec![4], x, y].concat()).unwrap();
+        let parsed: jsonwebtoken::jwk::Jwk = serde_json::from_value(jwk).unwrap();
+        assert_eq!(key.id(), parsed.thumbprint(jsonwebtoken::jwk::ThumbprintHash::SHA256).unwrap());
+    }
 }

@@ -1,6 +1,6 @@
 //! What the tests of this crate share: a clock that stands still, issuers with keys of every kind, and
 //! a forge for tokens.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use std::{
     sync::{

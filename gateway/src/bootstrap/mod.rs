@@ -1,19 +1,22 @@
 //! What a node reads once, at start: flags, environment, and the node file.
 
 mod arguments;
+mod log;
 
 use std::{fs, io, path::PathBuf};
 
-use seiketsu_config::{load, load::ConfigErrors, node::NodeConfig};
+use seiketsu_config::{error::ConfigErrors, load, node::NodeConfig};
 
-pub use self::arguments::Arguments;
+pub use self::{arguments::Arguments, log::log};
 
 /// Why a node cannot start with what it was given.
 #[derive(Debug, thiserror::Error)]
 pub enum BootstrapError {
     #[error("{0}")]
     Config(#[from] ConfigErrors),
-    #[error("cannot use the state folder {path}: {source}; create it, writable by the gateway's user, or name another with --state-dir")]
+    #[error(
+        "cannot use the state folder {path}: {source}; create it, writable by the gateway's user, or name another with --state-dir"
+    )]
     StateDir { path: PathBuf, source: io::Error },
 }
 

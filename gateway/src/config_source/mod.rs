@@ -5,10 +5,13 @@
 //! and the error stands in `/readyz`, in the log and in a metric until it is mended. What was last in
 //! force is kept on disk, so that a node starts even from a file that somebody has just broken.
 
+mod check;
 mod compile;
+mod events;
 mod last_known_good;
 mod reload;
 mod status;
+mod view;
 mod watch;
 
 use std::{
@@ -20,7 +23,8 @@ use std::{
 
 use tokio::runtime::Handle;
 
-pub(crate) use self::status::{ReloadStatus, StatusCell};
+pub use self::check::check_config;
+pub(crate) use self::{events::log_upstream_events, status::StatusCell, view::RunningConfig};
 use self::{reload::Reloader, watch::FileWatch};
 use crate::{proxy::Shared, server::tls::LiveTls};
 

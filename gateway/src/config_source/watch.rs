@@ -13,7 +13,11 @@ pub(super) struct FileWatch {
 impl FileWatch {
     /// `on_change` may be called for changes that turn out to be none.
     pub(super) fn new(path: &Path, on_change: impl Fn() + Send + 'static) -> Self {
-        let folder = if path.is_dir() { path } else { path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")) };
+        let folder = if path.is_dir() {
+            path
+        } else {
+            path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+        };
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             if event.is_ok_and(|event| !event.kind.is_access()) {
                 on_change();

@@ -8,10 +8,7 @@ use pingora_proxy::Session;
 use seiketsu_identity::forged;
 
 use super::{RequestContext, Shared, context};
-use crate::{
-    server::peer::{Client, Peer},
-    telemetry::{request_id::RequestId, trace::TraceContext},
-};
+use crate::{server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -19,13 +16,8 @@ pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwa
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What an untrusted client says about whom it speaks for is forgotten.
-const FORWARDING: [HeaderName; 5] = [
-    X_FORWARDED_FOR,
-    X_FORWARDED_PROTO,
-    X_FORWARDED_HOST,
-    HeaderName::from_static("x-real-ip"),
-    header::FORWARDED,
-];
+const FORWARDING: [HeaderName; 5] =
+    [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, HeaderName::from_static("x-real-ip"), header::FORWARDED];
 
 /// A body that is left over when the answer is out is read for this long, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,7 +33,7 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     let request = downstream.req_header_mut();
     ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
-    ctx.trace = TraceContext::of_request(&request.headers);
+    ctx.trace = shared.tracer.begin(&request.headers);
     ctx.grpc = context::is_grpc(request);
     ctx.websocket = is_websocket(request);
     ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(request);
@@ -92,11 +84,6 @@ fn is_websocket(request: &RequestHeader) -> bool {
 fn accepts_event_stream(request: &RequestHeader) -> bool {
     let accept = request.headers.get(header::ACCEPT);
     accept.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// Used by logs: whether the client's connection was TLS, and how.
-pub(super) fn tls_version(client: &Client) -> Option<&'static str> {
-    client.tls.as_ref().map(|tls| tls.version)
 }
 
 #[cfg(test)]

@@ -31,8 +31,7 @@ pub(super) fn may_retry(
         return false;
     }
     let method = downstream.req_header().method.clone();
-    let attempt =
-        Attempt { method: &method, failure, made: ctx.exchange.attempts, may_have_arrived, replayable };
+    let attempt = Attempt { method: &method, failure, made: ctx.exchange.attempts, may_have_arrived, replayable };
     match pool.may_retry(&retries, &attempt) {
         Some(pause) => {
             ctx.exchange.backoff = Some(pause);
@@ -98,8 +97,7 @@ pub(super) fn while_proxying(
     {
         attempt.observe(outcome);
     }
-    let unprocessed = matches!(error.etype(), ErrorType::H2Downgrade) || error.retry();
-    let retry = !answered && may_retry(session, ctx, failure, !(stale && unprocessed));
+    let retry = !answered && (stale && may_repeat_once(session, ctx) || may_retry(session, ctx, failure, true));
     error.set_retry(retry);
     if !retry && !answered {
         ctx.refusal = Some(match failure {
@@ -108,6 +106,18 @@ pub(super) fn while_proxying(
         });
     }
     error
+}
+
+/// An upstream may close a pooled connection at the very moment we use it. That is nobody's fault, and
+/// no reason to spend the retry budget: such a request is sent again, once, if that is safe.
+fn may_repeat_once(session: &mut Session, ctx: &mut RequestContext) -> bool {
+    let downstream = session.as_downstream_mut();
+    let safe = downstream.req_header().method.is_idempotent() && downstream.is_body_empty();
+    let first = !ctx.exchange.repeated;
+    if safe && first {
+        ctx.exchange.repeated = true;
+    }
+    safe && first
 }
 
 /// The last word to the client, if there still is one to be said.

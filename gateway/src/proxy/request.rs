@@ -9,7 +9,7 @@ use seiketsu_identity::{assertion::JWKS_PATH, failure::AuthFailure};
 
 use super::{RequestContext, Shared, context::RequestBody};
 use crate::{
-    policy::{Refusal, cors::Preflight, validation::Request as RequestToValidate},
+    policy::{Refusal, body_transform::Body, cors::Preflight, validation::Request as RequestToValidate},
     respond::{self, problem::ProblemKind},
     server::peer::Peer,
     tenancy::{
@@ -55,7 +55,8 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     let tenant = entry.compiled();
     let request = session.req_header();
-    if request.headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if request.headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         return Err(Refusal::new(ProblemKind::ExpectationFailed, "Only 100-continue can be expected."));
     }
     if request.uri.path() == JWKS_PATH && matches!(request.method, Method::GET | Method::HEAD) {
@@ -101,11 +102,7 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
 }
 
 /// Who is calling, and whether the body is what the route wants.
-async fn admit(
-    shared: &Shared,
-    session: &mut Session,
-    ctx: &mut RequestContext,
-) -> Result<Result<Decision, Refusal>> {
+async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
     let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
         return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
     };
@@ -114,8 +111,8 @@ async fn admit(
     if let Err(failure) = authenticate(session, ctx, tenant, route).await {
         return Ok(Err(unauthenticated(&failure)));
     }
-    if route.policies.reads_request_body()
-        && let Err(refusal) = check_body(shared, session, ctx, route).await?
+    if route.looks_at_body()
+        && let Err(refusal) = check_body(session, ctx, route).await?
     {
         return Ok(Err(refusal));
     }
@@ -144,9 +141,16 @@ fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> 
         if tenant.compiled().asks_for_client_certificate {
             return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it."));
         }
-    } else if named.is_none() && Peer::of(session).is_some_and(|peer| peer.tls.is_some()) && tenant.compiled().asks_for_client_certificate {
-        return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it, with its name (SNI)."));
+    } else if named.is_none()
+        && Peer::of(session).is_some_and(|peer| peer.tls.is_some())
+        && tenant.compiled().asks_for_client_certificate
+    {
+        return Err(Refusal::new(
+            ProblemKind::Misdirected,
+            "This host needs a connection made for it, with its name (SNI).",
+        ));
     }
+    ctx.in_flight = Some(tenant.compiled().metrics.begin());
     ctx.tenant = Some(tenant);
     Ok(())
 }
@@ -244,42 +248,60 @@ fn jwks_headers() -> Vec<(http::HeaderName, HeaderValue)> {
     ]
 }
 
+fn to_validate<'r>(request: &'r RequestHeader, body: &'r [u8]) -> RequestToValidate<'r> {
+    RequestToValidate {
+        method: &request.method,
+        path: request.uri.path(),
+        query: request.uri.query(),
+        headers: &request.headers,
+        body,
+    }
+}
+
+/// Whether the body must be there, whole, before the request may go on.
+fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
+    let policies = &route.policies;
+    policies.request_body.is_some() && is_json(request)
+        || policies.validation.as_ref().is_some_and(|validation| validation.wants_body(&to_validate(request, b"")))
+        || route.mirror.is_some() && super::upstream_peer::wants_body_for_mirror(request)
+}
+
 /// Reads the body, if it is small, checks it and prepares what is sent in its place.
 async fn check_body(
-    _shared: &Shared,
     session: &mut Session,
     ctx: &mut RequestContext,
     route: &CompiledRoute,
 ) -> Result<Result<(), Refusal>> {
-    let body = match read_body(session).await? {
-        Ok(body) => body,
-        Err(refusal) => return Ok(Err(refusal)),
+    let body = match wants_body(session.req_header(), route) {
+        true => match read_body(session).await? {
+            Ok(body) => Some(body),
+            Err(refusal) => return Ok(Err(refusal)),
+        },
+        false => None,
     };
     let request = session.req_header();
     if let Some(validation) = &route.policies.validation {
-        let checked = validation.check(&RequestToValidate {
-            method: &request.method,
-            path: request.uri.path(),
-            query: request.uri.query(),
-            headers: &request.headers,
-            body: &body,
-        });
-        if let Err(violations) = checked {
+        let to_validate = to_validate(request, body.as_deref().unwrap_or_default());
+        let checked = if body.is_some() { validation.check(&to_validate) } else { validation.check_head(&to_validate) };
+        if let Err(nonconformity) = checked {
             match validation.mode() {
-                ValidationMode::Enforce => return Ok(Err(violations.into())),
-                ValidationMode::Report => tracing::info!(route = %route.id, %violations, "request does not conform"),
+                ValidationMode::Enforce => return Ok(Err(nonconformity.into())),
+                ValidationMode::Report => {
+                    tracing::info!(route = %route.id, %nonconformity, "a request does not conform");
+                }
             }
         }
     }
+    let Some(body) = body else { return Ok(Ok(())) };
     if let Some(transform) = &route.policies.request_body
         && !body.is_empty()
         && is_json(request)
     {
         match transform.run(body.clone()).await {
             Ok(replacement) => ctx.request_body.replacement = Some(replacement),
-            Err(error) => {
-                tracing::info!(route = %route.id, %error, "request body could not be transformed");
-                return Ok(Err(Refusal::new(ProblemKind::ValidationFailed, "The body cannot be transformed as this API needs it.")));
+            Err(failure) => {
+                tracing::info!(route = %route.id, %failure, "a request body could not be transformed");
+                return Ok(Err(failure.refusal(Body::OfRequest)));
             }
         }
     }

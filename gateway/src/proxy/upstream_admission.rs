@@ -33,9 +33,7 @@ fn refusal(refused: Refused, pool: &UpstreamPool) -> Refusal {
             let open_for = pool.profile().config.breaker.open_for.get();
             (ProblemKind::BreakerOpen, "The service is being given time to recover.", open_for.as_secs().max(1))
         }
-        Refused::TooManyInFlight => {
-            (ProblemKind::Overloaded, "The service is handling as many requests as it can.", 1)
-        }
+        Refused::TooManyInFlight => (ProblemKind::Overloaded, "The service is handling as many requests as it can.", 1),
     };
     Refusal::new(kind, detail).with_header(RETRY_AFTER, HeaderValue::from(wait))
 }

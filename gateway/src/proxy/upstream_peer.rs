@@ -77,12 +77,9 @@ pub(super) fn mirror(shared: &Shared, session: &Session, ctx: &RequestContext, r
     }
     // Without the body the copy would not be one.
     let Some(body) = ctx.request_body.read.clone() else { return };
-    let sent = shared.outbound.mirror(session.req_header(), body, &mirror.pool);
-    shared.metrics.mirrored(match sent {
-        Mirrored::Sent => "sent",
-        Mirrored::TooMany => "too_many",
-        Mirrored::Unavailable => "unavailable",
-    });
+    if shared.outbound.mirror(session.req_header(), body, &mirror.pool) != Mirrored::Sent {
+        tracing::debug!(route = %route.id, "a request was not mirrored");
+    }
 }
 
 /// The endpoint for the next attempt.

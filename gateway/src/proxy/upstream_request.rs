@@ -4,7 +4,7 @@ use http::{HeaderValue, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
-use seiketsu_identity::{assertion::IDENTITY_HEADER, principal::PrincipalKind};
+use seiketsu_identity::{assertion::IDENTITY_HEADER, plain_headers::plain_headers};
 
 use super::{
     RequestContext, Shared,
@@ -18,9 +18,7 @@ use crate::{
 };
 
 const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
-const CONSUMER: http::HeaderName = http::HeaderName::from_static("x-gateway-consumer");
-const SCOPES: http::HeaderName = http::HeaderName::from_static("x-gateway-scopes");
-const ROLES: http::HeaderName = http::HeaderName::from_static("x-gateway-roles");
+const TRACESTATE: http::HeaderName = http::HeaderName::from_static("tracestate");
 
 pub(super) fn filter(
     shared: &Shared,
@@ -38,9 +36,14 @@ pub(super) fn filter(
             request.remove_header(name);
         }
     }
-    forwarding(session, request, ctx)?;
+    forwarding(session, request)?;
     request.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
-    request.insert_header(TRACEPARENT, ctx.trace.traceparent_for_upstream())?;
+    if let Some(traceparent) = ctx.trace.traceparent_for_upstream() {
+        request.insert_header(TRACEPARENT, traceparent)?;
+    }
+    if !ctx.trace.keeps_tracestate() {
+        request.remove_header(&TRACESTATE);
+    }
     identity(shared, request, ctx, route)?;
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
@@ -58,7 +61,7 @@ pub(super) fn filter(
     Ok(())
 }
 
-fn forwarding(session: &Session, request: &mut RequestHeader, ctx: &RequestContext) -> Result<()> {
+fn forwarding(session: &Session, request: &mut RequestHeader) -> Result<()> {
     let Some(peer) = Peer::of(session) else { return Ok(()) };
     let peer_address = peer.ip();
     // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
@@ -78,16 +81,10 @@ fn forwarding(session: &Session, request: &mut RequestHeader, ctx: &RequestConte
             request.insert_header(X_FORWARDED_HOST, host)?;
         }
     }
-    let _ = ctx;
     Ok(())
 }
 
-fn identity(
-    shared: &Shared,
-    request: &mut RequestHeader,
-    ctx: &RequestContext,
-    route: &CompiledRoute,
-) -> Result<()> {
+fn identity(shared: &Shared, request: &mut RequestHeader, ctx: &RequestContext, route: &CompiledRoute) -> Result<()> {
     let Some(principal) = ctx.principal.as_deref() else { return Ok(()) };
     let auth = &route.policies.auth;
     if auth.forward_assertion {
@@ -97,10 +94,9 @@ fn identity(
         let assertion = assertion.map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
         request.insert_header(IDENTITY_HEADER, assertion)?;
     }
-    if auth.forward_headers && !matches!(principal.kind(), PrincipalKind::Anonymous) {
-        request.insert_header(CONSUMER, principal.id())?;
-        for (name, list) in [(SCOPES, principal.scopes()), (ROLES, principal.roles())] {
-            request.insert_header(name, list.iter().collect::<Vec<_>>().join(" "))?;
+    if auth.forward_headers {
+        for (name, value) in plain_headers(principal) {
+            request.insert_header(name, value)?;
         }
     }
     Ok(())

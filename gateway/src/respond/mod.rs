@@ -35,8 +35,8 @@ pub(crate) async fn refuse(
     refusal: &Refusal,
 ) -> Result<()> {
     ctx.refused = Some(refusal.kind);
-    let id = ctx.request_id.to_string();
-    let problem = Problem::new(refusal.kind, &*refusal.detail).with_instance(&id);
+    let id = ctx.request_id;
+    let problem = Problem::new(refusal.kind, &*refusal.detail).with_instance(id.as_str());
     let problem = refusal.extensions().fold(problem, |problem, (name, value)| problem.with_extension(name, value));
     let mut headers = refusal.headers.clone();
     headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
@@ -146,8 +146,8 @@ pub(crate) fn early_error(status: u16, reason: &str) -> Vec<u8> {
         505 => ProblemKind::VersionNotSupported,
         _ => ProblemKind::BadRequest,
     };
-    let id = RequestId::generate().to_string();
-    let body = Problem::new(kind, reason).with_instance(&id).body();
+    let id = RequestId::generate();
+    let body = Problem::new(kind, reason).with_instance(id.as_str()).body();
     let status = kind.status();
     let head = format!(
         "HTTP/1.1 {} {}\r\n\

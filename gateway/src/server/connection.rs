@@ -47,7 +47,8 @@ pub(super) async fn serve(
     }) else {
         return;
     };
-    let h2 = if tls { transport.negotiated_h2() } else { begins_with_preface(&mut transport, &worker, &shutdown).await };
+    let h2 =
+        if tls { transport.negotiated_h2() } else { begins_with_preface(&mut transport, &worker, &shutdown).await };
     if h2 {
         transport.begin_h2();
         Box::pin(http2::serve(transport, &worker, shutdown)).await;

@@ -109,8 +109,7 @@ fn receive_message(from: &UnixStream) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     let mut text = vec![0; 64 * 1024];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_SOCKETS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received =
-        recvmsg(from, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let received = recvmsg(from, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     text.truncate(received.bytes);
     let mut sockets = Vec::new();
     for message in control.drain() {
@@ -136,8 +135,7 @@ pub(crate) fn send(path: &Path, listeners: &[Listener]) -> Result<(), HandoverEr
     if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(HandoverError::TooMany);
     }
-    sendmsg(&to, &[IoSlice::new(&text)], &mut control, SendFlags::empty())
-        .map_err(|error| failed(error.into()))?;
+    sendmsg(&to, &[IoSlice::new(&text)], &mut control, SendFlags::empty()).map_err(|error| failed(error.into()))?;
     to.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     let mut word = [0; 1];
     match to.read_exact(&mut word) {

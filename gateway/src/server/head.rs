@@ -293,8 +293,7 @@ impl HeadScanner {
         if upgrade && (self.chunked || self.length.is_some_and(|n| n > 0)) {
             return Err(HeadError::UpgradeWithBody);
         }
-        let framing =
-            if upgrade || self.chunked { Framing::Open } else { Framing::Length(self.length.unwrap_or(0)) };
+        let framing = if upgrade || self.chunked { Framing::Open } else { Framing::Length(self.length.unwrap_or(0)) };
         Ok(Head { start: self.start, end: self.line, framing, authority_form: self.target_form(bytes)? })
     }
 
@@ -339,7 +338,9 @@ fn is_authority(value: &[u8]) -> bool {
         _ => (value, &b""[..]),
     };
     let host_ok = match host.strip_prefix(b"[").and_then(|h| h.strip_suffix(b"]")) {
-        Some(address) => address.len() >= 2 && address.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')),
+        Some(address) => {
+            address.len() >= 2 && address.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'))
+        }
         None => !host.is_empty() && host.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
     };
     host_ok && port.len() <= 5 && port.iter().all(u8::is_ascii_digit)
@@ -366,7 +367,20 @@ fn is_token(byte: u8) -> bool {
             table[i] = b.is_ascii_alphanumeric()
                 || matches!(
                     b,
-                    b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+                    b'!' | b'#'
+                        | b'$'
+                        | b'%'
+                        | b'&'
+                        | b'\''
+                        | b'*'
+                        | b'+'
+                        | b'-'
+                        | b'.'
+                        | b'^'
+                        | b'_'
+                        | b'`'
+                        | b'|'
+                        | b'~'
                 );
             i += 1;
         }

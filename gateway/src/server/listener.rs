@@ -39,8 +39,7 @@ pub struct BindError {
 pub(crate) fn bind(mut endpoint: Endpoint, count: usize) -> Result<Vec<Listener>, BindError> {
     let mut listeners = Vec::with_capacity(count);
     for _ in 0..count {
-        let socket =
-            open(endpoint.address).map_err(|source| BindError { address: endpoint.address, source })?;
+        let socket = open(endpoint.address).map_err(|source| BindError { address: endpoint.address, source })?;
         if let Ok(bound) = socket.local_addr() {
             endpoint.address = bound;
         }

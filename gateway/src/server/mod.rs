@@ -29,7 +29,7 @@ use std::{
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::http_proxy;
 use seiketsu_config::node::NodeConfig;
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 
 use self::{
     caps::ConnectionCaps,
@@ -53,7 +53,7 @@ pub enum ServerError {
 /// The running workers.
 pub(crate) struct Server {
     workers: Vec<JoinHandle<()>>,
-    draining: watch::Sender<bool>,
+    draining: channel::Sender<bool>,
     /// Copies of the sockets, for handing them over.
     listeners: Vec<Listener>,
 }
@@ -85,11 +85,8 @@ impl Server {
         tls: &Arc<LiveTls>,
         listeners: Vec<Listener>,
     ) -> Result<Self, ServerError> {
-        let (draining, watch) = watch::channel(false);
-        let caps = Arc::new(ConnectionCaps::new(
-            node.protection.connections_per_address,
-            node.protection.connections,
-        ));
+        let (draining, watch) = channel::channel(false);
+        let caps = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, node.protection.connections));
         let conf = Arc::new(pingora_settings(node));
         let count = worker_count(node);
         let mut shares: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
@@ -141,7 +138,7 @@ impl Server {
 fn run_worker(
     listeners: Vec<Listener>,
     worker: Arc<Worker>,
-    shutdown: watch::Receiver<bool>,
+    shutdown: channel::Receiver<bool>,
     drain_timeout: Duration,
 ) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

@@ -16,7 +16,9 @@ const V2_LONGEST: usize = 4096;
 /// Why a connection that must begin with a PROXY header is closed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ProxyProtocolError {
-    #[error("the connection does not begin with a PROXY header; take its peer off `proxy_protocol_from`, or make it send one")]
+    #[error(
+        "the connection does not begin with a PROXY header; take its peer off `proxy_protocol_from`, or make it send one"
+    )]
     Missing,
     #[error("the PROXY header is malformed")]
     Malformed,

@@ -32,7 +32,9 @@ use x509_parser::{extensions::GeneralName, prelude::FromDer};
 pub enum TlsError {
     #[error("cannot read {what} from {path}: {reason}; give a PEM file that the gateway may read")]
     Read { what: &'static str, path: PathBuf, reason: String },
-    #[error("the key {key} does not belong to the certificate {certificate}, or is of a kind that cannot sign: {reason}")]
+    #[error(
+        "the key {key} does not belong to the certificate {certificate}, or is of a kind that cannot sign: {reason}"
+    )]
     KeyMismatch { certificate: PathBuf, key: PathBuf, reason: rustls::Error },
     #[error("the authorities in {path} cannot be used to verify clients: {reason}")]
     ClientCa { path: PathBuf, reason: String },
@@ -246,9 +248,8 @@ fn certified_key(
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let refused = |reason: String| TlsError::Read { what: "certificates", path: path.to_owned(), reason };
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| refused(error.to_string()))?;
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| refused(error.to_string()))?;
     if certificates.is_empty() {
         return Err(refused("it holds none".to_owned()));
     }
@@ -277,8 +278,7 @@ pub(super) fn client_certificate(der: &CertificateDer<'_>) -> Option<ClientCerti
 
 /// The certificate for `localhost` and `*.localhost` that trials use; made once, kept in `folder`.
 pub(crate) fn development_certificate(folder: &Path) -> Result<CertificateFiles, TlsError> {
-    let files =
-        CertificateFiles { certificate: folder.join("development.crt"), key: folder.join("development.key") };
+    let files = CertificateFiles { certificate: folder.join("development.crt"), key: folder.join("development.key") };
     if files.certificate.exists() && files.key.exists() {
         return Ok(files);
     }
@@ -286,7 +286,8 @@ pub(crate) fn development_certificate(folder: &Path) -> Result<CertificateFiles,
     let names = ["localhost", "*.localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec();
     let made = rcgen::generate_simple_self_signed(names).map_err(|error| failed(&error))?;
     std::fs::create_dir_all(folder).map_err(|error| failed(&error))?;
-    crate::files::write_secret(&files.key, made.signing_key.serialize_pem().as_bytes()).map_err(|error| failed(&error))?;
+    crate::files::write_secret(&files.key, made.signing_key.serialize_pem().as_bytes())
+        .map_err(|error| failed(&error))?;
     std::fs::write(&files.certificate, made.cert.pem()).map_err(|error| failed(&error))?;
     Ok(files)
 }

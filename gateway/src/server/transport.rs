@@ -23,10 +23,9 @@ use std::{
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
 use pingora_core::protocols::{
-    ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
-    TimingDigest, UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
+    ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
 };
-use std::os::fd::AsRawFd;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -291,16 +290,17 @@ impl AsyncWrite for Transport {
             return self.poll_send(cx, data);
         }
         // A header waits, and a large piece of body comes: both leave in one system call.
-        if let Socket::Plain(tcp) = &mut self.socket {
-            let unsent = std::mem::take(&mut self.unsent);
+        let this = &mut *self;
+        if let Socket::Plain(tcp) = &mut this.socket {
+            let unsent = std::mem::take(&mut this.unsent);
             let both = [io::IoSlice::new(&unsent), io::IoSlice::new(data)];
             let sent = Pin::new(tcp).poll_write_vectored(cx, &both);
-            self.unsent = unsent;
+            this.unsent = unsent;
             let sent = ready!(sent)?;
-            let of_unsent = sent.min(self.unsent.len());
-            self.unsent.advance(of_unsent);
+            let of_unsent = sent.min(this.unsent.len());
+            this.unsent.advance(of_unsent);
             if sent > of_unsent {
-                self.unsent = BytesMut::new();
+                this.unsent = BytesMut::new();
                 return Poll::Ready(Ok(sent - of_unsent));
             }
         }

@@ -122,13 +122,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn accept(
-    socket: TcpListener,
-    tls: bool,
-    worker: Arc<Worker>,
-    active: Arc<Active>,
-    mut shutdown: ShutdownWatch,
-) {
+async fn accept(socket: TcpListener, tls: bool, worker: Arc<Worker>, active: Arc<Active>, mut shutdown: ShutdownWatch) {
     let mut last_warning: Option<Instant> = None;
     loop {
         // Biased: connections that wait when draining begins are still taken.
@@ -142,8 +136,8 @@ async fn accept(
                 let Some(addresses) = connection::addresses(&tcp, peer) else { continue };
                 match worker.caps.admit(peer.ip()) {
                     Ok(slot) => {
-                        worker.metrics.accepted();
-                        let (guard, worker, shutdown) = (Active::enter(&active), worker.clone(), shutdown.clone());
+                        let guard = (Active::enter(&active), worker.metrics.accepted());
+                        let (worker, shutdown) = (worker.clone(), shutdown.clone());
                         tokio::spawn(async move {
                             connection::serve(tcp, addresses, tls, worker, shutdown, slot).await;
                             drop(guard);

@@ -4,8 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
 use seiketsu_config::{
+    error::ConfigErrors,
     layers::Effective,
-    policy::{Auth, CredentialKind, Retries, Timeouts},
+    load,
+    policy::{self, Auth, JsonDocument, Retries, Timeouts},
     tenant::{Canary, Mirror, Route, Tenant},
     values::{Id, PathPattern},
 };
@@ -27,7 +29,7 @@ use crate::{
         security_headers::SecurityHeaders,
         transform::{TargetTransform, TransformError},
         validation::{Validation, ValidationError},
-        versioning::{Versions, VersioningError},
+        versioning::{VersioningError, Versions},
     },
     telemetry::metrics::{Metrics, RouteTable, TenantMetrics},
     upstream::pool::UpstreamPool,
@@ -62,6 +64,13 @@ pub struct CompiledRoute {
     pub(crate) mirror: Option<CompiledMirror>,
     pub(crate) transform: Option<TargetTransform>,
     pub(crate) policies: Arc<CompiledPolicies>,
+}
+
+impl CompiledRoute {
+    /// Whether anything may want to see a request's body before it goes on.
+    pub(crate) fn looks_at_body(&self) -> bool {
+        self.policies.validation.is_some() || self.policies.request_body.is_some() || self.mirror.is_some()
+    }
 }
 
 #[derive(Debug)]
@@ -134,6 +143,8 @@ pub enum PolicyError {
     BodyTransform(#[from] BodyTransformError),
     #[error("validation: {0}")]
     Validation(#[from] ValidationError),
+    #[error("validation: {0}")]
+    Document(#[from] ConfigErrors),
     #[error("compression: {0}")]
     Compression(#[from] CompressionError),
     #[error("there is no upstream {0}; define it under `upstreams` of the tenant or of the file")]
@@ -203,14 +214,22 @@ impl<'a> Compiler<'a> {
         pools: &dyn Pools,
     ) -> Result<CompiledRoute, PolicyError> {
         let pool = |id: &Id| pools.pool(id).ok_or_else(|| PolicyError::UnknownUpstream(id.clone()));
-        let transform = effective.transform.as_ref();
+        let transform = effective.transform.as_deref();
         Ok(CompiledRoute {
             id: route.id.clone(),
             pattern: route.r#match.path.clone(),
             pool: pool(&route.upstream)?,
             audience: Audience::new(route.upstream.as_str()),
-            canary: route.canary.as_ref().map(|canary| Ok::<_, PolicyError>(canary_of(canary, pool(&canary.upstream)?))).transpose()?,
-            mirror: route.mirror.as_ref().map(|mirror| Ok::<_, PolicyError>(mirror_of(mirror, pool(&mirror.upstream)?))).transpose()?,
+            canary: route
+                .canary
+                .as_ref()
+                .map(|canary| Ok::<_, PolicyError>(canary_of(canary, pool(&canary.upstream)?)))
+                .transpose()?,
+            mirror: route
+                .mirror
+                .as_ref()
+                .map(|mirror| Ok::<_, PolicyError>(mirror_of(mirror, pool(&mirror.upstream)?)))
+                .transpose()?,
             transform: match transform {
                 Some(transform) => TargetTransform::compile(transform, &route.r#match.path)?,
                 None => None,
@@ -232,35 +251,36 @@ impl<'a> Compiler<'a> {
 
 impl CompiledPolicies {
     fn compile(effective: &Effective) -> Result<Self, PolicyError> {
-        let transform = effective.transform.as_ref();
+        let transform = effective.transform.as_deref();
         let program = |text: Option<&String>| text.map(|text| BodyTransform::compile(text)).transpose();
         Ok(Self {
-            auth: effective.auth.clone(),
-            cors: effective.cors.as_ref().map(CorsPolicy::compile).transpose()?.flatten(),
-            security_headers: SecurityHeaders::compile([&effective.security_headers]),
+            auth: Auth::clone(&effective.auth),
+            cors: effective.cors.as_deref().map(CorsPolicy::compile).transpose()?.flatten(),
+            security_headers: SecurityHeaders::compile(&effective.security_headers),
             request_headers: HeaderChanges::compile(&effective.headers.request, Direction::Request)?,
             response_headers: HeaderChanges::compile(&effective.headers.response, Direction::Response)?,
-            access: effective.access.as_ref().map(AccessPolicy::compile),
+            access: effective.access.as_deref().map(AccessPolicy::compile),
             request: RequestLimits::compile(&effective.request),
             request_body: program(transform.and_then(|t| t.request_body.as_ref()))?,
             response_body: program(transform.and_then(|t| t.response_body.as_ref()))?,
-            validation: effective.validation.as_ref().map(Validation::compile).transpose()?,
-            compression: effective.compression.as_ref().map(CompressionPolicy::compile).transpose()?.flatten(),
-            timeouts: effective.timeouts,
-            retries: effective.retries.clone(),
+            validation: effective.validation.as_deref().map(validation).transpose()?,
+            compression: effective.compression.as_deref().map(CompressionPolicy::compile).transpose()?.flatten(),
+            timeouts: *effective.timeouts,
+            retries: Retries::clone(&effective.retries),
             log_sample: effective.access_log.sample.as_fraction(),
         })
     }
+}
 
-    /// Whether the body must be there before the request may go on.
-    pub(crate) fn reads_request_body(&self) -> bool {
-        self.validation.is_some() || self.request_body.is_some()
+/// Compiles with the documents in place of the names of their files.
+fn validation(config: &policy::Validation) -> Result<Validation, PolicyError> {
+    let mut config = config.clone();
+    for document in [&mut config.body_schema, &mut config.openapi].into_iter().flatten() {
+        if let JsonDocument::File(path) = document {
+            *document = JsonDocument::Inline(load::document(path)?);
+        }
     }
-
-    /// Whether callers without any credential pass.
-    pub(crate) fn is_open(&self) -> bool {
-        self.auth.accept.contains(&CredentialKind::Anonymous)
-    }
+    Ok(Validation::compile(&config)?)
 }
 
 fn canary_of(canary: &Canary, pool: Arc<UpstreamPool>) -> CompiledCanary {

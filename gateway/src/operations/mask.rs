@@ -1,0 +1,106 @@
+//! Nothing secret is shown, even where a secret stands in a setting that is not meant for one.
+//!
+//! References to secrets (`${file:…}`, `${env:…}`) are shown: they say where, not what.
+
+use serde_json::{Map, Value};
+
+const MASK: &str = "***";
+
+/// Names that contain or end in these have values that are not shown: settings, and header fields that
+/// settings add.
+const SECRET_PARTS: [&str; 6] = ["secret", "password", "passwd", "credential", "hash", "private-key"];
+const SECRET_ENDS: [&str; 3] = ["token", "-key", "apikey"];
+/// Header fields that hold credentials by their nature.
+const SECRET_FIELDS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "set-cookie"];
+
+/// The same document, with secret texts and the user part of URLs replaced.
+pub(super) fn masked(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let mask_member = |(name, value): (String, Value)| {
+                let value = if is_secret(&name, &value) { masked_all(value) } else { masked(value) };
+                (name, value)
+            };
+            Value::Object(members.into_iter().map(mask_member).collect::<Map<_, _>>())
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(masked).collect()),
+        Value::String(text) => Value::String(without_user(text)),
+        plain => plain,
+    }
+}
+
+fn is_secret(name: &str, value: &Value) -> bool {
+    let name = name.to_ascii_lowercase().replace('_', "-");
+    SECRET_PARTS.iter().any(|part| name.contains(part))
+        || SECRET_ENDS.iter().any(|end| name.ends_with(end))
+        || value.is_string() && SECRET_FIELDS.contains(&&*name)
+}
+
+/// Below a secret name every text is secret; switches and lists of none are not.
+fn masked_all(value: Value) -> Value {
+    match value {
+        Value::String(text) if text.starts_with("${") && text.ends_with('}') => Value::String(text),
+        Value::String(_) | Value::Number(_) => Value::String(MASK.to_owned()),
+        Value::Array(items) => Value::Array(items.into_iter().map(masked_all).collect()),
+        Value::Object(members) => {
+            Value::Object(members.into_iter().map(|(name, value)| (name, masked_all(value))).collect())
+        }
+        plain => plain,
+    }
+}
+
+/// `https://user:password@host/` without what stands before the `@`.
+fn without_user(text: String) -> String {
+    let Some(start) = text.find("://").map(|at| at + 3) else { return text };
+    let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
+    match text[start..end].rfind('@') {
+        Some(at) => format!("{}{MASK}{}", &text[..start], &text[start + at..]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn secrets_are_masked_wherever_they_stand() {
+        let effective = json!({
+            "keys": [{ "prefix": "abcd1234", "hash": "sha256:0011" }],
+            "headers": { "request": { "set": { "authorization": "Bearer s3", "x-env": "test", "X-Api-Key": "k" } } },
+            "client_secret": "s3", "nested": { "password": { "value": "s3", "layers": ["s3"] } },
+            "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
+            "jwks": { "url": "https://user:s3@idp.example/keys?x=@" },
+            "redis": { "token": "${env:REDIS_TOKEN}" },
+            "forward_credential": false,
+        });
+        assert_eq!(
+            masked(effective),
+            json!({
+                "keys": [{ "prefix": "abcd1234", "hash": "***" }],
+                "headers": { "request": { "set": { "authorization": "***", "x-env": "test", "X-Api-Key": "***" } } },
+                "client_secret": "***", "nested": { "password": { "value": "***", "layers": ["***"] } },
+                "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
+                "jwks": { "url": "https://***@idp.example/keys?x=@" },
+                "redis": { "token": "${env:REDIS_TOKEN}" },
+                "forward_credential": false,
+            })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_below_a_secret_name_is_shown(secret in "[a-z]{8,20}", name in "(x-|my_)?(secret|passwords|token|Api-Key)") {
+            let document = json!({ "a": [{ name: { "b": [secret.clone()], "c": secret.clone() } }] });
+            prop_assert!(!masked(document).to_string().contains(&secret));
+        }
+
+        #[test]
+        fn any_text_is_masked_without_harm(text in "\\PC*") {
+            masked(json!([text, format!("https://{text}")]));
+        }
+    }
+}

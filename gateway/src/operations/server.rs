@@ -1,0 +1,316 @@
+//! The server: one thread with a small runtime, plain HTTP/1.1.
+
+use std::{
+    convert::Infallible,
+    io,
+    net::{SocketAddr, TcpListener},
+    pin::pin,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{sleep, timeout},
+};
+
+use super::{OperationsState, answer};
+
+/// Enough for probes, scrapers and people; nobody else should be here.
+const MAX_CONNECTIONS: usize = 64;
+/// To the end of a request's head, and for idle connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_HEAD: usize = 16 << 10;
+const MAX_FIELDS: usize = 64;
+/// A connection is asked to end after this time, and ended after the grace.
+const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
+const CONNECTION_GRACE: Duration = Duration::from_secs(10);
+/// When the process is out of file descriptors, accepting pauses for this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The running server. Dropping it ends it, open connections included.
+#[derive(Debug)]
+pub struct OperationsServer {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<Infallible>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl OperationsServer {
+    /// Serves on a bound socket.
+    pub fn start(listener: TcpListener, state: OperationsState) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        listener.set_nonblocking(true)?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = {
+            let _inside = runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = thread::Builder::new().name("operations".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    () = accept(listener, state) => {}
+                    // Nothing is ever sent: the sender's end is the signal.
+                    _ = stopped => {}
+                }
+            });
+        })?;
+        Ok(Self { address, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for OperationsServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the operations server ended in a panic");
+        }
+    }
+}
+
+async fn accept(listener: tokio::net::TcpListener, state: OperationsState) {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        // Never closed, so there is always a permit to wait for.
+        let Ok(permit) = connections.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(serve(stream, state.clone(), permit));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "the operations server cannot accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, state: OperationsState, permit: OwnedSemaphorePermit) {
+    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, &state).await) });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_FIELDS)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = timeout(CONNECTION_LIFETIME, connection.as_mut()).await;
+    if ended.is_err() {
+        connection.as_mut().graceful_shutdown();
+        let _ = timeout(CONNECTION_GRACE, connection).await;
+    }
+    drop(permit);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::{
+        io::{BufRead, BufReader, Read, Write},
+        net,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use serde_json::{Value, json};
+    use tracing_subscriber::{EnvFilter, Registry, reload};
+
+    use super::*;
+    use crate::{
+        operations::{ConfigStatus, ConfigView, NotConfigured, Readiness},
+        telemetry::metrics::Metrics,
+    };
+
+    #[derive(Default)]
+    struct Config {
+        loaded: AtomicBool,
+    }
+
+    impl ConfigView for Config {
+        fn status(&self) -> ConfigStatus {
+            let revision = self.loaded.load(Ordering::Acquire).then_some(7);
+            ConfigStatus { revision, last_reload: json!({ "errors": ["tenants.yaml:3: no"] }) }
+        }
+
+        fn effective(&self, tenant: &str, route: Option<&str>) -> Result<Value, NotConfigured> {
+            match (tenant, route) {
+                ("acme", None | Some("echo")) => Ok(json!({ "timeouts": "plan", "client_secret": "s3" })),
+                ("acme", _) => Err(NotConfigured::Route),
+                _ => Err(NotConfigured::Tenant),
+            }
+        }
+    }
+
+    struct Node {
+        config: Arc<Config>,
+        readiness: Arc<Readiness>,
+        server: OperationsServer,
+        // The handle reaches its filter only while this lives.
+        _log: reload::Layer<EnvFilter, Registry>,
+    }
+
+    fn node() -> Node {
+        let (config, readiness) = (Arc::new(Config::default()), Arc::new(Readiness::default()));
+        let (log, handle) = reload::Layer::new(EnvFilter::new("info"));
+        let state = OperationsState {
+            readiness: readiness.clone(),
+            config: config.clone(),
+            metrics: Arc::new(Metrics::new(1).unwrap()),
+            log_level: Arc::new(handle),
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = OperationsServer::start(listener, state).unwrap();
+        Node { config, readiness, server, _log: log }
+    }
+
+    struct Connection(BufReader<net::TcpStream>);
+
+    struct Reply {
+        status: u16,
+        head: String,
+        body: String,
+    }
+
+    impl Reply {
+        fn json(&self) -> Value {
+            serde_json::from_str(&self.body).unwrap()
+        }
+    }
+
+    impl Connection {
+        fn to(node: &Node) -> Self {
+            Self(BufReader::new(net::TcpStream::connect(node.server.address()).unwrap()))
+        }
+
+        fn ask(&mut self, method: &str, target: &str, body: &str) -> Reply {
+            let length = body.len();
+            write!(
+                self.0.get_mut(),
+                "{method} {target} HTTP/1.1\r\nhost: node\r\ncontent-length: {length}\r\n\r\n{body}"
+            )
+            .unwrap();
+            self.reply(method == "HEAD")
+        }
+
+        fn reply(&mut self, without_body: bool) -> Reply {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                assert_ne!(self.0.read_line(&mut head).unwrap(), 0, "closed after {head:?}");
+            }
+            let head = head.to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            let mut body = vec![0; if without_body { 0 } else { length.parse().unwrap() }];
+            self.0.read_exact(&mut body).unwrap();
+            Reply { status: head[9..12].parse().unwrap(), head, body: String::from_utf8(body).unwrap() }
+        }
+    }
+
+    #[test]
+    fn a_node_is_live_before_it_is_ready_and_not_ready_while_it_drains() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        assert_eq!(connection.ask("GET", "/livez", "").status, 200);
+        assert_eq!(connection.ask("GET", "/readyz", "").status, 503);
+        node.config.loaded.store(true, Ordering::Release);
+        assert_eq!(connection.ask("GET", "/readyz", "").status, 503, "nobody listens yet");
+        node.readiness.set_listening();
+        let ready = connection.ask("GET", "/readyz", "");
+        assert_eq!((ready.status, &ready.json()["revision"]), (200, &json!(7)));
+        assert_eq!(ready.json()["last_reload"]["errors"][0], "tenants.yaml:3: no", "and is told all the same");
+        node.readiness.set_draining();
+        let draining = connection.ask("GET", "/readyz", "");
+        assert_eq!((draining.status, &draining.json()["checks"]["not_draining"]), (503, &json!(false)));
+        assert_eq!(connection.ask("GET", "/livez", "").status, 200);
+    }
+
+    #[test]
+    fn metrics_are_prometheus_text() {
+        let reply = Connection::to(&node()).ask("GET", "/metrics", "");
+        assert_eq!(reply.status, 200);
+        assert!(reply.head.contains("content-type: text/plain; version=0.0.4"), "{}", reply.head);
+        assert!(reply.head.contains("cache-control: no-store"), "{}", reply.head);
+        assert!(reply.body.contains("\nseiketsu_build_info{version=\""), "{}", reply.body);
+    }
+
+    #[test]
+    fn the_effective_settings_are_shown_without_secrets() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        let shown = connection.ask("GET", "/config?tenant=acme&route=echo", "");
+        assert_eq!((shown.status, &shown.json()["effective"]["timeouts"]), (200, &json!("plan")));
+        assert_eq!(shown.json()["effective"]["client_secret"], "***");
+        assert_eq!(connection.ask("GET", "/config", "").json()["revision"], Value::Null);
+        for (target, status) in [
+            ("/config?tenant=nobody", 404),
+            ("/config?tenant=acme&route=none", 404),
+            ("/config?route=echo", 400),
+            ("/config?tenat=acme", 400),
+        ] {
+            let refused = connection.ask("GET", target, "");
+            assert_eq!(refused.status, status, "{target}");
+            assert!(refused.head.contains("application/problem+json"), "{target}");
+        }
+    }
+
+    #[test]
+    fn the_log_level_changes_while_the_node_runs() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        assert_eq!(connection.ask("GET", "/log-level", "").body, "info\n");
+        assert_eq!(connection.ask("PUT", "/log-level", "warn,hyper=error").status, 200);
+        assert_eq!(connection.ask("GET", "/log-level", "").body, "hyper=error,warn\n");
+        assert_eq!(connection.ask("PUT", "/log-level", "no=such=filter").status, 400);
+        assert_eq!(connection.ask("PUT", "/log-level", "").status, 400);
+        assert_eq!(connection.ask("GET", "/log-level", "").body, "hyper=error,warn\n", "a wrong one changes nothing");
+        assert_eq!(Connection::to(&node).ask("PUT", "/log-level", &"x".repeat(2000)).status, 413);
+    }
+
+    #[test]
+    fn head_is_get_without_the_body() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        for target in ["/livez", "/metrics", "/nothing"] {
+            let (head, get) = (connection.ask("HEAD", target, ""), connection.ask("GET", target, ""));
+            assert_eq!(head.status, get.status, "{target}");
+            assert!(head.head.contains("content-length: "), "{target}");
+        }
+    }
+
+    #[test]
+    fn other_paths_and_methods_are_refused_as_problems() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        let unknown = connection.ask("GET", "/", "");
+        assert_eq!((unknown.status, &unknown.json()["type"]), (404, &json!("urn:seiketsu:problem:no-route")));
+        let wrong = connection.ask("DELETE", "/log-level", "");
+        assert!(wrong.status == 405 && wrong.head.contains("allow: get, head, put"), "{}", wrong.head);
+        assert_eq!(connection.ask("POST", "/livez", "").status, 405);
+    }
+
+    #[test]
+    fn a_head_beyond_all_measure_is_refused() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        let head = format!("GET /livez HTTP/1.1\r\nhost: node\r\nx: {}\r\n\r\n", "y".repeat(20_000));
+        connection.0.get_mut().write_all(head.as_bytes()).unwrap();
+        assert_eq!(connection.reply(true).status, 431);
+    }
+
+    #[test]
+    fn a_server_that_is_dropped_closes_its_connections() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        assert_eq!(connection.ask("GET", "/livez", "").status, 200);
+        drop(node);
+        assert_eq!(connection.0.read(&mut [0]).unwrap_or(0), 0);
+    }
+}

@@ -1,0 +1,117 @@
+//! The name, help text and labels of every metric, in Prometheus conventions: base units (seconds,
+//! bytes), and `_total` on what only grows.
+//!
+//! No label value ever comes from a client. The tenant label names the tenants with the most traffic,
+//! a hundred at most; all others count together as [`OTHER`]. The leading underscore keeps such values
+//! apart from tenants and routes of that name: those begin with a letter or digit.
+
+/// Tenants or routes beyond the bound, together.
+pub const OTHER: &str = "_other";
+/// Requests that no tenant or no route could be found for.
+pub const NONE: &str = "_none";
+
+/// What a metric is called and means.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub labels: &'static [&'static str],
+}
+
+macro_rules! metrics {
+    ($($constant:ident = $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(pub const $constant: Metric = Metric { name: $name, help: $help, labels: &[$($label),*] };)+
+        pub const ALL: &[Metric] = &[$($constant),+];
+    };
+}
+
+metrics! {
+    REQUESTS = "seiketsu_requests_total" ["tenant", "route", "class"]
+        "Requests that ended, by tenant, route and class of the status; class none: the client left before an answer.";
+    REFUSALS = "seiketsu_refusals_total" ["tenant", "reason"]
+        "Requests that the gateway answered with a problem of its own, by tenant and type of the problem.";
+    REQUEST_DURATION = "seiketsu_request_duration_seconds" ["tenant"]
+        "Time from the first byte of a request to the last byte of its response, by tenant.";
+    STAGE_DURATION = "seiketsu_stage_duration_seconds" ["stage"]
+        "Time per request over all tenants, in fine buckets: total, waiting for upstreams, and the gateway's own.";
+    IN_FLIGHT = "seiketsu_requests_in_flight" ["tenant"]
+        "Requests being served now, by tenant; WebSockets and event streams among them.";
+    REQUEST_BYTES = "seiketsu_request_bytes_total" ["tenant"]
+        "Bytes of request bodies received from clients, by tenant.";
+    RESPONSE_BYTES = "seiketsu_response_bytes_total" ["tenant"]
+        "Bytes of response bodies sent to clients, by tenant.";
+    UPSTREAM_ATTEMPTS = "seiketsu_upstream_attempts_total" ["tenant", "result"]
+        "Attempts to get an answer from an upstream, by tenant and result.";
+    UPSTREAM_RETRIES = "seiketsu_upstream_retries_total" ["tenant"]
+        "Attempts beyond the first of a request, by tenant.";
+    TENANTS = "seiketsu_tenants" []
+        "Tenants that this node has metrics for: those of the running configuration and those removed lately.";
+
+    CONNECTIONS_ACCEPTED = "seiketsu_connections_accepted_total" []
+        "Client connections accepted.";
+    CONNECTIONS_OPEN = "seiketsu_connections_open" []
+        "Client connections open now.";
+    CONNECTIONS_REFUSED = "seiketsu_connections_refused_total" ["reason"]
+        "Client connections closed before their first request, by reason.";
+    TLS_HANDSHAKES = "seiketsu_tls_handshakes_total" ["result"]
+        "TLS handshakes with clients, by result.";
+    EARLY_ERRORS = "seiketsu_early_errors_total" ["reason"]
+        "Requests whose head could not be accepted, by reason; no tenant is known yet.";
+    RETRIES_DENIED = "seiketsu_upstream_retries_denied_total" []
+        "Retries not made because the retry budget of the upstream was used up.";
+    EJECTIONS = "seiketsu_upstream_ejections_total" ["reason"]
+        "Upstream endpoints taken out of balancing, by reason.";
+    ENDPOINTS_EJECTED = "seiketsu_upstream_endpoints_ejected" []
+        "Upstream endpoints that are out of balancing now.";
+    MIRRORED = "seiketsu_mirrored_requests_total" ["result"]
+        "Copies of requests for mirror upstreams, by what became of them.";
+    BREAKER_TRANSITIONS = "seiketsu_breaker_transitions_total" ["state"]
+        "State changes of circuit breakers, by new state.";
+    BREAKERS_OPEN = "seiketsu_breakers_open" []
+        "Circuit breakers that are open now.";
+    CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
+        "Configurations read, by result.";
+    CONFIG_REVISION = "seiketsu_config_revision" []
+        "Revision of the running configuration.";
+    CONFIG_LAST_SUCCESS = "seiketsu_config_last_success_timestamp_seconds" []
+        "When a configuration was last taken into use, as a Unix time.";
+    ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]
+        "Access-log lines that were not written, by reason.";
+    SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []
+        "Trace spans that the collector did not take.";
+    BUILD_INFO = "seiketsu_build_info" ["version"]
+        "Always 1; the version of the gateway is in the label.";
+
+    PROCESS_CPU = "process_cpu_seconds_total" []
+        "User and system CPU time spent, in seconds.";
+    PROCESS_MEMORY = "process_resident_memory_bytes" []
+        "Resident memory, in bytes.";
+    PROCESS_FDS = "process_open_fds" []
+        "Open file descriptors.";
+    PROCESS_MAX_FDS = "process_max_fds" []
+        "The most file descriptors that the process may open.";
+    PROCESS_THREADS = "process_threads" []
+        "Threads of the process.";
+    PROCESS_START = "process_start_time_seconds" []
+        "When the process started, as a Unix time.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_follow_the_conventions() {
+        let names: HashSet<_> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for Metric { name, help, labels } in ALL {
+            assert!(name.starts_with("seiketsu_") || name.starts_with("process_"), "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'), "{name}");
+            assert!(!name.contains("_ms") && !name.contains("_micros") && !name.contains("_kib"), "{name}");
+            assert!(help.ends_with('.'), "{name}");
+            assert!(labels.iter().all(|label| label.bytes().all(|b| b.is_ascii_lowercase())), "{name}");
+        }
+    }
+}

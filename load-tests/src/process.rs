@@ -62,7 +62,7 @@ impl Server {
             if Instant::now() > deadline {
                 bail!("{} was not ready after 30 s", self.name);
             }
-            thread::sleep(Duration::from_millis(20));
+            pause(Duration::from_millis(20));
         }
         Ok(())
     }
@@ -82,9 +82,15 @@ impl Drop for Server {
                 let _ = self.child.wait();
                 return;
             }
-            thread::sleep(Duration::from_millis(10));
+            pause(Duration::from_millis(10));
         }
     }
+}
+
+/// Between two looks at a process or a port, neither of which tells when it changes.
+#[expect(clippy::disallowed_methods, reason = "the drivers wait on a thread of their own, outside any runtime")]
+fn pause(time: Duration) {
+    thread::sleep(time);
 }
 
 pub fn accepts_connections(address: SocketAddr) -> bool {

@@ -17,7 +17,7 @@ use pingora_core::{
 use pingora_proxy::{ProxyHttp, Session, http_proxy_service};
 
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "bare-pingora", version)]
 struct Flags {
     #[arg(long)]
     plain: SocketAddr,
@@ -69,6 +69,7 @@ const SECURITY_HEADERS: [(HeaderName, HeaderValue); 6] = [
 ];
 
 #[async_trait]
+#[expect(clippy::disallowed_methods, reason = "the origin is an address; there is no name to resolve")]
 impl ProxyHttp for Bare {
     type CTX = ();
 

@@ -18,7 +18,7 @@ use seiketsu_load_tests::bench::{
 
 /// Each gateway alone on core 0 with one worker, generator and origin on core 1, rounds interleaved.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "seiketsu-bench-peers", version)]
 struct Flags {
     /// What to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "plain,policies,tls-h1,tls-h2,handshakes,idle")]

@@ -12,7 +12,7 @@ use tokio::{
 
 /// An upstream that answers what a gateway's tests need, and misbehaves on demand.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "seiketsu-demo-origin", version)]
 struct Flags {
     /// Address for HTTP/1.1 and HTTP/2; port 0 takes a free one.
     #[arg(long, env = "SEIKETSU_ORIGIN_LISTEN", default_value = "127.0.0.1:9001")]

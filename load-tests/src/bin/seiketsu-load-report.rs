@@ -8,7 +8,7 @@ use seiketsu_load_tests::report;
 
 /// From the folder of a load test to `report.html` and `report.json`.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "seiketsu-load-report", version)]
 struct Flags {
     /// The folder with `run.json`, `oha.json`, `requests.csv` and `samples.jsonl`.
     #[arg(default_value = "var/load-test")]

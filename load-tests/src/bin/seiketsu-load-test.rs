@@ -13,7 +13,7 @@ use url::Url;
 
 /// Ten thousand users of one tenant, and a verdict.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "seiketsu-load-test", version)]
 struct Flags {
     /// A gateway that runs already, as in `http://127.0.0.1:8080`. Default: start one, with two origins.
     #[arg(long)]

@@ -41,7 +41,7 @@ const REGION: HeaderName = HeaderName::from_static("x-origin-region");
 pub struct Origin {
     region: HeaderValue,
     control: Control,
-    origin_hits: OriginHits,
+    cache_hits: OriginHits,
 }
 
 /// The connection a request came over.
@@ -62,7 +62,7 @@ impl Origin {
         Ok(Self {
             region: HeaderValue::from_str(region)?,
             control: Control::default(),
-            origin_hits: OriginHits::default(),
+            cache_hits: OriginHits::default(),
         })
     }
 
@@ -97,7 +97,7 @@ impl Origin {
                 "delay" => timing::delay(argument).await,
                 "status" => timing::status(argument, request.uri().query()),
                 "stream" => timing::stream(request.uri().query()),
-                "cache" => cacheable::cache(&self.origin_hits, argument, &request),
+                "cache" => cacheable::cache(&self.cache_hits, argument, &request),
                 "ws" => websocket::echo(request),
                 _ if rest == "echo" || rest.ends_with("/echo") => echo::echo(request, from, &self.region).await,
                 _ => unknown(path),

@@ -21,6 +21,7 @@ const CHUNK: usize = 64 << 10;
 /// What bodies are made of: the alphabet, again and again.
 static PATTERN: [u8; CHUNK] = pattern();
 
+#[expect(clippy::large_stack_arrays, reason = "made while compiling")]
 const fn pattern() -> [u8; CHUNK] {
     let mut bytes = [0; CHUNK];
     let mut i = 0;
@@ -123,7 +124,9 @@ pub(super) fn trailers() -> Response {
     const NAME: HeaderName = HeaderName::from_static("x-checksum");
     let pieces = ["one\n", "two\n", "three\n"];
     let mut checksum = Fnv::default();
-    pieces.iter().for_each(|piece| checksum.update(piece.as_bytes()));
+    for piece in pieces {
+        checksum.update(piece.as_bytes());
+    }
     let mut trailers = HeaderMap::new();
     if let Ok(value) = HeaderValue::from_str(&format!("{:016x}", checksum.0)) {
         trailers.insert(NAME, value);

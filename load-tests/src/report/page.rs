@@ -14,8 +14,7 @@ const STYLE: &str = include_str!("page.css");
 pub fn render(measured: &Measured, verdict: &Verdict) -> String {
     let (tone, word) = if verdict.passed { ("good", "passed") } else { ("bad", "failed") };
     let run = &verdict.run;
-    let remarks: String =
-        verdict.remarks.iter().map(|remark| format!("<p class=\"remark\">{}</p>", escape(remark))).collect();
+    let remarks = concat(verdict.remarks.iter().map(|remark| format!("<p class=\"remark\">{}</p>", escape(remark))));
     format!(
         r#"<!doctype html>
 <html lang="en">
@@ -58,20 +57,16 @@ pub fn render(measured: &Measured, verdict: &Verdict) -> String {
 }
 
 fn checks(verdict: &Verdict) -> String {
-    let tiles: String = verdict
-        .checks
-        .iter()
-        .map(|check| {
-            let tone = if check.kept { "good" } else { "bad" };
-            let mark = if check.kept { "✓" } else { "✗" };
-            format!(
-                "<div><dt>{}</dt><dd class=\"{tone}\">{}</dd><span class=\"bound {tone}\">{mark} {}</span></div>\n",
-                check.what,
-                escape(&check.measured),
-                escape(&check.bound)
-            )
-        })
-        .collect();
+    let tiles = concat(verdict.checks.iter().map(|check| {
+        let tone = if check.kept { "good" } else { "bad" };
+        let mark = if check.kept { "✓" } else { "✗" };
+        format!(
+            "<div><dt>{}</dt><dd class=\"{tone}\">{}</dd><span class=\"bound {tone}\">{mark} {}</span></div>\n",
+            check.what,
+            escape(&check.measured),
+            escape(&check.bound)
+        )
+    }));
     format!("<dl class=\"figures\">\n{tiles}</dl>")
 }
 
@@ -91,13 +86,10 @@ fn figures(figures: &Figures) -> String {
     if let Some(kib) = figures.kib_per_connection {
         tiles.push(("per connection", format!("{kib:.1} KiB")));
     }
-    let tiles: String = tiles
-        .into_iter()
-        .map(|(name, value)| {
-            let (number, unit) = value.split_once(' ').unwrap_or((&value, ""));
-            format!("<div><dt>{name}</dt><dd>{number}<small>{unit}</small></dd></div>\n")
-        })
-        .collect();
+    let tiles = concat(tiles.into_iter().map(|(name, value)| {
+        let (number, unit) = value.split_once(' ').unwrap_or((&value, ""));
+        format!("<div><dt>{name}</dt><dd>{number}<small>{unit}</small></dd></div>\n")
+    }));
     format!("<dl class=\"figures\">\n{tiles}</dl>")
 }
 
@@ -117,7 +109,7 @@ fn figure(title: &str, subtitle: &str, svg: &str) -> String {
     format!("<figure><h2>{title}<small>{subtitle}</small></h2>{svg}</figure>\n")
 }
 
-/// In the manner of HdrHistogram: each nine of the percentile gets the same room.
+/// In the manner of `HdrHistogram`: each nine of the percentile gets the same room.
 fn by_percentile(measured: &Measured) -> String {
     let total = measured.latencies.len().max(10) as f64;
     let nines = total.log10().ceil().clamp(2.0, 6.0);
@@ -193,7 +185,7 @@ fn cpu(measured: &Measured) -> String {
         .filter(|pair| pair[1].seconds > pair[0].seconds)
         .map(|pair| {
             let share = (pair[1].cpu_seconds - pair[0].cpu_seconds) / (pair[1].seconds - pair[0].seconds);
-            ((pair[0].seconds + pair[1].seconds) / 2.0, share * 100.0)
+            (f64::midpoint(pair[0].seconds, pair[1].seconds), share * 100.0)
         })
         .collect();
     let high = shares.iter().map(|(_, share)| *share).fold(10.0, f64::max);
@@ -289,6 +281,10 @@ fn seconds(measured: &Measured) -> String {
     format!(
         "<details><summary>Every second as a table</summary><table><thead><tr><th>second</th><th>answers</th><th>errors</th><th>p50</th><th>p99</th><th>slowest</th></tr></thead><tbody>\n{rows}</tbody></table></details>"
     )
+}
+
+fn concat(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().concat()
 }
 
 /// Whole numbers with their thousands set apart, others with the digits they need.

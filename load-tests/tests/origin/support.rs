@@ -16,18 +16,18 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-pub struct Running {
-    pub address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     stop: oneshot::Sender<()>,
     served: JoinHandle<()>,
 }
 
 impl Running {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(None).await
     }
 
-    pub async fn start_with(tls: Option<TlsAcceptor>) -> Self {
+    pub(crate) async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -39,25 +39,25 @@ impl Running {
     }
 
     /// Asks for the end and waits for it.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         let _ = self.stop.send(());
         self.served.await.unwrap();
     }
 
-    pub async fn get(&self, target: &str) -> Answer {
+    pub(crate) async fn get(&self, target: &str) -> Answer {
         self.send(Request::get(target).body(Full::default()).unwrap()).await
     }
 
-    pub async fn post(&self, target: &str, body: impl Into<Bytes>) -> Answer {
+    pub(crate) async fn post(&self, target: &str, body: impl Into<Bytes>) -> Answer {
         self.send(Request::post(target).body(Full::new(body.into())).unwrap()).await
     }
 
     /// Over HTTP/1.1.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         Answer::read(self.try_send(request).await.unwrap()).await
     }
 
-    pub async fn try_send(&self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+    pub(crate) async fn try_send(&self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
         let (mut client, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
         tokio::spawn(connection);
@@ -66,7 +66,7 @@ impl Running {
     }
 
     /// Over HTTP/2 with prior knowledge.
-    pub async fn send_h2(&self, request: Request<Full<Bytes>>) -> Answer {
+    pub(crate) async fn send_h2(&self, request: Request<Full<Bytes>>) -> Answer {
         let (mut client, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(self.connect().await))
                 .await
@@ -75,36 +75,36 @@ impl Running {
         Answer::read(client.send_request(request).await.unwrap()).await
     }
 
-    pub async fn connect(&self) -> TcpStream {
+    pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
 }
 
 /// A whole answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub head: http::response::Parts,
-    pub body: Bytes,
-    pub trailers: http::HeaderMap,
+pub(crate) struct Answer {
+    pub(crate) head: http::response::Parts,
+    pub(crate) body: Bytes,
+    pub(crate) trailers: http::HeaderMap,
 }
 
 impl Answer {
-    pub async fn read(response: Response<Incoming>) -> Self {
+    pub(crate) async fn read(response: Response<Incoming>) -> Self {
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap();
         let trailers = body.trailers().cloned().unwrap_or_default();
         Self { head, body: body.to_bytes(), trailers }
     }
 
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.head.status
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 }

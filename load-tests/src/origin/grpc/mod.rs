@@ -11,7 +11,7 @@
 //! | `Bidi` | each message, as soon as it is there |
 //!
 //! The metadata `x-grpc-status: N` asks for that status instead. Compressed messages are refused with
-//! UNIMPLEMENTED, those over 4 MiB with RESOURCE_EXHAUSTED.
+//! `UNIMPLEMENTED`, those over 4 MiB with `RESOURCE_EXHAUSTED`.
 
 mod frame;
 

@@ -21,7 +21,9 @@ pub enum SecretRef {
 pub enum SecretError {
     #[error("cannot read the secret file {path}: {source}; create it, readable by the gateway's user only")]
     File { path: PathBuf, source: std::io::Error },
-    #[error("the environment variable {name} that holds a secret is not set; set it or refer to a file with ${{file:…}}")]
+    #[error(
+        "the environment variable {name} that holds a secret is not set; set it or refer to a file with ${{file:…}}"
+    )]
     Env { name: String },
 }
 
@@ -32,9 +34,7 @@ impl SecretRef {
             Self::File(path) => std::fs::read_to_string(path)
                 .map(|text| text.trim_end_matches(['\r', '\n']).to_owned().into())
                 .map_err(|source| SecretError::File { path: path.clone(), source }),
-            Self::Env(name) => {
-                std::env::var(name).map(Into::into).map_err(|_| SecretError::Env { name: name.clone() })
-            }
+            Self::Env(name) => std::env::var(name).map(Into::into).map_err(|_| SecretError::Env { name: name.clone() }),
         }
     }
 }
@@ -57,9 +57,9 @@ impl FromStr for SecretRef {
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("env", name)) if !name.is_empty() => Ok(Self::Env(name.to_owned())),
             // The text may be the secret itself, so it is not repeated.
-            _ => Err(InvalidValue::new(
-                "a secret is written by reference only: ${file:/path/to/secret} or ${env:NAME}",
-            )),
+            _ => {
+                Err(InvalidValue::new("a secret is written by reference only: ${file:/path/to/secret} or ${env:NAME}"))
+            }
         }
     }
 }
@@ -70,3 +70,35 @@ text_value!(
     "A secret by reference: ${file:/path} or ${env:NAME}",
     Some(r"^\$\{(file|env):.+\}$")
 );
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_is_written_by_reference_only() {
+        for text in ["${file:/run/secrets/key}", "${file:../key}", "${env:KEY}"] {
+            assert_eq!(text.parse::<SecretRef>().unwrap().to_string(), text);
+        }
+        for bad in
+            ["hunter2", "${hunter2}", "${file:}", "${env:}", "${vault:hunter2}", "file:hunter2", "${file:hunter2", ""]
+        {
+            let error = bad.parse::<SecretRef>().unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_without_its_last_line_break() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        std::fs::write(&path, "sk_a_b \r\n").unwrap();
+        assert_eq!(SecretRef::File(path).read().unwrap().expose_secret(), "sk_a_b ");
+        let error = SecretRef::File(folder.path().join("none")).read().unwrap_err();
+        assert!(error.to_string().contains("none"));
+    }
+}

@@ -1,5 +1,16 @@
-//! The data plane of Seiketsu Gateway.
+//! The data plane of Seiketsu Gateway. `LIFECYCLE.md` follows one request through it.
 
+pub mod bootstrap;
+mod config_source;
+mod files;
+mod node;
 pub mod operations;
-pub mod respond;
+pub mod policy;
+mod proxy;
+mod respond;
+pub mod server;
 pub mod telemetry;
+pub mod tenancy;
+pub mod upstream;
+
+pub use node::{check_config, run};

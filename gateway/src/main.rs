@@ -1,1 +1,54 @@
-fn main(){}
+//! `seiketsu-gateway`: read, check, run, drain.
+
+use std::{io::Write, process::ExitCode};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use secrecy::ExposeSecret;
+use seiketsu_gateway::bootstrap::{self, Arguments};
+use seiketsu_identity::api_key;
+
+/// Serving means many small allocations on many threads; the system's allocator is measurably slower at that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match start(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // To the terminal too when logging is off or goes elsewhere: this is why it ended.
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(arguments: &Arguments) -> Result<()> {
+    if arguments.new_api_key {
+        return print_new_api_key();
+    }
+    let node = bootstrap::node(arguments)?;
+    if arguments.check_config {
+        let summary = seiketsu_gateway::check_config(&node)?;
+        writeln!(std::io::stdout(), "{summary}")?;
+        return Ok(());
+    }
+    let log = bootstrap::log(&arguments.log).context("--log")?;
+    bootstrap::create_state_dir(&node)?;
+    seiketsu_gateway::run(node, arguments.upgrade, log)?;
+    Ok(())
+}
+
+fn print_new_api_key() -> Result<()> {
+    let key = api_key::generate()?;
+    writeln!(
+        std::io::stdout(),
+        "Give this to the caller; it is not stored anywhere:\n\n    {}\n\n\
+         Write this under the consumer's `keys`:\n\n    - prefix: {}\n      hash: {}\n",
+        key.key.expose_secret(),
+        key.prefix,
+        key.hash
+    )?;
+    Ok(())
+}

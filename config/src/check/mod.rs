@@ -110,3 +110,448 @@ impl Findings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{error::suggestion, load, tenant::TenantFile};
+
+    /// A file that no rule refuses, with something for most rules to look at.
+    fn good() -> Value {
+        json!({
+            "revision": 1,
+            "plans": { "gold": {} },
+            "upstreams": { "shared": { "endpoints": [{ "address": "10.0.0.1:80" }] } },
+            "tenants": [{
+                "id": "acme",
+                "hosts": ["acme.example"],
+                "plan": "gold",
+                "tls": { "client_ca": "ca.pem" },
+                "consumers": [{
+                    "id": "app",
+                    "scopes": ["read"],
+                    "keys": [{ "prefix": "abcdefgh", "hash": format!("sha256:{}", "0".repeat(64)) }],
+                    "certificates": [{ "san": "app.example" }],
+                }],
+                "jwt_issuers": [{
+                    "issuer": "https://login.example", "audiences": ["api"], "jwks": { "url": "https://login.example/keys" },
+                }],
+                "versions": { "by": "path_prefix", "default": "v2", "list": { "v1": {}, "v2": {} } },
+                "upstreams": { "own": { "endpoints": [{ "address": "10.0.0.2:80" }] } },
+                "policies": {},
+                "routes": [
+                    { "id": "user", "match": { "path": "/v2/users/{id}" }, "upstream": "own" },
+                    { "id": "all", "match": { "path": "/{*rest}" }, "upstream": "shared" },
+                ],
+            }],
+        })
+    }
+
+    fn problems(document: &Value) -> Vec<Problem> {
+        let (head, tenants) = serde_json::from_value::<TenantFile>(document.clone()).unwrap().into_parts();
+        let mut found = super::head(&head);
+        found.extend(tenants.iter().flat_map(|one| tenant(one, &head)));
+        found
+    }
+
+    /// What the rules say when the value at this place of the good file is another one.
+    fn with(pointer: &str, value: Value) -> Vec<(String, &'static str)> {
+        let mut document = good();
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        let parent = document.pointer_mut(parent).unwrap_or_else(|| panic!("{pointer}"));
+        match parent {
+            Value::Array(items) => match key.parse::<usize>() {
+                Ok(index) => items[index] = value,
+                Err(_) => items.push(value),
+            },
+            parent => parent[key] = value,
+        }
+        let found = problems(&document);
+        for problem in &found {
+            assert!(!problem.rule.to_string().is_empty() && !problem.rule.fix().is_empty());
+        }
+        found.into_iter().map(|problem| (problem.path.to_string(), problem.rule.code())).collect()
+    }
+
+    #[test]
+    fn a_good_file_has_no_problems() {
+        assert_eq!(problems(&good()), []);
+        assert_eq!(node(&NodeConfig::default()), []);
+    }
+
+    #[test]
+    fn each_rule_of_tenants_finds_its_fault() {
+        for (pointer, value, path, code) in [
+            ("/tenants/0/hosts", json!([]), "hosts", "empty"),
+            ("/tenants/0/hosts", json!(["a.example", "A.example."]), "hosts[1]", "duplicate"),
+            ("/tenants/0/plan", json!("golden"), "plan", "unknown_reference"),
+            ("/tenants/0/tls", json!(null), "consumers[0].certificates", "no_client_ca"),
+            ("/tenants/0/consumers/-", json!({ "id": "app" }), "consumers[1].id", "duplicate"),
+            ("/tenants/0/consumers/0/scopes", json!(["two words"]), "consumers[0].scopes[0]", "bad_form"),
+            ("/tenants/0/consumers/0/roles", json!(["a,b"]), "consumers[0].roles[0]", "bad_form"),
+            ("/tenants/0/consumers/0/keys/0/prefix", json!("short"), "consumers[0].keys[0].prefix", "key_prefix_form"),
+            (
+                "/tenants/0/consumers/0/keys/0/prefix",
+                json!("sk_abcdefgh_rest"),
+                "consumers[0].keys[0].prefix",
+                "key_prefix_form",
+            ),
+            (
+                "/tenants/0/consumers/0/keys/-",
+                json!({ "prefix": "abcdefgh", "key": "${env:KEY}" }),
+                "consumers[0].keys[1].prefix",
+                "key_prefix_taken",
+            ),
+            ("/tenants/0/consumers/0/keys/0/scopes", json!(["write"]), "consumers[0].keys[0].scopes[0]", "key_scope"),
+            (
+                "/tenants/0/consumers/0/certificates/-",
+                json!({ "sha256": "ab:cd" }),
+                "consumers[0].certificates[1].sha256",
+                "bad_form",
+            ),
+            (
+                "/tenants/0/consumers/0/certificates/-",
+                json!({ "common_name": "" }),
+                "consumers[0].certificates[1].common_name",
+                "empty",
+            ),
+            (
+                "/tenants/0/consumers/-",
+                json!({ "id": "b", "certificates": [{ "san": "app.example" }] }),
+                "consumers[1].certificates[0]",
+                "certificate_taken",
+            ),
+            ("/tenants/0/jwt_issuers/0/issuer", json!(""), "jwt_issuers[0].issuer", "empty"),
+            ("/tenants/0/jwt_issuers/0/audiences", json!([]), "jwt_issuers[0].audiences", "empty"),
+            ("/tenants/0/jwt_issuers/0/audiences", json!([""]), "jwt_issuers[0].audiences[0]", "empty"),
+            ("/tenants/0/jwt_issuers/0/algorithms", json!([]), "jwt_issuers[0].algorithms", "empty"),
+            ("/tenants/0/jwt_issuers/0/leeway", json!("31s"), "jwt_issuers[0].leeway", "leeway_too_long"),
+            ("/tenants/0/jwt_issuers/0/roles_claim", json!("a..b"), "jwt_issuers[0].roles_claim", "bad_form"),
+            (
+                "/tenants/0/jwt_issuers/0/jwks",
+                json!({ "url": "http://login.example/keys" }),
+                "jwt_issuers[0].jwks.url",
+                "url_not_secure",
+            ),
+            (
+                "/tenants/0/jwt_issuers/0/jwks",
+                json!({ "url": "https://u:p@login.example/keys" }),
+                "jwt_issuers[0].jwks.url",
+                "password_in_url",
+            ),
+            (
+                "/tenants/0/jwt_issuers/0/jwks",
+                json!({ "url": "ftp://login.example/keys" }),
+                "jwt_issuers[0].jwks.url",
+                "bad_form",
+            ),
+            ("/tenants/0/versions/default", json!("v9"), "versions.default", "unknown_reference"),
+            ("/tenants/0/versions/list/v2", json!({ "retired": true }), "versions.default", "default_version_retired"),
+            ("/tenants/0/versions/by", json!({ "media_type": "no token" }), "versions.by.media_type", "bad_form"),
+            (
+                "/tenants/0/versions/list/v1",
+                json!({ "deprecated": "2027-02-01T00:00:00Z", "sunset": "2027-01-01T00:00:00Z" }),
+                "versions.list.v1.sunset",
+                "sunset_before_deprecation",
+            ),
+            (
+                "/tenants/0/versions/list/v1",
+                json!({ "link": "mailto:a@b.example" }),
+                "versions.list.v1.link",
+                "bad_form",
+            ),
+        ] {
+            assert_eq!(with(pointer, value), [(path.to_owned(), code)], "{pointer}");
+        }
+    }
+
+    #[test]
+    fn certificates_are_required_of_those_only_who_can_be_verified() {
+        let mut document = good();
+        document["tenants"][0]["consumers"] = json!([]);
+        document["tenants"][0]["tls"] = json!({ "require_client_certificate": true });
+        let found = problems(&document);
+        assert_eq!(found[0].path.to_string(), "tls.require_client_certificate");
+        assert_eq!(found[0].rule.code(), "no_client_ca");
+        document["tenants"][0]["tls"]["client_ca"] = json!("ca.pem");
+        assert_eq!(problems(&document), []);
+    }
+
+    #[test]
+    fn each_rule_of_routes_finds_its_fault() {
+        let route = |extra: Value| {
+            let mut route = json!({ "id": "new", "match": { "path": "/v2/new" }, "upstream": "own" });
+            route.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            route
+        };
+        for (extra, path, code) in [
+            (json!({ "id": "all" }), "id", "duplicate"),
+            (json!({ "upstream": "owm" }), "upstream", "unknown_reference"),
+            (json!({ "match": { "path": "/v2/users/{other}" } }), "match", "shadowed"),
+            (json!({ "match": { "path": "/new", "versions": ["v9"] } }), "match.versions[0]", "unknown_reference"),
+            (json!({ "match": { "path": "/v3/new" } }), "match.path", "path_version_unknown"),
+            (json!({ "match": { "path": "/v2/new", "versions": ["v1"] } }), "match.versions", "path_version_excluded"),
+            (json!({ "match": { "path": "/v2/new", "methods": ["GET", "GET"] } }), "match.methods[1]", "duplicate"),
+            (
+                json!({ "match": { "path": "/v2/new", "headers": [{ "name": "a", "prefix": "" }] } }),
+                "match.headers[0].prefix",
+                "always_true",
+            ),
+            (
+                json!({ "match": { "path": "/v2/new", "query": [{ "name": "", "present": true }] } }),
+                "match.query[0].name",
+                "empty",
+            ),
+            (json!({ "canary": { "upstream": "own", "weight": 5 } }), "canary.upstream", "to_itself"),
+            (json!({ "canary": { "upstream": "shared" } }), "canary", "never"),
+            (json!({ "canary": { "upstream": "none", "weight": 5 } }), "canary.upstream", "unknown_reference"),
+            (
+                json!({ "canary": { "upstream": "shared", "weight": 5, "sticky_cookie": "a b" } }),
+                "canary.sticky_cookie",
+                "bad_form",
+            ),
+            (
+                json!({ "canary": { "upstream": "shared", "cookie": { "name": "c", "value": "a;b" } } }),
+                "canary.cookie.value",
+                "bad_form",
+            ),
+            (json!({ "mirror": { "upstream": "own" } }), "mirror.upstream", "to_itself"),
+            (json!({ "mirror": { "upstream": "shared", "share": 0 } }), "mirror.share", "never"),
+            (
+                json!({ "policies": { "transform": { "path": { "replace": "/x/{id}" } } } }),
+                "policies.transform.path.replace",
+                "unknown_parameter",
+            ),
+            (
+                json!({ "policies": { "transform": { "path": { "strip_prefix": "/v1" } } } }),
+                "policies.transform.path.strip_prefix",
+                "strip_never_applies",
+            ),
+        ] {
+            let expected = [(format!("routes[2].{path}"), code)];
+            assert_eq!(with("/tenants/0/routes/-", route(extra.clone())), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn each_rule_of_upstreams_finds_its_fault() {
+        let endpoints = json!([{ "address": "10.0.0.2:80" }]);
+        let upstream = |extra: Value| {
+            let mut upstream = json!({ "endpoints": endpoints });
+            upstream.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            upstream
+        };
+        for (extra, path, code) in [
+            (json!({ "endpoints": [] }), "endpoints", "empty"),
+            (json!({ "endpoints": [{ "address": "a.example:80", "weight": 0 }] }), "endpoints", "no_weight"),
+            (
+                json!({ "endpoints": [{ "address": "a.example:80" }, { "address": "a.example:80" }] }),
+                "endpoints[1].address",
+                "duplicate",
+            ),
+            (json!({ "endpoints": [{ "address": "a.example:80", "zone": "a" }] }), "endpoints[0]", "empty"),
+            (json!({ "health": { "probe": { "http": { "path": "healthz" } } } }), "health.probe.http.path", "bad_form"),
+            (json!({ "health": { "probe": { "grpc": { "service": "" } } } }), "health.probe.grpc", "grpc_needs_http2"),
+            (json!({ "health": { "probe": "tcp", "interval": "0s" } }), "health.interval", "zero"),
+            (json!({ "health": { "probe": "tcp", "healthy_after": 0 } }), "health.healthy_after", "zero"),
+            (json!({ "tls": { "ca": "a.pem", "insecure_skip_verify": true } }), "tls.ca", "insecure_with_ca"),
+            (json!({ "tls": { "server_name": "*.example" } }), "tls.server_name", "bad_form"),
+            (json!({ "host_header": { "fixed": "http://a.example" } }), "host_header.fixed", "bad_form"),
+            (
+                json!({ "balance": { "consistent_hash": { "cookie": "a=b" } } }),
+                "balance.consistent_hash.cookie",
+                "bad_form",
+            ),
+            (json!({ "outliers": { "base_ejection": "0s" } }), "outliers.base_ejection", "zero"),
+            (json!({ "outliers": { "base_ejection": "10m" } }), "outliers.base_ejection", "reversed"),
+            (json!({ "breaker": { "error_rate": 50, "open_for": "0s" } }), "breaker.open_for", "zero"),
+        ] {
+            let expected = [(format!("upstreams.own.{path}"), code)];
+            assert_eq!(with("/tenants/0/upstreams/own", upstream(extra.clone())), expected, "{extra}");
+        }
+    }
+
+    #[test]
+    fn each_rule_of_policies_finds_its_fault() {
+        for (policies, path, code) in [
+            (json!({ "auth": { "accept": ["jwt", "jwt"] } }), "auth.accept[1]", "duplicate"),
+            (json!({ "auth": { "accept": ["anonymous"], "scopes": ["a"] } }), "auth.accept", "anonymous_with_rights"),
+            (json!({ "cors": {} }), "cors.origins", "empty"),
+            (
+                json!({ "cors": { "origins": ["*"], "credentials": true } }),
+                "cors.origins[0]",
+                "cors_any_with_credentials",
+            ),
+            (json!({ "cors": { "origins": ["https://a.example", "*"] } }), "cors.origins[1]", "cors_any_among_others"),
+            (json!({ "cors": { "origins": ["https://a.example/"] } }), "cors.origins[0]", "bad_form"),
+            (json!({ "cors": { "origins": ["https://*.com"] } }), "cors.origins[0]", "cors_too_wide"),
+            (
+                json!({ "cors": { "origins": ["https://a.example"], "request_headers": ["*"] } }),
+                "cors.request_headers[0]",
+                "cors_any_header",
+            ),
+            (json!({ "security_headers": { "Connection": "close" } }), "security_headers.connection", "owned_header"),
+            (
+                json!({ "headers": { "request": { "set": { "host": "a" } } } }),
+                "headers.request.set.host",
+                "owned_header",
+            ),
+            (
+                json!({ "headers": { "request": { "rename": { "a": "a" } } } }),
+                "headers.request.rename.a",
+                "rename_to_itself",
+            ),
+            (
+                json!({ "headers": { "response": { "rename": { "a": "c", "b": "c" } } } }),
+                "headers.response.rename.b",
+                "rename_clash",
+            ),
+            (json!({ "access": { "allow": ["10.0.0.7/8"] } }), "access.allow[0]", "host_bits"),
+            (
+                json!({ "access": { "allow": ["10.1.0.0/16"], "deny": ["10.0.0.0/8"] } }),
+                "access.allow[0]",
+                "allowed_and_denied",
+            ),
+            (json!({ "request": { "max_headers": 0 } }), "request.max_headers", "zero"),
+            (
+                json!({ "transform": { "path": { "replace": "/{id}" } } }),
+                "transform.path.replace",
+                "parameter_outside_route",
+            ),
+            (json!({ "transform": { "path": { "replace": "/{" } } }), "transform.path.replace", "bad_form"),
+            (json!({ "transform": { "path": { "add_prefix": "api" } } }), "transform.path.add_prefix", "bad_form"),
+            (json!({ "transform": { "query": { "set": { "": "a" } } } }), "transform.query.set", "empty"),
+            (json!({ "transform": { "request_body": " " } }), "transform.request_body", "empty"),
+            (json!({ "validation": {} }), "validation", "no_document"),
+            (json!({ "validation": { "body_schema": { "inline": 1 } } }), "validation.body_schema.inline", "bad_form"),
+            (
+                json!({ "validation": { "openapi": { "inline": { "openapi": "3.0.3" } } } }),
+                "validation.openapi.inline",
+                "openapi_version",
+            ),
+            (json!({ "compression": { "encodings": [] } }), "compression.encodings", "empty"),
+            (json!({ "compression": { "encodings": ["br", "br"] } }), "compression.encodings[1]", "duplicate"),
+            (json!({ "compression": { "media_types": ["json"] } }), "compression.media_types[0]", "bad_form"),
+            (json!({ "timeouts": { "idle": "0ms" } }), "timeouts.idle", "zero"),
+            (json!({ "timeouts": { "per_try": "1m" } }), "timeouts.per_try", "reversed"),
+            (json!({ "retries": { "attempts": 6 } }), "retries.attempts", "too_much"),
+            (json!({ "retries": { "on": [] } }), "retries.on", "never"),
+        ] {
+            let expected = [(format!("policies.{path}"), code)];
+            assert_eq!(with("/tenants/0/policies", policies.clone()), expected, "{policies}");
+            // The same holds for what many inherit.
+            assert_eq!(with("/defaults", policies.clone()), [(format!("defaults.{path}"), code)], "{policies}");
+        }
+    }
+
+    #[test]
+    fn credentials_that_a_tenant_does_not_have_are_only_accepted_by_layers_that_many_share() {
+        let jwt = json!({ "auth": { "accept": ["jwt"] } });
+        let mut document = good();
+        document["tenants"][0]["jwt_issuers"] = json!([]);
+        document["defaults"] = jwt.clone();
+        assert_eq!(problems(&document), []);
+        document["tenants"][0]["policies"] = jwt;
+        assert_eq!(problems(&document)[0].rule, Rule::NoJwtIssuer);
+    }
+
+    #[test]
+    fn a_short_total_need_not_be_repeated() {
+        assert_eq!(with("/tenants/0/policies", json!({ "timeouts": { "total": "1s" } })), []);
+    }
+
+    #[test]
+    fn a_more_specific_match_is_not_hidden() {
+        for matched in [
+            json!({ "path": "/{*rest}", "methods": ["GET"] }),
+            json!({ "path": "/{*rest}", "headers": [{ "name": "a", "present": true }] }),
+            json!({ "path": "/{*rest}", "query": [{ "name": "a", "present": true }] }),
+            json!({ "path": "/{*rest}", "versions": ["v1"] }),
+            json!({ "path": "/{rest}" }),
+        ] {
+            let route = json!({ "id": "new", "match": matched, "upstream": "own" });
+            assert_eq!(with("/tenants/0/routes/-", route), [], "{matched}");
+        }
+    }
+
+    #[test]
+    fn each_rule_of_nodes_finds_its_fault() {
+        for (document, path, code) in [
+            (json!({ "listeners": { "http": [] } }), "listeners", "no_listener"),
+            (json!({ "listeners": { "https": ["0.0.0.0:8080"] } }), "listeners.https[0]", "address_taken"),
+            (json!({ "listeners": { "http": ["127.0.0.1:9090"] } }), "listeners.http[0]", "address_taken"),
+            (
+                json!({ "listeners": { "proxy_protocol_from": ["0.0.0.0/0"] } }),
+                "listeners.proxy_protocol_from[0]",
+                "trusts_everyone",
+            ),
+            (
+                json!({ "forwarding": { "trusted_proxies": ["::/0"] } }),
+                "forwarding.trusted_proxies[0]",
+                "trusts_everyone",
+            ),
+            (
+                json!({ "forwarding": { "trusted_proxies": ["10.0.0.1/24"] } }),
+                "forwarding.trusted_proxies[0]",
+                "host_bits",
+            ),
+            (json!({ "zone": "a" }), "zone", "zone_without_region"),
+            (json!({ "threads": 8080 }), "threads", "too_much"),
+            (json!({ "tenants": "" }), "tenants", "empty"),
+            (json!({ "dns": { "min_refresh": "2m" } }), "dns.min_refresh", "reversed"),
+            (json!({ "identity": { "lifetime": "0s" } }), "identity.lifetime", "zero"),
+            (json!({ "identity": { "issuer": "" } }), "identity.issuer", "empty"),
+            (json!({ "protection": { "head_timeout": "0s" } }), "protection.head_timeout", "zero"),
+            (json!({ "protection": { "h2_streams": 0 } }), "protection.h2_streams", "zero"),
+            (json!({ "protection": { "max_head": "100" } }), "protection.max_head", "bad_form"),
+        ] {
+            let found = node(&serde_json::from_value(document.clone()).unwrap());
+            let found: Vec<_> = found.iter().map(|problem| (problem.path.to_string(), problem.rule.code())).collect();
+            assert_eq!(found, [(path.to_owned(), code)], "{document}");
+        }
+        let any_port = json!({ "listeners": { "http": ["127.0.0.1:0", "127.0.0.1:0"], "operations": "127.0.0.1:0" } });
+        assert_eq!(node(&serde_json::from_value(any_port).unwrap()), []);
+    }
+
+    #[test]
+    fn a_key_that_was_put_in_the_wrong_place_is_not_repeated() {
+        let key = "sk_abcdefgh_0123456789abcdef0123456789abcdef";
+        let mut document = good();
+        document["tenants"][0]["consumers"][0]["keys"][0]["prefix"] = json!(key);
+        let problem = problems(&document).remove(0);
+        assert_eq!(problem.value, None);
+        assert!(!format!("{problem:?}").contains(key));
+    }
+
+    #[test]
+    fn a_near_miss_is_suggested() {
+        let known = ["shared".to_owned(), "own".to_owned()];
+        assert_eq!(suggestion("shred", &known, "defined are"), "did you mean shared? defined are shared, own");
+    }
+
+    #[test]
+    fn tenants_of_several_files_do_not_share_ids_or_hosts() {
+        let file = |name: &str, id: &str, host: &str| {
+            let text = format!("revision: 1\ntenants:\n  - id: {id}\n    hosts: ['{host}']\n    routes: []\n");
+            load::tenants_with(None, &text, Path::new(name)).unwrap()
+        };
+        let a = file("a.yaml", "one", "*.one.example");
+        assert!(across([&a, &file("b.yaml", "two", "api.one.example")]).is_ok());
+
+        let clash = file("b.yaml", "two", "*.ONE.example");
+        let errors = across([&a, &clash]).unwrap_err();
+        assert_eq!(
+            errors.to_string(),
+            "b.yaml:3:1: tenants[0].hosts[0] (tenant two): the host *.one.example is served by the tenant one already\n    fix: a host belongs to one tenant: remove it from one of them"
+        );
+        let same = file("b.yaml", "one", "other.example");
+        let errors = across([&a, &same]).unwrap_err();
+        assert!(errors.to_string().contains("the tenant one stands in a.yaml:3 already"), "{errors}");
+    }
+}

@@ -17,22 +17,22 @@ pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
     let root = At::ROOT;
     listeners(root.key("listeners"), config, findings);
     let forwarding = root.key("forwarding");
-    trusted(
-        forwarding.key("trusted_proxies"),
-        &config.forwarding.trusted_proxies,
-        "X-Forwarded-For",
-        findings,
-    );
+    trusted(forwarding.key("trusted_proxies"), &config.forwarding.trusted_proxies, "X-Forwarded-For", findings);
     protection(root.key("protection"), config, findings);
     if config.zone.is_some() && config.region.is_none() {
         findings.add_without_value(root.key("zone"), Rule::ZoneWithoutRegion);
     }
     if config.threads > MOST_THREADS {
-        findings.add(root.key("threads"), config.threads, Rule::TooMuch { what: "the number of threads", most: "1024" });
+        findings.add(
+            root.key("threads"),
+            config.threads,
+            Rule::TooMuch { what: "the number of threads", most: "1024" },
+        );
     }
     for (key, path) in [("tenants", &config.tenants), ("state_dir", &config.state_dir)] {
         if path.as_os_str().is_empty() {
-            findings.add_without_value(root.key(key), Rule::Empty { what: "the path", add: "one, or leave the key out" });
+            findings
+                .add_without_value(root.key(key), Rule::Empty { what: "the path", add: "one, or leave the key out" });
         }
     }
     let dns = root.key("dns");
@@ -119,7 +119,10 @@ fn protection(at: At<'_>, config: &NodeConfig, findings: &mut Findings) {
         }
     }
     if protection.max_head < LEAST_HEAD {
-        let rule = Rule::BadForm { what: "a size that the head of any request fits in", form: "1KiB at least; 32KiB is usual" };
+        let rule = Rule::BadForm {
+            what: "a size that the head of any request fits in",
+            form: "1KiB at least; 32KiB is usual",
+        };
         findings.add(at.key("max_head"), protection.max_head, rule);
     }
 }

@@ -338,7 +338,10 @@ fn check_validation(at: At<'_>, validation: &Validation, findings: &mut Findings
         findings.add_without_value(body_schema.key("inline"), rule);
     }
     if let Some(JsonDocument::Inline(document)) = &validation.openapi
-        && !document.get("openapi").and_then(serde_json::Value::as_str).is_some_and(|version| version.starts_with("3.1."))
+        && !document
+            .get("openapi")
+            .and_then(serde_json::Value::as_str)
+            .is_some_and(|version| version.starts_with("3.1."))
     {
         findings.add_without_value(openapi.key("inline"), Rule::OpenApiVersion);
     }
@@ -355,7 +358,11 @@ fn check_compression(at: At<'_>, compression: &Compression, findings: &mut Findi
     for (index, encoding) in compression.encodings.iter().enumerate() {
         if compression.encodings[..index].contains(encoding) {
             let name = format!("{encoding:?}").to_lowercase();
-            findings.add(at.key("encodings").index(index), &name, Rule::Duplicate { what: "encoding", name: name.clone() });
+            findings.add(
+                at.key("encodings").index(index),
+                &name,
+                Rule::Duplicate { what: "encoding", name: name.clone() },
+            );
         }
     }
     let at = at.key("media_types");

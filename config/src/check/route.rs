@@ -175,19 +175,28 @@ fn check_canary(at: At<'_>, canary: &Canary, findings: &mut Findings) {
         let rule = Rule::Never { what: "the canary", needs: "a weight above 0, a header or a cookie" };
         findings.add_without_value(at, rule);
     }
-    let names =
-        [("cookie", canary.cookie.as_ref().map(|cookie| &cookie.name)), ("sticky_cookie", canary.sticky_cookie.as_ref())];
+    let names = [
+        ("cookie", canary.cookie.as_ref().map(|cookie| &cookie.name)),
+        ("sticky_cookie", canary.sticky_cookie.as_ref()),
+    ];
     for (key, name) in names {
         if let Some(name) = name
             && !is_token(name)
         {
-            findings.add(at.key(key), name, Rule::BadForm { what: "the name of a cookie", form: "letters, digits, - and _" });
+            findings.add(
+                at.key(key),
+                name,
+                Rule::BadForm { what: "the name of a cookie", form: "letters, digits, - and _" },
+            );
         }
     }
     if let Some(cookie) = &canary.cookie
         && !is_cookie_value(&cookie.value)
     {
-        let rule = Rule::BadForm { what: "the value of a cookie", form: "visible ASCII without spaces, quotes, commas, ; and \\" };
+        let rule = Rule::BadForm {
+            what: "the value of a cookie",
+            form: "visible ASCII without spaces, quotes, commas, ; and \\",
+        };
         findings.add_without_value(at.key("cookie").key("value"), rule);
     }
 }

@@ -10,7 +10,9 @@ use super::{
 };
 use crate::{
     path::At,
-    tenant::{ApiKey, CertificateIdentity, Consumer, JwksSource, JwtIssuer, Tenant, TenantHead, VersionSource, Versions},
+    tenant::{
+        ApiKey, CertificateIdentity, Consumer, JwksSource, JwtIssuer, Tenant, TenantHead, VersionSource, Versions,
+    },
     values::{Id, Span},
 };
 

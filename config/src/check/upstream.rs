@@ -23,7 +23,11 @@ pub(super) fn check(at: At<'_>, upstream: &Upstream, findings: &mut Findings) {
         if let Some(name) = &tls.server_name
             && !name.parse::<HostPattern>().is_ok_and(|name| !name.is_wildcard())
         {
-            findings.add(at.key("server_name"), name, Rule::BadForm { what: "a host name", form: "api.example.com, without port" });
+            findings.add(
+                at.key("server_name"),
+                name,
+                Rule::BadForm { what: "a host name", form: "api.example.com, without port" },
+            );
         }
     }
     if let HostHeader::Fixed(host) = &upstream.host_header

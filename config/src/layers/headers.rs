@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::Layer;
 use crate::{
@@ -78,7 +78,9 @@ impl HeaderRules {
 pub struct HeaderEntries {
     pub rename: BTreeMap<HeaderName, Setting<HeaderName>>,
     pub remove: BTreeMap<HeaderName, Setting<()>>,
+    #[serde(serialize_with = "without_credentials")]
     pub set: BTreeMap<HeaderName, Setting<HeaderValue>>,
+    #[serde(serialize_with = "without_credentials")]
     pub add: BTreeMap<HeaderName, Setting<HeaderValue>>,
 }
 
@@ -101,4 +103,19 @@ impl HeaderEntries {
         self.set.remove(name);
         self.add.remove(name);
     }
+}
+
+/// Configuration is shown to operators; what the gateway shows to upstreams as its credential is not.
+fn without_credentials<S: Serializer>(
+    entries: &BTreeMap<HeaderName, Setting<HeaderValue>>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(entries.iter().map(|(name, setting)| {
+        let value = if is_credential(name) { "(hidden)".to_owned() } else { setting.value.to_string() };
+        (name, Setting { layer: setting.layer, value })
+    }))
+}
+
+fn is_credential(name: &HeaderName) -> bool {
+    ["auth", "cookie", "key", "password", "secret", "token"].iter().any(|word| name.get().as_str().contains(word))
 }

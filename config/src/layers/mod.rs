@@ -199,3 +199,137 @@ impl SharedLayers {
         plan.unwrap_or(&self.defaults).with(&tenant.policies, Layer::Tenant)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::path::Path;
+
+    use super::*;
+    use crate::load;
+
+    const FILE: &str = r#"
+revision: 1
+defaults:
+  auth: { accept: [anonymous] }
+  timeouts: { total: 10s }
+  headers:
+    request: { set: { x-from: defaults, x-layer: defaults }, remove: [x-secret] }
+plans:
+  gold:
+    timeouts: { total: 20s }
+    security_headers: { x-frame-options: SAMEORIGIN }
+upstreams:
+  u: { endpoints: [{ address: 10.0.0.1:80 }] }
+tenants:
+  - id: plain
+    hosts: [plain.example]
+    routes:
+      - { id: a, match: { path: /a }, upstream: u }
+  - id: golden
+    hosts: [golden.example]
+    plan: gold
+    policies:
+      cors: { origins: ["https://app.example"] }
+      security_headers: { content-security-policy: null }
+      headers:
+        request: { set: { x-layer: tenant } }
+    routes:
+      - { id: a, match: { path: /a }, upstream: u }
+      - id: b
+        match: { path: /b }
+        upstream: u
+        policies:
+          timeouts: { total: 1s }
+          headers:
+            request: { remove: [x-layer], add: { x-secret: route } }
+"#;
+
+    fn tenants() -> (SharedLayers, Vec<Tenant>) {
+        let (head, tenants) = load::tenants(FILE, Path::new("t.yaml")).unwrap().into_parts();
+        (SharedLayers::new(&head), tenants)
+    }
+
+    fn name(text: &str) -> crate::values::HeaderName {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn nobody_may_call_where_no_layer_says_otherwise() {
+        let built_in = Effective::built_in();
+        assert!(built_in.auth.accept.is_empty());
+        assert_eq!(built_in.auth.layer, Layer::BuiltIn);
+        assert_eq!(built_in.security_headers.len(), 8);
+    }
+
+    #[test]
+    fn what_adds_nothing_costs_nothing() {
+        let (shared, tenants) = tenants();
+        let plain = shared.tenant(&tenants[0]);
+        assert!(Arc::ptr_eq(&plain, &shared.defaults));
+        assert!(Arc::ptr_eq(&plain.for_route(&tenants[0].routes[0]), &plain));
+        // What a layer does not set is shared with the layer below.
+        let golden = shared.tenant(&tenants[1]);
+        let route = golden.for_route(&tenants[1].routes[1]);
+        assert!(Arc::ptr_eq(&route.cors.as_ref().unwrap().value, &golden.cors.as_ref().unwrap().value));
+        assert!(Arc::ptr_eq(&route.security_headers, &golden.security_headers));
+    }
+
+    #[test]
+    fn the_most_specific_layer_wins_whole() {
+        let (shared, tenants) = tenants();
+        let total = |effective: &Effective| (effective.timeouts.layer, effective.timeouts.total.to_string());
+        let golden = shared.tenant(&tenants[1]);
+        assert_eq!(total(&shared.tenant(&tenants[0])), (Layer::Defaults, "10s".to_owned()));
+        assert_eq!(total(&golden), (Layer::Plan, "20s".to_owned()));
+        assert_eq!(total(&golden.for_route(&tenants[1].routes[1])), (Layer::Route, "1s".to_owned()));
+        assert_eq!(golden.auth.layer, Layer::Defaults);
+        assert_eq!(golden.cors.as_ref().unwrap().layer, Layer::Tenant);
+        assert_eq!(golden.retries.layer, Layer::BuiltIn);
+    }
+
+    #[test]
+    fn security_headers_are_merged_entry_by_entry() {
+        let (shared, tenants) = tenants();
+        let golden = shared.tenant(&tenants[1]);
+        let entry = |header: &str| {
+            let setting = &golden.security_headers[&name(header)];
+            (setting.layer, setting.value.as_ref().map(ToString::to_string))
+        };
+        assert_eq!(entry("x-content-type-options"), (Layer::BuiltIn, Some("nosniff".to_owned())));
+        assert_eq!(entry("x-frame-options"), (Layer::Plan, Some("SAMEORIGIN".to_owned())));
+        assert_eq!(entry("content-security-policy"), (Layer::Tenant, None));
+    }
+
+    #[test]
+    fn a_layer_that_names_a_header_decides_about_it_alone() {
+        let (shared, tenants) = tenants();
+        let golden = shared.tenant(&tenants[1]);
+        assert_eq!(golden.headers.request.set[&name("x-layer")].layer, Layer::Tenant);
+        assert_eq!(golden.headers.request.set[&name("x-from")].layer, Layer::Defaults);
+        let route = golden.for_route(&tenants[1].routes[1]);
+        assert!(!route.headers.request.set.contains_key(&name("x-layer")));
+        assert_eq!(route.headers.request.remove[&name("x-layer")].layer, Layer::Route);
+        assert!(!route.headers.request.remove.contains_key(&name("x-secret")));
+        assert_eq!(route.headers.request.add[&name("x-secret")].layer, Layer::Route);
+        assert_eq!(route.headers.request.set[&name("x-from")].layer, Layer::Defaults);
+    }
+
+    #[test]
+    fn what_applies_and_why_can_be_shown() {
+        let (shared, tenants) = tenants();
+        let golden = shared.tenant(&tenants[1]);
+        let shown = serde_json::to_value(golden.for_route(&tenants[1].routes[1])).unwrap();
+        assert_eq!(shown["timeouts"]["layer"], "route");
+        assert_eq!(shown["timeouts"]["value"]["total"], "1s");
+        assert_eq!(shown["cors"]["layer"], "tenant");
+        assert_eq!(shown["validation"], serde_json::Value::Null);
+        assert_eq!(shown["security_headers"]["x-frame-options"]["layer"], "plan");
+        assert_eq!(shown["security_headers"]["content-security-policy"]["value"], serde_json::Value::Null);
+        assert_eq!(shown["headers"]["request"]["remove"]["x-layer"]["layer"], "route");
+        assert_eq!(shown["headers"]["request"]["set"]["x-from"]["value"], "defaults");
+        // The gateway's own credentials are not.
+        assert_eq!(shown["headers"]["request"]["add"]["x-secret"]["value"], "(hidden)");
+    }
+}

@@ -1,7 +1,8 @@
 //! Finds where in a text the value of a path stands, and what it is.
 
-use serde_saphyr::granit_parser::{Event, Parser, Span};
+use granit_parser::{Event, Parser, Span};
 
+use super::yaml::position;
 use crate::{
     error::Position,
     path::{ConfigPath, PathStep},
@@ -11,7 +12,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) position: Position,
-    /// Its text, if it is a scalar and stands at the whole path, not only on the way there.
+    /// Its text, if it is a scalar and the whole path leads there.
     pub(super) text: Option<String>,
 }
 
@@ -34,7 +35,7 @@ pub(super) fn locate(text: &str, paths: &[ConfigPath]) -> Vec<Option<Found>> {
 }
 
 /// The lines in which the items of a list at the top of a document begin.
-pub(super) fn item_lines(text: &str, list: &str) -> Vec<u64> {
+pub(super) fn item_lines(text: &str, list: &str) -> Vec<u32> {
     let mut lines = Vec::new();
     let mut depth = 0_usize;
     // Keys and values of the map at the top take turns.
@@ -57,7 +58,7 @@ pub(super) fn item_lines(text: &str, list: &str) -> Vec<u64> {
                 is_key = false;
             }
             1 => is_key = true,
-            2 if in_list => lines.push(span.start.line() as u64),
+            2 if in_list => lines.push(position(span.start.line(), 0).line),
             _ => {}
         }
         depth += usize::from(opens);
@@ -100,7 +101,7 @@ impl Search<'_> {
                 collection.paths.iter().copied().filter(leads_here).collect()
             }
         };
-        let position = Position { line: span.start.line() as u64, column: span.start.col() as u64 + 1 };
+        let position = position(span.start.line(), span.start.col());
         for path in &paths {
             let whole = self.paths[*path].steps().len() == depth;
             self.found[*path] = Some(Found { position, text: text.filter(|_| whole).map(str::to_owned) });
@@ -175,7 +176,7 @@ tenants:
             .collect()
     }
 
-    fn found(steps: &[&str]) -> Option<(u64, u64, Option<String>)> {
+    fn found(steps: &[&str]) -> Option<(u32, u32, Option<String>)> {
         let found = locate(TEXT, &[path(steps)]).pop().flatten()?;
         Some((found.position.line, found.position.column, found.text))
     }

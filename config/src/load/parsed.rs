@@ -35,7 +35,7 @@ pub struct ParsedTenants {
     head: Arc<TenantHead>,
     tenants: Vec<Arc<Tenant>>,
     /// For each tenant the line it begins in.
-    lines: Vec<u64>,
+    lines: Vec<u32>,
     /// For each tenant what its text hashes to; none if the document was read in one go.
     prints: Vec<Print>,
 }
@@ -60,7 +60,7 @@ impl ParsedTenants {
     }
 
     /// The line that the tenant of this number begins in, counted from 1; 0 if there is none.
-    pub fn line(&self, tenant: usize) -> u64 {
+    pub fn line(&self, tenant: usize) -> u32 {
         self.lines.get(tenant).copied().unwrap_or_default()
     }
 
@@ -292,7 +292,7 @@ fn assemble(
         Ok(_) => return Err(errors(refusals, pieces, origin)),
         Err(refusal) => return Err(errors(with_head_refusal(refusal, refusals, pieces), pieces, origin)),
     };
-    let lines: Vec<u64> = pieces.tenants.iter().map(|piece| piece.line).collect();
+    let lines: Vec<u32> = pieces.tenants.iter().map(|piece| piece.line).collect();
     let problems = head_problems.into_iter().chain(problems).chain(clashes(&tenants, &lines));
     let faults: Vec<Fault> = problems.map(Fault::from).collect();
     if !faults.is_empty() {
@@ -339,7 +339,7 @@ fn tenant_path(index: usize) -> impl Iterator<Item = PathStep> {
 }
 
 /// Ids and hosts that two tenants of the file have.
-fn clashes(tenants: &[Arc<Tenant>], lines: &[u64]) -> Vec<Problem> {
+fn clashes(tenants: &[Arc<Tenant>], lines: &[u32]) -> Vec<Problem> {
     let members = tenants.iter().enumerate().map(|(index, tenant)| Member { file: 0, index, tenant });
     let place = |member: Member<'_>| format!("line {}", lines.get(member.index).copied().unwrap_or_default());
     check::duplicates(members, place).into_iter().map(|(_, problem)| problem).collect()
@@ -391,6 +391,257 @@ impl ParsedTenants {
             if let Some(same) = before.get(&self.tenants[index].id).filter(|same| ***same == self.tenants[index]) {
                 self.tenants[index] = Arc::clone(same);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const ORIGIN: &str = "conf/tenants.yaml";
+
+    const DOCUMENT: &str = r#"# the file
+revision: 7
+upstreams:
+  shared:
+    endpoints: [{address: "10.0.0.1:80"}]
+tenants: # all of them
+
+  - id: acme
+    hosts:
+      - acme.example
+      - '*.acme.example'
+    # between
+    routes:
+      - id: all
+        match: {path: "/{*rest}"}
+        upstream: shared
+        policies:
+          transform:
+            request_body: |
+              .a
+                | .b
+            response_body: ". |
+              .c"
+  - id: globex
+    hosts: [globex.example]
+    upstreams: {own: {endpoints: [{address: 10.0.0.2:80}]}}
+    routes:
+    - id: one
+      match:
+        path: /one
+      upstream: own
+  # trailing
+  - {id: initech, hosts: [initech.example], routes: []}
+
+plans:
+  basic:
+    auth: {accept: [anonymous]}
+"#;
+
+    fn in_pieces_only(text: &str) -> Option<Result<ParsedTenants, ConfigErrors>> {
+        match in_pieces(None, &split(text)?, Path::new(ORIGIN)) {
+            Outcome::Read(result) => Some(result),
+            Outcome::WronglyCut => None,
+        }
+    }
+
+    fn whole(text: &str) -> Result<ParsedTenants, ConfigErrors> {
+        in_one_go(None, text, Path::new(ORIGIN))
+    }
+
+    /// Both ways of reading give the same. Of faults in the form the first one is compared: a document
+    /// that is read in one go has no other.
+    fn assert_same(text: &str) {
+        match (in_pieces_only(text), whole(text)) {
+            (None, _) => {}
+            (Some(Ok(pieces)), Ok(whole)) => {
+                assert_eq!(pieces.head, whole.head, "{text}");
+                assert_eq!(pieces.tenants, whole.tenants, "{text}");
+                assert_eq!(pieces.lines, whole.lines, "{text}");
+            }
+            (Some(Err(pieces)), Err(whole)) => {
+                let show = |errors: &ConfigErrors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
+                let (pieces, whole) = (show(&pieces), show(&whole));
+                assert_eq!(pieces[0], whole[0], "{text}");
+                if whole.len() > 1 {
+                    assert_eq!(pieces, whole, "{text}");
+                }
+            }
+            (Some(pieces), whole) => panic!("in pieces {pieces:?}, in one go {whole:?}\n{text}"),
+        }
+    }
+
+    #[test]
+    fn the_plain_form_is_read_in_pieces() {
+        let parsed = in_pieces_only(DOCUMENT).unwrap().unwrap();
+        assert_eq!(
+            parsed.tenants.iter().map(|tenant| tenant.id.as_str()).collect::<Vec<_>>(),
+            ["acme", "globex", "initech"]
+        );
+        assert_eq!(parsed.lines, [8, 24, 33]);
+        assert_same(DOCUMENT);
+    }
+
+    #[test]
+    fn a_list_at_the_left_edge_is_read_in_pieces() {
+        let text = "revision: 1\ntenants:\n- id: a\n  hosts: [a.example]\n  routes: []\n- id: b\n  hosts: [b.example]\n  routes: []\nplans: {}\n";
+        assert_eq!(in_pieces_only(text).unwrap().unwrap().tenants.len(), 2);
+        assert_same(text);
+    }
+
+    #[test]
+    fn what_works_beyond_a_piece_is_read_in_one_go() {
+        for (from, to) in [
+            ("accept: [anonymous]", "accept: &all [anonymous]"),
+            ("id: acme", "id: &name acme"),
+            ("- id: globex", "-\n    id: globex"),
+            ("revision: 7", "--- {}\n---\nrevision: 7"),
+            ("tenants: # all of them", "tenants: []\nmore:"),
+            ("\n", "\r\n"),
+        ] {
+            let text = DOCUMENT.replace(from, to);
+            assert!(in_pieces_only(&text).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_alias_may_stand_for_something_in_another_tenant() {
+        let text = "revision: 1\ntenants:\n  - id: a\n    hosts: [a.example]\n    policies: &p {access_log: {sample: 1}}\n    routes: []\n  - id: b\n    hosts: [b.example]\n    policies: *p\n    routes: []\n";
+        let parsed = tenants_with(None, text, Path::new(ORIGIN)).unwrap();
+        assert_eq!(parsed.tenants[0].policies, parsed.tenants[1].policies);
+        assert!(parsed.tenants[0].policies.access_log.is_some());
+    }
+
+    #[test]
+    fn faults_of_several_tenants_are_told_at_once_with_their_lines() {
+        let text = DOCUMENT.replace("id: all\n", "idd: all\n").replace("      upstream: own", "      upstreem: own");
+        let errors = tenants_with(None, &text, Path::new(ORIGIN)).unwrap_err();
+        let lines: Vec<_> = errors.iter().map(|error| error.position.unwrap().line).collect();
+        assert_eq!(lines, [14, 31]);
+        assert_same(&text);
+    }
+
+    #[test]
+    fn a_reread_keeps_what_is_the_same() {
+        let origin = Path::new(ORIGIN);
+        let first = tenants_with(None, DOCUMENT, origin).unwrap();
+        // Another form, the same content: a comment, and the order of the tenants.
+        let text = DOCUMENT.replace("id: globex", "id: globex # renamed soon");
+        let second = tenants_with(Some(&first), &text, origin).unwrap();
+        assert!(Arc::ptr_eq(&first.head, &second.head));
+        assert!(first.tenants.iter().zip(&second.tenants).all(|(a, b)| Arc::ptr_eq(a, b)));
+        // One tenant fewer in front: the others have other numbers.
+        let start = text.find("  - id: acme").unwrap();
+        let end = text.find("  - id: globex").unwrap();
+        let third = tenants_with(Some(&second), &format!("{}{}", &text[..start], &text[end..]), origin).unwrap();
+        assert_eq!(third.tenants.len(), 2);
+        assert!(Arc::ptr_eq(&third.tenants[0], &first.tenants[1]));
+    }
+
+    #[test]
+    fn a_kept_tenant_is_checked_against_the_new_head() {
+        let origin = Path::new(ORIGIN);
+        let first = tenants_with(None, DOCUMENT, origin).unwrap();
+        let text = DOCUMENT.replace("  shared:\n", "  shard:\n");
+        let errors = tenants_with(Some(&first), &text, origin).unwrap_err();
+        assert!(errors.to_string().contains("there is no upstream shared"), "{errors}");
+    }
+
+    #[test]
+    fn another_file_shares_nothing() {
+        let first = tenants_with(None, DOCUMENT, Path::new("a/tenants.yaml")).unwrap();
+        let second = tenants_with(Some(&first), DOCUMENT, Path::new("b/tenants.yaml")).unwrap();
+        assert!(!Arc::ptr_eq(&first.tenants[0], &second.tenants[0]));
+    }
+
+    #[test]
+    fn a_kept_tenant_may_clash_with_a_new_one() {
+        let origin = Path::new(ORIGIN);
+        let first = tenants_with(None, DOCUMENT, origin).unwrap();
+        let text = DOCUMENT.replace("hosts: [initech.example]", "hosts: [globex.example]");
+        let errors = tenants_with(Some(&first), &text, origin).unwrap_err();
+        assert_eq!(errors.iter().next().unwrap().cause.code(), "duplicate_host");
+        assert_same(&text);
+    }
+
+    /// A change that a tired hand, or a hostile one, makes to a line of a document.
+    fn mutation() -> impl Strategy<Value = (prop::sample::Index, usize, prop::sample::Index)> {
+        (any::<prop::sample::Index>(), 0..10_usize, any::<prop::sample::Index>())
+    }
+
+    const FRAGMENTS: [&str; 24] = [
+        "\"",
+        "'",
+        ": ",
+        "- ",
+        "  - id: x",
+        "#",
+        " #",
+        "&a ",
+        "*a",
+        "|",
+        ">",
+        "{",
+        "}",
+        "[",
+        "]",
+        "\t",
+        "---",
+        "...",
+        "tenants:",
+        "%YAML 1.2",
+        "<<: ",
+        "? ",
+        "revision: 9",
+        "",
+    ];
+
+    fn mutate(text: &str, mutations: &[(prop::sample::Index, usize, prop::sample::Index)]) -> String {
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        for (place, kind, detail) in mutations {
+            let at = place.index(lines.len());
+            let fragment = FRAGMENTS[detail.index(FRAGMENTS.len())];
+            let line = lines[at].clone();
+            let cut = detail.index(line.len() + 1);
+            let cut = (0..=cut).rev().find(|cut| line.is_char_boundary(*cut)).unwrap_or(0);
+            match kind {
+                0 => drop(lines.remove(at)),
+                1 => lines.insert(at, line),
+                2 => lines[at] = format!(" {line}"),
+                3 => lines[at] = line.strip_prefix(' ').unwrap_or(&line).to_owned(),
+                4 => lines[at].insert_str(cut, fragment),
+                5 => lines[at].push_str(fragment),
+                6 => lines.insert(at, fragment.to_owned()),
+                7 => lines[at].truncate(cut),
+                8 => lines[at] = format!("{fragment}{}", line.trim_start()),
+                _ => lines[at].push_str(" x"),
+            }
+            if lines.is_empty() {
+                lines.push(String::new());
+            }
+        }
+        lines.join("\n")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        #[test]
+        fn both_ways_of_reading_give_the_same(mutations in prop::collection::vec(mutation(), 1..4)) {
+            assert_same(&mutate(DOCUMENT, &mutations));
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "(?s).{0,200}") {
+            let _ = tenants_with(None, &text, Path::new(ORIGIN));
+            let _ = tenants_with(None, &format!("revision: 1\ntenants:\n  - {text}"), Path::new(ORIGIN));
+            let _ = super::super::node(&text, Path::new(ORIGIN));
         }
     }
 }

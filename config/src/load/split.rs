@@ -7,8 +7,8 @@
 //! that does not read (a text in quotes that goes on beyond it, an alias) shows that the cut was
 //! wrong, and the document is read in one go.
 
+use granit_parser::{Event, Parser};
 use memchr::memchr;
-use serde_saphyr::granit_parser::{Event, Parser};
 
 /// A file in pieces.
 #[derive(Debug)]
@@ -17,9 +17,9 @@ pub(super) struct Pieces<'a> {
     pub(super) head: String,
     pub(super) tenants: Vec<Piece<'a>>,
     /// The number of the line `tenants:`.
-    list_line: u64,
+    list_line: u32,
     /// How many lines of the document the head lacks.
-    list_lines: u64,
+    list_lines: u32,
 }
 
 /// The text of one tenant, as a list of one item with its indentation.
@@ -27,17 +27,17 @@ pub(super) struct Pieces<'a> {
 pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
     /// The number of its first line in the document.
-    pub(super) line: u64,
+    pub(super) line: u32,
 }
 
 impl Pieces<'_> {
     /// The line of the document that a line of the head is.
-    pub(super) fn line_of_head(&self, line: u64) -> u64 {
+    pub(super) fn line_of_head(&self, line: u32) -> u32 {
         if line > self.list_line { line + self.list_lines } else { line }
     }
 
     /// Whether a line of the document stands before the list of tenants.
-    pub(super) fn is_before_list(&self, line: u64) -> bool {
+    pub(super) fn is_before_list(&self, line: u32) -> bool {
         line <= self.list_line
     }
 }
@@ -69,7 +69,7 @@ pub(super) fn split(text: &str) -> Option<Pieces<'_>> {
 }
 
 /// The offset and number of the line `tenants:`.
-fn find_list(text: &str) -> Option<(usize, u64)> {
+fn find_list(text: &str) -> Option<(usize, u32)> {
     Lines::of(text).find(|line| is_list_key(line.text)).map(|line| (line.offset, line.number))
 }
 
@@ -89,9 +89,10 @@ fn stands_alone(text: &str) -> bool {
             documents += 1;
             true
         }
-        Ok((Event::Scalar(_, _, anchor, _) | Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _), _)) => {
-            anchor == 0
-        }
+        Ok((
+            Event::Scalar(_, _, anchor, _) | Event::SequenceStart(_, anchor, _) | Event::MappingStart(_, anchor, _),
+            _,
+        )) => anchor == 0,
         Ok(_) => true,
         Err(_) => false,
     });
@@ -104,7 +105,7 @@ fn items<'a>(lines: &mut Lines<'a>) -> Option<(Vec<Piece<'a>>, Line<'a>)> {
     let mut pieces = Vec::new();
     let mut indent = None;
     // Where the item that is being read begins.
-    let mut open: Option<(usize, u64)> = None;
+    let mut open: Option<(usize, u32)> = None;
     let end = loop {
         let Some(line) = lines.next() else {
             break Line { text: "", offset: document.len(), number: lines.number };
@@ -117,12 +118,17 @@ fn items<'a>(lines: &mut Lines<'a>) -> Option<(Vec<Piece<'a>>, Line<'a>)> {
             return None;
         }
         let depth = line.text.len() - content.len();
-        let is_item = content == "-" || content.starts_with("- ");
+        let item = content.strip_prefix("- ").map(|item| item.trim_start_matches(' '));
+        let is_item = item.is_some();
         let list = match indent {
             Some(list) => list,
             None if is_item => *indent.insert(depth),
             None => return None,
         };
+        if depth == list && (content == "-" || item.is_some_and(|item| item.is_empty() || item.starts_with('#'))) {
+            // The item begins on a later line.
+            return None;
+        }
         if depth == list && is_item {
             if let Some((start, number)) = open.replace((line.offset, line.number)) {
                 pieces.push(Piece { text: &document[start..line.offset], line: number });
@@ -146,14 +152,14 @@ struct Line<'a> {
     text: &'a str,
     offset: usize,
     /// Counted from 1.
-    number: u64,
+    number: u32,
 }
 
 /// The lines from an offset on.
 struct Lines<'a> {
     text: &'a str,
     offset: usize,
-    number: u64,
+    number: u32,
 }
 
 impl<'a> Lines<'a> {

@@ -145,3 +145,39 @@ impl JsonSchema for ApiKey {
         schema
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn read(text: &str) -> Result<ApiKey, String> {
+        serde_json::from_str(text).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_key_has_one_source() {
+        let hash = KeyHash::new([0xab; 32]);
+        let key = read(&format!(r#"{{"prefix": "abcdefgh", "hash": "{hash}"}}"#)).unwrap();
+        assert_eq!(key.source, KeySource::Hash(hash));
+        let key = read(r#"{"prefix": "abcdefgh", "key": "${env:KEY}"}"#).unwrap();
+        assert_eq!(key.source, KeySource::Key(SecretRef::Env("KEY".to_owned())));
+        assert_eq!(serde_json::to_string(&key).unwrap(), r#"{"prefix":"abcdefgh","key":"${env:KEY}"}"#);
+        assert!(read(r#"{"prefix": "abcdefgh"}"#).unwrap_err().contains("neither hash nor key"));
+        assert!(
+            read(&format!(r#"{{"prefix": "a", "hash": "{hash}", "key": "${{env:K}}"}}"#)).unwrap_err().contains("both")
+        );
+    }
+
+    #[test]
+    fn a_key_in_the_place_of_its_hash_is_not_repeated() {
+        for text in ["sk_abcdefgh_hunter2", "sha256:hunter2", &format!("sha256:hunter2{}", "é".repeat(29)), ""] {
+            let error = text.parse::<KeyHash>().unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        let mixed = format!("sha256:{}", "aB".repeat(32));
+        assert_eq!(mixed.parse::<KeyHash>().unwrap().to_string(), mixed.to_lowercase());
+        assert!(format!("sha256:{}", "+1".repeat(32)).parse::<KeyHash>().is_err());
+    }
+}

@@ -149,3 +149,34 @@ fn with_one_test(mut schema: Schema, description: &str) -> Schema {
     schema.insert("description".into(), description.into());
     schema
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_condition_is_written_flat() {
+        let condition: HeaderCondition = serde_json::from_str(r#"{"name": "X-A", "equals": "foo"}"#).unwrap();
+        assert_eq!(
+            (condition.name.to_string(), &condition.test),
+            ("x-a".to_owned(), &TextTest::Equals("foo".to_owned()))
+        );
+        assert_eq!(serde_json::to_string(&condition).unwrap(), r#"{"name":"x-a","equals":"foo"}"#);
+        let condition: QueryCondition = serde_json::from_str(r#"{"name": "q", "present": false}"#).unwrap();
+        assert_eq!(condition.test, TextTest::Present(false));
+    }
+
+    #[test]
+    fn a_condition_has_exactly_one_test() {
+        for (text, tests) in
+            [(r#"{"name": "a"}"#, "0"), (r#"{"name": "a", "equals": "b", "prefix": "c", "suffix": "d"}"#, "3")]
+        {
+            let error = serde_json::from_str::<QueryCondition>(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("this one has {tests}:")), "{error}");
+        }
+        let error = serde_json::from_str::<HeaderCondition>(r#"{"name": "a", "is": "b"}"#).unwrap_err().to_string();
+        assert!(error.contains("unknown field `is`"), "{error}");
+    }
+}

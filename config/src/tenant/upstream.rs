@@ -184,12 +184,7 @@ pub struct Breaker {
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self {
-            max_concurrent: 0,
-            error_rate: Percent::new_const(0),
-            min_requests: 20,
-            open_for: Span::from_secs(5),
-        }
+        Self { max_concurrent: 0, error_rate: Percent::new_const(0), min_requests: 20, open_for: Span::from_secs(5) }
     }
 }
 

@@ -80,7 +80,9 @@ impl FromStr for WebAddress {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         text.parse().map(Self).map_err(|error| {
-            InvalidValue::new(format!("this is not a web address ({error}): write it whole, as in https://example.com/path"))
+            InvalidValue::new(format!(
+                "this is not a web address ({error}): write it whole, as in https://example.com/path"
+            ))
         })
     }
 }
@@ -131,5 +133,34 @@ impl FromStr for Socket {
 impl<'de> Deserialize<'de> for Socket {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         from_text(deserializer, "an IP address and a port, as in 127.0.0.1:8080")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_single_address_is_told_how_it_is_written() {
+        let error = |text: &str| text.parse::<Network>().err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(error("10.0.0.1").ends_with("a single address is written 10.0.0.1/32"));
+        assert!(error("::1").ends_with("a single address is written ::1/128"));
+        assert!(error("10.0.0.0/33").contains("10.0.0.0/8"));
+        assert_eq!(error("10.0.0.0/8"), "");
+    }
+
+    #[test]
+    fn two_spellings_of_a_key_are_one_key() {
+        #[derive(Debug, Deserialize)]
+        struct Set(#[serde(deserialize_with = "unique_map")] BTreeMap<crate::values::HeaderName, u8>);
+        let error = serde_json::from_str::<Set>(r#"{"X-A": 1, "x-a": 2}"#).map(|set| set.0).map_err(|e| e.to_string());
+        assert!(error.is_err_and(|error| error.starts_with("\"x-a\" stands twice")));
+    }
+
+    #[test]
+    fn a_refused_web_address_is_not_repeated() {
+        let error =
+            "//user:hunter2@example.com".parse::<WebAddress>().err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(!error.contains("hunter2") && error.contains("https://"), "{error}");
     }
 }

@@ -111,7 +111,8 @@ impl FromStr for Method {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let refused = || InvalidValue::new(format!("{text:?} is not a method: write it in capitals, as in GET or POST"));
+        let refused =
+            || InvalidValue::new(format!("{text:?} is not a method: write it in capitals, as in GET or POST"));
         if text.is_empty() || text == "CONNECT" || !text.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
             return Err(refused());
         }
@@ -159,7 +160,8 @@ impl FromStr for HostPort {
             ))
         };
         let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
-        let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(refused)?;
+        let digits = port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse().ok().filter(|port| digits && *port != 0).ok_or_else(refused)?;
         let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Some(v6) => v6.parse::<std::net::Ipv6Addr>().map_err(|_| refused())?.to_string(),
             None => {
@@ -175,3 +177,75 @@ impl FromStr for HostPort {
 }
 
 text_value!(HostPort, "HostPort", "A host or address with a port: 10.0.0.7:8080", None);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn header_names_are_kept_in_lower_case() {
+        assert_eq!("X-Request-Id".parse::<HeaderName>().unwrap().to_string(), "x-request-id");
+        for bad in ["", "a b", "a:", "ä", "a\r\n"] {
+            assert!(bad.parse::<HeaderName>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn header_values_cannot_break_out_of_their_line() {
+        assert_eq!("a\tb c".parse::<HeaderValue>().unwrap().to_string(), "a\tb c");
+        for bad in ["a\r\nset-cookie: b", "a\0", "ä", "\u{7f}"] {
+            let error = bad.parse::<HeaderValue>().unwrap_err();
+            assert!(!error.to_string().contains(bad), "a value that may be a credential is not repeated");
+        }
+    }
+
+    #[test]
+    fn methods_are_written_in_capitals_and_never_tunnel() {
+        assert_eq!("PATCH".parse::<Method>().unwrap().get(), http::Method::PATCH);
+        assert_eq!("VERSION-CONTROL".parse::<Method>().unwrap().to_string(), "VERSION-CONTROL");
+        for bad in ["", "get", "GET ", "CONNECT", "*"] {
+            assert!(bad.parse::<Method>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        for (text, host, port) in
+            [("127.0.0.1:9001", "127.0.0.1", 9001), ("[::1]:443", "::1", 443), ("API.internal:80", "api.internal", 80)]
+        {
+            let address: HostPort = text.parse().unwrap();
+            assert_eq!((address.host(), address.port()), (host, port));
+        }
+        for bad in
+            ["", "a", ":80", "a:", "a:0", "a:65536", "::1:80", "[a]:80", "*.a:80", "http://a:80", "a:80/", "a:+80"]
+        {
+            assert!(bad.parse::<HostPort>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_value_or_refused(text in "(?s).{0,60}") {
+            if let Ok(value) = text.parse::<HeaderValue>() {
+                prop_assert_eq!(value.to_string(), text.clone());
+            }
+            if let Ok(name) = text.parse::<HeaderName>() {
+                prop_assert_eq!(name.to_string().parse::<HeaderName>().unwrap(), name);
+            }
+            if let Ok(method) = text.parse::<Method>() {
+                prop_assert_eq!(method.to_string(), text.clone());
+            }
+        }
+
+        #[test]
+        fn addresses_survive_being_written(text in r"([a-z0-9]{1,8}\.[a-z]{2,5}|\[[0-9a-f]{1,4}::[0-9a-f]{1,4}\]):[0-9]{1,6}") {
+            if let Ok(address) = text.parse::<HostPort>() {
+                prop_assert_eq!(address.to_string().parse::<HostPort>().unwrap(), address);
+            }
+        }
+    }
+}

@@ -94,3 +94,68 @@ impl FromStr for PathPattern {
 }
 
 text_value!(PathPattern, "PathPattern", "The path of a route: /v1/users/{id}, /files/{*path}", Some("^/"));
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn patterns_are_read_segment_by_segment() {
+        use PathSegment as S;
+        for (text, segments) in [
+            ("/", vec![S::Static("".into())]),
+            ("/v1/users/", vec![S::Static("v1".into()), S::Static("users".into()), S::Static("".into())]),
+            ("/users/{id}", vec![S::Static("users".into()), S::Parameter("id".into())]),
+            ("/{*rest}", vec![S::Tail("rest".into())]),
+            (
+                "/a.b_c~d!$&'()*+,;=:@-/{x}/y",
+                vec![S::Static("a.b_c~d!$&'()*+,;=:@-".into()), S::Parameter("x".into()), S::Static("y".into())],
+            ),
+        ] {
+            assert_eq!(text.parse::<PathPattern>().unwrap().segments(), segments, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_no_request_can_match_is_refused() {
+        for bad in [
+            "",
+            "users",
+            "//",
+            "/a//b",
+            "/.",
+            "/a/../b",
+            "/{}",
+            "/{*}",
+            "/{a-b}",
+            "/{a}/{a}",
+            "/{*a}/b",
+            "/x{a}",
+            "/{a}x",
+            "/a?b",
+            "/a#b",
+            "/a b",
+            "/ä",
+            "/%41",
+            "/{a",
+            "/a}",
+            &format!("/{}", "a".repeat(1024)),
+        ] {
+            assert!(bad.parse::<PathPattern>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_pattern_or_refused(text in "(?s)/?[a-z/{}*.%]{0,30}.{0,5}") {
+            if let Ok(pattern) = text.parse::<PathPattern>() {
+                prop_assert_eq!(pattern.as_str(), text.as_str());
+                prop_assert_eq!(pattern.segments().len(), text.matches('/').count());
+            }
+        }
+    }
+}

@@ -31,8 +31,7 @@ impl From<Span> for Duration {
     }
 }
 
-const SPAN_UNITS: [(&str, u64); 5] =
-    [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+const SPAN_UNITS: [(&str, u64); 5] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -236,5 +235,73 @@ impl JsonSchema for Percent {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "description": "A share in percent", "type": "number", "minimum": 0, "maximum": 100 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lengths_of_time_are_written_in_the_largest_unit_that_fits() {
+        for (text, millis, written) in [
+            ("250ms", 250, "250ms"),
+            ("1000ms", 1_000, "1s"),
+            ("90s", 90_000, "90s"),
+            ("60m", 3_600_000, "1h"),
+            ("7d", 604_800_000, "7d"),
+            ("0s", 0, "0ms"),
+        ] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!((span.get().as_millis(), span.to_string()), (millis, written.to_owned()), "{text}");
+        }
+        for bad in ["", "5", "s", "1.5s", "-1s", "1 s", "1S", "1w", "366d", "99999999999999999999s", "٣s"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        for (text, bytes) in
+            [("512", 512), ("1kB", 1_000), ("1KiB", 1_024), ("10MiB", 10 << 20), ("2GB", 2_000_000_000)]
+        {
+            assert_eq!(text.parse::<ByteSize>().unwrap().get(), bytes, "{text}");
+        }
+        for bad in ["", "KiB", "1kb", "1 MiB", "-1", "1.5MiB", "99999999999GiB"] {
+            assert!(bad.parse::<ByteSize>().is_err(), "{bad:?}");
+        }
+        assert_eq!(serde_json::from_str::<ByteSize>("4096").unwrap().to_string(), "4KiB");
+        assert_eq!(serde_json::from_str::<ByteSize>("\"4KiB\"").unwrap().get(), 4096);
+        assert!(serde_json::from_str::<ByteSize>("-1").is_err());
+    }
+
+    #[test]
+    fn shares_lie_between_0_and_100() {
+        for (text, value) in [("0", 0.0), ("100", 100.0), ("0.5", 0.5)] {
+            assert_eq!(serde_json::from_str::<Percent>(text).unwrap().get(), value);
+        }
+        for bad in ["-1", "100.1", "101", "\"20%\"", "null", "true"] {
+            assert!(serde_json::from_str::<Percent>(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn quantities_survive_being_written(millis in 0..=365 * 86_400_000_u64, bytes in any::<u64>()) {
+            let span = Span::from_millis(millis);
+            prop_assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
+            let size = ByteSize::new(bytes);
+            prop_assert_eq!(size.to_string().parse::<ByteSize>().unwrap(), size);
+        }
+
+        #[test]
+        fn any_text_is_a_quantity_or_refused(text in "(?s).{0,40}") {
+            let _ = text.parse::<Span>();
+            let _ = text.parse::<ByteSize>();
+        }
     }
 }

@@ -1,3 +1,193 @@
-//! The responses of the gateway's own.
+//! The only place that makes a response of the gateway's own.
+//!
+//! Pingora's filters for responses do not see them, so what every response owes its client (request id,
+//! CORS, security headers) is added here, for these and for those that come from upstreams.
 
 pub mod problem;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode, Uri, header, uri::PathAndQuery};
+use pingora_core::Result;
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::Session;
+
+use self::problem::{Problem, ProblemKind};
+use crate::{
+    policy::Refusal,
+    proxy::{RequestContext, Shared},
+    server::peer::Peer,
+    telemetry::request_id::RequestId,
+    tenancy::compile::CompiledPolicies,
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// A body up to this size is read to its end after a refusal, so that the connection can stay open.
+const DRAINED_BODY: u64 = 64 << 10;
+
+/// Tells the client why it is not served: problem+json, or trailers only for gRPC.
+pub(crate) async fn refuse(
+    shared: &Shared,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    refusal: &Refusal,
+) -> Result<()> {
+    ctx.refused = Some(refusal.kind);
+    let id = ctx.request_id;
+    let problem = Problem::new(refusal.kind, &*refusal.detail).with_instance(id.as_str());
+    let problem = refusal.extensions().fold(problem, |problem, (name, value)| problem.with_extension(name, value));
+    let mut headers = refusal.headers.clone();
+    headers.push((header::CACHE_CONTROL, HeaderValue::from_static("no-store")));
+    if ctx.grpc {
+        headers.push((header::CONTENT_TYPE, HeaderValue::from_static("application/grpc")));
+        headers.push((GRPC_STATUS, HeaderValue::from(u16::from(refusal.kind.grpc_status()))));
+        headers.push((GRPC_MESSAGE, problem.grpc_message()));
+        return answer(shared, session, ctx, StatusCode::OK, headers, Bytes::new()).await;
+    }
+    headers.push((header::CONTENT_TYPE, problem::CONTENT_TYPE));
+    answer(shared, session, ctx, refusal.status(), headers, problem.body()).await
+}
+
+/// Sends a whole response.
+pub(crate) async fn answer(
+    _shared: &Shared,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    status: StatusCode,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    body: Bytes,
+) -> Result<()> {
+    let mut response = ResponseHeader::build(status, Some(headers.len() + 16))?;
+    for (name, value) in headers {
+        response.append_header(name, value)?;
+    }
+    if status != StatusCode::NO_CONTENT {
+        response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+    }
+    let entry = ctx.tenant.clone();
+    let route = ctx.route;
+    match entry.as_deref().map(crate::tenancy::snapshot::TenantEntry::compiled) {
+        Some(tenant) => {
+            let policies = route.and_then(|index| tenant.routes.get(index)).map_or(&tenant.policies, |r| &r.policies);
+            common_headers(session, ctx, policies, &mut response)?;
+        }
+        None => {
+            response.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
+            default_security_headers(&mut response)?;
+        }
+    }
+    keep_open_if_cheap(session);
+    let no_body = body.is_empty() || !may_have_body(session.req_header(), status);
+    session.write_response_header(Box::new(response), no_body).await?;
+    if !no_body {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// What every response carries, whoever made it.
+pub(crate) fn common_headers(
+    session: &Session,
+    ctx: &RequestContext,
+    policies: &CompiledPolicies,
+    response: &mut ResponseHeader,
+) -> Result<()> {
+    response.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
+    if let Some(cors) = &policies.cors {
+        cors.apply(session.req_header().headers.get(header::ORIGIN), response);
+    }
+    let tls = Peer::of(session).is_some_and(|peer| peer.tls.is_some());
+    policies.security_headers.apply(response, tls);
+    Ok(())
+}
+
+/// For hosts that nobody has: there is no tenant whose settings could apply.
+fn default_security_headers(response: &mut ResponseHeader) -> Result<()> {
+    response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
+    response.insert_header(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"))?;
+    response.insert_header(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
+}
+
+/// Whether a response to this request can have a body (RFC 9110 §6.4.1).
+pub(crate) fn may_have_body(request: &RequestHeader, status: StatusCode) -> bool {
+    request.method != http::Method::HEAD
+        && !status.is_informational()
+        && status != StatusCode::NO_CONTENT
+        && status != StatusCode::NOT_MODIFIED
+}
+
+/// Pingora closes the connection when a response is sent before the request's body was read. Where the
+/// body is small, reading it costs less than a new connection.
+fn keep_open_if_cheap(session: &mut Session) {
+    let announced = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|length| length <= DRAINED_BODY) {
+        session.as_downstream_mut().set_close_on_response_before_downstream_finish(false);
+    }
+}
+
+/// The same URI with another path and query.
+pub(crate) fn uri_with_target(uri: &Uri, target: &str) -> Result<Uri, http::Error> {
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target)?);
+    Ok(Uri::from_parts(parts)?)
+}
+
+/// A whole answer to a request that was not even understood, for HTTP/1; the connection is closed after it.
+pub(crate) fn early_error(status: u16, reason: &str) -> Vec<u8> {
+    let kind = match status {
+        405 => ProblemKind::MethodNotAllowed,
+        408 => ProblemKind::RequestTimeout,
+        414 => ProblemKind::UriTooLong,
+        431 => ProblemKind::HeadersTooLarge,
+        501 => ProblemKind::NotImplemented,
+        505 => ProblemKind::VersionNotSupported,
+        _ => ProblemKind::BadRequest,
+    };
+    let id = RequestId::generate();
+    let body = Problem::new(kind, reason).with_instance(id.as_str()).body();
+    let status = kind.status();
+    let head = format!(
+        "HTTP/1.1 {} {}\r\n\
+         Content-Type: application/problem+json\r\n\
+         Content-Length: {}\r\n\
+         Cache-Control: no-store\r\n\
+         X-Request-Id: {id}\r\n\
+         X-Content-Type-Options: nosniff\r\n\
+         Content-Security-Policy: default-src 'none'\r\n\
+         Referrer-Policy: no-referrer\r\n\
+         Date: {}\r\n\
+         Connection: close\r\n\r\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or("Error"),
+        body.len(),
+        httpdate::fmt_http_date(std::time::SystemTime::now()),
+    );
+    [head.as_bytes(), &body].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_early_error_is_a_whole_response() {
+        let answer = early_error(431, "too large");
+        let text = String::from_utf8(answer).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 431 "));
+        assert!(head.contains(&format!("Content-Length: {}", body.len())));
+        assert!(head.contains("Connection: close"));
+        assert!(body.contains("headers-too-large"));
+    }
+
+    #[test]
+    fn a_new_target_keeps_the_authority() {
+        let uri = uri_with_target(&"https://a.example/x?y".parse().unwrap(), "/z?q=1").unwrap();
+        assert_eq!(uri.to_string(), "https://a.example/z?q=1");
+    }
+}

@@ -1,0 +1,37 @@
+//! What a node reads once, at start: flags, environment, and the node file.
+
+mod arguments;
+mod log;
+
+use std::{fs, io, path::PathBuf};
+
+use seiketsu_config::{error::ConfigErrors, load, node::NodeConfig};
+
+pub use self::{arguments::Arguments, log::log};
+
+/// Why a node cannot start with what it was given.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    #[error("{0}")]
+    Config(#[from] ConfigErrors),
+    #[error(
+        "cannot use the state folder {path}: {source}; create it, writable by the gateway's user, or name another with --state-dir"
+    )]
+    StateDir { path: PathBuf, source: io::Error },
+}
+
+/// The node's configuration: built-in values, then the file, then environment and flags.
+pub fn node(arguments: &Arguments) -> Result<NodeConfig, BootstrapError> {
+    let mut node = match &arguments.config {
+        Some(path) => load::node_file(path)?,
+        None => NodeConfig::default(),
+    };
+    arguments.apply(&mut node);
+    Ok(node)
+}
+
+/// Makes the folder for what must survive a restart.
+pub fn create_state_dir(node: &NodeConfig) -> Result<(), BootstrapError> {
+    fs::create_dir_all(&node.state_dir)
+        .map_err(|source| BootstrapError::StateDir { path: node.state_dir.clone(), source })
+}

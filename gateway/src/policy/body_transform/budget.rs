@@ -1,0 +1,294 @@
+//! What one run of a program may use, and the checkpoints that hold it to that.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use jaq_core::{Cv, Exn, Lut, Native, ValXs, box_iter::box_once, data::HasLut, native};
+use jaq_json::{Num, Val};
+
+use super::TransformFailure;
+
+/// Bytes that all values made in a run may take together.
+const MAX_MADE_BYTES: u64 = 256 << 20;
+/// Bytes that one value may take, its parts included, however often they are shared.
+const MAX_VALUE_BYTES: u64 = 32 << 20;
+/// Levels of arrays and objects within each other.
+pub(super) const MAX_DEPTH: u32 = 128;
+/// Bits of one integer.
+const MAX_INTEGER_BITS: u64 = 4096;
+/// Stack that evaluation may take up to a checkpoint. Threads have 2 MiB at least; what runs between
+/// two checkpoints is bounded by the nesting of the program's text.
+const MAX_STACK_BYTES: usize = 512 << 10;
+/// What an element of an array or object takes, roughly.
+const ELEMENT_BYTES: u64 = 16;
+/// The clock is read at every so manieth checkpoint.
+const STEPS_PER_CLOCK: u32 = 64;
+/// Values made are looked through at every so manieth; in between, only their top level is counted.
+/// Each may double a value at most, so this bounds how far one grows unseen.
+const VALUES_PER_WALK: u32 = 8;
+
+/// Names of the checkpoints. No program can write or shadow them: they are not identifiers.
+pub(super) const STEP: &str = "!step";
+pub(super) const MADE: &str = "!made";
+pub(super) const WALK: &str = "!walk";
+/// Multiplication, which repeats strings.
+pub(super) const MULTIPLY: &str = "!multiply";
+/// An array of objects as one object, later ones first.
+pub(super) const MERGE: &str = "!merge";
+
+/// The use of resources in one run.
+#[derive(Debug)]
+pub(super) struct Budget {
+    deadline: Instant,
+    stack_base: usize,
+    steps: Cell<u32>,
+    values: Cell<u32>,
+    made: Cell<u64>,
+    spent: Cell<Option<Spent>>,
+}
+
+/// What a run used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spent {
+    Time,
+    Memory,
+    Depth,
+}
+
+impl From<Spent> for TransformFailure {
+    fn from(spent: Spent) -> Self {
+        match spent {
+            Spent::Time => Self::TooLong,
+            Spent::Memory => Self::TooLarge,
+            Spent::Depth => Self::TooDeep,
+        }
+    }
+}
+
+impl Budget {
+    pub(super) fn new(time: Duration) -> Self {
+        Self {
+            deadline: Instant::now() + time,
+            stack_base: stack_position(),
+            steps: Cell::new(0),
+            values: Cell::new(0),
+            made: Cell::new(0),
+            spent: Cell::new(None),
+        }
+    }
+
+    pub(super) fn spent(&self) -> Option<Spent> {
+        self.spent.get()
+    }
+
+    /// Time and stack. Once something is used up, every further step fails too.
+    fn step(&self) -> Result<(), Spent> {
+        if let Some(spent) = self.spent.get() {
+            return Err(spent);
+        }
+        if self.stack_base.abs_diff(stack_position()) > MAX_STACK_BYTES {
+            return self.spend(Spent::Depth);
+        }
+        let steps = self.steps.get().wrapping_add(1);
+        self.steps.set(steps);
+        if steps.is_multiple_of(STEPS_PER_CLOCK) && Instant::now() >= self.deadline {
+            return self.spend(Spent::Time);
+        }
+        Ok(())
+    }
+
+    /// A value was made.
+    fn made(&self, value: &Val) -> Result<(), Spent> {
+        self.step()?;
+        let bytes = own_bytes(value);
+        if bytes > MAX_VALUE_BYTES {
+            return self.spend(Spent::Memory);
+        }
+        self.made.set(self.made.get() + bytes);
+        if self.made.get() > MAX_MADE_BYTES {
+            return self.spend(Spent::Memory);
+        }
+        let values = self.values.get().wrapping_add(1);
+        self.values.set(values);
+        if values.is_multiple_of(VALUES_PER_WALK) { self.walk(value) } else { Ok(()) }
+    }
+
+    /// The whole of a value: before anything that goes through all of it.
+    pub(super) fn walk(&self, value: &Val) -> Result<(), Spent> {
+        self.step()?;
+        let mut room = MAX_VALUE_BYTES;
+        match fits(value, MAX_DEPTH, &mut room) {
+            Ok(()) => Ok(()),
+            Err(spent) => self.spend(spent),
+        }
+    }
+
+    /// Before a string is repeated.
+    fn repeat(&self, left: &Val, right: &Val) -> Result<(), Spent> {
+        let (text, number) = match (left, right) {
+            (Val::TStr(text) | Val::BStr(text), number) | (number, Val::TStr(text) | Val::BStr(text)) => (text, number),
+            _ => return Ok(()),
+        };
+        let times = match number {
+            Val::Num(Num::Int(times)) => u64::try_from(*times).unwrap_or(0),
+            // Larger than any machine integer, or refused by the multiplication itself.
+            Val::Num(_) => u64::MAX,
+            _ => 0,
+        };
+        if (text.len() as u64).saturating_mul(times) > MAX_VALUE_BYTES {
+            return self.spend(Spent::Memory);
+        }
+        Ok(())
+    }
+
+    fn spend(&self, spent: Spent) -> Result<(), Spent> {
+        self.spent.set(Some(spent));
+        Err(spent)
+    }
+}
+
+/// Where the stack stands now; only differences mean anything.
+#[inline(never)]
+fn stack_position() -> usize {
+    let here = 0_u8;
+    std::ptr::from_ref(std::hint::black_box(&here)).addr()
+}
+
+/// What the top level of a value takes; what it holds was counted when that was made.
+fn own_bytes(value: &Val) -> u64 {
+    match value {
+        Val::Null | Val::Bool(_) => 0,
+        Val::Num(Num::BigInt(integer)) if integer.bits() > MAX_INTEGER_BITS => u64::MAX,
+        Val::Num(_) => 0,
+        Val::BStr(text) | Val::TStr(text) => text.len() as u64,
+        Val::Arr(items) => items.len() as u64 * ELEMENT_BYTES,
+        Val::Obj(entries) => entries.len() as u64 * 4 * ELEMENT_BYTES,
+    }
+}
+
+fn fits(value: &Val, depth: u32, room: &mut u64) -> Result<(), Spent> {
+    *room = room.checked_sub(own_bytes(value).saturating_add(1)).ok_or(Spent::Memory)?;
+    match value {
+        Val::Arr(items) => {
+            let depth = depth.checked_sub(1).ok_or(Spent::Depth)?;
+            items.iter().try_for_each(|item| fits(item, depth, room))
+        }
+        Val::Obj(entries) => {
+            let depth = depth.checked_sub(1).ok_or(Spent::Depth)?;
+            entries.iter().try_for_each(|(key, item)| {
+                fits(key, depth, room)?;
+                fits(item, depth, room)
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The kind of data that programs run on.
+#[derive(Debug)]
+pub(super) struct Data;
+
+impl jaq_core::DataT for Data {
+    type V<'a> = Val;
+    type Data<'a> = Run<'a>;
+}
+
+/// What native functions can reach.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub(super) lut: &'a Lut<Data>,
+    pub(super) budget: &'a Budget,
+}
+
+impl<'a> HasLut<'a, Data> for Run<'a> {
+    fn lut(&self) -> &'a Lut<Data> {
+        self.lut
+    }
+}
+
+/// Ends the run: `try` and `//` do not catch this. The reason is in the budget.
+fn over<'a, T>(_: Spent) -> jaq_core::ValX<'a, T, Val> {
+    Err(Exn::halt(0))
+}
+
+/// A checkpoint gives its input on, also as a path (`path(…)`) and as the target of an update (`|=`).
+macro_rules! checkpoint {
+    ($name:expr, $check:ident) => {
+        (
+            $name,
+            native::v(0),
+            Native::<Data>::new(|cv| match cv.0.data().budget.check(Check::$check, &cv.1) {
+                Ok(()) => box_once(Ok(cv.1)),
+                Err(spent) => box_once(over(spent)),
+            })
+            .with_paths(|cv| match cv.0.data().budget.check(Check::$check, &cv.1.0) {
+                Ok(()) => box_once(Ok(cv.1)),
+                Err(spent) => box_once(over(spent)),
+            })
+            .with_update(|cv, update| match cv.0.data().budget.check(Check::$check, &cv.1) {
+                Ok(()) => update(cv.1),
+                Err(spent) => box_once(over(spent)),
+            }),
+        )
+    };
+}
+
+#[derive(Clone, Copy)]
+enum Check {
+    Step,
+    Made,
+    Walk,
+}
+
+impl Budget {
+    fn check(&self, check: Check, value: &Val) -> Result<(), Spent> {
+        match check {
+            Check::Step => self.step(),
+            Check::Made => self.made(value),
+            Check::Walk => self.walk(value),
+        }
+    }
+}
+
+/// The checkpoints, and the library's functions that need one within.
+pub(super) fn functions() -> [native::Fun<Data>; 6] {
+    [
+        checkpoint!(STEP, Step),
+        checkpoint!(MADE, Made),
+        checkpoint!(WALK, Walk),
+        (MULTIPLY, native::v(2), Native::new(|cv| multiply(cv))),
+        (MERGE, native::v(0), Native::new(|cv| merge(cv))),
+        ("fromjson", native::v(0), Native::new(|cv| from_json(cv))),
+    ]
+}
+
+fn multiply<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+    let (right, left) = (cv.0.pop_var(), cv.0.pop_var());
+    match cv.0.data().budget.repeat(&left, &right) {
+        Ok(()) => native::bome(left * right),
+        Err(spent) => box_once(over(spent)),
+    }
+}
+
+fn merge<'a>(cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+    let mut merged = jaq_json::Map::default();
+    if let Val::Arr(objects) = &cv.1 {
+        for object in objects.iter() {
+            if let Val::Obj(entries) = object {
+                merged.extend(entries.iter().map(|(key, value)| (key.clone(), value.clone())));
+            }
+        }
+    }
+    box_once(Ok(Val::obj(merged)))
+}
+
+/// Strict JSON with a bound on depth; the interpreter's own has neither.
+fn from_json<'a>(cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+    let parsed = match &cv.1 {
+        Val::TStr(text) | Val::BStr(text) => serde_json::from_slice(text).map_err(|_| "cannot be parsed as JSON"),
+        _ => Err("fromjson needs a string"),
+    };
+    native::bome(parsed.map_err(jaq_core::Error::str))
+}

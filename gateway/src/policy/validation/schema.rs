@@ -1,0 +1,166 @@
+//! JSON Schema (2020-12), compiled once and bounded.
+
+use jsonschema::{Draft, PatternOptions, Registry};
+use serde_json::Value;
+
+use super::{MAX_VIOLATIONS, Part, Violation, shortened};
+
+/// Bytes that one compiled pattern may take.
+const MAX_PATTERN_BYTES: usize = 1 << 20;
+
+/// Why a schema is refused.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the schema at {pointer:?} cannot be compiled: {reason}. References to other documents are not fetched, and patterns may use no look-around or back-references"
+)]
+pub struct SchemaError {
+    /// JSON pointer into the document.
+    pub pointer: String,
+    pub reason: String,
+}
+
+/// A compiled schema.
+#[derive(Debug)]
+pub(super) struct Schema(jsonschema::Validator);
+
+impl Schema {
+    /// A document that is a schema as a whole.
+    pub(super) fn compile(schema: &Value) -> Result<Self, SchemaError> {
+        Self::build(schema, None, "")
+    }
+
+    /// The schema at a JSON pointer of a document, whose local references mean that document.
+    pub(super) fn compile_at(registry: &Registry<'_>, uri: &str, pointer: &str) -> Result<Self, SchemaError> {
+        let reference = Value::String(format!("{uri}#{}", as_fragment(pointer)));
+        Self::build(&Value::Object([("$ref".to_owned(), reference)].into_iter().collect()), Some(registry), pointer)
+    }
+
+    fn build(schema: &Value, registry: Option<&Registry<'_>>, pointer: &str) -> Result<Self, SchemaError> {
+        let mut options = jsonschema::options()
+            .offline()
+            .with_draft(Draft::Draft202012)
+            .should_validate_formats(true)
+            // A pattern that comes with a request would be compiled for it: never do that.
+            .with_format("regex", |_: &str| true)
+            .with_pattern_options(
+                PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES),
+            );
+        if let Some(registry) = registry {
+            options = options.with_registry(registry);
+        }
+        options.build(schema).map(Self).map_err(|error| SchemaError {
+            pointer: format!("{pointer}{}", error.instance_path()),
+            reason: shortened(error.to_string()),
+        })
+    }
+
+    pub(super) fn is_valid(&self, value: &Value) -> bool {
+        self.0.is_valid(value)
+    }
+
+    /// Adds what is wrong with a value, up to the bound of violations.
+    pub(super) fn check(&self, value: &Value, part: Part, name: Option<&str>, violations: &mut Vec<Violation>) {
+        let room = MAX_VIOLATIONS.saturating_sub(violations.len());
+        let found = self.0.iter_errors(value).take(room);
+        // Masked: the message names the rule, and "value" stands for what the client sent.
+        violations.extend(
+            found.map(|error| Violation::new(part, name, error.instance_path().as_str(), error.masked().to_string())),
+        );
+    }
+
+    /// Adds what is wrong with a JSON body, also if it is no JSON at all.
+    pub(super) fn check_body(&self, body: &[u8], violations: &mut Vec<Violation>) {
+        match serde_json::from_slice(body) {
+            Ok(value) => self.check(&value, Part::Body, None, violations),
+            Err(error) => violations.push(Violation::new(
+                Part::Body,
+                None,
+                "",
+                format!("the body is not JSON: see line {}, column {}", error.line(), error.column()),
+            )),
+        }
+    }
+}
+
+/// A JSON pointer in a URI fragment (RFC 6901 §6).
+fn as_fragment(pointer: &str) -> impl std::fmt::Display + '_ {
+    const ESCAPED: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+        .add(b' ')
+        .add(b'"')
+        .add(b'#')
+        .add(b'%')
+        .add(b'<')
+        .add(b'>')
+        .add(b'[')
+        .add(b'\\')
+        .add(b']')
+        .add(b'^')
+        .add(b'`')
+        .add(b'{')
+        .add(b'|')
+        .add(b'}');
+    percent_encoding::utf8_percent_encode(pointer, ESCAPED)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn remote_references_are_refused_and_never_fetched() {
+        for reference in ["https://example.com/schema.json", "http://127.0.0.1:1/x", "file:///etc/passwd", "other.json"]
+        {
+            let error = Schema::compile(&json!({ "properties": { "a": { "$ref": reference } } })).unwrap_err();
+            assert!(error.to_string().contains("not fetched"), "{error}");
+        }
+    }
+
+    #[test]
+    fn patterns_that_can_blow_up_are_refused_or_linear() {
+        assert!(Schema::compile(&json!({ "pattern": "(?=a)b" })).is_err());
+        assert!(Schema::compile(&json!({ "pattern": "(a)\\1" })).is_err());
+        assert!(Schema::compile(&json!({ "pattern": "((a{1000}){1000}){1000}" })).is_err());
+        // Catastrophic for a backtracking engine; here the test simply ends.
+        let schema = Schema::compile(&json!({ "pattern": "^(a+)+$" })).unwrap();
+        assert!(!schema.is_valid(&json!(format!("{}!", "a".repeat(50_000)))));
+    }
+
+    #[test]
+    fn a_pattern_in_a_request_is_not_compiled() {
+        let schema = Schema::compile(&json!({ "format": "regex" })).unwrap();
+        assert!(schema.is_valid(&json!("((((a{1000}){1000}){1000}){1000})")));
+    }
+
+    #[test]
+    fn formats_are_asserted() {
+        let schema = Schema::compile(&json!({ "format": "date-time" })).unwrap();
+        assert!(schema.is_valid(&json!("2026-01-01T00:00:00Z")));
+        assert!(!schema.is_valid(&json!("yesterday")));
+    }
+
+    #[test]
+    fn a_schema_that_refers_to_itself_ends() {
+        for schema in [
+            json!({ "$ref": "#" }),
+            json!({ "allOf": [{ "$ref": "#" }, { "$ref": "#" }] }),
+            json!({ "anyOf": [{ "$ref": "#/$defs/a" }], "$defs": { "a": { "$ref": "#/$defs/b" }, "b": { "$ref": "#/$defs/a" } } }),
+            json!({ "not": { "$ref": "#" } }),
+        ] {
+            // Refused or compiled; if compiled, validation must come to an end.
+            if let Ok(schema) = Schema::compile(&schema) {
+                schema.is_valid(&json!({ "a": [1, 2, 3] }));
+                schema.check(&json!({ "a": [1, 2, 3] }), Part::Body, None, &mut Vec::new());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_schema_is_refused_with_its_place() {
+        let error = Schema::compile(&json!({ "properties": { "a": { "type": "text" } } })).unwrap_err();
+        assert_eq!(error.pointer, "/properties/a/type");
+    }
+}

@@ -1,0 +1,107 @@
+//! Before anything is decided: time-outs, who the client is, and what it may not claim to be.
+
+use std::{net::IpAddr, time::Duration};
+
+use http::{HeaderName, header};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use seiketsu_identity::forged;
+
+use super::{RequestContext, Shared, context};
+use crate::{server::peer::Peer, telemetry::request_id::RequestId};
+
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What an untrusted client says about whom it speaks for is forgotten.
+const FORWARDING: [HeaderName; 5] =
+    [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, HeaderName::from_static("x-real-ip"), header::FORWARDED];
+
+/// A body that is left over when the answer is out is read for this long, to keep the connection.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Neither a client that takes nothing of an answer, nor one that sends nothing, is waited for longer.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
+    let Some(peer) = Peer::of(session) else { return };
+    let (client, trusted) = (peer.ip(), peer.trusted);
+    ctx.client = if trusted { forwarded_for(session.req_header(), client, shared) } else { client };
+    let downstream = session.as_downstream_mut();
+    downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
+    downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+    let request = downstream.req_header_mut();
+    ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
+    ctx.trace = shared.tracer.begin(&request.headers);
+    ctx.grpc = context::is_grpc(request);
+    ctx.websocket = is_websocket(request);
+    ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(request);
+    for name in forged::forged_headers(&request.headers) {
+        request.remove_header(&name);
+    }
+    if !trusted {
+        for name in &FORWARDING {
+            request.remove_header(name);
+        }
+    }
+    // A WebSocket's silence is not a slow body.
+    let body_timeout = if ctx.websocket { None } else { Some(CLIENT_TIMEOUT) };
+    downstream.set_read_timeout(body_timeout);
+}
+
+/// The address that the first trusted proxy was called from: the last in the list that is not itself one
+/// of ours. What stands before it was written by somebody we do not know.
+fn forwarded_for(request: &RequestHeader, peer: IpAddr, shared: &Shared) -> IpAddr {
+    let lines = request.headers.get_all(X_FORWARDED_FOR);
+    let list: Vec<&str> = lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
+    let mut client = peer;
+    for entry in list.iter().rev() {
+        let Some(address) = parse_address(entry.trim()) else { break };
+        client = address;
+        if !shared.trusts(address) {
+            break;
+        }
+    }
+    client
+}
+
+/// An address, also with a port or in brackets, as some proxies write it.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|s| s.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+fn sent_request_id(request: &RequestHeader) -> Option<RequestId> {
+    RequestId::parse(request.headers.get(X_REQUEST_ID)?.to_str().ok()?)
+}
+
+fn is_websocket(request: &RequestHeader) -> bool {
+    request.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+fn accepts_event_stream(request: &RequestHeader) -> bool {
+    let accept = request.headers.get(header::ACCEPT);
+    accept.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_proxies_write_them() {
+        for (text, expected) in [
+            ("192.0.2.1", Some("192.0.2.1")),
+            ("192.0.2.1:4711", Some("192.0.2.1")),
+            ("[2001:db8::1]", Some("2001:db8::1")),
+            ("[2001:db8::1]:443", Some("2001:db8::1")),
+            ("::ffff:192.0.2.1", Some("192.0.2.1")),
+            ("unknown", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_address(text).map(|a| a.to_string()).as_deref(), expected, "{text:?}");
+        }
+    }
+}

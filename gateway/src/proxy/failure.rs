@@ -1,0 +1,169 @@
+//! When an attempt fails: whether there will be another, and what the client is told if not.
+
+use http::StatusCode;
+use pingora_core::{Error, ErrorSource, ErrorType};
+use pingora_proxy::{FailToProxy, Session};
+
+use super::{RequestContext, Shared};
+use crate::{
+    policy::Refusal,
+    respond::{self, problem::ProblemKind},
+    server::{peer::Peer, watch::Overdue},
+    upstream::{
+        endpoint::Outcome,
+        retry::{Attempt, Failure},
+    },
+};
+
+/// Whether another attempt is made; if so, its pause is noted.
+pub(super) fn may_retry(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    failure: Failure,
+    may_have_arrived: bool,
+) -> bool {
+    let Some(retries) = ctx.route().map(|route| route.policies.retries.clone()) else { return false };
+    let Some(pool) = ctx.exchange.pool.clone() else { return false };
+    let downstream = session.as_downstream_mut();
+    let untouched = downstream.is_body_empty();
+    let replayable = untouched || (downstream.is_body_done() && !downstream.retry_buffer_truncated());
+    if ctx.websocket && may_have_arrived {
+        return false;
+    }
+    let method = downstream.req_header().method.clone();
+    let attempt = Attempt { method: &method, failure, made: ctx.exchange.attempts, may_have_arrived, replayable };
+    match pool.may_retry(&retries, &attempt) {
+        Some(pause) => {
+            ctx.exchange.backoff = Some(pause);
+            ctx.exchange.attempt = None;
+            true
+        }
+        None => false,
+    }
+}
+
+/// No connection came about.
+pub(super) fn to_connect(session: &mut Session, ctx: &mut RequestContext, mut error: Box<Error>) -> Box<Error> {
+    if let Some(attempt) = ctx.exchange.attempt.take() {
+        attempt.finish(Outcome::ConnectFailed);
+    }
+    let retry = may_retry(session, ctx, Failure::Connect, false);
+    error.set_retry(retry);
+    if !retry {
+        let timed_out = matches!(error.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
+        let kind = if timed_out { ProblemKind::UpstreamTimeout } else { ProblemKind::UpstreamUnavailable };
+        ctx.refusal = Some(Refusal::new(kind, "The service cannot be reached."));
+    }
+    error
+}
+
+/// The exchange broke off.
+pub(super) fn while_proxying(
+    session: &mut Session,
+    mut error: Box<Error>,
+    ctx: &mut RequestContext,
+    reused: bool,
+) -> Box<Error> {
+    if ctx.refusal.is_some() {
+        error.set_retry(false);
+        return error;
+    }
+    // Already decided, on the head of a response.
+    if matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Upstream {
+        return error;
+    }
+    let answered = session.response_written().is_some() || ctx.exchange.status.is_some();
+    let (failure, outcome) = match (Overdue::in_error(&error), error.esource(), error.etype()) {
+        (Some(Overdue::Response), ..) => (Failure::Timeout, Outcome::Timeout),
+        (Some(Overdue::RequestBody), ..) => {
+            ctx.refusal = Some(Refusal::new(ProblemKind::RequestTimeout, "The body came too slowly."));
+            error.set_retry(false);
+            return error;
+        }
+        (None, ErrorSource::Upstream, ErrorType::ReadTimedout | ErrorType::WriteTimedout) => {
+            (Failure::Timeout, Outcome::Timeout)
+        }
+        (None, ErrorSource::Upstream, _) => (Failure::Reset, Outcome::Reset),
+        // The client left, or the gateway failed: that says nothing about the upstream.
+        _ => {
+            error.set_retry(false);
+            return error;
+        }
+    };
+    // A connection from the pool that the upstream had closed meanwhile says nothing about its health.
+    let stale = reused && failure == Failure::Reset && !answered;
+    if let Some(mut attempt) = ctx.exchange.attempt.take()
+        && !stale
+    {
+        attempt.observe(outcome);
+    }
+    let retry = !answered && (stale && may_repeat_once(session, ctx) || may_retry(session, ctx, failure, true));
+    error.set_retry(retry);
+    if !retry && !answered {
+        ctx.refusal = Some(match failure {
+            Failure::Timeout => Refusal::new(ProblemKind::UpstreamTimeout, "The service did not answer in time."),
+            _ => Refusal::new(ProblemKind::UpstreamError, "The service broke off."),
+        });
+    }
+    error
+}
+
+/// An upstream may close a pooled connection at the very moment we use it. That is nobody's fault, and
+/// no reason to spend the retry budget: such a request is sent again, once, if that is safe.
+fn may_repeat_once(session: &mut Session, ctx: &mut RequestContext) -> bool {
+    let downstream = session.as_downstream_mut();
+    let safe = downstream.req_header().method.is_idempotent() && downstream.is_body_empty();
+    let first = !ctx.exchange.repeated;
+    if safe && first {
+        ctx.exchange.repeated = true;
+    }
+    safe && first
+}
+
+/// The last word to the client, if there still is one to be said.
+pub(super) async fn answer(
+    shared: &Shared,
+    session: &mut Session,
+    error: &Error,
+    ctx: &mut RequestContext,
+) -> FailToProxy {
+    if let Some(peer) = Peer::of(session) {
+        peer.watch.disarm();
+        if matches!(error.etype(), ErrorType::H2Error) && *error.esource() == ErrorSource::Downstream {
+            peer.count_reset();
+        }
+    }
+    let gone = *error.esource() == ErrorSource::Downstream
+        && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed)
+        && ctx.refusal.is_none();
+    if gone || session.response_written().is_some_and(|response| !response.status.is_informational()) {
+        return FailToProxy { error_code: 0, can_reuse_downstream: false };
+    }
+    let refusal = ctx.refusal.take().unwrap_or_else(|| refusal(error));
+    let status = refusal.status();
+    let sent = respond::refuse(shared, session, ctx, &refusal).await;
+    FailToProxy {
+        error_code: status.as_u16(),
+        can_reuse_downstream: sent.is_ok() && *error.esource() == ErrorSource::Upstream,
+    }
+}
+
+fn refusal(error: &Error) -> Refusal {
+    match error.etype() {
+        ErrorType::HTTPStatus(400) => Refusal::new(ProblemKind::BadRequest, "The request is malformed."),
+        ErrorType::HTTPStatus(code) if *code == StatusCode::PAYLOAD_TOO_LARGE.as_u16() => {
+            Refusal::new(ProblemKind::PayloadTooLarge, "The body is too large.")
+        }
+        ErrorType::ReadTimedout if *error.esource() == ErrorSource::Downstream => {
+            Refusal::new(ProblemKind::RequestTimeout, "The body did not arrive in time.")
+        }
+        _ => match error.esource() {
+            ErrorSource::Upstream => Refusal::new(ProblemKind::UpstreamError, "The service gave no valid answer."),
+            ErrorSource::Downstream => Refusal::new(ProblemKind::BadRequest, "The request is malformed."),
+            ErrorSource::Internal | ErrorSource::Unset => {
+                tracing::error!(%error, "a request failed in the gateway");
+                Refusal::new(ProblemKind::Internal, "")
+            }
+        },
+    }
+}

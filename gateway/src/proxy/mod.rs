@@ -1,0 +1,153 @@
+//! The life of a request on Pingora: one file per hook, and this one, which only delegates.
+//! `LIFECYCLE.md` tells the story in order.
+
+mod context;
+mod early_request;
+mod failure;
+mod logging;
+mod request;
+mod request_body;
+mod response;
+mod response_body;
+mod shared;
+mod upstream_admission;
+mod upstream_peer;
+mod upstream_request;
+mod upstream_response;
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use pingora_core::{Error, Result, modules::http::HttpModules, upstreams::peer::HttpPeer};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+
+pub use self::context::RequestContext;
+pub(crate) use self::shared::{Shared, SharedError, identity};
+
+/// What Pingora calls. One per worker; all share the same state.
+pub(crate) struct Gateway {
+    shared: Arc<Shared>,
+}
+
+impl Gateway {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+#[async_trait]
+impl ProxyHttp for Gateway {
+    type CTX = RequestContext;
+
+    fn new_ctx(&self) -> RequestContext {
+        RequestContext::new()
+    }
+
+    fn init_downstream_modules(&self, _: &mut HttpModules) {
+        // Pingora would add its compression module; ours is decided by policy, in `response`.
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+        early_request::filter(&self.shared, session, ctx);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+        request::filter(&self.shared, session, ctx).await
+    }
+
+    async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+        upstream_admission::filter(&self.shared, session, ctx).await
+    }
+
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+        upstream_peer::pick(session, ctx).await
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut RequestHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        upstream_request::filter(&self.shared, session, request, ctx)
+    }
+
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        request_body::filter(session, body, end_of_stream, ctx)
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        upstream_response::filter(session, response, ctx)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        response::filter(session, response, ctx)
+    }
+
+    fn response_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        ctx: &mut RequestContext,
+    ) -> Result<Option<Duration>> {
+        response_body::filter(session, body, end_of_stream, ctx)
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut RequestContext,
+        reused: bool,
+    ) -> Box<Error> {
+        failure::while_proxying(session, error, ctx, reused)
+    }
+
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _: &HttpPeer,
+        ctx: &mut RequestContext,
+        error: Box<Error>,
+    ) -> Box<Error> {
+        failure::to_connect(session, ctx, error)
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {
+        failure::answer(&self.shared, session, error, ctx).await
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+        logging::finish(&self.shared, session, error, ctx);
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &RequestContext, _: &Error) -> bool {
+        // Errors of single requests stand in the access log, with everything that is known about them.
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &RequestContext, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}

@@ -1,0 +1,345 @@
+//! Which tenant and route a request is for, who is calling, and whether it may go on.
+
+use http::{HeaderValue, Method, StatusCode, header};
+use pingora_core::Result;
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use seiketsu_config::policy::ValidationMode;
+use seiketsu_identity::{assertion::JWKS_PATH, failure::AuthFailure};
+
+use super::{RequestContext, Shared, context::RequestBody};
+use crate::{
+    policy::{Refusal, body_transform::Body, cors::Preflight, validation::Request as RequestToValidate},
+    respond::{self, problem::ProblemKind},
+    server::peer::Peer,
+    tenancy::{
+        compile::{CompiledRoute, CompiledTenant},
+        path,
+        router::{Outcome, RouteRequest},
+    },
+};
+
+/// The largest body that is read before a request goes on: what Pingora can replay.
+pub(super) const MAX_READ_BODY: usize = 64 << 10;
+
+/// What becomes of a request.
+enum Decision {
+    Proxy,
+    /// Answered by the gateway itself, with these headers and body.
+    Answer(StatusCode, Vec<(http::HeaderName, HeaderValue)>, bytes::Bytes),
+}
+
+/// `true`: the request was answered here.
+pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
+    let decision = match decide(shared, session, ctx) {
+        Ok(Decision::Proxy) => admit(shared, session, ctx).await?,
+        other => other,
+    };
+    match decision {
+        Ok(Decision::Proxy) => Ok(false),
+        Ok(Decision::Answer(status, headers, body)) => {
+            respond::answer(shared, session, ctx, status, headers, body).await?;
+            Ok(true)
+        }
+        Err(refusal) => {
+            respond::refuse(shared, session, ctx, &refusal).await?;
+            Ok(true)
+        }
+    }
+}
+
+/// Everything that can be decided from the head alone, without waiting.
+fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Decision, Refusal> {
+    find_tenant(shared, session, ctx)?;
+    normalise_path(session)?;
+    let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
+    let tenant = entry.compiled();
+    let request = session.req_header();
+    if request.headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
+        return Err(Refusal::new(ProblemKind::ExpectationFailed, "Only 100-continue can be expected."));
+    }
+    if request.uri.path() == JWKS_PATH && matches!(request.method, Method::GET | Method::HEAD) {
+        return Ok(Decision::Answer(StatusCode::OK, jwks_headers(), shared.assertions.jwks()));
+    }
+    if let Some(versions) = &tenant.versions {
+        ctx.version = Some(versions.pick(request)?);
+    }
+    let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
+    let preflight_for = preflight_method(request);
+    let outcome = tenant.router.find(&RouteRequest {
+        // A preflight asks about the method that it announces.
+        method: preflight_for.as_ref().unwrap_or(&request.method),
+        path: request.uri.path(),
+        query: request.uri.query(),
+        headers: &request.headers,
+        version,
+    });
+    let index = match outcome {
+        Outcome::Route(index) => index,
+        Outcome::MethodNotAllowed(methods) => return Err(method_not_allowed(&methods)),
+        Outcome::NotFound => return Err(Refusal::new(ProblemKind::NoRoute, "No route of this API matches.")),
+    };
+    ctx.route = Some(index);
+    let Some(route) = tenant.routes.get(index) else { return Err(Refusal::new(ProblemKind::Internal, "")) };
+    if let Some(access) = &route.policies.access {
+        access.check(ctx.client)?;
+    }
+    if preflight_for.is_some()
+        && let Some(cors) = &route.policies.cors
+    {
+        match cors.preflight(request) {
+            Preflight::No => {}
+            Preflight::Allowed(headers) => {
+                return Ok(Decision::Answer(StatusCode::NO_CONTENT, headers, bytes::Bytes::new()));
+            }
+            Preflight::Refused(refusal) => return Err(refusal),
+        }
+    }
+    route.policies.request.check(request)?;
+    ctx.request_body = RequestBody { counter: Some(route.policies.request.body_counter()), ..RequestBody::default() };
+    Ok(Decision::Proxy)
+}
+
+/// Who is calling, and whether the body is what the route wants.
+async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
+    let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
+        return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
+    };
+    let tenant = entry.compiled();
+    let Some(route) = tenant.routes.get(index) else { return Ok(Err(Refusal::new(ProblemKind::Internal, ""))) };
+    if let Err(failure) = authenticate(session, ctx, tenant, route).await {
+        return Ok(Err(unauthenticated(&failure)));
+    }
+    if route.looks_at_body()
+        && let Err(refusal) = check_body(session, ctx, route).await?
+    {
+        return Ok(Err(refusal));
+    }
+    super::upstream_peer::choose_pool(session, ctx, route);
+    super::upstream_peer::mirror(shared, session, ctx, route);
+    Ok(Ok(Decision::Proxy))
+}
+
+fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> Result<(), Refusal> {
+    let request = session.req_header();
+    let bad_host = || Refusal::new(ProblemKind::BadRequest, "The Host field is missing or is not a host name.");
+    let host = request_host(request).ok_or_else(bad_host)?;
+    let tenant = shared.live.find(host).map_err(|_| bad_host())?;
+    let Some(tenant) = tenant else {
+        return Err(Refusal::new(ProblemKind::UnknownHost, "No API is served under this host."));
+    };
+    // A connection whose certificate was checked for one tenant must not carry requests for another.
+    let named = Peer::of(session).and_then(|peer| peer.tls.as_ref()?.server_name.as_deref());
+    if let Some(named) = named
+        && !same_host(named, host)
+    {
+        let of_name = shared.live.find(named.as_bytes()).ok().flatten();
+        if of_name.is_some_and(|other| other.id() != tenant.id()) {
+            return Err(Refusal::new(ProblemKind::Misdirected, "This connection was made for another host."));
+        }
+        if tenant.compiled().asks_for_client_certificate {
+            return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it."));
+        }
+    } else if named.is_none()
+        && Peer::of(session).is_some_and(|peer| peer.tls.is_some())
+        && tenant.compiled().asks_for_client_certificate
+    {
+        return Err(Refusal::new(
+            ProblemKind::Misdirected,
+            "This host needs a connection made for it, with its name (SNI).",
+        ));
+    }
+    ctx.in_flight = Some(tenant.compiled().metrics.begin());
+    ctx.tenant = Some(tenant);
+    Ok(())
+}
+
+/// The host that the request names: `:authority` in HTTP/2, else `Host`. Both were checked to agree.
+pub(super) fn request_host(request: &RequestHeader) -> Option<&[u8]> {
+    match request.uri.authority() {
+        Some(authority) => Some(authority.as_str().as_bytes()),
+        None => request.headers.get(header::HOST).map(HeaderValue::as_bytes),
+    }
+}
+
+fn same_host(server_name: &str, host: &[u8]) -> bool {
+    host.len() >= server_name.len()
+        && host[..server_name.len()].eq_ignore_ascii_case(server_name.as_bytes())
+        && matches!(host.get(server_name.len()), None | Some(b':'))
+}
+
+/// One form of the path for everything behind: matching, access control, upstream.
+fn normalise_path(session: &mut Session) -> Result<(), Refusal> {
+    let request = session.req_header();
+    let rewritten = {
+        let raw = request.raw_path();
+        if raw == b"*" {
+            return Err(Refusal::new(ProblemKind::NoRoute, "There is nothing to ask about the server as a whole."));
+        }
+        let normal = path::normalise(raw).map_err(|error| match error {
+            path::PathError::TooLong => Refusal::new(ProblemKind::UriTooLong, "The path is too long."),
+            error => Refusal::new(ProblemKind::BadRequest, error.to_string()),
+        })?;
+        normal.is_rewritten().then(|| match normal.query() {
+            Some(query) => format!("{}?{query}", normal.as_str()),
+            None => normal.as_str().to_owned(),
+        })
+    };
+    if let Some(target) = rewritten {
+        let uri = respond::uri_with_target(&session.req_header().uri, &target)
+            .map_err(|_| Refusal::new(ProblemKind::BadRequest, "The path is not one."))?;
+        session.req_header_mut().set_uri(uri);
+    }
+    Ok(())
+}
+
+/// The method that a CORS preflight announces.
+fn preflight_method(request: &RequestHeader) -> Option<Method> {
+    if request.method != Method::OPTIONS || !request.headers.contains_key(header::ORIGIN) {
+        return None;
+    }
+    Method::from_bytes(request.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?.as_bytes()).ok()
+}
+
+async fn authenticate(
+    session: &Session,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+) -> Result<(), AuthFailure> {
+    let certificate = Peer::of(session).and_then(|peer| peer.tls.as_ref()?.certificate.clone());
+    let auth = &route.policies.auth;
+    let principal =
+        tenant.auth.authenticate(&session.req_header().headers, certificate.as_deref(), &auth.accept).await?;
+    tenant.auth.authorise(&principal, &auth.scopes, &auth.roles)?;
+    ctx.principal = Some(principal);
+    Ok(())
+}
+
+fn unauthenticated(failure: &AuthFailure) -> Refusal {
+    tracing::debug!(reason = %failure, "caller refused");
+    let kind = match failure.status() {
+        StatusCode::BAD_REQUEST => ProblemKind::BadRequest,
+        StatusCode::FORBIDDEN => ProblemKind::Forbidden,
+        StatusCode::SERVICE_UNAVAILABLE => ProblemKind::UpstreamUnavailable,
+        _ => ProblemKind::Unauthenticated,
+    };
+    let mut refusal = Refusal::new(kind, failure.detail());
+    for challenge in failure.challenges() {
+        refusal.headers.push((header::WWW_AUTHENTICATE, challenge.clone()));
+    }
+    refusal
+}
+
+fn method_not_allowed(methods: &[Method]) -> Refusal {
+    let list = methods.iter().map(Method::as_str).collect::<Vec<_>>().join(", ");
+    let refusal = Refusal::new(ProblemKind::MethodNotAllowed, "This method is not allowed here; see the Allow header.");
+    match HeaderValue::try_from(list) {
+        Ok(allow) => refusal.with_header(header::ALLOW, allow),
+        Err(_) => refusal,
+    }
+}
+
+fn jwks_headers() -> Vec<(http::HeaderName, HeaderValue)> {
+    vec![
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/jwk-set+json")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=60")),
+    ]
+}
+
+fn to_validate<'r>(request: &'r RequestHeader, body: &'r [u8]) -> RequestToValidate<'r> {
+    RequestToValidate {
+        method: &request.method,
+        path: request.uri.path(),
+        query: request.uri.query(),
+        headers: &request.headers,
+        body,
+    }
+}
+
+/// Whether the body must be there, whole, before the request may go on.
+fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
+    let policies = &route.policies;
+    policies.request_body.is_some() && is_json(request)
+        || policies.validation.as_ref().is_some_and(|validation| validation.wants_body(&to_validate(request, b"")))
+        || route.mirror.is_some() && super::upstream_peer::wants_body_for_mirror(request)
+}
+
+/// Reads the body, if it is small, checks it and prepares what is sent in its place.
+async fn check_body(
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    route: &CompiledRoute,
+) -> Result<Result<(), Refusal>> {
+    let body = match wants_body(session.req_header(), route) {
+        true => match read_body(session).await? {
+            Ok(body) => Some(body),
+            Err(refusal) => return Ok(Err(refusal)),
+        },
+        false => None,
+    };
+    let request = session.req_header();
+    if let Some(validation) = &route.policies.validation {
+        let to_validate = to_validate(request, body.as_deref().unwrap_or_default());
+        let checked = if body.is_some() { validation.check(&to_validate) } else { validation.check_head(&to_validate) };
+        if let Err(nonconformity) = checked {
+            match validation.mode() {
+                ValidationMode::Enforce => return Ok(Err(nonconformity.into())),
+                ValidationMode::Report => {
+                    tracing::info!(route = %route.id, %nonconformity, "a request does not conform");
+                }
+            }
+        }
+    }
+    let Some(body) = body else { return Ok(Ok(())) };
+    if let Some(transform) = &route.policies.request_body
+        && !body.is_empty()
+        && is_json(request)
+    {
+        match transform.run(body.clone()).await {
+            Ok(replacement) => ctx.request_body.replacement = Some(replacement),
+            Err(failure) => {
+                tracing::info!(route = %route.id, %failure, "a request body could not be transformed");
+                return Ok(Err(failure.refusal(Body::OfRequest)));
+            }
+        }
+    }
+    ctx.request_body.read = Some(body);
+    Ok(Ok(()))
+}
+
+pub(super) async fn read_body(session: &mut Session) -> Result<Result<bytes::Bytes, Refusal>> {
+    let too_large =
+        || Refusal::new(ProblemKind::PayloadTooLarge, "On this route the body may have 65536 bytes at most.");
+    let downstream = session.as_downstream_mut();
+    let announced = downstream.req_header().headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > MAX_READ_BODY) {
+        return Ok(Err(too_large()));
+    }
+    // What is read here is kept by Pingora and sent upstream again.
+    downstream.enable_retry_buffering();
+    if downstream.req_header().headers.contains_key(header::EXPECT) && !downstream.is_body_done() {
+        downstream.write_continue_response().await?;
+    }
+    let mut body = bytes::BytesMut::new();
+    while let Some(piece) = downstream.read_request_body().await? {
+        body.extend_from_slice(&piece);
+        if body.len() > MAX_READ_BODY {
+            return Ok(Err(too_large()));
+        }
+    }
+    Ok(Ok(body.freeze()))
+}
+
+pub(super) fn is_json(request: &RequestHeader) -> bool {
+    request.headers.get(header::CONTENT_TYPE).is_some_and(is_json_type)
+}
+
+/// `application/json`, or a type with the suffix `+json` (RFC 6839 §3.1).
+pub(super) fn is_json_type(value: &HeaderValue) -> bool {
+    let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
+    media_type.eq_ignore_ascii_case(b"application/json")
+        || media_type.len() > 5 && media_type[media_type.len() - 5..].eq_ignore_ascii_case(b"+json")
+}

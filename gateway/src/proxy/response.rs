@@ -1,0 +1,64 @@
+//! The head of a response on its way to the client. Answers of the gateway's own are made in
+//! [`crate::respond`] and get the same headers there.
+
+use http::{HeaderValue, StatusCode, header};
+use pingora_core::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::{RequestContext, request};
+use crate::respond;
+
+pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestContext) -> Result<()> {
+    if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok(());
+    }
+    let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
+    let tenant = entry.compiled();
+    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
+    let policies = &route.policies;
+    let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
+
+    policies.response_headers.apply_to_response(response);
+    if let Some(versions) = &tenant.versions
+        && let Some(version) = ctx.version
+    {
+        versions.apply(version, response);
+    }
+    if let Some(cookie) = ctx.sticky_cookie.take() {
+        response.append_header(header::SET_COOKIE, cookie)?;
+    }
+    respond::common_headers(session, ctx, policies, response)?;
+    if upgraded {
+        return Ok(());
+    }
+    let has_body = respond::may_have_body(session.req_header(), response.status);
+    if let Some(_transform) = &policies.response_body
+        && has_body
+        && response.headers.get(header::CONTENT_TYPE).is_some_and(request::is_json_type)
+        && !response.headers.contains_key(header::CONTENT_ENCODING)
+    {
+        ctx.response_body.collected = Some(Vec::new());
+        response.remove_header(&header::CONTENT_LENGTH);
+        response.remove_header(&header::ETAG);
+        chunked(session, response)?;
+    }
+    if let Some(compression) = &policies.compression
+        && has_body
+    {
+        let accepted = crate::policy::compression::AcceptedEncodings::of(&session.req_header().headers);
+        ctx.response_body.encoder = compression.apply(accepted, &session.req_header().method, response);
+        if ctx.response_body.encoder.is_some() {
+            chunked(session, response)?;
+        }
+    }
+    Ok(())
+}
+
+/// A body whose length is not known in advance: chunked in HTTP/1.1; in HTTP/1.0 the connection's end ends it.
+fn chunked(session: &Session, response: &mut ResponseHeader) -> Result<()> {
+    if session.req_header().version == http::Version::HTTP_11 {
+        response.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
+    }
+    Ok(())
+}

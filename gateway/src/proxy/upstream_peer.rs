@@ -1,0 +1,180 @@
+//! Where a request goes: canary or not, a copy to a mirror, and the endpoint of each attempt.
+
+use std::time::{Duration, Instant};
+
+use http::{HeaderValue, header};
+use pingora_core::{Error, ErrorType, Result, upstreams::peer::HttpPeer};
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use seiketsu_config::{policy::Timeouts, tenant::HashKey};
+
+use super::{RequestContext, Shared, request};
+use crate::{
+    policy::Refusal,
+    respond::problem::ProblemKind,
+    server::peer::Peer,
+    tenancy::compile::{CompiledCanary, CompiledRoute},
+    upstream::{balance, outbound::Mirrored, peer::PeerTimeouts, pool::Selection},
+};
+
+/// Decides between the route's upstream and its canary.
+pub(super) fn choose_pool(session: &Session, ctx: &mut RequestContext, route: &CompiledRoute) {
+    if let Some(canary) = &route.canary {
+        let request = session.req_header();
+        let (chosen, set_cookie) = canary_side(canary, request);
+        if let Some(cookie) = set_cookie {
+            ctx.sticky_cookie = Some(cookie);
+        }
+        if chosen {
+            ctx.exchange.canary = true;
+            ctx.exchange.pool = Some(canary.pool.clone());
+            return;
+        }
+    }
+    ctx.exchange.pool = Some(route.pool.clone());
+}
+
+/// Whether the canary takes the request, and the cookie that keeps it so.
+fn canary_side(canary: &CompiledCanary, request: &RequestHeader) -> (bool, Option<HeaderValue>) {
+    if let Some((name, value)) = &canary.header
+        && request.headers.get_all(name).iter().any(|sent| sent == value)
+    {
+        return (true, None);
+    }
+    if let Some((name, value)) = &canary.cookie
+        && cookie(request, name) == Some(value)
+    {
+        return (true, None);
+    }
+    let Some(sticky) = &canary.sticky else { return (fastrand::f64() < canary.weight, None) };
+    // The cookie holds the number that was drawn, not the side: a change of weight moves no more
+    // callers than it must.
+    let drawn = cookie(request, &sticky.name).and_then(|value| value.parse::<u16>().ok()).filter(|n| *n < 10_000);
+    match drawn {
+        Some(drawn) => (f64::from(drawn) < canary.weight * 10_000.0, None),
+        None => {
+            let drawn = fastrand::u16(..10_000);
+            let cookie = format!("{}={drawn}; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax", sticky.name);
+            (f64::from(drawn) < canary.weight * 10_000.0, HeaderValue::try_from(cookie).ok())
+        }
+    }
+}
+
+/// The value of a cookie (RFC 6265 §4.2.1).
+fn cookie<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
+    let lines = request.headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
+    lines
+        .flat_map(|line| line.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(have, value)| (have == name).then_some(value))
+}
+
+/// Sends a copy to the route's mirror, if this request is one of its share.
+pub(super) fn mirror(shared: &Shared, session: &Session, ctx: &RequestContext, route: &CompiledRoute) {
+    let Some(mirror) = &route.mirror else { return };
+    if ctx.websocket || fastrand::f64() >= mirror.share {
+        return;
+    }
+    // Without the body the copy would not be one.
+    let Some(body) = ctx.request_body.read.clone() else { return };
+    if shared.outbound.mirror(session.req_header(), body, &mirror.pool) != Mirrored::Sent {
+        tracing::debug!(route = %route.id, "a request was not mirrored");
+    }
+}
+
+/// The endpoint for the next attempt.
+pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+    if let Some(pause) = ctx.exchange.backoff.take() {
+        tokio::time::sleep(pause).await;
+    }
+    let Some(timeouts) = ctx.route().map(|route| route.policies.timeouts) else {
+        return Err(Error::explain(ErrorType::InternalError, "a request without a route has no upstream"));
+    };
+    let began = *ctx.exchange.first_attempt_at.get_or_insert_with(Instant::now);
+    let left = timeouts.total.get().saturating_sub(began.elapsed());
+    if left.is_zero() {
+        ctx.refusal = Some(Refusal::new(ProblemKind::UpstreamTimeout, "The service did not answer in time."));
+        return Err(Error::explain(ErrorType::HTTPStatus(504), "no time left for another attempt"));
+    }
+    let h2 = session.is_http2();
+    let exchange = &mut ctx.exchange;
+    let Some(pool) = exchange.pool.clone() else {
+        return Err(Error::explain(ErrorType::InternalError, "no upstream was chosen"));
+    };
+    let profile = pool.profile();
+    let hash_key = profile.hash_key().and_then(|key| hash_key(key, session.req_header(), ctx.client));
+    let picked = pool.pick(&Selection {
+        hash_key,
+        tried: &exchange.tried,
+        timeouts: peer_timeouts(&timeouts, h2 && !ctx.may_be_quiet, left),
+        caller_speaks_http2: h2,
+    });
+    let picked = match picked {
+        Ok(picked) => picked,
+        Err(error) => {
+            tracing::debug!(upstream = %pool.key(), %error, "no endpoint");
+            let detail = "No endpoint of the service can be reached.";
+            ctx.refusal = Some(Refusal::new(ProblemKind::UpstreamUnavailable, detail));
+            return Err(Error::explain(ErrorType::HTTPStatus(503), "no endpoint of the upstream can be used"));
+        }
+    };
+    exchange.attempts += 1;
+    exchange.tried.add(picked.endpoint.id());
+    exchange.attempt = exchange.permit.as_ref().map(|permit| picked.endpoint.begin(permit));
+    exchange.endpoint = Some(picked.endpoint);
+    if let Some(peer) = Peer::of(session) {
+        peer.watch.arm(timeouts.per_try.get().min(left));
+    }
+    Ok(picked.peer)
+}
+
+/// Waiting for the head of a response is the watch's affair, which can tell it from a quiet stream.
+/// Clients of HTTP/2 are not polled by it, so there Pingora's own limit per read stands in.
+fn peer_timeouts(timeouts: &Timeouts, per_read: bool, left: Duration) -> PeerTimeouts {
+    PeerTimeouts {
+        connect: timeouts.connect.get().min(left),
+        read: per_read.then(|| timeouts.per_try.get().min(left)),
+        write: Some(timeouts.idle.get()),
+    }
+}
+
+fn hash_key(key: &HashKey, request: &RequestHeader, client: std::net::IpAddr) -> Option<u64> {
+    match key {
+        HashKey::Address => match client {
+            std::net::IpAddr::V4(v4) => Some(balance::hash_key(&v4.octets())),
+            std::net::IpAddr::V6(v6) => Some(balance::hash_key(&v6.octets())),
+        },
+        HashKey::Path => Some(balance::hash_key(request.uri.path().as_bytes())),
+        HashKey::Header(name) => request.headers.get(name.get()).map(|value| balance::hash_key(value.as_bytes())),
+        HashKey::Cookie(name) => cookie(request, name).map(|value| balance::hash_key(value.as_bytes())),
+    }
+}
+
+/// Whether a copy of the body is wanted: it is small and its length is known.
+pub(super) fn wants_body_for_mirror(request: &RequestHeader) -> bool {
+    let announced = request.headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    match announced {
+        Some(length) => length <= request::MAX_READ_BODY,
+        None => !request.headers.contains_key(header::TRANSFER_ENCODING),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn request(cookies: &str) -> RequestHeader {
+        let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+        request.insert_header("cookie", cookies).unwrap();
+        request
+    }
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let request = request("xa=1; a=2;b=3");
+        assert_eq!((cookie(&request, "a"), cookie(&request, "b"), cookie(&request, "c")), (Some("2"), Some("3"), None));
+    }
+}

@@ -1,0 +1,179 @@
+//! One client connection that speaks HTTP/1: heads are read and checked here, requests are served by Pingora.
+//!
+//! Reading heads ourselves is what makes idle connections cheap (no session, no buffer, no request
+//! future), gives the whole head one deadline, and refuses what must not reach a parser.
+
+use std::{
+    future::poll_fn,
+    io,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use bytes::{Buf, BytesMut};
+use pingora_core::{
+    apps::HttpServerApp,
+    protocols::{Stream, http::ServerSession},
+    server::ShutdownWatch,
+};
+use pingora_timeout::timeout;
+use tokio::io::{AsyncWriteExt, ReadBuf};
+
+use super::{
+    head::{Head, HeadError, HeadScanner},
+    shutdown,
+    transport::{Framing, Transport},
+    worker::Worker,
+};
+use crate::respond;
+
+/// While draining, a client that was just served may already be sending its next request: it gets this
+/// long to do so, and is answered with `Connection: close`, instead of running into a closed connection.
+const DRAIN_LINGER: Duration = Duration::from_secs(1);
+
+/// Serves requests until either side has had enough.
+pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut shutdown: ShutdownWatch) {
+    let mut requests_left = worker.protection.keepalive_requests;
+    let mut served_at = None;
+    loop {
+        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, served_at).await {
+            Next::Head(bytes, head) => (bytes, head),
+            Next::Closed => {
+                let _ = transport.shutdown().await;
+                return;
+            }
+            Next::TimedOut => {
+                worker.metrics.early_error("head_timeout");
+                refuse(&mut transport, 408, "the request head did not arrive in time").await;
+                return;
+            }
+            Next::Refused(error) => {
+                worker.metrics.early_error(error.reason());
+                refuse(&mut transport, error.status(), &error.to_string()).await;
+                return;
+            }
+        };
+        let prefix = hand_over(&mut transport, bytes, &head);
+        requests_left = requests_left.saturating_sub(1);
+        let mut session = ServerSession::new_http1(transport as Stream);
+        session.set_keepalive((requests_left > 0).then_some(worker.protection.keepalive_seconds));
+        session.set_pipelined_prefix(prefix);
+        let Some(reusable) = worker.proxy.process_new_http(session, &shutdown).await else { return };
+        let (stream, _settings) = reusable.consume();
+        let Ok(same) = stream.into_any().downcast::<Transport>() else { return };
+        if requests_left == 0 {
+            return;
+        }
+        transport = same;
+        served_at = Some(Instant::now());
+    }
+}
+
+enum Next {
+    Head(BytesMut, Head),
+    /// The client left, stayed silent for too long, or the node is draining.
+    Closed,
+    TimedOut,
+    Refused(HeadError),
+}
+
+async fn next_head(
+    transport: &mut Transport,
+    worker: &Worker,
+    shutdown: &mut ShutdownWatch,
+    served_at: Option<Instant>,
+) -> Next {
+    let mut bytes = transport.take_ahead();
+    if bytes.is_empty() {
+        let idle = worker.protection.keepalive;
+        let first = tokio::select! {
+            biased;
+            received = timeout(idle, receive(transport, &mut bytes)) => received,
+            () = shutdown::begun(shutdown) => {
+                // Those that have been silent for a while are closed at once, so that an idle node ends at once.
+                let linger = served_at.map_or(Duration::ZERO, |at| DRAIN_LINGER.saturating_sub(at.elapsed()));
+                timeout(linger, receive(transport, &mut bytes)).await
+            }
+        };
+        match first {
+            Ok(Ok(received)) if received > 0 => {}
+            _ => return Next::Closed,
+        }
+    }
+    let mut scanner = HeadScanner::new(worker.protection.head);
+    match scanner.scan(&bytes) {
+        Ok(Some(head)) => return Next::Head(bytes, head),
+        Ok(None) => {}
+        Err(error) => return Next::Refused(error),
+    }
+    // Rare: the head comes in several pieces. Only now is a timer worth its cost.
+    let rest = async {
+        loop {
+            match receive(transport, &mut bytes).await {
+                Ok(received) if received > 0 => {}
+                _ => return Next::Closed,
+            }
+            match scanner.scan(&bytes) {
+                Ok(Some(head)) => return Next::Head(std::mem::take(&mut bytes), head),
+                Ok(None) => {}
+                Err(error) => return Next::Refused(error),
+            }
+        }
+    };
+    timeout(worker.protection.head_timeout, rest).await.unwrap_or(Next::TimedOut)
+}
+
+/// Reads once through a buffer on the stack, so that nothing is held while waiting.
+pub(super) async fn receive(transport: &mut Transport, into: &mut BytesMut) -> io::Result<usize> {
+    poll_fn(|cx| {
+        let mut space = [0; 4096];
+        let mut buf = ReadBuf::new(&mut space);
+        match transport.poll_receive(cx, &mut buf) {
+            Poll::Ready(Ok(())) => {
+                into.extend_from_slice(buf.filled());
+                Poll::Ready(Ok(buf.filled().len()))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Divides what was received: this head and the part of its body go to Pingora, the rest waits.
+fn hand_over(transport: &mut Transport, mut bytes: BytesMut, head: &Head) -> BytesMut {
+    let received = (bytes.len() - head.end) as u64;
+    let (framing, mine) = match head.framing {
+        Framing::Open => (Framing::Open, bytes.len()),
+        Framing::Length(length) => {
+            let now = received.min(length);
+            // `now` is at most what was received, so it fits.
+            (Framing::Length(length - now), head.end + usize::try_from(now).unwrap_or(0))
+        }
+    };
+    let ahead = if mine == bytes.len() { BytesMut::new() } else { bytes.split_off(mine) };
+    transport.begin_request(framing, ahead);
+    bytes.advance(head.start);
+    match &head.authority_form {
+        None => bytes,
+        Some(form) => {
+            let mut origin_form = BytesMut::with_capacity(bytes.len() + 1);
+            origin_form.extend_from_slice(&bytes[..form.start - head.start]);
+            if form.needs_slash {
+                origin_form.extend_from_slice(b"/");
+            }
+            origin_form.extend_from_slice(&bytes[form.end - head.start..]);
+            origin_form
+        }
+    }
+}
+
+/// Answers a request that was not understood, and closes.
+async fn refuse(transport: &mut Transport, status: u16, reason: &str) {
+    let answer = respond::early_error(status, reason);
+    if transport.write_all(&answer).await.is_ok() && transport.flush().await.is_ok() {
+        // More of the request may be on its way; the client must get to read the answer first.
+        transport.begin_request(Framing::Open, BytesMut::new());
+        let _ = AsyncWriteExt::shutdown(transport).await;
+    }
+}

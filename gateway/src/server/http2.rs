@@ -1,0 +1,143 @@
+//! One client connection that speaks HTTP/2 (RFC 9113), over TLS by ALPN or without TLS by prior knowledge.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use pingora_core::{
+    apps::HttpServerApp,
+    protocols::{
+        Digest, Stream,
+        http::{
+            ServerSession,
+            v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
+        },
+        raw_connect::ProxyDigest,
+    },
+    server::ShutdownWatch,
+};
+use pingora_timeout::{sleep, timeout};
+
+use super::{
+    active::Active,
+    peer::{Client, Peer},
+    shutdown,
+    transport::Transport,
+    watch,
+    worker::Worker,
+};
+
+/// What a client begins an HTTP/2 connection with (RFC 9113 §3.4).
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Resets are counted over this time.
+const RESET_WINDOW: Duration = Duration::from_secs(10);
+
+/// Serves streams until either side has had enough.
+pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut shutdown: ShutdownWatch) {
+    let Some(client) = transport.peer().map(|peer| peer.client.clone()) else { return };
+    let connection_digest = transport.digest();
+    let handshake = handshake(transport as Stream, Some(options(worker)));
+    let Ok(Ok(mut connection)) = timeout(worker.protection.handshake_timeout, handshake).await else {
+        return worker.metrics.early_error("h2_preface");
+    };
+    let active = Arc::new(Active::default());
+    let mut resets = ResetWatch::new(worker.protection.h2_resets);
+    let mut draining = false;
+    let mut streams = 0_u32;
+    loop {
+        let Some(peer) = stream_peer(&client, worker) else { return };
+        let digest = Arc::new(Digest { proxy_digest: Some(peer.clone()), ..connection_digest.clone() });
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown::begun(&mut shutdown), if !draining => {
+                // Streams that are under way, or opened before the client sees this, are still served.
+                connection.graceful_shutdown();
+                draining = true;
+                continue;
+            }
+            accepted = HttpSession::from_h2_conn(&mut connection, digest) => accepted,
+            () = idle_for(&active, worker.protection.keepalive) => return,
+        };
+        match accepted {
+            // The client left, or broke the protocol; h2 has told it.
+            Err(_) | Ok(None) => return,
+            Ok(Some(H2Accept::Rejected)) => worker.metrics.early_error("h2_malformed"),
+            Ok(Some(H2Accept::Session(session))) => {
+                if resets.too_many(&client) {
+                    return worker.metrics.early_error("h2_resets");
+                }
+                streams += 1;
+                if streams == worker.protection.keepalive_requests && !draining {
+                    connection.graceful_shutdown();
+                    draining = true;
+                }
+                let guard = Active::enter(&active);
+                let (worker, shutdown) = (worker.clone(), shutdown.clone());
+                tokio::spawn(async move {
+                    let _guard = guard;
+                    serve_stream(session, &peer, &worker, &shutdown).await;
+                });
+            }
+        }
+    }
+}
+
+async fn serve_stream(session: HttpSession, peer: &ProxyDigest, worker: &Worker, shutdown: &ShutdownWatch) {
+    let Some(peer) = Peer::from_digest(peer) else { return };
+    peer.watch.body_begins();
+    let served = worker.proxy.process_new_http(ServerSession::new_http2(session), shutdown);
+    tokio::select! {
+        biased;
+        _ = served => {}
+        // Dropping the exchange resets the stream: nothing more can be said once a response has begun.
+        _ = watch::overdue(&peer.watch) => worker.metrics.early_error("h2_overdue"),
+    }
+}
+
+fn stream_peer(client: &Arc<Client>, worker: &Worker) -> Option<Arc<ProxyDigest>> {
+    Peer { client: client.clone(), watch: worker.watch() }.into_digest().ok()
+}
+
+fn options(worker: &Worker) -> H2Options {
+    // Pingora's own defaults, and then ours: options made from scratch would drop its safe bounds.
+    let mut options = default_h2_options();
+    let head = u32::try_from(worker.protection.head.bytes).unwrap_or(u32::MAX);
+    options
+        .max_header_list_size(head)
+        .max_concurrent_streams(worker.protection.h2_streams)
+        // Room for uploads: h2's own 64 KiB windows cap a stream at 64 KiB per round trip.
+        .initial_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buffer_size(256 * 1024);
+    options
+}
+
+/// Notices clients that open streams only to reset them: each costs them nothing and us a request
+/// (CVE-2023-44487).
+struct ResetWatch {
+    most: u32,
+    seen: u32,
+    window: Instant,
+}
+
+impl ResetWatch {
+    fn new(most: u32) -> Self {
+        Self { most, seen: 0, window: Instant::now() }
+    }
+
+    fn too_many(&mut self, client: &Client) -> bool {
+        if self.window.elapsed() > RESET_WINDOW {
+            self.seen = 0;
+            self.window = Instant::now();
+        }
+        self.seen += client.take_resets();
+        self.most > 0 && self.seen > self.most
+    }
+}
+
+async fn idle_for(active: &Active, time: Duration) {
+    active.none_left().await;
+    sleep(time).await;
+}

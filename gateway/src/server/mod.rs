@@ -1,0 +1,164 @@
+//! Everything between the network and a request: listening sockets, workers, connection caps, PROXY
+//! protocol, TLS, the strict check of request heads, draining, and handing sockets to a new binary.
+//!
+//! Pingora's own server is not used, only its proxy: `docs/decisions/0002-own-accept-loop.md` says why.
+
+mod active;
+pub(crate) mod caps;
+mod connection;
+pub(crate) mod handover;
+pub mod head;
+mod http1;
+mod http2;
+pub(crate) mod listener;
+pub(crate) mod peer;
+mod proxy_protocol;
+mod shutdown;
+pub(crate) mod tls;
+mod transport;
+pub(crate) mod watch;
+mod worker;
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use pingora_core::server::configuration::ServerConf;
+use pingora_proxy::http_proxy;
+use seiketsu_config::node::NodeConfig;
+use tokio::sync::watch as channel;
+
+use self::{
+    caps::ConnectionCaps,
+    listener::{BindError, Endpoint, Listener},
+    tls::LiveTls,
+    worker::{Protection, Worker},
+};
+use crate::proxy::{Gateway, Shared};
+
+/// Why workers could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("cannot start a worker thread: {0}")]
+    Thread(#[source] io::Error),
+    #[error("cannot copy a listening socket: {0}")]
+    Clone(#[source] io::Error),
+}
+
+/// The running workers.
+pub(crate) struct Server {
+    workers: Vec<JoinHandle<()>>,
+    draining: channel::Sender<bool>,
+    /// Copies of the sockets, for handing them over.
+    listeners: Vec<Listener>,
+}
+
+/// How many workers a node has.
+pub(crate) fn worker_count(node: &NodeConfig) -> usize {
+    match node.threads {
+        0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        threads => threads,
+    }
+}
+
+/// Opens all listening sockets of a node, one per worker and address.
+pub(crate) fn bind(node: &NodeConfig) -> Result<Vec<Listener>, BindError> {
+    let plain = node.listeners.http.iter().map(|address| Endpoint { address: *address, tls: false });
+    let tls = node.listeners.https.iter().map(|address| Endpoint { address: *address, tls: true });
+    let mut listeners = Vec::new();
+    for endpoint in plain.chain(tls) {
+        listeners.extend(listener::bind(endpoint, worker_count(node))?);
+    }
+    Ok(listeners)
+}
+
+impl Server {
+    /// Starts the workers; they serve from here on.
+    pub(crate) fn start(
+        node: &NodeConfig,
+        shared: &Arc<Shared>,
+        tls: &Arc<LiveTls>,
+        listeners: Vec<Listener>,
+    ) -> Result<Self, ServerError> {
+        let (draining, watch) = channel::channel(false);
+        let caps = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, node.protection.connections));
+        let conf = Arc::new(pingora_settings(node));
+        let count = worker_count(node);
+        let mut shares: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
+        // In turn, so that each worker gets one socket of each address; also where the sockets come
+        // from a process that had another number of workers.
+        let mut kept = Vec::with_capacity(listeners.len());
+        for (index, listener) in listeners.into_iter().enumerate() {
+            let socket = listener.socket.try_clone().map_err(ServerError::Clone)?;
+            shares[index % count].push(Listener { endpoint: listener.endpoint, socket });
+            kept.push(listener);
+        }
+        let mut workers = Vec::with_capacity(count);
+        for (index, share) in shares.into_iter().enumerate() {
+            let worker = Arc::new(Worker {
+                proxy: Arc::new(http_proxy(&conf, Gateway::new(shared.clone()))),
+                protection: Protection::new(node),
+                tls: tls.clone(),
+                metrics: shared.metrics.connections(),
+                caps: caps.clone(),
+                proxy_protocol_from: node.listeners.proxy_protocol_from.clone().into(),
+                trusted_proxies: node.forwarding.trusted_proxies.clone().into(),
+            });
+            let (watch, drain_timeout) = (watch.clone(), node.drain.timeout.get());
+            let thread = thread::Builder::new()
+                .name(format!("worker-{index}"))
+                .spawn(move || run_worker(share, worker, watch, drain_timeout))
+                .map_err(ServerError::Thread)?;
+            workers.push(thread);
+        }
+        Ok(Self { workers, draining, listeners: kept })
+    }
+
+    pub(crate) fn listeners(&self) -> &[Listener] {
+        &self.listeners
+    }
+
+    /// Stops accepting, lets what is in flight end, and returns when nothing is left. Blocks.
+    pub(crate) fn drain(self) {
+        drop(self.listeners);
+        let _ = self.draining.send(true);
+        for worker in self.workers {
+            if worker.join().is_err() {
+                tracing::error!("a worker thread ended in a panic");
+            }
+        }
+    }
+}
+
+fn run_worker(
+    listeners: Vec<Listener>,
+    worker: Arc<Worker>,
+    shutdown: channel::Receiver<bool>,
+    drain_timeout: Duration,
+) {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tracing::error!(%error, "cannot start a worker's runtime"),
+    };
+    if let Err(error) = runtime.block_on(worker::run(listeners, worker, shutdown, drain_timeout)) {
+        tracing::error!(%error, "a worker cannot serve");
+    }
+    // What is still open is cut: its time is over.
+    runtime.shutdown_background();
+}
+
+fn pingora_settings(node: &NodeConfig) -> ServerConf {
+    ServerConf {
+        // Each worker has a proxy, and with it a pool of upstream connections, of its own.
+        threads: 1,
+        upstream_keepalive_pool_size: node.upstream_pool_size,
+        // Attempts end by our own rules long before.
+        max_retries: 16,
+        ..ServerConf::default()
+    }
+}

@@ -1,0 +1,93 @@
+//! Who is at the other end of a connection.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use pingora_core::protocols::{Digest, raw_connect::ProxyDigest};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use seiketsu_identity::certificate::ClientCertificate;
+
+use super::watch::Watch;
+
+/// What is known of a client's connection before any request.
+#[derive(Debug)]
+pub(crate) struct Client {
+    /// The client's address; behind a PROXY header, the one that it names.
+    pub(crate) address: SocketAddr,
+    /// Whether what the client says in `X-Forwarded-*` is believed.
+    pub(crate) trusted: bool,
+    pub(crate) tls: Option<ClientTls>,
+    /// Requests of this connection that the client gave up (HTTP/2 `RST_STREAM`).
+    resets: AtomicU32,
+}
+
+/// What the TLS handshake brought.
+#[derive(Debug)]
+pub(crate) struct ClientTls {
+    /// The name the client asked for (SNI), in lower case.
+    pub(crate) server_name: Option<Box<str>>,
+    /// `TLSv1_2` or `TLSv1_3`.
+    pub(crate) version: &'static str,
+    /// Verified against the authorities of the tenant that `server_name` belongs to.
+    pub(crate) certificate: Option<Arc<ClientCertificate>>,
+}
+
+impl Client {
+    pub(super) fn new(address: SocketAddr, trusted: bool, tls: Option<ClientTls>) -> Self {
+        Self { address, trusted, tls, resets: AtomicU32::new(0) }
+    }
+
+    pub(crate) fn ip(&self) -> IpAddr {
+        self.address.ip().to_canonical()
+    }
+
+    pub(crate) fn count_reset(&self) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The resets since the last call.
+    pub(super) fn take_resets(&self) -> u32 {
+        self.resets.swap(0, Ordering::Relaxed)
+    }
+}
+
+/// A client and the watch over one exchange with it: of a connection in HTTP/1, of a stream in HTTP/2.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(super) client: Arc<Client>,
+    pub(crate) watch: Watch,
+}
+
+impl Peer {
+    /// Packs it into the slot that Pingora has for a connection's user data.
+    pub(super) fn into_digest(self) -> Result<Arc<ProxyDigest>, Box<pingora_core::Error>> {
+        // The response is that of an HTTP CONNECT proxy, which there is none of here.
+        let unused = Box::new(ResponseHeader::build(200, Some(0))?);
+        Ok(Arc::new(ProxyDigest::new(unused, Some(Box::new(self)))))
+    }
+
+    pub(super) fn from_digest(digest: &ProxyDigest) -> Option<&Self> {
+        digest.user_data.as_ref()?.downcast_ref()
+    }
+
+    /// The peer of a request. `None` only for requests that did not come over a connection.
+    pub(crate) fn of(session: &Session) -> Option<&Self> {
+        let digest: &Digest = session.as_downstream().digest()?;
+        Self::from_digest(digest.proxy_digest.as_ref()?)
+    }
+}
+
+impl Deref for Peer {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}

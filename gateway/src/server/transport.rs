@@ -1,0 +1,381 @@
+//! The transport of one client connection, as Pingora sees it.
+//!
+//! Pingora reads and writes a client through its [`IO`](pingora_core::protocols::IO) traits. This type
+//! implements them over TCP or TLS, and owns three things that Pingora's own stream leaves open:
+//!
+//! - **Where a request ends.** The strict head parser has read its framing, so the transport hands
+//!   out exactly the bytes of that request's body. What a client sends beyond it (the next request of
+//!   a pipeline) stays here until that request's turn. Meanwhile the end of the connection is still
+//!   seen, so that an upstream is not kept busy for a client that left.
+//! - **Writes in few pieces.** Header and body leave in one system call where they fit in 16 KiB. The
+//!   buffer is allocated with the first write of a response and given back when it was flushed, so
+//!   that an idle connection holds none.
+//! - **Nothing while idle.** There is no read buffer at all: heads are read from a stack buffer.
+
+use std::{
+    fmt, io,
+    os::fd::AsRawFd,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use pingora_core::protocols::{
+    ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
+    UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
+use tokio_rustls::server::TlsStream;
+
+use super::{
+    peer::Peer,
+    watch::{Overdue, WatchTimer},
+};
+
+/// Header and body of an answer leave together up to this size.
+const WRITE_BUFFER_BYTES: usize = 16 * 1024;
+
+/// How much of a pipeline is read ahead while a request is being answered.
+const READ_AHEAD_BYTES: usize = 16 * 1024;
+
+/// A client connection, plain or TLS.
+pub(crate) enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+/// How many more bytes belong to the request that is being served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Framing {
+    /// Exactly this many.
+    Length(u64),
+    /// Whatever comes: a chunked body, whose end Pingora finds, or a protocol the connection was upgraded to.
+    Open,
+}
+
+/// See the [module documentation](self).
+pub(crate) struct Transport {
+    socket: Socket,
+    framing: Framing,
+    /// Bytes received that belong to a later request.
+    ahead: BytesMut,
+    /// Bytes of an answer that have not left yet.
+    unsent: BytesMut,
+    digests: Digests,
+    timer: WatchTimer,
+}
+
+/// What Pingora asks of every stream once per request; made once per connection.
+struct Digests {
+    tls: Option<Arc<SslDigest>>,
+    socket: Arc<SocketDigest>,
+    /// Pingora's slot for user data of a connection; holds our [`Peer`](super::peer::Peer).
+    peer: Arc<ProxyDigest>,
+}
+
+impl Transport {
+    pub(crate) fn new(socket: Socket, peer: Arc<ProxyDigest>, addresses: SocketAddresses) -> Self {
+        let tls = match &socket {
+            Socket::Plain(_) => None,
+            Socket::Tls(tls) => Some(Arc::new(tls_digest(tls))),
+        };
+        let digest = SocketDigest::from_raw_fd(socket.tcp().as_raw_fd());
+        // Filled in now, so that nobody needs a system call for them later.
+        let _ = digest.peer_addr.set(Some(addresses.peer.into()));
+        let _ = digest.local_addr.set(Some(addresses.local.into()));
+        Self {
+            socket,
+            framing: Framing::Length(0),
+            ahead: BytesMut::new(),
+            unsent: BytesMut::new(),
+            digests: Digests { tls, socket: Arc::new(digest), peer },
+            timer: WatchTimer::default(),
+        }
+    }
+
+    /// Whether the client and the gateway agreed on HTTP/2 in the TLS handshake.
+    pub(crate) fn negotiated_h2(&self) -> bool {
+        match &self.socket {
+            Socket::Plain(_) => false,
+            Socket::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    pub(crate) fn is_tls(&self) -> bool {
+        matches!(self.socket, Socket::Tls(_))
+    }
+
+    /// The digest that HTTP/2 sessions of this connection begin with.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest {
+            ssl_digest: self.digests.tls.clone(),
+            timing_digest: Vec::new(),
+            proxy_digest: Some(self.digests.peer.clone()),
+            socket_digest: Some(self.digests.socket.clone()),
+        }
+    }
+
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        Peer::from_digest(&self.digests.peer)
+    }
+
+    /// Bytes that were received and not asked for yet.
+    pub(crate) fn take_ahead(&mut self) -> BytesMut {
+        std::mem::take(&mut self.ahead)
+    }
+
+    /// Puts back what belongs to a later request, and tells how much of what comes belongs to this one.
+    pub(crate) fn begin_request(&mut self, framing: Framing, ahead: BytesMut) {
+        self.framing = framing;
+        self.ahead = ahead;
+        if let Some(peer) = Peer::from_digest(&self.digests.peer) {
+            match framing {
+                Framing::Length(0) => peer.watch.body_ended(),
+                _ => peer.watch.body_begins(),
+            }
+        }
+    }
+
+    /// From here on everything is HTTP/2 frames.
+    pub(crate) fn begin_h2(&mut self) {
+        self.framing = Framing::Open;
+    }
+
+    /// Reads whatever is there, regardless of framing. For heads, and before HTTP has begun.
+    pub(crate) fn poll_receive(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut self.socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+        }
+    }
+
+    /// Waits for the client to send something (kept for later) or to leave.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut space = [0; 2048];
+        // A client that pipelines more than this is not read from, and not watched, until its turn.
+        while self.ahead.len() < READ_AHEAD_BYTES {
+            let mut buf = ReadBuf::new(&mut space);
+            ready!(self.poll_receive(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.ahead.extend_from_slice(buf.filled());
+        }
+        Poll::Pending
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let sent = match &mut self.socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, data),
+            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, data),
+        };
+        // A client that takes its answer slowly is not an upstream that is silent.
+        if let (Poll::Pending, Some(peer)) = (&sent, Peer::from_digest(&self.digests.peer)) {
+            peer.watch.progress();
+        }
+        sent
+    }
+
+    fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let unsent = std::mem::take(&mut self.unsent);
+            let sent = self.poll_send(cx, &unsent);
+            self.unsent = unsent;
+            match ready!(sent)? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.unsent.advance(n),
+            }
+        }
+        // Given back: the next answer allocates again, an idle connection holds nothing.
+        self.unsent = BytesMut::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Both ends of a connection; behind a PROXY header, those that it names.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SocketAddresses {
+    pub(crate) peer: std::net::SocketAddr,
+    pub(crate) local: std::net::SocketAddr,
+}
+
+fn tls_digest(tls: &TlsStream<TcpStream>) -> SslDigest {
+    let session = tls.get_ref().1;
+    let cipher = session.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str()).unwrap_or("");
+    let version = session.protocol_version().and_then(|version| version.as_str()).unwrap_or("");
+    SslDigest::new(cipher, version, None, None, Vec::new())
+}
+
+impl Transport {
+    /// An error once the exchange stands still. Polled with every read, since Pingora always reads
+    /// from the client while it waits for anything else.
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(peer) = Peer::from_digest(&self.digests.peer) else { return Poll::Pending };
+        let overdue: Overdue = ready!(self.timer.poll(&peer.watch, cx));
+        // Said once: what follows (a second attempt, an error for the client) begins with a clean slate.
+        peer.watch.disarm();
+        peer.watch.body_ended();
+        Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, overdue))
+    }
+
+    /// Reads a part of the present request's body.
+    fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        match self.framing {
+            Framing::Open if !self.ahead.is_empty() => {
+                let received = self.ahead.len().min(buf.remaining());
+                buf.put_slice(&self.ahead.split_to(received));
+            }
+            Framing::Open => ready!(self.poll_receive(cx, buf))?,
+            Framing::Length(0) => return self.poll_closed(cx),
+            Framing::Length(left) => {
+                let limit = usize::try_from(left).unwrap_or(usize::MAX);
+                if limit >= buf.remaining() {
+                    ready!(self.poll_receive(cx, buf))?;
+                } else {
+                    let mut part = ReadBuf::new(buf.initialize_unfilled_to(limit));
+                    ready!(self.poll_receive(cx, &mut part))?;
+                    let received = part.filled().len();
+                    buf.advance(received);
+                }
+            }
+        }
+        let received = (buf.filled().len() - before) as u64;
+        let watch = Peer::from_digest(&self.digests.peer).map(|peer| &peer.watch);
+        watch.inspect(|watch| watch.body_received(received));
+        if let Framing::Length(left) = &mut self.framing {
+            *left -= received;
+            if *left == 0 {
+                watch.inspect(|watch| watch.body_ended());
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.poll_body(cx, buf) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.poll_overdue(cx).map(Err),
+        }
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        if self.unsent.len() + data.len() <= WRITE_BUFFER_BYTES {
+            if self.unsent.capacity() == 0 {
+                // One allocation for a small answer: its header comes first and is most of it.
+                self.unsent.reserve(data.len().max(2048));
+            }
+            self.unsent.extend_from_slice(data);
+            return Poll::Ready(Ok(data.len()));
+        }
+        if self.unsent.is_empty() {
+            return self.poll_send(cx, data);
+        }
+        // A header waits, and a large piece of body comes: both leave in one system call.
+        let this = &mut *self;
+        if let Socket::Plain(tcp) = &mut this.socket {
+            let unsent = std::mem::take(&mut this.unsent);
+            let both = [io::IoSlice::new(&unsent), io::IoSlice::new(data)];
+            let sent = Pin::new(tcp).poll_write_vectored(cx, &both);
+            this.unsent = unsent;
+            let sent = ready!(sent)?;
+            let of_unsent = sent.min(this.unsent.len());
+            this.unsent.advance(of_unsent);
+            if sent > of_unsent {
+                this.unsent = BytesMut::new();
+                return Poll::Ready(Ok(sent - of_unsent));
+            }
+        }
+        ready!(self.poll_send_unsent(cx))?;
+        self.poll_send(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send_unsent(cx))?;
+        match &mut self.socket {
+            Socket::Plain(_) => Poll::Ready(Ok(())),
+            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send_unsent(cx))?;
+        match &mut self.socket {
+            Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        }
+    }
+}
+
+#[async_trait]
+impl Shutdown for Transport {
+    async fn shutdown(&mut self) {
+        // The client may be gone already; there is nothing left to do for it.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Transport {
+    fn id(&self) -> UniqueIDType {
+        self.socket.tcp().as_raw_fd()
+    }
+}
+
+impl Ssl for Transport {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.digests.tls.clone()
+    }
+
+    fn selected_alpn_proto(&self) -> Option<ALPN> {
+        self.negotiated_h2().then_some(ALPN::H2)
+    }
+}
+
+impl GetTimingDigest for Transport {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Transport {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        Some(self.digests.peer.clone())
+    }
+}
+
+impl GetSocketDigest for Transport {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(self.digests.socket.clone())
+    }
+}
+
+impl Peek for Transport {}
+
+impl fmt::Debug for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Transport")
+            .field("tls", &self.is_tls())
+            .field("framing", &self.framing)
+            .field("ahead", &self.ahead.len())
+            .field("unsent", &self.unsent.len())
+            .finish_non_exhaustive()
+    }
+}

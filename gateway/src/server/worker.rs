@@ -1,0 +1,175 @@
+//! One worker thread: a runtime of its own, its own listening sockets, its own upstream connections.
+//!
+//! Nothing moves between workers: a request, its upstream connection and their timers stay on the
+//! thread that accepted the connection. That spares locks and wake-ups across cores; the kernel
+//! spreads connections over the workers' sockets.
+
+use std::{
+    io,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use seiketsu_config::node::NodeConfig;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{
+    active::Active,
+    caps::{ConnectionCaps, Full},
+    connection,
+    head::HeadLimits,
+    listener::Listener,
+    shutdown,
+    tls::LiveTls,
+    watch::Watch,
+};
+use crate::{proxy::Gateway, telemetry::metrics::ConnectionMetrics};
+
+/// When the process or machine is out of file descriptors, accepting pauses for this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What every connection of a worker needs.
+pub(super) struct Worker {
+    pub(super) proxy: Arc<HttpProxy<Gateway>>,
+    pub(super) protection: Protection,
+    pub(super) tls: Arc<LiveTls>,
+    pub(super) metrics: ConnectionMetrics,
+    pub(super) caps: Arc<ConnectionCaps>,
+    pub(super) proxy_protocol_from: Box<[IpNet]>,
+    pub(super) trusted_proxies: Box<[IpNet]>,
+}
+
+/// [`seiketsu_config::node::Protection`] in the units that are needed.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Protection {
+    pub(super) head: HeadLimits,
+    pub(super) head_timeout: Duration,
+    pub(super) handshake_timeout: Duration,
+    pub(super) keepalive: Duration,
+    pub(super) keepalive_seconds: u64,
+    pub(super) keepalive_requests: u32,
+    /// Bytes per second; 0: no bound.
+    pub(super) min_body_rate: u64,
+    pub(super) h2_streams: u32,
+    pub(super) h2_resets: u32,
+}
+
+impl Protection {
+    pub(super) fn new(node: &NodeConfig) -> Self {
+        let protection = &node.protection;
+        let keepalive = protection.keepalive.get();
+        Self {
+            head: HeadLimits {
+                bytes: protection.max_head.as_usize(),
+                fields: usize::from(protection.max_header_fields),
+            },
+            head_timeout: protection.head_timeout.get(),
+            handshake_timeout: protection.handshake_timeout.get(),
+            keepalive,
+            // To Pingora, 0 means for ever.
+            keepalive_seconds: keepalive.as_secs().max(1),
+            keepalive_requests: protection.keepalive_requests,
+            min_body_rate: protection.min_body_rate.get(),
+            h2_streams: protection.h2_streams,
+            h2_resets: protection.h2_resets,
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
+        contains(&self.proxy_protocol_from, peer)
+    }
+
+    /// For a new exchange.
+    pub(super) fn watch(&self) -> Watch {
+        Watch::new(self.protection.min_body_rate)
+    }
+
+    pub(super) fn trusts(&self, peer: IpAddr) -> bool {
+        contains(&self.trusted_proxies, peer)
+    }
+}
+
+fn contains(networks: &[IpNet], address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    networks.iter().any(|network| network.contains(&address))
+}
+
+/// Accepts and serves until the node drains and nothing is left, or until the deadline for that.
+pub(super) async fn run(
+    listeners: Vec<Listener>,
+    worker: Arc<Worker>,
+    mut shutdown: ShutdownWatch,
+    drain_timeout: Duration,
+) -> io::Result<()> {
+    let active = Arc::new(Active::default());
+    for listener in listeners {
+        let tls = listener.endpoint.tls;
+        let socket = TcpListener::from_std(listener.socket)?;
+        tokio::spawn(accept(socket, tls, worker.clone(), active.clone(), shutdown.clone()));
+    }
+    shutdown::begun(&mut shutdown).await;
+    // The accept loops take what already waits; give them their turn before looking.
+    tokio::task::yield_now().await;
+    if tokio::time::timeout(drain_timeout, active.none_left()).await.is_err() {
+        tracing::warn!("connections were still open at the end of `drain.timeout` and are cut");
+    }
+    Ok(())
+}
+
+async fn accept(socket: TcpListener, tls: bool, worker: Arc<Worker>, active: Arc<Active>, mut shutdown: ShutdownWatch) {
+    let mut last_warning: Option<Instant> = None;
+    loop {
+        // Biased: connections that wait when draining begins are still taken.
+        let accepted = tokio::select! {
+            biased;
+            accepted = socket.accept() => accepted,
+            () = shutdown::begun(&mut shutdown) => return,
+        };
+        match accepted {
+            Ok((tcp, peer)) => {
+                let Some(addresses) = connection::addresses(&tcp, peer) else { continue };
+                match worker.caps.admit(peer.ip()) {
+                    Ok(slot) => {
+                        let guard = (Active::enter(&active), worker.metrics.accepted());
+                        let (worker, shutdown) = (worker.clone(), shutdown.clone());
+                        tokio::spawn(async move {
+                            connection::serve(tcp, addresses, tls, worker, shutdown, slot).await;
+                            drop(guard);
+                        });
+                    }
+                    Err(full) => refuse(tcp, full, &worker),
+                }
+            }
+            Err(error) if is_exhausted(&error) => {
+                if last_warning.is_none_or(|at| at.elapsed() > Duration::from_secs(10)) {
+                    last_warning = Some(Instant::now());
+                    tracing::error!(%error, "cannot accept connections; raise the limit of open files (LimitNOFILE, ulimit -n)");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            // The client was gone before it was accepted.
+            Err(error) => tracing::debug!(%error, "accept failed"),
+        }
+    }
+}
+
+fn refuse(tcp: TcpStream, full: Full, worker: &Worker) {
+    worker.metrics.refused(match full {
+        Full::Address => "address",
+        Full::Node => "node",
+    });
+    drop(tcp);
+}
+
+fn is_exhausted(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
+        .into_iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}

@@ -1,0 +1,299 @@
+//! From configuration to what requests use: everything that can be computed once is computed here.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::{HeaderName, HeaderValue};
+use seiketsu_config::{
+    error::ConfigErrors,
+    layers::Effective,
+    load,
+    policy::{self, Auth, JsonDocument, Retries, Timeouts},
+    tenant::{Canary, Mirror, Route, Tenant},
+    values::{Id, PathPattern},
+};
+use seiketsu_identity::{
+    assertion::Audience,
+    authenticate::{self, TenantAuth},
+    state::IdentityState,
+};
+
+use super::router::Router;
+use crate::{
+    policy::{
+        access::AccessPolicy,
+        body_transform::{BodyTransform, BodyTransformError},
+        compression::{CompressionError, CompressionPolicy},
+        cors::{CorsError, CorsPolicy},
+        headers::{Direction, HeaderChanges, HeaderChangesError},
+        request_limits::RequestLimits,
+        security_headers::SecurityHeaders,
+        transform::{TargetTransform, TransformError},
+        validation::{Validation, ValidationError},
+        versioning::{VersioningError, Versions},
+    },
+    telemetry::metrics::{Metrics, RouteTable, TenantMetrics},
+    upstream::pool::UpstreamPool,
+};
+
+/// One tenant, ready to serve.
+#[derive(Debug)]
+pub struct CompiledTenant {
+    pub(crate) router: Router,
+    pub(crate) routes: Box<[CompiledRoute]>,
+    pub(crate) auth: TenantAuth,
+    pub(crate) versions: Option<Versions>,
+    /// For answers where no route was found.
+    pub(crate) policies: Arc<CompiledPolicies>,
+    /// Connections to its hosts must have been made for them, since certificates are checked there.
+    pub(crate) asks_for_client_certificate: bool,
+    pub(crate) metrics: Arc<TenantMetrics>,
+    pub(crate) route_metrics: Arc<RouteTable>,
+    /// What was compiled, for the config dump.
+    pub(crate) config: Arc<Tenant>,
+    pub(crate) effective: Box<[Arc<Effective>]>,
+}
+
+/// One route, ready to serve.
+#[derive(Debug)]
+pub struct CompiledRoute {
+    pub(crate) id: Id,
+    pub(crate) pattern: PathPattern,
+    pub(crate) pool: Arc<UpstreamPool>,
+    pub(crate) audience: Audience,
+    pub(crate) canary: Option<CompiledCanary>,
+    pub(crate) mirror: Option<CompiledMirror>,
+    pub(crate) transform: Option<TargetTransform>,
+    pub(crate) policies: Arc<CompiledPolicies>,
+}
+
+impl CompiledRoute {
+    /// Whether anything may want to see a request's body before it goes on.
+    pub(crate) fn looks_at_body(&self) -> bool {
+        self.policies.validation.is_some() || self.policies.request_body.is_some() || self.mirror.is_some()
+    }
+}
+
+#[derive(Debug)]
+pub struct CompiledCanary {
+    pub(crate) pool: Arc<UpstreamPool>,
+    pub(crate) audience: Audience,
+    /// Between 0 and 1.
+    pub(crate) weight: f64,
+    pub(crate) header: Option<(HeaderName, HeaderValue)>,
+    pub(crate) cookie: Option<(Box<str>, Box<str>)>,
+    pub(crate) sticky: Option<StickyCookie>,
+}
+
+#[derive(Debug)]
+pub struct StickyCookie {
+    pub(crate) name: Box<str>,
+}
+
+#[derive(Debug)]
+pub struct CompiledMirror {
+    pub(crate) pool: Arc<UpstreamPool>,
+    /// Between 0 and 1.
+    pub(crate) share: f64,
+}
+
+/// The policies of a route, ready to apply. Routes that set none of their own share their tenant's,
+/// tenants that set none share the file's.
+#[derive(Debug)]
+pub struct CompiledPolicies {
+    pub(crate) auth: Auth,
+    pub(crate) cors: Option<CorsPolicy>,
+    pub(crate) security_headers: SecurityHeaders,
+    pub(crate) request_headers: HeaderChanges,
+    pub(crate) response_headers: HeaderChanges,
+    pub(crate) access: Option<AccessPolicy>,
+    pub(crate) request: RequestLimits,
+    pub(crate) request_body: Option<BodyTransform>,
+    pub(crate) response_body: Option<BodyTransform>,
+    pub(crate) validation: Option<Validation>,
+    pub(crate) compression: Option<CompressionPolicy>,
+    pub(crate) timeouts: Timeouts,
+    pub(crate) retries: Retries,
+    /// Share of requests that are logged, between 0 and 1.
+    pub(crate) log_sample: f64,
+}
+
+/// Why a tenant cannot be put to use; says where, in terms of what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    #[error("tenant {tenant}: {source}")]
+    Callers { tenant: Id, source: authenticate::CompileError },
+    #[error("tenant {tenant}: versions: {source}")]
+    Versions { tenant: Id, source: VersioningError },
+    #[error("tenant {tenant}, route {route}: {source}")]
+    Route { tenant: Id, route: Id, source: PolicyError },
+    #[error("tenant {tenant}: {source}")]
+    Tenant { tenant: Id, source: PolicyError },
+}
+
+/// Which policy cannot be put to use, and why.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    #[error("cors: {0}")]
+    Cors(#[from] CorsError),
+    #[error("headers: {0}")]
+    Headers(#[from] HeaderChangesError),
+    #[error("transform: {0}")]
+    Transform(#[from] TransformError),
+    #[error("transform: {0}")]
+    BodyTransform(#[from] BodyTransformError),
+    #[error("validation: {0}")]
+    Validation(#[from] ValidationError),
+    #[error("validation: {0}")]
+    Document(#[from] ConfigErrors),
+    #[error("compression: {0}")]
+    Compression(#[from] CompressionError),
+    #[error("there is no upstream {0}; define it under `upstreams` of the tenant or of the file")]
+    UnknownUpstream(Id),
+}
+
+/// Finds the pool of an upstream by the name that a tenant uses for it.
+pub(crate) trait Pools {
+    fn pool(&self, upstream: &Id) -> Option<Arc<UpstreamPool>>;
+}
+
+/// Compiles tenants of one file, sharing what they share.
+pub(crate) struct Compiler<'a> {
+    pub(crate) identity: &'a Arc<IdentityState>,
+    pub(crate) metrics: &'a Metrics,
+    /// Policies by the merged settings that they were compiled from.
+    policies: HashMap<*const Effective, (Arc<Effective>, Arc<CompiledPolicies>)>,
+}
+
+impl<'a> Compiler<'a> {
+    pub(crate) fn new(identity: &'a Arc<IdentityState>, metrics: &'a Metrics) -> Self {
+        Self { identity, metrics, policies: HashMap::new() }
+    }
+
+    /// `tenant_effective` and `effective` are the merged settings of the tenant, and of each of its routes.
+    pub(crate) fn tenant(
+        &mut self,
+        tenant: &Arc<Tenant>,
+        tenant_effective: &Arc<Effective>,
+        effective: Vec<Arc<Effective>>,
+        pools: &dyn Pools,
+    ) -> Result<CompiledTenant, CompileError> {
+        let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source };
+        let auth = TenantAuth::compile(tenant, self.identity)
+            .map_err(|source| CompileError::Callers { tenant: tenant.id.clone(), source })?;
+        let versions = tenant.versions.as_ref().map(Versions::compile).transpose();
+        let versions = versions.map_err(|source| CompileError::Versions { tenant: tenant.id.clone(), source })?;
+        let policies = self.policies(tenant_effective).map_err(of_tenant)?;
+        let mut routes = Vec::with_capacity(tenant.routes.len());
+        for (route, effective) in tenant.routes.iter().zip(&effective) {
+            let compiled = self.route(route, effective, pools).map_err(|source| CompileError::Route {
+                tenant: tenant.id.clone(),
+                route: route.id.clone(),
+                source,
+            })?;
+            routes.push(compiled);
+        }
+        let metrics = self.metrics.tenant(tenant.id.as_str());
+        Ok(CompiledTenant {
+            router: Router::new(tenant.routes.iter().map(|route| &route.r#match)),
+            route_metrics: metrics.routes(tenant.routes.iter().map(|route| route.id.as_str())),
+            routes: routes.into(),
+            auth,
+            versions,
+            policies,
+            asks_for_client_certificate: tenant.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
+            metrics,
+            config: tenant.clone(),
+            effective: effective.into(),
+        })
+    }
+
+    fn route(
+        &mut self,
+        route: &Route,
+        effective: &Arc<Effective>,
+        pools: &dyn Pools,
+    ) -> Result<CompiledRoute, PolicyError> {
+        let pool = |id: &Id| pools.pool(id).ok_or_else(|| PolicyError::UnknownUpstream(id.clone()));
+        let transform = effective.transform.as_deref();
+        Ok(CompiledRoute {
+            id: route.id.clone(),
+            pattern: route.r#match.path.clone(),
+            pool: pool(&route.upstream)?,
+            audience: Audience::new(route.upstream.as_str()),
+            canary: route
+                .canary
+                .as_ref()
+                .map(|canary| Ok::<_, PolicyError>(canary_of(canary, pool(&canary.upstream)?)))
+                .transpose()?,
+            mirror: route
+                .mirror
+                .as_ref()
+                .map(|mirror| Ok::<_, PolicyError>(mirror_of(mirror, pool(&mirror.upstream)?)))
+                .transpose()?,
+            transform: match transform {
+                Some(transform) => TargetTransform::compile(transform, &route.r#match.path)?,
+                None => None,
+            },
+            policies: self.policies(effective)?,
+        })
+    }
+
+    fn policies(&mut self, effective: &Arc<Effective>) -> Result<Arc<CompiledPolicies>, PolicyError> {
+        if let Some((_, compiled)) = self.policies.get(&Arc::as_ptr(effective)) {
+            return Ok(compiled.clone());
+        }
+        let compiled = Arc::new(CompiledPolicies::compile(effective)?);
+        // The settings are kept with it, so that their address stays theirs.
+        self.policies.insert(Arc::as_ptr(effective), (effective.clone(), compiled.clone()));
+        Ok(compiled)
+    }
+}
+
+impl CompiledPolicies {
+    fn compile(effective: &Effective) -> Result<Self, PolicyError> {
+        let transform = effective.transform.as_deref();
+        let program = |text: Option<&String>| text.map(|text| BodyTransform::compile(text)).transpose();
+        Ok(Self {
+            auth: Auth::clone(&effective.auth),
+            cors: effective.cors.as_deref().map(CorsPolicy::compile).transpose()?.flatten(),
+            security_headers: SecurityHeaders::compile(&effective.security_headers),
+            request_headers: HeaderChanges::compile(&effective.headers.request, Direction::Request)?,
+            response_headers: HeaderChanges::compile(&effective.headers.response, Direction::Response)?,
+            access: effective.access.as_deref().map(AccessPolicy::compile),
+            request: RequestLimits::compile(&effective.request),
+            request_body: program(transform.and_then(|t| t.request_body.as_ref()))?,
+            response_body: program(transform.and_then(|t| t.response_body.as_ref()))?,
+            validation: effective.validation.as_deref().map(validation).transpose()?,
+            compression: effective.compression.as_deref().map(CompressionPolicy::compile).transpose()?.flatten(),
+            timeouts: *effective.timeouts,
+            retries: Retries::clone(&effective.retries),
+            log_sample: effective.access_log.sample.as_fraction(),
+        })
+    }
+}
+
+/// Compiles with the documents in place of the names of their files.
+fn validation(config: &policy::Validation) -> Result<Validation, PolicyError> {
+    let mut config = config.clone();
+    for document in [&mut config.body_schema, &mut config.openapi].into_iter().flatten() {
+        if let JsonDocument::File(path) = document {
+            *document = JsonDocument::Inline(load::document(path)?);
+        }
+    }
+    Ok(Validation::compile(&config)?)
+}
+
+fn canary_of(canary: &Canary, pool: Arc<UpstreamPool>) -> CompiledCanary {
+    CompiledCanary {
+        pool,
+        audience: Audience::new(canary.upstream.as_str()),
+        weight: canary.weight.as_fraction(),
+        header: canary.header.as_ref().map(|is| (is.name.get().clone(), is.value.get().clone())),
+        cookie: canary.cookie.as_ref().map(|is| (is.name.as_str().into(), is.value.as_str().into())),
+        sticky: canary.sticky_cookie.as_ref().map(|name| StickyCookie { name: name.as_str().into() }),
+    }
+}
+
+fn mirror_of(mirror: &Mirror, pool: Arc<UpstreamPool>) -> CompiledMirror {
+    CompiledMirror { pool, share: mirror.share.as_fraction() }
+}

@@ -1,0 +1,47 @@
+//! What is measured.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scenario {
+    /// HTTP/1.1 in, HTTP/1.1 out, 64 connections kept open, 1 KiB answers.
+    Plain,
+    /// The same with a rate limit that never refuses (where the peer has one), six security headers and
+    /// CORS.
+    Policies,
+    /// TLS 1.3, HTTP/1.1, 64 connections kept open.
+    TlsH1,
+    /// TLS 1.3, HTTP/2, 64 connections of 10 streams.
+    TlsH2,
+    /// A new TLS 1.3 connection for each request, without resumption, 500 a second.
+    Handshakes,
+    /// Memory held for connections that have made one request and are kept open.
+    Idle,
+}
+
+impl Scenario {
+    /// The host name that chooses the configuration.
+    pub fn host(self) -> &'static str {
+        match self {
+            Self::Policies => "policies.localhost",
+            _ => "plain.localhost",
+        }
+    }
+}
+
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "plain",
+            Self::Policies => "policies",
+            Self::TlsH1 => "tls-h1",
+            Self::TlsH2 => "tls-h2",
+            Self::Handshakes => "handshakes",
+            Self::Idle => "idle",
+        })
+    }
+}

@@ -34,38 +34,6 @@ pub(super) fn locate(text: &str, paths: &[ConfigPath]) -> Vec<Option<Found>> {
     search.found
 }
 
-/// The lines in which the items of a list at the top of a document begin.
-pub(super) fn item_lines(text: &str, list: &str) -> Vec<u32> {
-    let mut lines = Vec::new();
-    let mut depth = 0_usize;
-    // Keys and values of the map at the top take turns.
-    let mut is_key = true;
-    let mut in_list = false;
-    for event in Parser::new_from_str(text) {
-        let Ok((event, span)) = event else { break };
-        let opens = match &event {
-            Event::SequenceStart(..) | Event::MappingStart(..) => true,
-            Event::Scalar(..) | Event::Alias(_) => false,
-            Event::SequenceEnd | Event::MappingEnd => {
-                depth = depth.saturating_sub(1);
-                continue;
-            }
-            _ => continue,
-        };
-        match depth {
-            1 if is_key => {
-                in_list = matches!(&event, Event::Scalar(key, ..) if **key == *list);
-                is_key = false;
-            }
-            1 => is_key = true,
-            2 if in_list => lines.push(position(span.start.line(), 0).line),
-            _ => {}
-        }
-        depth += usize::from(opens);
-    }
-    lines
-}
-
 struct Search<'a> {
     paths: &'a [ConfigPath],
     found: Vec<Option<Found>>,
@@ -196,13 +164,6 @@ tenants:
     fn a_value_that_is_not_there_is_placed_where_it_should_be() {
         assert_eq!(found(&["tenants", "0", "routes", "3"]), Some((4, 5, None)));
         assert_eq!(found(&["plans"]), Some((1, 1, None)));
-    }
-
-    #[test]
-    fn the_items_of_a_list_are_found() {
-        assert_eq!(item_lines(TEXT, "tenants"), [4, 6]);
-        assert_eq!(item_lines("tenants: [{id: a},\n {id: b}]\nplans: [1]", "tenants"), [1, 2]);
-        assert!(item_lines(TEXT, "plans").is_empty());
     }
 
     #[test]

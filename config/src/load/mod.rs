@@ -39,9 +39,13 @@ const MOST_TENANT_BYTES: u64 = 256 << 20;
 
 /// Reads and checks a node's configuration. Relative paths in it begin at the folder of `origin`.
 pub fn node(text: &str, origin: &Path) -> Result<NodeConfig, ConfigErrors> {
-    let whole = Whole { text, origin };
-    let mut config: NodeConfig = yaml::read(text, Anchors::Allowed).map_err(|refusal| whole.refused(*refusal))?;
-    whole.accept(check::node(&config))?;
+    let errors = |faults: Vec<Fault>| describe(faults, origin, |paths| locate(text, paths));
+    let read = yaml::parse(text, Anchors::Allowed).and_then(|root| yaml::value(&root));
+    let mut config: NodeConfig = read.map_err(|refusal| errors(vec![(*refusal).into()]))?;
+    let problems = check::node(&config);
+    if !problems.is_empty() {
+        return Err(errors(problems.into_iter().map(Fault::from).collect()));
+    }
     Resolver::beside(origin).node(&mut config);
     Ok(config)
 }
@@ -70,8 +74,8 @@ pub fn tenants_file_with(previous: Option<&ParsedTenants>, path: &Path) -> Resul
 pub fn document(path: &Path) -> Result<serde_json::Value, ConfigErrors> {
     const MOST_DOCUMENT_BYTES: u64 = 16 << 20;
     let text = read_text(path, MOST_DOCUMENT_BYTES)?;
-    let whole = Whole { text: &text, origin: path };
-    yaml::read(&text, Anchors::Allowed).map_err(|refusal| whole.refused(*refusal))
+    let read = yaml::parse(&text, Anchors::Allowed).and_then(|root| yaml::value(&root));
+    read.map_err(|refusal| describe(vec![(*refusal).into()], path, |paths| locate(&text, paths)))
 }
 
 fn read_text(path: &Path, limit: u64) -> Result<String, ConfigErrors> {
@@ -103,27 +107,6 @@ impl From<Problem> for Fault {
 impl From<Refusal> for Fault {
     fn from(refusal: Refusal) -> Self {
         Self { path: refusal.path, value: None, position: refusal.position, cause: refusal.cause }
-    }
-}
-
-/// A document that is read in one go.
-struct Whole<'a> {
-    text: &'a str,
-    origin: &'a Path,
-}
-
-impl Whole<'_> {
-    fn accept(&self, problems: Vec<Problem>) -> Result<(), ConfigErrors> {
-        if problems.is_empty() { Ok(()) } else { Err(self.errors(problems)) }
-    }
-
-    fn refused(&self, refusal: Refusal) -> ConfigErrors {
-        self.errors([refusal])
-    }
-
-    fn errors<F: Into<Fault>>(&self, faults: impl IntoIterator<Item = F>) -> ConfigErrors {
-        let faults = faults.into_iter().map(Into::into).collect();
-        describe(faults, self.origin, |paths| locate(self.text, paths))
     }
 }
 

@@ -14,15 +14,15 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    Fault, Whole, describe,
+    Fault, describe,
     files::Resolver,
-    locate::{Found, item_lines, locate},
+    locate::{Found, locate},
     split::{Piece, Pieces, split},
-    yaml::{self, Anchors, Refusal},
+    yaml::{self, Anchors, Node, Refusal},
 };
 use crate::{
     check::{self, Member, Problem},
-    error::{Cause, ConfigErrors},
+    error::ConfigErrors,
     path::{ConfigPath, PathStep},
     tenant::{Tenant, TenantFile, TenantHead},
     values::Id,
@@ -81,75 +81,16 @@ pub fn tenants_with(
     origin: &Path,
 ) -> Result<ParsedTenants, ConfigErrors> {
     let previous = previous.filter(|previous| previous.origin == origin);
-    match split(text) {
-        Some(pieces) => match in_pieces(previous, &pieces, origin) {
-            Outcome::Read(result) => result,
-            Outcome::WronglyCut => in_one_go(previous, text, origin),
-        },
-        None => in_one_go(previous, text, origin),
-    }
+    let in_pieces = split(text).and_then(|pieces| in_pieces(previous, &pieces, origin));
+    in_pieces.unwrap_or_else(|| in_one_go(previous, text, origin))
 }
 
-/// The result of reading a document in one go, and the measure of what reading it in pieces gives.
-fn in_one_go(previous: Option<&ParsedTenants>, text: &str, origin: &Path) -> Result<ParsedTenants, ConfigErrors> {
-    let whole = Whole { text, origin };
-    let file: TenantFile = yaml::read(text, Anchors::Allowed).map_err(|refusal| whole.refused(*refusal))?;
-    let (mut head, tenants) = file.into_parts();
-    let mut problems = check::head(&head);
-    let tenants: Vec<_> = tenants
-        .into_iter()
-        .enumerate()
-        .map(|(index, mut tenant)| {
-            problems.extend(check::tenant(&tenant, &head).into_iter().map(|problem| in_tenant(index, problem)));
-            Resolver::beside(origin).tenant(&mut tenant);
-            Arc::new(tenant)
-        })
-        .collect();
-    let lines = item_lines(text, "tenants");
-    problems.extend(clashes(&tenants, &lines));
-    whole.accept(problems)?;
-    Resolver::beside(origin).head(&mut head);
-    let mut parsed =
-        ParsedTenants { origin: origin.to_owned(), head: Arc::new(head), tenants, lines, prints: Vec::new() };
-    if let Some(previous) = previous {
-        parsed.share_with(previous, 0..parsed.tenants.len());
-    }
-    Ok(parsed)
-}
-
-enum Outcome {
-    Read(Result<ParsedTenants, ConfigErrors>),
-    /// A piece does not stand alone: the document has to be read in one go.
-    WronglyCut,
-}
-
-fn in_pieces(previous: Option<&ParsedTenants>, pieces: &Pieces<'_>, origin: &Path) -> Outcome {
-    let head = match yaml::read::<TenantFile>(&pieces.head, Anchors::Refused) {
-        Ok(file) => {
-            let head = file.into_parts().0;
-            let problems = check::head(&head);
-            let mut resolved = head;
-            Resolver::beside(origin).head(&mut resolved);
-            match previous.map(ParsedTenants::head).filter(|before| ***before == resolved) {
-                Some(before) => Ok((Arc::clone(before), problems)),
-                None => Ok((Arc::new(resolved), problems)),
-            }
-        }
-        Err(refusal) if refusal.understood => Err(*refusal),
-        Err(_) => return Outcome::WronglyCut,
-    };
-    let reader = Reader { pieces: &pieces.tenants, previous, head: head.as_ref().ok().map(|(head, _)| head), origin };
-    let read = reader.read_all();
-    if read.iter().any(|read| matches!(&read.result, Err(refusal) if !refusal.understood)) {
-        return Outcome::WronglyCut;
-    }
-    Outcome::Read(assemble(head, read, pieces, previous, origin))
-}
-
-/// What became of one piece.
-struct ReadPiece {
-    print: Print,
-    result: Result<ReadTenant, Box<Refusal>>,
+/// A document of which each part is read, or refused.
+struct Document {
+    head: Result<TenantHead, Box<Refusal>>,
+    tenants: Vec<Result<ReadTenant, Box<Refusal>>>,
+    lines: Vec<u32>,
+    prints: Vec<Print>,
 }
 
 struct ReadTenant {
@@ -159,26 +100,145 @@ struct ReadTenant {
     kept: bool,
 }
 
+impl ReadTenant {
+    /// Checks a tenant (against the head, unless that is wrong itself) and resolves its paths.
+    fn new(mut tenant: Tenant, head: Option<&TenantHead>, origin: &Path) -> Self {
+        let problems = head.map(|head| check::tenant(&tenant, head)).unwrap_or_default();
+        Resolver::beside(origin).tenant(&mut tenant);
+        Self { tenant: Arc::new(tenant), problems, kept: false }
+    }
+}
+
+/// Reads a document of any form. What this gives is the measure of what reading in pieces gives.
+fn in_one_go(previous: Option<&ParsedTenants>, text: &str, origin: &Path) -> Result<ParsedTenants, ConfigErrors> {
+    let locate = |paths: &[ConfigPath]| locate(text, paths);
+    let mut root = match yaml::parse(text, Anchors::Allowed) {
+        Ok(root) => root,
+        Err(refusal) => return Err(describe(vec![(*refusal).into()], origin, locate)),
+    };
+    let items = root.take_list("tenants");
+    let head = head_of(&root);
+    let tenants = items.iter().map(|item| {
+        let tenant = yaml::value(item)?;
+        Ok(ReadTenant::new(tenant, head.as_ref().ok(), origin))
+    });
+    let document = Document {
+        tenants: tenants.collect(),
+        lines: items.iter().map(|item| item.position().line).collect(),
+        prints: Vec::new(),
+        head,
+    };
+    document.accept(previous, origin, locate)
+}
+
+/// Reads a document in pieces, each on its own. Gives nothing if a piece does not stand alone.
+fn in_pieces(
+    previous: Option<&ParsedTenants>,
+    pieces: &Pieces<'_>,
+    origin: &Path,
+) -> Option<Result<ParsedTenants, ConfigErrors>> {
+    let root = yaml::parse(&pieces.head, Anchors::Refused).ok()?;
+    let head = head_of(&root).map_err(|mut refusal| {
+        if let Some(position) = &mut refusal.position {
+            position.line = pieces.line_of_head(position.line);
+        }
+        refusal
+    });
+    let reader = Reader {
+        pieces: &pieces.tenants,
+        head: head.as_ref().ok(),
+        known: Known::of(previous, head.as_ref().ok(), origin),
+        origin,
+    };
+    let (prints, tenants) = reader.read_all()?.into_iter().unzip();
+    let lines = pieces.tenants.iter().map(|piece| piece.line).collect();
+    let document = Document { head, tenants, lines, prints };
+    Some(document.accept(previous, origin, |paths| locate_in_pieces(pieces, paths)))
+}
+
+fn head_of(root: &Node<'_>) -> Result<TenantHead, Box<Refusal>> {
+    yaml::value::<TenantFile>(root).map(|file| file.into_parts().0)
+}
+
+impl Document {
+    /// Puts head and tenants together, or tells all that is wrong with them.
+    fn accept(
+        self,
+        previous: Option<&ParsedTenants>,
+        origin: &Path,
+        locate: impl FnOnce(&[ConfigPath]) -> Vec<Option<Found>>,
+    ) -> Result<ParsedTenants, ConfigErrors> {
+        let Self { head, tenants: read, lines, prints } = self;
+        let mut refusals: Vec<Fault> = Vec::new();
+        let mut tenants = Vec::with_capacity(read.len());
+        let mut problems = Vec::new();
+        let mut fresh = Vec::new();
+        for (index, read) in read.into_iter().enumerate() {
+            match read {
+                Ok(read) => {
+                    if !read.kept {
+                        fresh.push(index);
+                    }
+                    tenants.push(read.tenant);
+                    problems.extend(read.problems.into_iter().map(|problem| in_tenant(index, problem.into())));
+                }
+                Err(refusal) => refusals.push(in_tenant(index, (*refusal).into())),
+            }
+        }
+        let mut head = match head {
+            Ok(head) if refusals.is_empty() => head,
+            Ok(_) => return Err(describe(refusals, origin, locate)),
+            Err(refusal) => {
+                refusals.insert(0, (*refusal).into());
+                return Err(describe(refusals, origin, locate));
+            }
+        };
+        let mut faults: Vec<Fault> = check::head(&head).into_iter().map(Fault::from).collect();
+        faults.extend(problems);
+        faults.extend(clashes(&tenants, &lines));
+        if !faults.is_empty() {
+            return Err(describe(faults, origin, locate));
+        }
+        Resolver::beside(origin).head(&mut head);
+        let mut parsed = ParsedTenants { origin: origin.to_owned(), head: Arc::new(head), tenants, lines, prints };
+        if let Some(previous) = previous {
+            parsed.share_with(previous, fresh);
+        }
+        Ok(parsed)
+    }
+}
+
+fn in_tenant(index: usize, mut fault: Fault) -> Fault {
+    let tenant = [PathStep::Key("tenants".into()), PathStep::Index(index)];
+    fault.path = tenant.into_iter().chain(fault.path.steps().iter().cloned()).collect();
+    fault
+}
+
+/// Ids and hosts that two tenants of the file have.
+fn clashes(tenants: &[Arc<Tenant>], lines: &[u32]) -> impl Iterator<Item = Fault> {
+    let members = tenants.iter().enumerate().map(|(index, tenant)| Member { file: 0, index, tenant });
+    let place = |member: Member<'_>| format!("line {}", lines.get(member.index).copied().unwrap_or_default());
+    check::duplicates(members, place).into_iter().map(|(_, problem)| problem.into())
+}
+
 /// Reads the pieces of a document on as many threads as there are processors.
 struct Reader<'a> {
     pieces: &'a [Piece<'a>],
-    previous: Option<&'a ParsedTenants>,
     /// Absent if the head itself is wrong.
-    head: Option<&'a Arc<TenantHead>>,
+    head: Option<&'a TenantHead>,
+    known: Known<'a>,
     origin: &'a Path,
 }
+
+type ReadPiece = (Print, Result<ReadTenant, Box<Refusal>>);
 
 /// Pieces that a thread takes at once: few enough that all end at about the same time.
 const BATCH: usize = 256;
 
 impl Reader<'_> {
-    fn read_all(&self) -> Vec<ReadPiece> {
+    fn read_all(&self) -> Option<Vec<ReadPiece>> {
         let batches = self.pieces.len().div_ceil(BATCH);
         let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(batches);
-        let known = Known::of(self.previous);
-        if threads <= 1 {
-            return self.read(0..self.pieces.len(), &known);
-        }
         let next = AtomicUsize::new(0);
         let work = || {
             let mut done = Vec::new();
@@ -188,10 +248,10 @@ impl Reader<'_> {
                     return done;
                 }
                 let range = batch * BATCH..((batch + 1) * BATCH).min(self.pieces.len());
-                done.push((batch, self.read(range, &known)));
+                done.push((batch, self.read(range)));
             }
         };
-        let mut done: Vec<(usize, Vec<ReadPiece>)> = std::thread::scope(|scope| {
+        let mut done: Vec<(usize, Option<Vec<ReadPiece>>)> = std::thread::scope(|scope| {
             let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
             let mut done = work();
             for helper in helpers {
@@ -203,35 +263,47 @@ impl Reader<'_> {
             done
         });
         done.sort_unstable_by_key(|(batch, _)| *batch);
-        done.into_iter().flat_map(|(_, read)| read).collect()
+        let mut all = Vec::with_capacity(self.pieces.len());
+        for (_, read) in done {
+            all.append(&mut read?);
+        }
+        Some(all)
     }
 
-    fn read(&self, range: Range<usize>, known: &Known<'_>) -> Vec<ReadPiece> {
-        range.map(|index| self.read_one(index, known)).collect()
+    /// Nothing if one of the pieces does not stand alone.
+    fn read(&self, range: Range<usize>) -> Option<Vec<ReadPiece>> {
+        range.map(|index| self.read_one(index)).collect()
     }
 
-    fn read_one(&self, index: usize, known: &Known<'_>) -> ReadPiece {
+    fn read_one(&self, index: usize) -> Option<ReadPiece> {
         let piece = &self.pieces[index];
         let print: Print = Sha256::digest(piece.text).into();
-        let result = match known.tenant(index, &print) {
+        let read = match self.known.tenant(index, &print) {
             Some(tenant) => {
                 // What it refers to may have changed, even if it has not.
                 let problems = match self.head {
-                    Some(head) if !known.has_head(head) => check::tenant(tenant, head),
+                    Some(head) if !self.known.same_head => check::tenant(tenant, head),
                     _ => Vec::new(),
                 };
                 Ok(ReadTenant { tenant: Arc::clone(tenant), problems, kept: true })
             }
-            None => self.parse(piece),
+            None => self.parse(piece)?,
         };
-        ReadPiece { print, result }
+        Some((print, read))
     }
 
-    fn parse(&self, piece: &Piece<'_>) -> Result<ReadTenant, Box<Refusal>> {
-        let [mut tenant] = yaml::read::<[Tenant; 1]>(piece.text, Anchors::Refused)?;
-        let problems = self.head.map(|head| check::tenant(&tenant, head)).unwrap_or_default();
-        Resolver::beside(self.origin).tenant(&mut tenant);
-        Ok(ReadTenant { tenant: Arc::new(tenant), problems, kept: false })
+    fn parse(&self, piece: &Piece<'_>) -> Option<Result<ReadTenant, Box<Refusal>>> {
+        let list = yaml::parse(piece.text, Anchors::Refused).ok()?;
+        let item = list.only_item()?;
+        Some(match yaml::value(item) {
+            Ok(tenant) => Ok(ReadTenant::new(tenant, self.head, self.origin)),
+            Err(mut refusal) => {
+                if let Some(position) = &mut refusal.position {
+                    position.line += piece.line - 1;
+                }
+                Err(refusal)
+            }
+        })
     }
 }
 
@@ -239,14 +311,20 @@ impl Reader<'_> {
 struct Known<'a> {
     previous: Option<&'a ParsedTenants>,
     by_print: HashMap<&'a Print, usize>,
+    same_head: bool,
 }
 
 impl<'a> Known<'a> {
-    fn of(previous: Option<&'a ParsedTenants>) -> Self {
+    fn of(previous: Option<&'a ParsedTenants>, head: Option<&TenantHead>, origin: &Path) -> Self {
         let by_print = previous
             .map(|previous| previous.prints.iter().enumerate().map(|(index, print)| (print, index)).collect())
             .unwrap_or_default();
-        Self { previous, by_print }
+        let same_head = previous.zip(head).is_some_and(|(previous, head)| {
+            let mut resolved = head.clone();
+            Resolver::beside(origin).head(&mut resolved);
+            *previous.head == resolved
+        });
+        Self { previous, by_print, same_head }
     }
 
     /// The tenant with this text, most likely at the number that it had.
@@ -255,127 +333,37 @@ impl<'a> Known<'a> {
         let index = if previous.prints.get(index) == Some(print) { index } else { *self.by_print.get(print)? };
         previous.tenants.get(index)
     }
-
-    fn has_head(&self, head: &Arc<TenantHead>) -> bool {
-        self.previous.is_some_and(|previous| Arc::ptr_eq(&previous.head, head))
-    }
 }
 
-/// Puts head and tenants together, or all that is wrong with them, in the order of the document.
-fn assemble(
-    head: Result<(Arc<TenantHead>, Vec<Problem>), Refusal>,
-    read: Vec<ReadPiece>,
-    pieces: &Pieces<'_>,
-    previous: Option<&ParsedTenants>,
-    origin: &Path,
-) -> Result<ParsedTenants, ConfigErrors> {
-    let mut tenants = Vec::with_capacity(read.len());
-    let mut prints = Vec::with_capacity(read.len());
-    let mut refusals = Vec::new();
-    let mut problems = Vec::new();
-    let mut fresh = Vec::new();
-    for (index, piece) in read.into_iter().enumerate() {
-        match piece.result {
-            Ok(read) => {
-                if !read.kept {
-                    fresh.push(tenants.len());
-                }
-                prints.push(piece.print);
-                tenants.push(read.tenant);
-                problems.extend(read.problems.into_iter().map(|problem| in_tenant(index, problem)));
-            }
-            Err(refusal) => refusals.push(refusal_in_tenant(*refusal, index, pieces)),
+/// Looks each path up in the piece that it leads into.
+fn locate_in_pieces(pieces: &Pieces<'_>, paths: &[ConfigPath]) -> Vec<Option<Found>> {
+    let mut found: Vec<Option<Found>> = vec![None; paths.len()];
+    // The head, and each tenant that a path leads into, is read once.
+    let mut wanted: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
+    for (number, path) in paths.iter().enumerate() {
+        wanted.entry(path.within("tenants").map(|(index, _)| index)).or_default().push(number);
+    }
+    for (tenant, numbers) in wanted {
+        let piece = tenant.and_then(|index| pieces.tenants.get(index));
+        let local: Vec<ConfigPath> = numbers
+            .iter()
+            .map(|number| match paths[*number].within("tenants") {
+                Some((_, rest)) => std::iter::once(PathStep::Index(0)).chain(rest.iter().cloned()).collect(),
+                None => paths[*number].clone(),
+            })
+            .collect();
+        let places = locate(piece.map_or(pieces.head.as_str(), |piece| piece.text), &local);
+        for (number, place) in numbers.into_iter().zip(places) {
+            found[number] = place.map(|mut place| {
+                place.position.line = match piece {
+                    Some(piece) => place.position.line + piece.line - 1,
+                    None => pieces.line_of_head(place.position.line),
+                };
+                place
+            });
         }
     }
-    let (head, head_problems) = match head {
-        Ok(head) if refusals.is_empty() => head,
-        Ok(_) => return Err(errors(refusals, pieces, origin)),
-        Err(refusal) => return Err(errors(with_head_refusal(refusal, refusals, pieces), pieces, origin)),
-    };
-    let lines: Vec<u32> = pieces.tenants.iter().map(|piece| piece.line).collect();
-    let problems = head_problems.into_iter().chain(problems).chain(clashes(&tenants, &lines));
-    let faults: Vec<Fault> = problems.map(Fault::from).collect();
-    if !faults.is_empty() {
-        return Err(errors(faults, pieces, origin));
-    }
-    let mut parsed = ParsedTenants { origin: origin.to_owned(), head, tenants, lines, prints };
-    if let Some(previous) = previous {
-        parsed.share_with(previous, fresh);
-    }
-    Ok(parsed)
-}
-
-/// The fault of the head, among those of the tenants at the place where the document has it.
-fn with_head_refusal(mut refusal: Refusal, tenants: Vec<Fault>, pieces: &Pieces<'_>) -> Vec<Fault> {
-    // A missing key shows only when the whole document is read.
-    let comes_first = !matches!(refusal.cause, Cause::MissingKey { .. })
-        && refusal.position.is_none_or(|position| pieces.is_before_list(position.line));
-    if let Some(position) = &mut refusal.position {
-        position.line = pieces.line_of_head(position.line);
-    }
-    let mut faults = tenants;
-    let place = if comes_first { 0 } else { faults.len() };
-    faults.insert(place, refusal.into());
-    faults
-}
-
-fn refusal_in_tenant(refusal: Refusal, index: usize, pieces: &Pieces<'_>) -> Fault {
-    let mut fault = Fault::from(refusal);
-    if let Some(position) = &mut fault.position {
-        position.line += pieces.tenants[index].line - 1;
-    }
-    // The piece is a list of one tenant: its path begins with [0].
-    fault.path = tenant_path(index).chain(fault.path.steps().iter().skip(1).cloned()).collect();
-    fault
-}
-
-fn in_tenant(index: usize, mut problem: Problem) -> Problem {
-    problem.path = tenant_path(index).chain(problem.path.steps().iter().cloned()).collect();
-    problem
-}
-
-fn tenant_path(index: usize) -> impl Iterator<Item = PathStep> {
-    [PathStep::Key("tenants".into()), PathStep::Index(index)].into_iter()
-}
-
-/// Ids and hosts that two tenants of the file have.
-fn clashes(tenants: &[Arc<Tenant>], lines: &[u32]) -> Vec<Problem> {
-    let members = tenants.iter().enumerate().map(|(index, tenant)| Member { file: 0, index, tenant });
-    let place = |member: Member<'_>| format!("line {}", lines.get(member.index).copied().unwrap_or_default());
-    check::duplicates(members, place).into_iter().map(|(_, problem)| problem).collect()
-}
-
-/// Looks each fault up in the piece that it stands in.
-fn errors(faults: Vec<Fault>, pieces: &Pieces<'_>, origin: &Path) -> ConfigErrors {
-    describe(faults, origin, |paths| {
-        let mut found: Vec<Option<Found>> = vec![None; paths.len()];
-        // The head, and each tenant that a path leads into, is read once.
-        let mut wanted: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
-        for (number, path) in paths.iter().enumerate() {
-            wanted.entry(path.within("tenants").map(|(index, _)| index)).or_default().push(number);
-        }
-        for (tenant, numbers) in wanted {
-            let piece = tenant.and_then(|index| pieces.tenants.get(index));
-            let local: Vec<ConfigPath> = numbers
-                .iter()
-                .map(|number| match paths[*number].within("tenants") {
-                    Some((_, rest)) => std::iter::once(PathStep::Index(0)).chain(rest.iter().cloned()).collect(),
-                    None => paths[*number].clone(),
-                })
-                .collect();
-            let places = locate(piece.map_or(pieces.head.as_str(), |piece| piece.text), &local);
-            for (number, place) in numbers.into_iter().zip(places) {
-                found[number] = place.map(|mut place| {
-                    place.position.line = match piece {
-                        Some(piece) => place.position.line + piece.line - 1,
-                        None => pieces.line_of_head(place.position.line),
-                    };
-                    place
-                });
-            }
-        }
-        found
-    })
+    found
 }
 
 impl ParsedTenants {
@@ -445,18 +433,14 @@ plans:
 "#;
 
     fn in_pieces_only(text: &str) -> Option<Result<ParsedTenants, ConfigErrors>> {
-        match in_pieces(None, &split(text)?, Path::new(ORIGIN)) {
-            Outcome::Read(result) => Some(result),
-            Outcome::WronglyCut => None,
-        }
+        in_pieces(None, &split(text)?, Path::new(ORIGIN))
     }
 
     fn whole(text: &str) -> Result<ParsedTenants, ConfigErrors> {
         in_one_go(None, text, Path::new(ORIGIN))
     }
 
-    /// Both ways of reading give the same. Of faults in the form the first one is compared: a document
-    /// that is read in one go has no other.
+    /// Both ways of reading give the same.
     fn assert_same(text: &str) {
         match (in_pieces_only(text), whole(text)) {
             (None, _) => {}
@@ -467,11 +451,7 @@ plans:
             }
             (Some(Err(pieces)), Err(whole)) => {
                 let show = |errors: &ConfigErrors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-                let (pieces, whole) = (show(&pieces), show(&whole));
-                assert_eq!(pieces[0], whole[0], "{text}");
-                if whole.len() > 1 {
-                    assert_eq!(pieces, whole, "{text}");
-                }
+                assert_eq!(show(&pieces), show(&whole), "{text}");
             }
             (Some(pieces), whole) => panic!("in pieces {pieces:?}, in one go {whole:?}\n{text}"),
         }

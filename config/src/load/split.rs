@@ -35,11 +35,6 @@ impl Pieces<'_> {
     pub(super) fn line_of_head(&self, line: u32) -> u32 {
         if line > self.list_line { line + self.list_lines } else { line }
     }
-
-    /// Whether a line of the document stands before the list of tenants.
-    pub(super) fn is_before_list(&self, line: u32) -> bool {
-        line <= self.list_line
-    }
 }
 
 /// Cuts a document, or not if it has not the plain form.

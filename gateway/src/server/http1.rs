@@ -27,16 +27,16 @@ use super::{
 };
 use crate::respond;
 
-/// While draining, a client that was just served may already be sending its next request: it gets this
+/// While draining, a client that has just connected or was just served may already be sending its next request: it gets this
 /// long to do so, and is answered with `Connection: close`, instead of running into a closed connection.
 const DRAIN_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves requests until either side has had enough.
 pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut shutdown: ShutdownWatch) {
     let mut requests_left = worker.protection.keepalive_requests;
-    let mut served_at = None;
+    let mut heard_at = Instant::now();
     loop {
-        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, served_at).await {
+        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, heard_at).await {
             Next::Head(bytes, head) => (bytes, head),
             Next::Closed => {
                 let _ = transport.shutdown().await;
@@ -65,7 +65,7 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
             return;
         }
         transport = same;
-        served_at = Some(Instant::now());
+        heard_at = Instant::now();
     }
 }
 
@@ -81,7 +81,7 @@ async fn next_head(
     transport: &mut Transport,
     worker: &Worker,
     shutdown: &mut ShutdownWatch,
-    served_at: Option<Instant>,
+    heard_at: Instant,
 ) -> Next {
     let mut bytes = transport.take_ahead();
     if bytes.is_empty() {
@@ -91,7 +91,7 @@ async fn next_head(
             received = timeout(idle, receive(transport, &mut bytes)) => received,
             () = shutdown::begun(shutdown) => {
                 // Those that have been silent for a while are closed at once, so that an idle node ends at once.
-                let linger = served_at.map_or(Duration::ZERO, |at| DRAIN_LINGER.saturating_sub(at.elapsed()));
+                let linger = DRAIN_LINGER.saturating_sub(heard_at.elapsed());
                 timeout(linger, receive(transport, &mut bytes)).await
             }
         };

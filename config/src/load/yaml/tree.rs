@@ -7,7 +7,10 @@ use std::{
 
 use granit_parser::{Event, Parser, ScalarStyle, ScanError, Span, Tag};
 
-use super::Refusal;
+use super::{
+    Refusal,
+    number::{Plain, resolve},
+};
 use crate::{
     error::{Cause, Position},
     path::{ConfigPath, PathStep},
@@ -29,7 +32,7 @@ pub(in crate::load) enum Anchors {
 
 /// A value and where it stands.
 #[derive(Debug, Clone)]
-pub(super) struct Node<'t> {
+pub(in crate::load) struct Node<'t> {
     pub(super) position: Position,
     pub(super) kind: Kind<'t>,
 }
@@ -55,10 +58,32 @@ pub(super) struct Entry<'t> {
     pub(super) value: Node<'t>,
 }
 
-impl Node<'_> {
+impl<'t> Node<'t> {
+    pub(in crate::load) fn position(&self) -> Position {
+        self.position
+    }
+
+    /// Takes the items of a list out of a map, which is left with an empty one. Nothing if there is no
+    /// list at this key.
+    pub(in crate::load) fn take_list(&mut self, key: &str) -> Vec<Self> {
+        let Kind::Map(entries) = &mut self.kind else { return Vec::new() };
+        match entries.iter_mut().find(|entry| entry.key == key).map(|entry| &mut entry.value.kind) {
+            Some(Kind::List(items)) => std::mem::take(items),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The item of a list that has one.
+    pub(in crate::load) fn only_item(&self) -> Option<&Self> {
+        match &self.kind {
+            Kind::List(items) => items.first().filter(|_| items.len() == 1),
+            _ => None,
+        }
+    }
+
     /// How many nodes it is, and how many levels of collections.
     fn extent(&self) -> (usize, usize) {
-        let add = |(nodes, depth): (usize, usize), node: &Self| {
+        let add = |(nodes, depth): (usize, usize), node: &Node<'t>| {
             let (more, deep) = node.extent();
             (nodes + more, depth.max(deep))
         };
@@ -72,7 +97,7 @@ impl Node<'_> {
 }
 
 /// Reads a text of one document.
-pub(super) fn parse(text: &str, anchors: Anchors) -> Result<Node<'_>, Box<Refusal>> {
+pub(in crate::load) fn parse(text: &str, anchors: Anchors) -> Result<Node<'_>, Box<Refusal>> {
     let options = granit_parser::options! { emit_comments: false };
     let mut builder =
         Builder { anchors, open: Vec::new(), root: None, documents: 0, anchored: HashMap::new(), replayed: 0 };
@@ -84,7 +109,7 @@ pub(super) fn parse(text: &str, anchors: Anchors) -> Result<Node<'_>, Box<Refusa
     }
     builder.root.take().ok_or_else(|| {
         let cause = Cause::Syntax { message: "there is nothing in it".to_owned() };
-        builder.refusal(cause, Position { line: 1, column: 1 }, false)
+        builder.refusal(cause, Position { line: 1, column: 1 })
     })
 }
 
@@ -148,7 +173,7 @@ impl<'t> Builder<'t> {
                 self.documents += 1;
                 if self.documents > 1 {
                     let cause = Cause::Syntax { message: "there is more than one document in it".to_owned() };
-                    return Err(self.refusal(cause, position, false));
+                    return Err(self.refusal(cause, position));
                 }
                 Ok(())
             }
@@ -174,7 +199,7 @@ impl<'t> Builder<'t> {
     }
 
     fn unknown_tag(&self, tag: &str, position: Position) -> Box<Refusal> {
-        self.refusal(Cause::Value { message: format!("the tag {tag} means nothing here: remove it") }, position, true)
+        self.refusal(Cause::Value { message: format!("the tag {tag} means nothing here: remove it") }, position)
     }
 
     fn begin(&mut self, open: Open<'t>) -> Result<(), Box<Refusal>> {
@@ -183,7 +208,7 @@ impl<'t> Builder<'t> {
         }
         if self.open.len() >= MOST_DEPTH {
             let message = format!("there are more than {MOST_DEPTH} levels");
-            return Err(self.refusal(Cause::Excess { message }, open.position, false));
+            return Err(self.refusal(Cause::Excess { message }, open.position));
         }
         self.open.push(open);
         Ok(())
@@ -194,7 +219,7 @@ impl<'t> Builder<'t> {
         if anchor != 0 {
             if self.anchors == Anchors::Refused {
                 let message = "an anchor in a piece of a document".to_owned();
-                return Err(self.refusal(Cause::Excess { message }, node.position, false));
+                return Err(self.refusal(Cause::Excess { message }, node.position));
             }
             self.count(&node, node.position)?;
             self.anchored.insert(anchor, node.clone());
@@ -213,8 +238,12 @@ impl<'t> Builder<'t> {
     }
 
     fn take_key(&mut self, node: Node<'t>) -> Result<(), Box<Refusal>> {
-        let Kind::Scalar { text, plain } = node.kind else {
-            return Err(self.no_key("a list or a map", node.position));
+        let (text, plain) = match node.kind {
+            Kind::Scalar { text, plain: true } if resolve(&text) == Plain::Null => {
+                return Err(self.no_key("nothing", node.position));
+            }
+            Kind::Scalar { text, plain } => (text, plain),
+            Kind::List(_) | Kind::Map(_) => return Err(self.no_key("a list or a map", node.position)),
         };
         let Some(Open { items: Items::Map { entries, seen, key }, .. }) = self.open.last_mut() else { return Ok(()) };
         let stands_twice = if entries.len() < FEW_KEYS {
@@ -227,21 +256,21 @@ impl<'t> Builder<'t> {
         };
         *key = Some((text.clone(), plain, node.position));
         if stands_twice {
-            return Err(self.refusal(Cause::DuplicateKey { key: text.into_owned() }, node.position, true));
+            return Err(self.refusal(Cause::DuplicateKey { key: text.into_owned() }, node.position));
         }
         Ok(())
     }
 
     fn no_key(&self, found: &str, position: Position) -> Box<Refusal> {
         let cause = Cause::WrongType { found: found.to_owned(), expected: "a key, as in name: value".to_owned() };
-        self.refusal(cause, position, true)
+        self.refusal(cause, position)
     }
 
     fn replay(&mut self, anchor: usize, position: Position) -> Result<(), Box<Refusal>> {
         let Some(node) = self.anchored.get(&anchor) else {
             // The parser knows the anchor, but what it stands for is not complete: it contains itself.
             let message = "a value that contains itself".to_owned();
-            return Err(self.refusal(Cause::Excess { message }, position, false));
+            return Err(self.refusal(Cause::Excess { message }, position));
         };
         let node = Node { position, kind: node.kind.clone() };
         self.count(&node, position)?;
@@ -254,7 +283,7 @@ impl<'t> Builder<'t> {
         self.replayed += nodes;
         if self.replayed > MOST_REPLAYED || self.open.len() + depth > MOST_DEPTH {
             let message = format!("aliases stand for more than {MOST_REPLAYED} values or {MOST_DEPTH} levels");
-            return Err(self.refusal(Cause::Excess { message }, position, false));
+            return Err(self.refusal(Cause::Excess { message }, position));
         }
         Ok(())
     }
@@ -273,7 +302,7 @@ impl<'t> Builder<'t> {
         for source in sources {
             let Kind::Map(others) = source.kind else {
                 let (found, expected) = ("something else".to_owned(), "a map, or a list of maps".to_owned());
-                return Err(self.refusal(Cause::WrongType { found, expected }, source.position, true));
+                return Err(self.refusal(Cause::WrongType { found, expected }, source.position));
             };
             for other in others {
                 if entries.iter().all(|entry| entry.key != other.key) {
@@ -287,10 +316,10 @@ impl<'t> Builder<'t> {
     fn scan_error(&self, error: &ScanError) -> Box<Refusal> {
         let marker = error.marker();
         let cause = Cause::Syntax { message: error.info() };
-        self.refusal(cause, position(marker.line(), marker.col()), false)
+        self.refusal(cause, position(marker.line(), marker.col()))
     }
 
-    fn refusal(&self, cause: Cause, position: Position, understood: bool) -> Box<Refusal> {
+    fn refusal(&self, cause: Cause, position: Position) -> Box<Refusal> {
         let path: ConfigPath = self
             .open
             .iter()
@@ -299,7 +328,7 @@ impl<'t> Builder<'t> {
                 Items::Map { key, .. } => key.as_ref().map(|(key, ..)| PathStep::Key((**key).into())),
             })
             .collect();
-        Box::new(Refusal { cause, path, position: Some(position), understood })
+        Box::new(Refusal { cause, path, position: Some(position) })
     }
 }
 

@@ -17,12 +17,13 @@ use crate::{
     path::PathStep,
 };
 
-pub(super) fn from_node<T: DeserializeOwned>(root: &Node<'_>) -> Result<T, Box<Refusal>> {
+/// What a node means.
+pub(in crate::load) fn value<T: DeserializeOwned>(root: &Node<'_>) -> Result<T, Box<Refusal>> {
     T::deserialize(Value(root)).map_err(|error| {
         let Fault { cause, position, mut steps } = *error.0;
         steps.reverse();
         let position = position.or(Some(root.position));
-        Box::new(Refusal { cause, path: steps.into_iter().collect(), position, understood: true })
+        Box::new(Refusal { cause, path: steps.into_iter().collect(), position })
     })
 }
 

@@ -158,7 +158,7 @@ impl Breaker {
     fn fails_too_often(&self, settings: &Settings, now: Nanos) -> bool {
         let attempts = self.attempts.sum(now);
         attempts >= u64::from(settings.min_requests.max(1))
-            && self.failures.sum(now) as f64 >= settings.error_rate.as_fraction() * attempts as f64
+            && (self.failures.sum(now) * 100) as f64 >= settings.error_rate.get() * attempts as f64
     }
 
     /// A trial that ends frees its place for another, whatever became of it.

@@ -60,7 +60,7 @@ impl Outlier {
 /// Whether one more of `total` endpoints may be set aside while `ejected` are: at most `max_ejected` of
 /// them, but always at least one.
 pub fn has_room(settings: &Settings, ejected: usize, total: usize) -> bool {
-    ejected == 0 || (ejected + 1) as f64 <= settings.max_ejected.as_fraction() * total as f64
+    ejected == 0 || ((ejected + 1) * 100) as f64 <= settings.max_ejected.get() * total as f64
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@
 //!   end the run. What a program does between two checkpoints is bounded by its length and by the
 //!   size of the values that passed the last ([`budget`]).
 //! - It runs on a blocking thread, a few runs at a time ([`BodyTransform::run`]), so that no program
-//!   holds up the workers that move traffic. Each program has turns of its own: one that runs away
-//!   takes them from nobody else. Only where the proxy cannot wait, it runs on the worker, with a
-//!   small fraction of the time ([`BodyTransform::run_here`]).
+//!   holds up the workers that move traffic, and programs take turns, so that none shuts out another.
+//!   Only where the proxy cannot wait, it runs on the worker, with a fraction of the time
+//!   ([`BodyTransform::run_here`]).
 //!
 //! Whatever a program does, its run ends within its deadline and one bounded step, and costs its own
 //! tenant an error.
@@ -25,10 +25,15 @@ mod instrument;
 mod output;
 mod program;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, LazyLock},
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore};
 
 pub use self::program::BodyTransformError;
 use self::program::Program;
@@ -42,6 +47,10 @@ pub const DEADLINE_HERE: Duration = Duration::from_millis(20);
 /// How long a run waits for its turn before it is refused.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
 
+/// Runs that may go on at once in this process, whose cores they share.
+static TURNS: LazyLock<Arc<Semaphore>> =
+    LazyLock::new(|| Arc::new(Semaphore::new(available_parallelism().map_or(1, std::num::NonZero::get))));
+
 /// A jq program, compiled, with checkpoints in it.
 #[derive(Debug, Clone)]
 pub struct BodyTransform {
@@ -52,19 +61,26 @@ pub struct BodyTransform {
 impl BodyTransform {
     /// Takes some milliseconds: not for an async worker.
     pub fn compile(program: &str) -> Result<Self, BodyTransformError> {
-        let at_once = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        let at_once = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
         Ok(Self { program: Arc::new(Program::compile(program)?), turns: Arc::new(Semaphore::new(at_once)) })
     }
 
-    /// Transforms a whole body. Never blocks the worker it is called on; at most half as many runs of
-    /// one program go on at once as there are cores. If the caller goes away, a run that has begun
-    /// goes on to its end, and keeps its turn until then.
+    /// Transforms a whole body. Never blocks the worker it is called on. At most as many runs go on at
+    /// once as there are cores, and half as many of one program. If the caller goes away, a run that
+    /// has begun goes on to its end, and keeps its turn until then.
     pub async fn run(&self, body: Bytes) -> Result<Bytes, TransformFailure> {
-        let turn = tokio::time::timeout(MAX_WAIT, Arc::clone(&self.turns).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else { return Err(TransformFailure::Overloaded) };
+        // First among the runs of the same program, then among all: programs take turns, however
+        // many runs of one are waiting.
+        let turns = async {
+            let own = Arc::clone(&self.turns).acquire_owned().await?;
+            Ok::<_, AcquireError>((own, Arc::clone(&TURNS).acquire_owned().await?))
+        };
+        let Ok(Ok(turns)) = tokio::time::timeout(MAX_WAIT, turns).await else {
+            return Err(TransformFailure::Overloaded);
+        };
         let program = Arc::clone(&self.program);
         let run = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _turns = turns;
             program.run(DEADLINE, &body)
         });
         run.await.unwrap_or(Err(TransformFailure::Stopped))
@@ -73,7 +89,9 @@ impl BodyTransform {
     /// Transforms a whole body on this very thread, within [`DEADLINE_HERE`]. For hooks that cannot
     /// wait; takes up to half a megabyte of stack.
     pub fn run_here(&self, body: &[u8]) -> Result<Bytes, TransformFailure> {
-        self.program.run(DEADLINE_HERE, body)
+        // A bug of the interpreter must not end whatever else the caller is in the middle of.
+        catch_unwind(AssertUnwindSafe(|| self.program.run(DEADLINE_HERE, body)))
+            .unwrap_or(Err(TransformFailure::Stopped))
     }
 }
 

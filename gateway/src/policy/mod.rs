@@ -45,7 +45,7 @@ use serde_json::Value;
 use crate::respond::problem::ProblemKind;
 
 /// A request that a policy refuses. The response is built from it in one place, [`crate::respond`].
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     pub kind: ProblemKind,
     /// For the client: what is wrong with this request and what would be right. Holds nothing secret.

@@ -15,7 +15,7 @@ use seiketsu_config::policy::{self, JsonDocument, ValidationMode};
 use serde::Serialize;
 use serde_json::Value;
 
-use self::{openapi::Operation, schema::Schema};
+use self::schema::Schema;
 pub use self::{
     openapi::{OpenApi, OpenApiError},
     schema::SchemaError,

@@ -15,7 +15,7 @@ const MAX_MADE_BYTES: u64 = 256 << 20;
 /// Bytes that one value may take, its parts included, however often they are shared.
 const MAX_VALUE_BYTES: u64 = 32 << 20;
 /// Levels of arrays and objects within each other.
-pub(super) const MAX_DEPTH: u32 = 128;
+const MAX_DEPTH: u32 = 128;
 /// Bits of one integer.
 const MAX_INTEGER_BITS: u64 = 4096;
 /// Stack that evaluation may take up to a checkpoint. Threads have 2 MiB at least; what runs between
@@ -23,6 +23,12 @@ const MAX_INTEGER_BITS: u64 = 4096;
 const MAX_STACK_BYTES: usize = 512 << 10;
 /// What an element of an array or object takes, roughly.
 const ELEMENT_BYTES: u64 = 16;
+/// Items of an array that another array is searched for.
+const MAX_INDEX_ITEMS: usize = 64;
+/// Comparisons that one search may take at worst.
+const MAX_SEARCH_WORK: u64 = 1 << 30;
+/// Steps that one search for a regular expression may take at worst.
+const MAX_REGEX_WORK: u64 = 1 << 28;
 /// The clock is read at every so manieth checkpoint.
 const STEPS_PER_CLOCK: u32 = 64;
 /// Values made are looked through at every so manieth; in between, only their top level is counted.
@@ -33,6 +39,12 @@ const VALUES_PER_WALK: u32 = 8;
 pub(super) const STEP: &str = "!step";
 pub(super) const MADE: &str = "!made";
 pub(super) const WALK: &str = "!walk";
+/// Before an index: the whole of it, and that it is no long array, which would be searched for.
+pub(super) const INDEX: &str = "!index";
+/// Before a search for the argument in the input.
+pub(super) const SEARCH: &str = "!search";
+/// Before a search for a regular expression with flags.
+pub(super) const REGEX: &str = "!regex";
 /// Multiplication, which repeats strings.
 pub(super) const MULTIPLY: &str = "!multiply";
 /// An array of objects as one object, later ones first.
@@ -118,11 +130,7 @@ impl Budget {
     /// The whole of a value: before anything that goes through all of it.
     pub(super) fn walk(&self, value: &Val) -> Result<(), Spent> {
         self.step()?;
-        let mut room = MAX_VALUE_BYTES;
-        match fits(value, MAX_DEPTH, &mut room) {
-            Ok(()) => Ok(()),
-            Err(spent) => self.spend(spent),
-        }
+        self.size(value).map(|_| ())
     }
 
     /// Before a string is repeated.
@@ -141,6 +149,39 @@ impl Budget {
             return self.spend(Spent::Memory);
         }
         Ok(())
+    }
+
+    fn index(&self, value: &Val) -> Result<(), Spent> {
+        match value {
+            Val::Arr(items) if items.len() > MAX_INDEX_ITEMS => self.spend(Spent::Memory),
+            value => self.walk(value),
+        }
+    }
+
+    fn search(&self, input: &Val, wanted: &Val) -> Result<(), Spent> {
+        let (input, wanted) = (self.size(input)?, self.size(wanted)?);
+        if input.saturating_mul(wanted) > MAX_SEARCH_WORK { self.spend(Spent::Time) } else { Ok(()) }
+    }
+
+    /// One match takes as many steps as expression and text are long, multiplied. With `g`, each
+    /// place of the text may begin another match that is given up only at the text's end.
+    fn regex(&self, text: &Val, expression: &Val, flags: &Val) -> Result<(), Spent> {
+        self.step()?;
+        let (Val::TStr(text), Val::TStr(expression), Val::TStr(flags)) = (text, expression, flags) else {
+            return Ok(());
+        };
+        let length = text.len() as u64 + 1;
+        let rounds = if flags.contains(&b'g') { length } else { 1 };
+        let work = regex_size(expression).saturating_mul(length).saturating_mul(rounds);
+        if work > MAX_REGEX_WORK { self.spend(Spent::Time) } else { Ok(()) }
+    }
+
+    fn size(&self, value: &Val) -> Result<u64, Spent> {
+        let mut room = MAX_VALUE_BYTES;
+        match fits(value, MAX_DEPTH, &mut room) {
+            Ok(()) => Ok(MAX_VALUE_BYTES - room),
+            Err(spent) => self.spend(spent).map(|()| 0),
+        }
     }
 
     fn spend(&self, spent: Spent) -> Result<(), Spent> {
@@ -184,6 +225,37 @@ fn fits(value: &Val, depth: u32, room: &mut u64) -> Result<(), Spent> {
         }
         _ => Ok(()),
     }
+}
+
+/// How many states a regular expression has, at most: repetitions with a count multiply what they
+/// repeat. Not exact, and never less than there are by more than a small factor.
+fn regex_size(expression: &[u8]) -> u64 {
+    // What each open group holds so far, and the last thing in it, which a repetition repeats.
+    let mut groups: Vec<(u64, u64)> = vec![(1, 0)];
+    let mut bytes = expression.iter().copied();
+    while let Some(byte) = bytes.next() {
+        let (before, last) = groups.pop().unwrap_or((1, 0));
+        let sum = before.saturating_add(last);
+        match byte {
+            b'(' => groups.extend([(sum, 0), (1, 1)]),
+            b')' => {
+                let (outer, _) = groups.pop().unwrap_or((1, 0));
+                groups.push((outer, sum));
+            }
+            b'{' => {
+                let count: Vec<u8> = bytes.by_ref().take_while(|b| *b != b'}').collect();
+                let largest =
+                    count.split(|b| *b == b',').filter_map(|n| std::str::from_utf8(n).ok()?.trim().parse().ok()).max();
+                groups.push((before, last.saturating_mul(largest.unwrap_or(1_u64).max(1))));
+            }
+            b'\\' => {
+                bytes.next();
+                groups.push((sum, 2));
+            }
+            _ => groups.push((sum, 1)),
+        }
+    }
+    groups.iter().fold(0, |sum, (before, last)| sum.saturating_add(*before).saturating_add(*last))
 }
 
 /// The kind of data that programs run on.
@@ -240,6 +312,7 @@ enum Check {
     Step,
     Made,
     Walk,
+    Index,
 }
 
 impl Budget {
@@ -248,20 +321,40 @@ impl Budget {
             Check::Step => self.step(),
             Check::Made => self.made(value),
             Check::Walk => self.walk(value),
+            Check::Index => self.index(value),
         }
     }
 }
 
 /// The checkpoints, and the library's functions that need one within.
-pub(super) fn functions() -> [native::Fun<Data>; 6] {
+pub(super) fn functions() -> [native::Fun<Data>; 9] {
     [
         checkpoint!(STEP, Step),
         checkpoint!(MADE, Made),
         checkpoint!(WALK, Walk),
+        checkpoint!(INDEX, Index),
+        (SEARCH, native::v(1), Native::new(|cv| search(cv))),
+        (REGEX, native::v(2), Native::new(|cv| regex(cv))),
         (MULTIPLY, native::v(2), Native::new(|cv| multiply(cv))),
         (MERGE, native::v(0), Native::new(|cv| merge(cv))),
         ("fromjson", native::v(0), Native::new(|cv| from_json(cv))),
     ]
+}
+
+fn search<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+    let wanted = cv.0.pop_var();
+    match cv.0.data().budget.search(&cv.1, &wanted) {
+        Ok(()) => box_once(Ok(cv.1)),
+        Err(spent) => box_once(over(spent)),
+    }
+}
+
+fn regex<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+    let (flags, expression) = (cv.0.pop_var(), cv.0.pop_var());
+    match cv.0.data().budget.regex(&cv.1, &expression, &flags) {
+        Ok(()) => box_once(Ok(cv.1)),
+        Err(spent) => box_once(over(spent)),
+    }
 }
 
 fn multiply<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
@@ -291,4 +384,32 @@ fn from_json<'a>(cv: Cv<'a, Data>) -> ValXs<'a, Val> {
         _ => Err("fromjson needs a string"),
     };
     native::bome(parsed.map_err(jaq_core::Error::str))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn counted_repetitions_multiply() {
+        assert!(regex_size(b"((a{100}){100}){100}") >= 1_000_000);
+        assert!(regex_size(br"(\d{4,1000}x){1000}") >= 1_000_000);
+        assert!(regex_size(br"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}$") < 100);
+        assert!(regex_size(b"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}") < 200);
+        assert!(regex_size(b"") >= 1);
+    }
+
+    proptest! {
+        #[test]
+        fn a_size_is_never_less_than_the_number_of_plain_characters(text in "[a-z]{0,50}") {
+            prop_assert!(regex_size(text.as_bytes()) >= text.len() as u64);
+        }
+
+        #[test]
+        fn any_bytes_have_a_size(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            prop_assert!(regex_size(&bytes) >= 1);
+        }
+    }
 }

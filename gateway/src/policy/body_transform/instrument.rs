@@ -17,13 +17,13 @@ use jaq_core::{
     path::{Part, Path},
 };
 
-use super::budget::{MADE, MULTIPLY, STEP, WALK};
+use super::budget::{INDEX, MADE, MULTIPLY, REGEX, SEARCH, STEP, WALK};
 
 /// How far terms may be nested in a program's text: evaluation takes stack for each level.
 pub(super) const MAX_NESTING: usize = 200;
 
 /// Functions that go through the whole of their input.
-const DEEP: [&str; 13] = [
+const DEEP: [&str; 10] = [
     "tojson",
     "tobytes",
     "sort",
@@ -31,13 +31,15 @@ const DEEP: [&str; 13] = [
     "group_by",
     "min_by_or_empty",
     "max_by_or_empty",
-    "contains",
-    "indices",
     "bsearch",
     "has",
     "error_empty",
-    "reverse",
 ];
+
+/// Functions that search their input for their argument.
+const SEARCHING: [&str; 2] = ["contains", "indices"];
+/// Functions that search for a regular expression, given with its flags.
+const MATCHING: [&str; 3] = ["matches", "split_matches", "split_"];
 
 /// A program's text is nested too far.
 #[derive(Debug, PartialEq, Eq)]
@@ -127,7 +129,10 @@ impl Instrument<'_> {
                 Term::Def(defs, boxed(body)?)
             }
             Term::Call(name, args) => {
-                let args = args.into_iter().map(plain).collect::<Result<_, _>>()?;
+                let args: Vec<Term<&str>> = args.into_iter().map(plain).collect::<Result<_, _>>()?;
+                if (SEARCHING.contains(&name) && args.len() == 1) || (MATCHING.contains(&name) && args.len() == 2) {
+                    return Ok(then(searching(name, args), MADE));
+                }
                 let call = Term::Call(name, args);
                 if DEEP.contains(&name) {
                     then(pipe(Term::Call(WALK, Vec::new()), call), MADE)
@@ -140,7 +145,7 @@ impl Instrument<'_> {
             Term::Path(term, Path(parts)) => {
                 let parts = parts.into_iter().map(|(part, opt)| {
                     let part = match part {
-                        Part::Index(index) => Part::Index(then(plain(index)?, WALK)),
+                        Part::Index(index) => Part::Index(then(plain(index)?, INDEX)),
                         Part::Range(from, to) => {
                             Part::Range(from.map(stepped).transpose()?, to.map(stepped).transpose()?)
                         }
@@ -192,6 +197,19 @@ fn then<'s>(term: Term<&'s str>, checkpoint: &'static str) -> Term<&'s str> {
 
 fn after_step(body: Term<&str>) -> Term<&str> {
     pipe(Term::Call(STEP, Vec::new()), body)
+}
+
+/// `f(a; b)` as `a as $a | b as $b | check($a; $b) | f($a; $b)`: arguments are evaluated once.
+fn searching<'s>(name: &'s str, args: Vec<Term<&'s str>>) -> Term<&'s str> {
+    const NAMES: [&str; 2] = ["$!first", "$!second"];
+    let check = if args.len() == 1 { SEARCH } else { REGEX };
+    let names = &NAMES[..args.len()];
+    let values = || names.iter().map(|name| Term::Var(*name)).collect();
+    let call = pipe(Term::Call(check, values()), Term::Call(name, values()));
+    args.into_iter().zip(names).rev().fold(call, |rest, (arg, name)| {
+        let bind = BinaryOp::Pipe(Some(Pattern::Var(*name)));
+        Term::BinOp(Box::new(then(arg, STEP)), bind, Box::new(rest))
+    })
 }
 
 fn multiplied<'s>(left: Term<&'s str>, right: Term<&'s str>) -> Term<&'s str> {

@@ -10,7 +10,7 @@ mod template;
 
 use std::collections::BTreeMap;
 
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, header::CONTENT_LENGTH};
 use jsonschema::{Draft, Registry};
 use serde_json::{Map, Value};
 
@@ -85,7 +85,14 @@ pub(super) struct Operation {
 struct Body {
     required: bool,
     /// Exact types first, then `type/*`, then `*/*`.
-    content: Box<[(Box<str>, Option<Schema>)]>,
+    content: Box<[Media]>,
+}
+
+#[derive(Debug)]
+struct Media {
+    /// In lower case, without parameters.
+    range: Box<str>,
+    schema: Option<Schema>,
 }
 
 impl OpenApi {
@@ -101,13 +108,22 @@ impl OpenApi {
             let segments: Vec<&str> = rest[1..].split('/').collect();
             for path in self.paths.get(&segments.len()).into_iter().flatten() {
                 let Some(values) = path.template.matches(&segments) else { continue };
-                match path.operations.iter().find(|(have, _)| have == method) {
-                    Some((_, operation)) => return Ok((operation, values)),
+                match path.operation(method) {
+                    Some(operation) => return Ok((operation, values)),
                     None => allow = allow.or(Some(&path.allow)),
                 }
             }
         }
         Err(allow.map_or(Nonconformity::UnknownPath, |allow| Nonconformity::UnknownMethod(allow.clone())))
+    }
+}
+
+impl Path {
+    /// `HEAD` is `GET` without a body (RFC 9110 §9.3.2), so a description need not repeat it.
+    fn operation(&self, method: &Method) -> Option<&Operation> {
+        let of = |method: &Method| self.operations.iter().find(|(have, _)| have == method);
+        let found = of(method).or_else(|| if *method == Method::HEAD { of(&Method::GET) } else { None });
+        found.map(|(_, operation)| operation)
     }
 }
 
@@ -119,11 +135,15 @@ impl Operation {
         }
     }
 
-    /// Whether there is a schema for the content of a body of this media type, or a body must be there.
+    /// Whether the head leaves open if the body is what it must be: its content has a schema, or
+    /// it must be there and may not be.
     pub(super) fn wants_body(&self, headers: &HeaderMap) -> bool {
-        let schema_for = |media_type: &str| self.body.as_ref()?.content_for(media_type)?.as_ref();
-        self.body.as_ref().is_some_and(|body| body.required)
-            || media_type(headers).is_some_and(|media_type| is_json(&media_type) && schema_for(&media_type).is_some())
+        let Some(body) = &self.body else { return false };
+        let has_schema = |media_type: String| {
+            is_json(&media_type) && body.media(&media_type).is_some_and(|media| media.schema.is_some())
+        };
+        let is_announced = headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
+        body.required && !is_announced || media_type(headers).is_some_and(has_schema)
     }
 
     pub(super) fn check_body(
@@ -140,8 +160,8 @@ impl Operation {
             return Ok(());
         }
         let media_type = media_type(headers).ok_or(Nonconformity::UnsupportedMediaType)?;
-        let schema = body.content_for(&media_type).ok_or(Nonconformity::UnsupportedMediaType)?;
-        if let Some(schema) = schema
+        let media = body.media(&media_type).ok_or(Nonconformity::UnsupportedMediaType)?;
+        if let Some(schema) = &media.schema
             && is_json(&media_type)
         {
             schema.check_body(bytes, violations);
@@ -152,8 +172,8 @@ impl Operation {
 
 impl Body {
     /// `None` if the media type is not among those that are taken.
-    fn content_for(&self, media_type: &str) -> Option<&Option<Schema>> {
-        self.content.iter().find(|(range, _)| in_range(media_type, range)).map(|(_, schema)| schema)
+    fn media(&self, media_type: &str) -> Option<&Media> {
+        self.content.iter().find(|media| in_range(media_type, &media.range))
     }
 }
 
@@ -278,9 +298,9 @@ impl<'d> Compiler<'d> {
                 Some(_) => Some(self.schema(&format!("{place}/content/{}/schema", escaped(range)))?),
                 None => None,
             };
-            content.push((essence.into(), schema));
+            content.push(Media { range: essence.into(), schema });
         }
-        content.sort_by_key(|(range, _): &(Box<str>, _)| match &**range {
+        content.sort_by_key(|media| match &*media.range {
             "*/*" => 2,
             range if range.ends_with("/*") => 1,
             _ => 0,
@@ -445,6 +465,12 @@ mod tests {
     }
 
     #[test]
+    fn head_is_allowed_where_get_is() {
+        assert_eq!(check(&Method::HEAD, "/v1/calls/17", &[], None), Ok(()));
+        assert_eq!(names(check(&Method::HEAD, "/v1/calls/x", &[], None)), ["Path id"]);
+    }
+
+    #[test]
     fn a_literal_path_goes_before_a_template() {
         assert_eq!(get("/v1/calls/latest"), Ok(()));
         assert_eq!(get("/v1/calls/17"), Ok(()));
@@ -521,13 +547,17 @@ mod tests {
     #[test]
     fn a_body_is_wanted_only_where_it_is_looked_into() {
         let validation = compiled();
-        let wants = |method: &Method, path: &str| {
-            let headers = HeaderMap::new();
+        let wants = |method: &Method, path: &str, content_type: &'static str, length: &'static str| {
+            let headers = [("content-type", content_type), ("content-length", length)];
+            let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            let headers: HeaderMap = headers.into_iter().collect();
             validation.wants_body(&Request { method, path, query: None, headers: &headers, body: b"" })
         };
-        assert!(wants(&Method::POST, "/v1/calls"));
-        assert!(!wants(&Method::GET, "/v1/calls"));
-        assert!(!wants(&Method::POST, "/v1/other"));
+        assert!(wants(&Method::POST, "/v1/calls", "application/json", "7"));
+        assert!(wants(&Method::POST, "/v1/calls", "audio/wav", "0"));
+        assert!(!wants(&Method::POST, "/v1/calls", "audio/wav", "70000000"));
+        assert!(!wants(&Method::GET, "/v1/calls", "application/json", "7"));
+        assert!(!wants(&Method::POST, "/v1/other", "application/json", "7"));
     }
 
     #[test]

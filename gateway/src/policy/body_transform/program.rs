@@ -414,6 +414,7 @@ mod tests {
 
     #[test]
     fn every_way_to_run_on_is_cut_off() {
+        let mut got_through = Vec::new();
         for program in [
             "def f: f; f",
             "def f: try f catch f; f",
@@ -437,7 +438,6 @@ mod tests {
             "last(.[[.[] as $a | .[] as $b | .[] as $c | .[] as $d | .[] as $e | .[] as $f | 1][]])",
             "[if .[] then (if .[] then (if .[] then (if .[] then (if .[] then (if .[] then empty else 1 end) else 1 end) else 1 end) else 1 end) else 1 end) else 1 end]",
             "first(path(repeat(.)) | select(false))",
-            "del(repeat(.))",
             "(repeat(.)) |= .",
             "[.[] | (.[]?, 1) as $x | range(1000000) as $y | range(1000000) as $z | empty]",
             "[{a: .[], b: .[], c: .[], d: .[], e: .[], f: .[], g: .[]}] | length",
@@ -448,18 +448,19 @@ mod tests {
             "[range(100000000)] | sort",
         ] {
             let outcome = cut_off(program, b"[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20]");
-            assert!(
-                matches!(
-                    outcome,
-                    Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
-                ),
-                "{program}: {outcome:?}"
-            );
+            if !matches!(
+                outcome,
+                Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
+            ) {
+                got_through.push(format!("{program:.60}: {:?}", outcome.map(|output| output.len())));
+            }
         }
+        assert!(got_through.is_empty(), "{got_through:#?}");
     }
 
     #[test]
     fn endless_recursion_is_cut_off_before_the_stack_ends() {
+        let mut got_through = Vec::new();
         for program in [
             "def f: 1 + f; f",
             "def f: [f]; f",
@@ -474,7 +475,7 @@ mod tests {
             "def f: .[f]; f",
             "def f: f as $x | 1; f",
             "def f: first(f); f",
-            "def f: .a |= f; {a: {}} | f",
+            "def f: .[0] |= ([.] | f); [1] | f",
             "def f(g): f(g | g); f(.)",
             "def f: label $x | f | .; f",
             "def f: -f; f",
@@ -492,18 +493,19 @@ mod tests {
             &format!("def f: {}f{}; f", "[map(".repeat(45), ")]".repeat(45)),
         ] {
             let outcome = cut_off(program, b"[1,2]");
-            assert!(
-                matches!(
-                    outcome,
-                    Err(TransformFailure::TooDeep | TransformFailure::TooLong | TransformFailure::TooLarge)
-                ),
-                "{program}: {outcome:?}"
-            );
+            if !matches!(
+                outcome,
+                Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
+            ) {
+                got_through.push(format!("{program:.60}: {:?}", outcome.map(|output| output.len())));
+            }
         }
+        assert!(got_through.is_empty(), "{got_through:#?}");
     }
 
     #[test]
     fn memory_is_bounded() {
+        let mut got_through = Vec::new();
         for program in [
             "\"a\" * 1000000000000",
             "1000000000000 * \"a\"",
@@ -535,15 +537,14 @@ mod tests {
             "[limit(30000; repeat([1, 2]))] as $x | $x | contains($x)",
         ] {
             let outcome = cut_off(program, b"[1,2]");
-            assert!(
-                matches!(
-                    outcome,
-                    Err(TransformFailure::TooLarge | TransformFailure::TooLong | TransformFailure::TooDeep)
-                ),
-                "{program}: {:?}",
-                outcome.map(|value| value.len())
-            );
+            if !matches!(
+                outcome,
+                Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
+            ) {
+                got_through.push(format!("{program:.60}: {:?}", outcome.map(|output| output.len())));
+            }
         }
+        assert!(got_through.is_empty(), "{got_through:#?}");
     }
 
     #[test]

@@ -10,25 +10,21 @@ use jaq_json::{Num, Val};
 
 use super::TransformFailure;
 
-/// Bytes that all values made in a run may take together.
-const MAX_MADE_BYTES: u64 = 256 << 20;
-/// Bytes that one value may take, its parts included, however often they are shared.
-const MAX_VALUE_BYTES: u64 = 32 << 20;
+/// What a run may use at most, and of that what it may use for each millisecond that it has: what
+/// takes long must fit into the time, since it cannot be stopped midway.
+const LIMITS: Limits = Limits { made_bytes: 256 << 20, value_bytes: 32 << 20, search: 1 << 30, regex: 1 << 28 };
+const PER_MILLISECOND: Limits = Limits { made_bytes: 2 << 20, value_bytes: 512 << 10, search: 4 << 20, regex: 1 << 20 };
 /// Levels of arrays and objects within each other.
 const MAX_DEPTH: u32 = 128;
 /// Bits of one integer.
 const MAX_INTEGER_BITS: u64 = 4096;
-/// Stack that evaluation may take up to a checkpoint. Threads have 2 MiB at least; what runs between
-/// two checkpoints is bounded by the nesting of the program's text.
+/// Stack that evaluation may take up to a checkpoint. Threads have 2 MiB at least; what is taken
+/// between two checkpoints, and what dropping everything takes, must fit into the rest.
 const MAX_STACK_BYTES: usize = 512 << 10;
 /// What an element of an array or object takes, roughly.
 const ELEMENT_BYTES: u64 = 16;
 /// Items of an array that another array is searched for.
 const MAX_INDEX_ITEMS: usize = 64;
-/// Comparisons that one search may take at worst.
-const MAX_SEARCH_WORK: u64 = 1 << 30;
-/// Steps that one search for a regular expression may take at worst.
-const MAX_REGEX_WORK: u64 = 1 << 28;
 /// The clock is read at every so manieth checkpoint.
 const STEPS_PER_CLOCK: u32 = 64;
 /// Values made are looked through at every so manieth; in between, only their top level is counted.
@@ -50,9 +46,35 @@ pub(super) const MULTIPLY: &str = "!multiply";
 /// An array of objects as one object, later ones first.
 pub(super) const MERGE: &str = "!merge";
 
+#[derive(Debug)]
+struct Limits {
+    /// Bytes that all values made in a run take together.
+    made_bytes: u64,
+    /// Bytes that one value takes, its parts included, however often they are shared.
+    value_bytes: u64,
+    /// Comparisons that one search takes at worst.
+    search: u64,
+    /// Steps that one search for a regular expression takes at worst.
+    regex: u64,
+}
+
+impl Limits {
+    fn within(time: Duration) -> Self {
+        let milliseconds = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let scaled = |per_millisecond: u64, most: u64| per_millisecond.saturating_mul(milliseconds).min(most);
+        Self {
+            made_bytes: scaled(PER_MILLISECOND.made_bytes, LIMITS.made_bytes),
+            value_bytes: scaled(PER_MILLISECOND.value_bytes, LIMITS.value_bytes),
+            search: scaled(PER_MILLISECOND.search, LIMITS.search),
+            regex: scaled(PER_MILLISECOND.regex, LIMITS.regex),
+        }
+    }
+}
+
 /// The use of resources in one run.
 #[derive(Debug)]
 pub(super) struct Budget {
+    limits: Limits,
     deadline: Instant,
     stack_base: usize,
     steps: Cell<u32>,
@@ -82,6 +104,7 @@ impl From<Spent> for TransformFailure {
 impl Budget {
     pub(super) fn new(time: Duration) -> Self {
         Self {
+            limits: Limits::within(time),
             deadline: Instant::now() + time,
             stack_base: stack_position(),
             steps: Cell::new(0),
@@ -115,11 +138,11 @@ impl Budget {
     fn made(&self, value: &Val) -> Result<(), Spent> {
         self.step()?;
         let bytes = own_bytes(value);
-        if bytes > MAX_VALUE_BYTES {
+        if bytes > self.limits.value_bytes {
             return self.spend(Spent::Memory);
         }
         self.made.set(self.made.get() + bytes);
-        if self.made.get() > MAX_MADE_BYTES {
+        if self.made.get() > self.limits.made_bytes {
             return self.spend(Spent::Memory);
         }
         let values = self.values.get().wrapping_add(1);
@@ -145,7 +168,7 @@ impl Budget {
             Val::Num(_) => u64::MAX,
             _ => 0,
         };
-        if (text.len() as u64).saturating_mul(times) > MAX_VALUE_BYTES {
+        if (text.len() as u64).saturating_mul(times) > self.limits.value_bytes {
             return self.spend(Spent::Memory);
         }
         Ok(())
@@ -160,7 +183,7 @@ impl Budget {
 
     fn search(&self, input: &Val, wanted: &Val) -> Result<(), Spent> {
         let (input, wanted) = (self.size(input)?, self.size(wanted)?);
-        if input.saturating_mul(wanted) > MAX_SEARCH_WORK { self.spend(Spent::Time) } else { Ok(()) }
+        if input.saturating_mul(wanted) > self.limits.search { self.spend(Spent::Time) } else { Ok(()) }
     }
 
     /// One match takes as many steps as expression and text are long, multiplied. With `g`, each
@@ -173,13 +196,13 @@ impl Budget {
         let length = text.len() as u64 + 1;
         let rounds = if flags.contains(&b'g') { length } else { 1 };
         let work = regex_size(expression).saturating_mul(length).saturating_mul(rounds);
-        if work > MAX_REGEX_WORK { self.spend(Spent::Time) } else { Ok(()) }
+        if work > self.limits.regex { self.spend(Spent::Time) } else { Ok(()) }
     }
 
     fn size(&self, value: &Val) -> Result<u64, Spent> {
-        let mut room = MAX_VALUE_BYTES;
+        let mut room = self.limits.value_bytes;
         match fits(value, MAX_DEPTH, &mut room) {
-            Ok(()) => Ok(MAX_VALUE_BYTES - room),
+            Ok(()) => Ok(self.limits.value_bytes - room),
             Err(spent) => self.spend(spent).map(|()| 0),
         }
     }

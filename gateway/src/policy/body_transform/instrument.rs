@@ -1,7 +1,8 @@
 //! Weaves checkpoints into programs.
 //!
 //! The rules, of which each closes a way to run on unseen:
-//! - a definition's body begins with a step, so recursion passes one;
+//! - a definition's body begins with a step, so recursion passes one; so does every few levels of
+//!   nesting, so that little stack is taken between two of them;
 //! - whatever is evaluated once per output of something else has a step after that something, so that
 //!   products of streams pass one for each combination;
 //! - whatever makes a value is followed by a count of it, and whatever goes through the whole of a
@@ -19,8 +20,12 @@ use jaq_core::{
 
 use super::budget::{INDEX, MADE, MULTIPLY, REGEX, SEARCH, STEP, WALK};
 
-/// How far terms may be nested in a program's text: evaluation takes stack for each level.
+/// How far terms may be nested in a program's text.
 pub(super) const MAX_NESTING: usize = 200;
+
+/// Evaluation goes down this many levels of a program's text before it passes a step, where the stack
+/// is looked at; a level takes some ten kilobytes where the compiler does not optimise much.
+const NESTING_PER_STEP: usize = 4;
 
 /// Functions that go through the whole of their input.
 const DEEP: [&str; 10] = [
@@ -55,11 +60,20 @@ impl Instrument<'_> {
         Ok(Def { name: def.name, args: def.args, body: after_step(self.term(def.body, nesting + 1)?) })
     }
 
-    #[allow(clippy::too_many_lines)] // One arm for each kind of term, to be read against the rules.
     pub(super) fn term<'s>(&self, term: Term<&'s str>, nesting: usize) -> Result<Term<&'s str>, TooNested> {
         if nesting > MAX_NESTING {
             return Err(TooNested);
         }
+        let is_leaf = matches!(
+            term,
+            Term::Id | Term::Recurse | Term::Num(_) | Term::Var(_) | Term::Break(_) | Term::Arr(None) | Term::Str(..)
+        );
+        let term = self.woven(term, nesting)?;
+        Ok(if nesting.is_multiple_of(NESTING_PER_STEP) && !is_leaf { after_step(term) } else { term })
+    }
+
+    #[allow(clippy::too_many_lines)] // One arm for each kind of term, to be read against the rules.
+    fn woven<'s>(&self, term: Term<&'s str>, nesting: usize) -> Result<Term<&'s str>, TooNested> {
         let plain = |term: Term<&'s str>| self.term(term, nesting + 1);
         let boxed = |term: Box<Term<&'s str>>| Ok(Box::new(plain(*term)?));
         let stepped = |term: Term<&'s str>| Ok(then(plain(term)?, STEP));

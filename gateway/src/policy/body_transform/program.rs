@@ -222,6 +222,21 @@ mod tests {
         Ok(serde_json::from_slice(&out).unwrap())
     }
 
+    /// Runs a program that would not end, or not soon, and sees that it is stopped near its deadline.
+    /// The bound is wide, since tests share their machine. The stack is half of what the smallest
+    /// thread has that programs run on: if it overflows, the test process ends.
+    fn cut_off(program: &str, input: &[u8]) -> Result<Bytes, TransformFailure> {
+        let transform = Program::compile(program).unwrap();
+        let start = std::time::Instant::now();
+        let outcome = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(1 << 20);
+            let run = thread.spawn_scoped(scope, || transform.run(Duration::from_millis(50), input));
+            run.unwrap().join().unwrap()
+        });
+        assert!(start.elapsed() < Duration::from_secs(5), "{program} ran for {:?}", start.elapsed());
+        outcome
+    }
+
     fn ok(program: &str, input: serde_json::Value) -> serde_json::Value {
         run(program, &input).unwrap_or_else(|failure| panic!("{program}: {failure}"))
     }
@@ -263,7 +278,7 @@ mod tests {
             json!(2)
         );
         assert_eq!(ok("def f($x; g): $x + g; f(1; .)", json!(2)), json!(3));
-        assert_eq!(ok("setpath([\"a\"]; 1) | getpath([\"a\"])", json!({})), json!(1));
+        assert_eq!(ok("setpath([\"a\", \"b\"]; 1) | getpath([\"a\", \"b\"])", json!({ "a": {} })), json!(1));
         assert_eq!(ok(".. |= (numbers |= . + 1)", json!([1, [2]])), json!([2, [3]]));
         assert_eq!(ok(".a // \"none\"", json!({})), json!("none"));
         assert_eq!(ok("@base64", json!("hi")), json!("aGk="));
@@ -404,15 +419,12 @@ mod tests {
 
     #[test]
     fn every_way_to_run_on_is_cut_off() {
-        let short = |program: &str| {
-            let transform = Program::compile(program).unwrap();
-            transform.run(Duration::from_millis(50), br#"[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20]"#)
-        };
+        let mut got_through = Vec::new();
         for program in [
             "def f: f; f",
             "def f: try f catch f; f",
             "def f: f?; f // f",
-            "repeat(.)",
+            "repeat(.) | empty",
             "[repeat(.)]",
             "last(repeat(.))",
             "until(false; .)",
@@ -431,7 +443,6 @@ mod tests {
             "last(.[[.[] as $a | .[] as $b | .[] as $c | .[] as $d | .[] as $e | .[] as $f | 1][]])",
             "[if .[] then (if .[] then (if .[] then (if .[] then (if .[] then (if .[] then empty else 1 end) else 1 end) else 1 end) else 1 end) else 1 end) else 1 end]",
             "first(path(repeat(.)) | select(false))",
-            "del(repeat(.))",
             "(repeat(.)) |= .",
             "[.[] | (.[]?, 1) as $x | range(1000000) as $y | range(1000000) as $z | empty]",
             "[{a: .[], b: .[], c: .[], d: .[], e: .[], f: .[], g: .[]}] | length",
@@ -441,14 +452,81 @@ mod tests {
             "label $x | repeat(.)",
             "[range(100000000)] | sort",
         ] {
-            let outcome = short(program);
-            // None of these ends by itself, so any error means that it was ended.
-            assert!(outcome.is_err(), "{program}: {outcome:?}");
+            let outcome = cut_off(program, b"[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20]");
+            if !matches!(
+                outcome,
+                Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
+            ) {
+                got_through.push(format!("{program:.60}: {:?}", outcome.map(|output| output.len())));
+            }
         }
+        assert!(got_through.is_empty(), "{got_through:#?}");
+    }
+
+    #[test]
+    fn endless_recursion_is_cut_off_before_the_stack_ends() {
+        let mut got_through = Vec::new();
+        for program in [
+            "def f: 1 + f; f",
+            "def f: [f]; f",
+            "def f: {a: f}; f",
+            "def f: f | .; f",
+            "def f: try (1 + f) catch .; f",
+            "def f: f, f; [f]",
+            "def f: \"\\(f)\"; f",
+            "def f: if f then 1 else 2 end; f",
+            "def f: reduce f as $x (0; .); f",
+            "def f: reduce 1 as $x (0; f); f",
+            "def f: .[f]; f",
+            "def f: f as $x | 1; f",
+            "def f: first(f); f",
+            "def f: .[0] |= ([.] | f); [1] | f",
+            "def f(g): f(g | g); f(.)",
+            "def f: label $x | f | .; f",
+            "def f: -f; f",
+            "def f: f and f; f",
+            "def f: f // f; f | f",
+            "def f: f as [$x] | 1; f",
+            "def f: . as {a: $x} | f | $x; f",
+            "def f: sort_by(f); f",
+            "def f: group_by(f); f",
+            "def f: [limit(3; f)]; f",
+            "def f: foreach f as $x (0; f; f); f",
+            "def f: def g: f | g; [g]; f",
+            "def f: .[f]?; f",
+            "def f: @base64 \"\\(f)\"; f",
+            "def f: path(1 as $x | f); [f]",
+            "def f($x): f($x | f(.)); f(.)",
+            "def f: (.[] |= f) | f; [1] | f",
+            "def f: .. |= (f | .); f",
+            "def f: del(.[f]); f",
+            "def f: walk(f); f",
+            "def f: f as $x | f as $y | $x; f",
+            &format!("def f: {}f{}; f", "[".repeat(90), "]".repeat(90)),
+            &format!("def f: {}f{}; f", "{a:".repeat(90), "}".repeat(90)),
+            &format!("def f: {}f; f", "1+".repeat(90)),
+            &format!("def f: {}f{}; f", "\"\\(".repeat(90), ")\"".repeat(90)),
+            &format!("def f: {}f{}; f", "first(".repeat(90), ")".repeat(90)),
+            &format!("def f: {}f; f", "try ".repeat(90)),
+            &format!("def f: {}f|.; f", ".|".repeat(90)),
+            &format!("def f: {}f{}; f", "if ".repeat(90), " then 1 end".repeat(90)),
+            &format!("def f: {}f{}; f", "reduce ".repeat(60), " as $x (1; 2)".repeat(60)),
+            &format!("def f: {}f{}; f", "[map(".repeat(45), ")]".repeat(45)),
+        ] {
+            let outcome = cut_off(program, b"[1,2]");
+            if !matches!(
+                outcome,
+                Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
+            ) {
+                got_through.push(format!("{program:.60}: {:?}", outcome.map(|output| output.len())));
+            }
+        }
+        assert!(got_through.is_empty(), "{got_through:#?}");
     }
 
     #[test]
     fn memory_is_bounded() {
+        let mut got_through = Vec::new();
         for program in [
             "\"a\" * 1000000000000",
             "1000000000000 * \"a\"",
@@ -479,16 +557,15 @@ mod tests {
             "[limit(100000; repeat(1))] | .[[limit(50000; repeat(1))]]",
             "[limit(30000; repeat([1, 2]))] as $x | $x | contains($x)",
         ] {
-            let outcome = run(program, &json!([1, 2]));
-            assert!(
-                matches!(
-                    outcome,
-                    Err(TransformFailure::TooLarge | TransformFailure::TooLong | TransformFailure::TooDeep)
-                ),
-                "{program}: {:?}",
-                outcome.map(|value| value.to_string().len())
-            );
+            let outcome = cut_off(program, b"[1,2]");
+            if !matches!(
+                outcome,
+                Err(TransformFailure::TooLong | TransformFailure::TooLarge | TransformFailure::TooDeep)
+            ) {
+                got_through.push(format!("{program:.60}: {:?}", outcome.map(|output| output.len())));
+            }
         }
+        assert!(got_through.is_empty(), "{got_through:#?}");
     }
 
     #[test]
@@ -502,7 +579,7 @@ mod tests {
             "until(false; [.])",
             "def f: [.] | f; f",
         ] {
-            let outcome = run(program, &json!(null));
+            let outcome = cut_off(program, b"null");
             assert!(outcome.is_err(), "{program}");
         }
     }

@@ -1,1 +1,3 @@
-//! x
+//! What the benchmarks are made on: configurations of any number of tenants, and requests to them.
+
+pub mod tenancy;

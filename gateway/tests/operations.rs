@@ -87,6 +87,41 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     assert!(ended.success(), "{}", gateway.log());
 }
 
+#[test]
+fn quit_hands_the_sockets_over_without_a_failed_request() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let address = gateway.http;
+    let _next = std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = common::Client::connect(address);
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = client.request(REQUEST);
+                    assert_eq!(answer.status, 200);
+                    served.fetch_add(1, Ordering::Relaxed);
+                    if answer.header("connection") == Some("close") {
+                        client = common::Client::connect(address);
+                    }
+                }
+            });
+        }
+        let folder = gateway.folder.path().to_owned();
+        let next = Gateway::spawn(&folder, &["--upgrade"]);
+        wait_for(&|| folder.join("state/upgrade.sock").exists().then_some(())).unwrap();
+        gateway.process.signal("-QUIT");
+        let (http, ..) = Gateway::wait_until_ready(&folder, next.0.id());
+        assert_eq!(http, address);
+        assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+        let before = served.load(Ordering::Relaxed);
+        wait_for(&|| (served.load(Ordering::Relaxed) > before + 100).then_some(())).unwrap();
+        stop.store(true, Ordering::Relaxed);
+        // The clients end first.
+        next
+    });
+}
+
 fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {
     let process = std::cell::RefCell::new(process);
     wait_for(&|| process.borrow_mut().0.try_wait().unwrap()).expect("the process ends")

@@ -81,8 +81,10 @@ pub fn tenants_with(
     origin: &Path,
 ) -> Result<ParsedTenants, ConfigErrors> {
     let previous = previous.filter(|previous| previous.origin == origin);
-    let in_pieces = split(text).and_then(|pieces| in_pieces(previous, &pieces, origin));
-    in_pieces.unwrap_or_else(|| in_one_go(previous, text, origin))
+    match split(text).and_then(|pieces| in_pieces(previous, &pieces, origin)) {
+        Some(read) => Ok(read),
+        None => in_one_go(previous, text, origin),
+    }
 }
 
 /// A document of which each part is read, or refused.
@@ -131,29 +133,16 @@ fn in_one_go(previous: Option<&ParsedTenants>, text: &str, origin: &Path) -> Res
     document.accept(previous, origin, locate)
 }
 
-/// Reads a document in pieces, each on its own. Gives nothing if a piece does not stand alone.
-fn in_pieces(
-    previous: Option<&ParsedTenants>,
-    pieces: &Pieces<'_>,
-    origin: &Path,
-) -> Option<Result<ParsedTenants, ConfigErrors>> {
+/// Reads a document in pieces, each on its own. Gives nothing if a piece does not stand alone, or if
+/// anything is wrong: reading in one go tells what.
+fn in_pieces(previous: Option<&ParsedTenants>, pieces: &Pieces<'_>, origin: &Path) -> Option<ParsedTenants> {
     let root = yaml::parse(&pieces.head, Anchors::Refused).ok()?;
-    let head = head_of(&root).map_err(|mut refusal| {
-        if let Some(position) = &mut refusal.position {
-            position.line = pieces.line_of_head(position.line);
-        }
-        refusal
-    });
-    let reader = Reader {
-        pieces: &pieces.tenants,
-        head: head.as_ref().ok(),
-        known: Known::of(previous, head.as_ref().ok(), origin),
-        origin,
-    };
-    let (prints, tenants) = reader.read_all()?.into_iter().unzip();
+    let head = head_of(&root).ok()?;
+    let reader = Reader { pieces: &pieces.tenants, head: &head, known: Known::of(previous, &head, origin), origin };
+    let (prints, tenants): (_, Vec<_>) = reader.read_all()?.into_iter().unzip();
     let lines = pieces.tenants.iter().map(|piece| piece.line).collect();
-    let document = Document { head, tenants, lines, prints };
-    Some(document.accept(previous, origin, |paths| locate_in_pieces(pieces, paths)))
+    let tenants = tenants.into_iter().map(Ok).collect();
+    Document { head: Ok(head), tenants, lines, prints }.accept(previous, origin, |_| Vec::new()).ok()
 }
 
 fn head_of(root: &Node<'_>) -> Result<TenantHead, Box<Refusal>> {
@@ -224,13 +213,12 @@ fn clashes(tenants: &[Arc<Tenant>], lines: &[u32]) -> impl Iterator<Item = Fault
 /// Reads the pieces of a document on as many threads as there are processors.
 struct Reader<'a> {
     pieces: &'a [Piece<'a>],
-    /// Absent if the head itself is wrong.
-    head: Option<&'a TenantHead>,
+    head: &'a TenantHead,
     known: Known<'a>,
     origin: &'a Path,
 }
 
-type ReadPiece = (Print, Result<ReadTenant, Box<Refusal>>);
+type ReadPiece = (Print, ReadTenant);
 
 /// Pieces that a thread takes at once: few enough that all end at about the same time.
 const BATCH: usize = 256;
@@ -281,29 +269,18 @@ impl Reader<'_> {
         let read = match self.known.tenant(index, &print) {
             Some(tenant) => {
                 // What it refers to may have changed, even if it has not.
-                let problems = match self.head {
-                    Some(head) if !self.known.same_head => check::tenant(tenant, head),
-                    _ => Vec::new(),
-                };
-                Ok(ReadTenant { tenant: Arc::clone(tenant), problems, kept: true })
+                let problems = if self.known.same_head { Vec::new() } else { check::tenant(tenant, self.head) };
+                ReadTenant { tenant: Arc::clone(tenant), problems, kept: true }
             }
             None => self.parse(piece)?,
         };
         Some((print, read))
     }
 
-    fn parse(&self, piece: &Piece<'_>) -> Option<Result<ReadTenant, Box<Refusal>>> {
+    fn parse(&self, piece: &Piece<'_>) -> Option<ReadTenant> {
         let list = yaml::parse(piece.text, Anchors::Refused).ok()?;
-        let item = list.only_item()?;
-        Some(match yaml::value(item) {
-            Ok(tenant) => Ok(ReadTenant::new(tenant, self.head, self.origin)),
-            Err(mut refusal) => {
-                if let Some(position) = &mut refusal.position {
-                    position.line += piece.line - 1;
-                }
-                Err(refusal)
-            }
-        })
+        let tenant = yaml::value(list.only_item()?).ok()?;
+        Some(ReadTenant::new(tenant, Some(self.head), self.origin))
     }
 }
 
@@ -315,11 +292,11 @@ struct Known<'a> {
 }
 
 impl<'a> Known<'a> {
-    fn of(previous: Option<&'a ParsedTenants>, head: Option<&TenantHead>, origin: &Path) -> Self {
+    fn of(previous: Option<&'a ParsedTenants>, head: &TenantHead, origin: &Path) -> Self {
         let by_print = previous
             .map(|previous| previous.prints.iter().enumerate().map(|(index, print)| (print, index)).collect())
             .unwrap_or_default();
-        let same_head = previous.zip(head).is_some_and(|(previous, head)| {
+        let same_head = previous.is_some_and(|previous| {
             let mut resolved = head.clone();
             Resolver::beside(origin).head(&mut resolved);
             *previous.head == resolved
@@ -333,37 +310,6 @@ impl<'a> Known<'a> {
         let index = if previous.prints.get(index) == Some(print) { index } else { *self.by_print.get(print)? };
         previous.tenants.get(index)
     }
-}
-
-/// Looks each path up in the piece that it leads into.
-fn locate_in_pieces(pieces: &Pieces<'_>, paths: &[ConfigPath]) -> Vec<Option<Found>> {
-    let mut found: Vec<Option<Found>> = vec![None; paths.len()];
-    // The head, and each tenant that a path leads into, is read once.
-    let mut wanted: HashMap<Option<usize>, Vec<usize>> = HashMap::new();
-    for (number, path) in paths.iter().enumerate() {
-        wanted.entry(path.within("tenants").map(|(index, _)| index)).or_default().push(number);
-    }
-    for (tenant, numbers) in wanted {
-        let piece = tenant.and_then(|index| pieces.tenants.get(index));
-        let local: Vec<ConfigPath> = numbers
-            .iter()
-            .map(|number| match paths[*number].within("tenants") {
-                Some((_, rest)) => std::iter::once(PathStep::Index(0)).chain(rest.iter().cloned()).collect(),
-                None => paths[*number].clone(),
-            })
-            .collect();
-        let places = locate(piece.map_or(pieces.head.as_str(), |piece| piece.text), &local);
-        for (number, place) in numbers.into_iter().zip(places) {
-            found[number] = place.map(|mut place| {
-                place.position.line = match piece {
-                    Some(piece) => place.position.line + piece.line - 1,
-                    None => pieces.line_of_head(place.position.line),
-                };
-                place
-            });
-        }
-    }
-    found
 }
 
 impl ParsedTenants {
@@ -432,7 +378,7 @@ plans:
     auth: {accept: [anonymous]}
 "#;
 
-    fn in_pieces_only(text: &str) -> Option<Result<ParsedTenants, ConfigErrors>> {
+    fn in_pieces_only(text: &str) -> Option<ParsedTenants> {
         in_pieces(None, &split(text)?, Path::new(ORIGIN))
     }
 
@@ -444,14 +390,10 @@ plans:
     fn assert_same(text: &str) {
         match (in_pieces_only(text), whole(text)) {
             (None, _) => {}
-            (Some(Ok(pieces)), Ok(whole)) => {
+            (Some(pieces), Ok(whole)) => {
                 assert_eq!(pieces.head, whole.head, "{text}");
                 assert_eq!(pieces.tenants, whole.tenants, "{text}");
                 assert_eq!(pieces.lines, whole.lines, "{text}");
-            }
-            (Some(Err(pieces)), Err(whole)) => {
-                let show = |errors: &ConfigErrors| errors.iter().map(ToString::to_string).collect::<Vec<_>>();
-                assert_eq!(show(&pieces), show(&whole), "{text}");
             }
             (Some(pieces), whole) => panic!("in pieces {pieces:?}, in one go {whole:?}\n{text}"),
         }
@@ -459,7 +401,7 @@ plans:
 
     #[test]
     fn the_plain_form_is_read_in_pieces() {
-        let parsed = in_pieces_only(DOCUMENT).unwrap().unwrap();
+        let parsed = in_pieces_only(DOCUMENT).unwrap();
         assert_eq!(
             parsed.tenants.iter().map(|tenant| tenant.id.as_str()).collect::<Vec<_>>(),
             ["acme", "globex", "initech"]
@@ -471,7 +413,7 @@ plans:
     #[test]
     fn a_list_at_the_left_edge_is_read_in_pieces() {
         let text = "revision: 1\ntenants:\n- id: a\n  hosts: [a.example]\n  routes: []\n- id: b\n  hosts: [b.example]\n  routes: []\nplans: {}\n";
-        assert_eq!(in_pieces_only(text).unwrap().unwrap().tenants.len(), 2);
+        assert_eq!(in_pieces_only(text).unwrap().tenants.len(), 2);
         assert_same(text);
     }
 

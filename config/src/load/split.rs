@@ -16,10 +16,6 @@ pub(super) struct Pieces<'a> {
     /// The document with an empty list of tenants.
     pub(super) head: String,
     pub(super) tenants: Vec<Piece<'a>>,
-    /// The number of the line `tenants:`.
-    list_line: u32,
-    /// How many lines of the document the head lacks.
-    list_lines: u32,
 }
 
 /// The text of one tenant, as a list of one item with its indentation.
@@ -28,13 +24,6 @@ pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
     /// The number of its first line in the document.
     pub(super) line: u32,
-}
-
-impl Pieces<'_> {
-    /// The line of the document that a line of the head is.
-    pub(super) fn line_of_head(&self, line: u32) -> u32 {
-        if line > self.list_line { line + self.list_lines } else { line }
-    }
 }
 
 /// Cuts a document, or not if it has not the plain form.
@@ -55,12 +44,7 @@ pub(super) fn split(text: &str) -> Option<Pieces<'_>> {
     if after.starts_with(['-', '.', '%', ' ']) {
         return None;
     }
-    Some(Pieces {
-        head: format!("{before}tenants: []\n{after}"),
-        tenants,
-        list_line,
-        list_lines: end.number - list_line - 1,
-    })
+    Some(Pieces { head: format!("{before}tenants: []\n{after}"), tenants })
 }
 
 /// The offset and number of the line `tenants:`.

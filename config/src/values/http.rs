@@ -162,15 +162,14 @@ impl FromStr for HostPort {
         let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;
         let digits = port.bytes().all(|b| b.is_ascii_digit());
         let port = port.parse().ok().filter(|port| digits && *port != 0).ok_or_else(refused)?;
-        let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            Some(v6) => v6.parse::<std::net::Ipv6Addr>().map_err(|_| refused())?.to_string(),
-            None => {
-                let pattern: HostPattern = host.parse().map_err(|_| refused())?;
-                if pattern.is_wildcard() {
-                    return Err(refused());
-                }
-                pattern.name().to_owned()
+        let host = if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            v6.parse::<std::net::Ipv6Addr>().map_err(|_| refused())?.to_string()
+        } else {
+            let pattern: HostPattern = host.parse().map_err(|_| refused())?;
+            if pattern.is_wildcard() {
+                return Err(refused());
             }
+            pattern.name().to_owned()
         };
         Ok(Self { host: host.into(), port })
     }

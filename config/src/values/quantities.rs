@@ -101,7 +101,7 @@ impl fmt::Display for ByteSize {
         let (unit, factor) = BYTE_UNITS
             .into_iter()
             .rev()
-            .find(|(_, factor)| self.0 % factor == 0 && self.0 >= *factor)
+            .find(|(_, factor)| self.0.is_multiple_of(*factor) && self.0 >= *factor)
             .unwrap_or(("", 1));
         write!(f, "{}{unit}", self.0 / factor)
     }

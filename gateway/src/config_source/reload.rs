@@ -181,10 +181,12 @@ impl Reloader {
         let unused: Vec<PoolKey> = before.into_iter().filter(|key| !now.contains(key)).collect();
         self.shared.upstreams.apply(Vec::new(), &unused);
         self.stamps.extend(self.certificates().into_iter().map(|path| (path.clone(), stamp_of(&path))));
-        if !kept && errors.is_empty() && changed {
-            if let Err(error) = self.kept.store(self.files.keys().map(PathBuf::as_path)) {
-                tracing::warn!(%error, "the last known good configuration could not be kept");
-            }
+        if !kept
+            && errors.is_empty()
+            && changed
+            && let Err(error) = self.kept.store(self.files.keys().map(PathBuf::as_path))
+        {
+            tracing::warn!(%error, "the last known good configuration could not be kept");
         }
         self.applied(errors, changed, revision, changes_made, began);
     }

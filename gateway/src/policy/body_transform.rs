@@ -44,6 +44,9 @@ use crate::respond::problem::ProblemKind;
 pub const DEADLINE: Duration = Duration::from_millis(250);
 /// How long one run may take on a worker, where it holds up other requests.
 pub const DEADLINE_HERE: Duration = Duration::from_millis(20);
+/// Stack that a thread must have on which programs run. Evaluation stays far below (the tests make do
+/// with a quarter), and what is not touched costs address space only.
+pub const STACK_BYTES: usize = 16 << 20;
 /// How long a run waits for its turn before it is refused.
 pub const MAX_WAIT: Duration = Duration::from_secs(1);
 
@@ -87,7 +90,7 @@ impl BodyTransform {
     }
 
     /// Transforms a whole body on this very thread, within [`DEADLINE_HERE`]. For hooks that cannot
-    /// wait; takes up to half a megabyte of stack.
+    /// wait, on threads with [`STACK_BYTES`].
     pub fn run_here(&self, body: &[u8]) -> Result<Bytes, TransformFailure> {
         // A bug of the interpreter must not end whatever else the caller is in the middle of.
         catch_unwind(AssertUnwindSafe(|| self.program.run(DEADLINE_HERE, body)))

@@ -106,15 +106,12 @@ pub struct BodyCounter {
 impl BodyCounter {
     /// Counts a piece of `length` bytes. Once the bound is exceeded, every further byte is too much.
     pub fn count(&mut self, length: usize) -> Result<(), Exceeded> {
-        match u64::try_from(length).ok().and_then(|length| self.remaining.checked_sub(length)) {
-            Some(remaining) => {
-                self.remaining = remaining;
-                Ok(())
-            }
-            None => {
-                self.remaining = 0;
-                Err(Exceeded::Body(self.max))
-            }
+        if let Some(remaining) = u64::try_from(length).ok().and_then(|length| self.remaining.checked_sub(length)) {
+            self.remaining = remaining;
+            Ok(())
+        } else {
+            self.remaining = 0;
+            Err(Exceeded::Body(self.max))
         }
     }
 }

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// One request, from its head to its line in the access log.
-pub struct RequestContext {
+pub(crate) struct RequestContext {
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) request_id: RequestId,

@@ -22,7 +22,7 @@ const FORWARDING: [HeaderName; 5] =
 /// A body that is left over when the answer is out is read for this long, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Neither a client that takes nothing of an answer, nor one that sends nothing, is waited for longer.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
     let Some(peer) = Peer::of(session) else { return };

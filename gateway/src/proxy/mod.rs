@@ -23,7 +23,7 @@ use pingora_core::{Error, Result, modules::http::HttpModules, upstreams::peer::H
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-pub use self::context::RequestContext;
+pub(crate) use self::context::RequestContext;
 pub(crate) use self::shared::{Shared, SharedError, identity};
 
 /// What Pingora calls. One per worker; all share the same state.

@@ -272,12 +272,13 @@ async fn check_body(
     ctx: &mut RequestContext,
     route: &CompiledRoute,
 ) -> Result<Result<(), Refusal>> {
-    let body = match wants_body(session.req_header(), route) {
-        true => match read_body(session).await? {
+    let body = if wants_body(session.req_header(), route) {
+        match read_body(session).await? {
             Ok(body) => Some(body),
             Err(refusal) => return Ok(Err(refusal)),
-        },
-        false => None,
+        }
+    } else {
+        None
     };
     let request = session.req_header();
     if let Some(validation) = &route.policies.validation {

@@ -50,13 +50,12 @@ fn canary_side(canary: &CompiledCanary, request: &RequestHeader) -> (bool, Optio
     // The cookie holds the number that was drawn, not the side: a change of weight moves no more
     // callers than it must.
     let drawn = cookie(request, &sticky.name).and_then(|value| value.parse::<u16>().ok()).filter(|n| *n < 10_000);
-    match drawn {
-        Some(drawn) => (f64::from(drawn) < canary.weight * 10_000.0, None),
-        None => {
-            let drawn = fastrand::u16(..10_000);
-            let cookie = format!("{}={drawn}; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax", sticky.name);
-            (f64::from(drawn) < canary.weight * 10_000.0, HeaderValue::try_from(cookie).ok())
-        }
+    if let Some(drawn) = drawn {
+        (f64::from(drawn) < canary.weight * 10_000.0, None)
+    } else {
+        let drawn = fastrand::u16(..10_000);
+        let cookie = format!("{}={drawn}; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax", sticky.name);
+        (f64::from(drawn) < canary.weight * 10_000.0, HeaderValue::try_from(cookie).ok())
     }
 }
 

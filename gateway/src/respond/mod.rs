@@ -3,7 +3,7 @@
 //! Pingora's filters for responses do not see them, so what every response owes its client (request id,
 //! CORS, security headers) is added here, for these and for those that come from upstreams.
 
-pub mod problem;
+pub(crate) mod problem;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header, uri::PathAndQuery};
@@ -68,15 +68,12 @@ pub(crate) async fn answer(
     }
     let entry = ctx.tenant.clone();
     let route = ctx.route;
-    match entry.as_deref().map(crate::tenancy::snapshot::TenantEntry::compiled) {
-        Some(tenant) => {
-            let policies = route.and_then(|index| tenant.routes.get(index)).map_or(&tenant.policies, |r| &r.policies);
-            common_headers(session, ctx, policies, &mut response)?;
-        }
-        None => {
-            response.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
-            default_security_headers(&mut response)?;
-        }
+    if let Some(tenant) = entry.as_deref().map(crate::tenancy::snapshot::TenantEntry::compiled) {
+        let policies = route.and_then(|index| tenant.routes.get(index)).map_or(&tenant.policies, |r| &r.policies);
+        common_headers(session, ctx, policies, &mut response)?;
+    } else {
+        response.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
+        default_security_headers(&mut response)?;
     }
     keep_open_if_cheap(session);
     let no_body = body.is_empty() || !may_have_body(session.req_header(), status);

@@ -13,7 +13,7 @@ use serde::{Serialize, ser::SerializeMap};
 use serde_json::Value;
 
 /// The media type of a problem (RFC 9457 §6.1).
-pub const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
+pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 macro_rules! problem_kinds {
     ($($(#[$doc:meta])* $kind:ident = $status:ident, $type_uri:literal, $title:literal, $remedy:literal;)+) => {
@@ -164,7 +164,7 @@ impl ProblemKind {
 
 /// One occurrence of a problem, ready to be written as a body.
 #[derive(Debug, Clone)]
-pub struct Problem<'a> {
+pub(crate) struct Problem<'a> {
     kind: ProblemKind,
     detail: Cow<'a, str>,
     instance: Option<&'a str>,
@@ -173,37 +173,37 @@ pub struct Problem<'a> {
 
 impl<'a> Problem<'a> {
     /// `detail` is for the client developer: what in this very request was wrong, and the fix.
-    pub fn new(kind: ProblemKind, detail: impl Into<Cow<'a, str>>) -> Self {
+    pub(crate) fn new(kind: ProblemKind, detail: impl Into<Cow<'a, str>>) -> Self {
         Self { kind, detail: detail.into(), instance: None, extensions: Vec::new() }
     }
 
     /// The request id, by which the occurrence is found in the log (RFC 9457 §3.1.5).
     #[must_use]
-    pub fn with_instance(mut self, request_id: &'a str) -> Self {
+    pub(crate) fn with_instance(mut self, request_id: &'a str) -> Self {
         self.instance = Some(request_id);
         self
     }
 
     /// An extension member (RFC 9457 §3.2), written after the standard ones.
     #[must_use]
-    pub fn with_extension(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+    pub(crate) fn with_extension(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         debug_assert!(!["type", "title", "status", "detail", "instance"].contains(&name));
         self.extensions.push((name, value.into()));
         self
     }
 
-    pub fn kind(&self) -> ProblemKind {
+    pub(crate) fn kind(&self) -> ProblemKind {
         self.kind
     }
 
     /// The body, as `application/problem+json`.
-    pub fn body(&self) -> Bytes {
+    pub(crate) fn body(&self) -> Bytes {
         serde_json::to_vec(self).unwrap_or_default().into()
     }
 
     /// `grpc-message` of a trailers-only answer: the detail, percent-encoded as in
     /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md#responses>.
-    pub fn grpc_message(&self) -> HeaderValue {
+    pub(crate) fn grpc_message(&self) -> HeaderValue {
         const NOT_PLAIN: &AsciiSet = &CONTROLS.add(b'%');
         let encoded = utf8_percent_encode(&self.detail, NOT_PLAIN).to_string();
         HeaderValue::try_from(encoded).unwrap_or(HeaderValue::from_static(""))

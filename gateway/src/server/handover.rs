@@ -29,7 +29,7 @@ use rustix::net::{
 use super::listener::{Endpoint, Listener};
 
 /// How long the new process waits for the old one, and the old one for the word that the new one serves.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// The kernel passes no more than 253 descriptors in one message.
 const MOST_SOCKETS: usize = 250;
 const SERVING: &[u8; 1] = b"S";

@@ -59,7 +59,7 @@ fn open(address: SocketAddr) -> io::Result<TcpListener> {
     // Connections inherit both: small answers leave at once, and peers that vanished are noticed.
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15)).with_retries(4),
+        &TcpKeepalive::new().with_time(Duration::from_mins(1)).with_interval(Duration::from_secs(15)).with_retries(4),
     )?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

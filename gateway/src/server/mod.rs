@@ -37,7 +37,10 @@ use self::{
     tls::LiveTls,
     worker::{Protection, Worker},
 };
-use crate::proxy::{Gateway, Shared};
+use crate::{
+    policy::body_transform::STACK_BYTES,
+    proxy::{Gateway, Shared},
+};
 
 /// Why workers could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +115,7 @@ impl Server {
             let (watch, drain_timeout) = (watch.clone(), node.drain.timeout.get());
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
+                .stack_size(STACK_BYTES)
                 .spawn(move || run_worker(share, worker, watch, drain_timeout))
                 .map_err(ServerError::Thread)?;
             workers.push(thread);
@@ -141,7 +145,8 @@ fn run_worker(
     shutdown: channel::Receiver<bool>,
     drain_timeout: Duration,
 ) {
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = tokio::runtime::Builder::new_current_thread().thread_stack_size(STACK_BYTES).enable_all().build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker's runtime"),
     };

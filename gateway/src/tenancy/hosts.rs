@@ -373,10 +373,7 @@ mod tests {
             }
             let expected = kept
                 .iter()
-                .filter(|p| match p.is_wildcard() {
-                    true => host.strip_suffix(p.name()).is_some_and(|rest| rest.ends_with('.')),
-                    false => host == p.name(),
-                })
+                .filter(|p| if p.is_wildcard() { host.strip_suffix(p.name()).is_some_and(|rest| rest.ends_with('.')) } else { host == p.name() })
                 .max_by_key(|p| (!p.is_wildcard(), p.name().len()))
                 .map(ToString::to_string);
             prop_assert_eq!(table.find(&host).cloned(), expected);

@@ -729,7 +729,7 @@ mod tests {
 
         fn methods(route: &RouteMatch) -> impl Iterator<Item = &Method> {
             let has_get = route.methods.iter().any(|method| method.get() == Method::GET);
-            route.methods.iter().map(|method| method.get()).chain(has_get.then_some(&Method::HEAD))
+            route.methods.iter().map(seiketsu_config::values::Method::get).chain(has_get.then_some(&Method::HEAD))
         }
 
         fn path_matches(pattern: &[PathSegment], path: &str) -> bool {

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn pauses_follow_the_ttl_within_bounds_and_grow_with_failures() {
-        let (min, max) = (Duration::from_secs(5), Duration::from_secs(60));
+        let (min, max) = (Duration::from_secs(5), Duration::from_mins(1));
         let answer = |seconds, addresses: &[&str]| Reply::Answer {
             addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             denied: None,

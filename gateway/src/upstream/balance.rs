@@ -25,12 +25,11 @@ pub struct Tried {
 impl Tried {
     /// Beyond six attempts the oldest is forgotten.
     pub fn add(&mut self, id: EndpointId) {
-        match self.ids.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some(id),
-            None => {
-                self.ids.rotate_left(1);
-                self.ids[MAX_ATTEMPTS - 1] = Some(id);
-            }
+        if let Some(slot) = self.ids.iter_mut().find(|slot| slot.is_none()) {
+            *slot = Some(id)
+        } else {
+            self.ids.rotate_left(1);
+            self.ids[MAX_ATTEMPTS - 1] = Some(id);
         }
     }
 

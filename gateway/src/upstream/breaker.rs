@@ -448,10 +448,10 @@ mod tests {
         }
 
         fn leave(&mut self, epoch: usize) {
-            if let ModelPhase::HalfOpen { running, .. } = &mut self.phase {
-                if epoch == self.epoch {
-                    *running -= 1;
-                }
+            if let ModelPhase::HalfOpen { running, .. } = &mut self.phase
+                && epoch == self.epoch
+            {
+                *running -= 1;
             }
         }
     }

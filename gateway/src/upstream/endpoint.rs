@@ -125,10 +125,10 @@ impl Endpoint {
         if failed {
             state.failures.fetch_add(1, Relaxed);
             state.latency.observe_failure(latency, now);
-            if state.outlier.failed(&self.profile.config.outliers, now) {
-                if let Some(pool) = self.pool.upgrade() {
-                    pool.eject(self, now);
-                }
+            if state.outlier.failed(&self.profile.config.outliers, now)
+                && let Some(pool) = self.pool.upgrade()
+            {
+                pool.eject(self, now);
             }
         } else {
             state.latency.observe(latency, now);

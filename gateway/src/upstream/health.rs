@@ -127,10 +127,10 @@ fn report(
     if let Err(error) = result {
         tracing::debug!(address = %endpoint.address, %error, "a health check failed");
     }
-    if let Some(healthy) = state.health.record(result.is_ok(), check) {
-        if let Some(pool) = pool.upgrade() {
-            pool.health_changed(endpoint, healthy, result.as_ref().err());
-        }
+    if let Some(healthy) = state.health.record(result.is_ok(), check)
+        && let Some(pool) = pool.upgrade()
+    {
+        pool.health_changed(endpoint, healthy, result.as_ref().err());
     }
 }
 

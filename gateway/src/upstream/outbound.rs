@@ -44,7 +44,7 @@ use super::{
 /// For one address of a host; the next is tried after it.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Mirrored requests in flight at once; more are not mirrored.
 const MIRRORED_AT_ONCE: usize = 256;

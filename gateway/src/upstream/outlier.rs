@@ -31,7 +31,7 @@ impl Outlier {
             return false;
         }
         let failures = self.failures_in_a_row.fetch_add(1, Relaxed).wrapping_add(1);
-        failures % threshold == 0
+        failures.is_multiple_of(threshold)
     }
 
     /// Sets the endpoint aside and returns until when: `base_ejection` the first time, as much more with

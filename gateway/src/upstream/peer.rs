@@ -25,7 +25,7 @@ const H2_PING: Duration = Duration::from_secs(30);
 
 /// Finds dead peers of idle connections within two minutes: first probe after a minute, then four.
 const TCP_KEEPALIVE: TcpKeepalive = TcpKeepalive {
-    idle: Duration::from_secs(60),
+    idle: Duration::from_mins(1),
     interval: Duration::from_secs(15),
     count: 4,
     #[cfg(target_os = "linux")]
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(peer.options.total_connection_timeout, Some(TIMEOUTS.connect));
         assert_eq!(peer.options.read_timeout, TIMEOUTS.read);
         assert_eq!(peer.options.write_timeout, None);
-        assert_eq!(peer.options.idle_timeout, Some(Duration::from_secs(60)));
+        assert_eq!(peer.options.idle_timeout, Some(Duration::from_mins(1)));
     }
 
     #[tokio::test]

@@ -271,12 +271,11 @@ impl UpstreamPool {
             pool: self.this.clone(),
             clock: self.shared.clock.clone(),
         });
-        let checker = match &profile.config.health {
-            Some(check) => Some(Checker::start(Arc::clone(&endpoint), check.clone(), &self.shared.runtime)),
-            None => {
-                endpoint.state.health.forget();
-                None
-            }
+        let checker = if let Some(check) = &profile.config.health {
+            Some(Checker::start(Arc::clone(&endpoint), check.clone(), &self.shared.runtime))
+        } else {
+            endpoint.state.health.forget();
+            None
         };
         Slot { endpoint, _checker: checker }
     }

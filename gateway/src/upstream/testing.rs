@@ -193,7 +193,7 @@ impl Behaviour {
         Self { status, ..Self::default() }
     }
 
-    /// `grpc.health.v1`: 1 is SERVING, 2 NOT_SERVING.
+    /// `grpc.health.v1`: 1 is SERVING, 2 `NOT_SERVING`.
     pub(super) fn grpc(status: &'static str, serving: u8) -> Self {
         let trailers =
             HeaderMap::from_iter([(http::HeaderName::from_static("grpc-status"), HeaderValue::from_static(status))]);

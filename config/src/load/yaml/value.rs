@@ -395,7 +395,7 @@ struct Choice<'a, 't> {
     value: Option<Value<'a, 't>>,
 }
 
-impl<'a, 't> de::EnumAccess<'a> for Choice<'a, 't> {
+impl<'a> de::EnumAccess<'a> for Choice<'a, '_> {
     type Error = Error;
     type Variant = Self;
 
@@ -406,7 +406,7 @@ impl<'a, 't> de::EnumAccess<'a> for Choice<'a, 't> {
     }
 }
 
-impl<'a> Choice<'a, '_> {
+impl Choice<'_, '_> {
     fn within<T>(&self, value: Value<'_, '_>, result: Result<T, Error>) -> Result<T, Error> {
         result.map_err(|error| error.at(value.0.position).under(PathStep::Key(self.name.into())))
     }

@@ -18,8 +18,8 @@ const PER_MILLISECOND: Limits = Limits { made_bytes: 2 << 20, value_bytes: 512 <
 const MAX_DEPTH: u32 = 128;
 /// Bits of one integer.
 const MAX_INTEGER_BITS: u64 = 4096;
-/// Stack that evaluation may take up to a checkpoint. Threads have 2 MiB at least; what is taken
-/// between two checkpoints, and what dropping everything takes, must fit into the rest.
+/// Stack that evaluation may take up to a checkpoint. What is taken between two checkpoints, and what
+/// dropping everything takes, must fit into the rest of [`super::STACK_BYTES`].
 const MAX_STACK_BYTES: usize = 512 << 10;
 /// What an element of an array or object takes, roughly.
 const ELEMENT_BYTES: u64 = 16;
@@ -364,7 +364,7 @@ pub(super) fn functions() -> [native::Fun<Data>; 9] {
     ]
 }
 
-fn search<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+fn search(mut cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let wanted = cv.0.pop_var();
     match cv.0.data().budget.search(&cv.1, &wanted) {
         Ok(()) => box_once(Ok(cv.1)),
@@ -372,7 +372,7 @@ fn search<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
     }
 }
 
-fn regex<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+fn regex(mut cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let (flags, expression) = (cv.0.pop_var(), cv.0.pop_var());
     match cv.0.data().budget.regex(&cv.1, &expression, &flags) {
         Ok(()) => box_once(Ok(cv.1)),
@@ -380,7 +380,7 @@ fn regex<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
     }
 }
 
-fn multiply<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+fn multiply(mut cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let (right, left) = (cv.0.pop_var(), cv.0.pop_var());
     match cv.0.data().budget.repeat(&left, &right) {
         Ok(()) => native::bome(left * right),
@@ -388,7 +388,7 @@ fn multiply<'a>(mut cv: Cv<'a, Data>) -> ValXs<'a, Val> {
     }
 }
 
-fn merge<'a>(cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+fn merge(cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let mut merged = jaq_json::Map::default();
     if let Val::Arr(objects) = &cv.1 {
         for object in objects.iter() {
@@ -401,7 +401,7 @@ fn merge<'a>(cv: Cv<'a, Data>) -> ValXs<'a, Val> {
 }
 
 /// Strict JSON with a bound on depth; the interpreter's own has neither.
-fn from_json<'a>(cv: Cv<'a, Data>) -> ValXs<'a, Val> {
+fn from_json(cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let parsed = match &cv.1 {
         Val::TStr(text) | Val::BStr(text) => serde_json::from_slice(text).map_err(|_| "cannot be parsed as JSON"),
         _ => Err("fromjson needs a string"),

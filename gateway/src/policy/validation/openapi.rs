@@ -325,12 +325,11 @@ impl<'d> Compiler<'d> {
             };
             let target = reference.as_str().and_then(|reference| reference.strip_prefix('#'));
             let target = target.and_then(|target| percent_encoding::percent_decode_str(target).decode_utf8().ok());
-            place = match target.filter(|target| self.document.pointer(target).is_some()) {
-                Some(target) => target.into_owned(),
-                None => {
-                    let reference = reference.as_str().unwrap_or_default().to_owned();
-                    return Err(OpenApiError::DanglingReference { pointer: place, reference });
-                }
+            place = if let Some(target) = target.filter(|target| self.document.pointer(target).is_some()) {
+                target.into_owned()
+            } else {
+                let reference = reference.as_str().unwrap_or_default().to_owned();
+                return Err(OpenApiError::DanglingReference { pointer: place, reference });
             };
         }
         Err(OpenApiError::DanglingReference { pointer: pointer.to_owned(), reference: "a circle".to_owned() })

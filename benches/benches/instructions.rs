@@ -1,0 +1,67 @@
+//! Instruction counts of what must not become slower, and their limits: what `baseline.json` says and
+//! five per cent. `script/bench-instructions` runs them, and with `--update` writes the baseline anew.
+
+use std::{collections::BTreeMap, hint::black_box};
+
+use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use http::HeaderMap;
+use seiketsu_benches::tenancy::{Hosts, TARGETS, match_route, snapshot, tenant};
+use seiketsu_gateway::tenancy::{Change, Router, Snapshot, TenantEntry, path::normalise, snapshot::HostConflict};
+
+/// The limit of the benchmark that the baseline names by its function and id. Fails the run when it takes five per cent more instructions than the baseline says, or is
+/// missing from it.
+fn limit(name: &str) -> LibraryBenchmarkConfig {
+    let baseline: BTreeMap<String, u64> =
+        serde_json::from_str(include_str!("../baseline.json")).unwrap_or_else(|error| panic!("baseline.json: {error}"));
+    let instructions = baseline.get(name).copied().unwrap_or_default();
+    LibraryBenchmarkConfig::default()
+        .tool(Callgrind::default().hard_limits([(EventKind::Ir, instructions + instructions / 20)]))
+        .clone()
+}
+
+#[library_benchmark]
+#[bench::normal(args = ("/v1/orders/2026-000042/items?expand=plan"), config = limit("normalise_path normal"))]
+#[bench::escapes(args = ("/v1/users/caf%C3%A9%20bar/items"), config = limit("normalise_path escapes"))]
+#[bench::rewritten(args = ("/v1//orders/./x/../%7e2026|000042/items"), config = limit("normalise_path rewritten"))]
+fn normalise_path(target: &str) -> bool {
+    black_box(normalise(black_box(target.as_bytes()))).is_ok()
+}
+
+/// A hundred requests to as many tenants: one would show how its host happens to lie in the table.
+struct Requests {
+    snapshot: Snapshot<Router>,
+    hosts: Hosts,
+    headers: HeaderMap,
+}
+
+fn requests(tenants: usize) -> Requests {
+    Requests { snapshot: snapshot(tenants), hosts: Hosts::all(tenants), headers: HeaderMap::new() }
+}
+
+#[library_benchmark]
+#[bench::of_10_tenants(args = (10), setup = requests, config = limit("match_100_routes of_10_tenants"))]
+#[bench::of_10_000_tenants(args = (10_000), setup = requests, config = limit("match_100_routes of_10_000_tenants"))]
+fn match_100_routes(mut requests: Requests) -> Requests {
+    for target in TARGETS.into_iter().cycle().take(100) {
+        let host = requests.hosts.next_host();
+        black_box(match_route(&requests.snapshot, host, target, &requests.headers));
+    }
+    requests
+}
+
+type Replaced = (Snapshot<Router>, Result<Snapshot<Router>, Vec<HostConflict>>);
+
+fn replacement(tenants: usize) -> (Snapshot<Router>, TenantEntry<Router>) {
+    (snapshot(tenants), tenant(tenants / 2))
+}
+
+#[library_benchmark]
+#[bench::of_10_000(args = (10_000), setup = replacement, config = limit("replace_one_tenant of_10_000"))]
+fn replace_one_tenant((snapshot, tenant): (Snapshot<Router>, TenantEntry<Router>)) -> Replaced {
+    let next = snapshot.with_changes(2, [Change::Put(tenant)]);
+    (snapshot, next)
+}
+
+library_benchmark_group!(name = tenancy, benchmarks = [normalise_path, match_100_routes, replace_one_tenant]);
+
+main!(library_benchmark_groups = tenancy);

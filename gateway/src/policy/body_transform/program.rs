@@ -495,7 +495,6 @@ mod tests {
             "def f: def g: f | g; [g]; f",
             "def f: .[f]?; f",
             "def f: @base64 \"\\(f)\"; f",
-            "def f: [paths(f)]; f",
             "def f($x): f($x | f(.)); f(.)",
             "def f: (.[] |= ([.] | f)) | f; [1] | f",
             "def f: .. |= (f | .); f",

@@ -1,9 +1,6 @@
 //! What clients get through the gateway, over real sockets.
-#![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{Client, Gateway, KEY, Origin, two_tenants, wait_for};
+use crate::support::{Client, Gateway, KEY, Origin, two_tenants, wait_for};
 
 #[test]
 fn a_request_reaches_the_origin_and_its_answer_the_client() {

@@ -1,11 +1,8 @@
 //! What operators rely on: reloads, bad files, draining, replacing the binary.
-#![allow(clippy::unwrap_used)]
-
-mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use common::{Gateway, KEY, Origin, Process, two_tenants, wait_for};
+use crate::support::{self, Gateway, KEY, Origin, Process, two_tenants, wait_for};
 
 const REQUEST: &str = "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
 
@@ -78,7 +75,7 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     busy.send(b"GET /v1/delay/1000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
     // The origin has it once the gateway counts it as in flight.
     let metrics =
-        || common::Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
+        || support::Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
     wait_for(&|| metrics().contains("in_flight{tenant=\"acme\"} 1").then_some(())).unwrap();
     gateway.process.signal("-TERM");
     assert!(idle.is_closed());
@@ -96,13 +93,13 @@ fn quit_hands_the_sockets_over_without_a_failed_request() {
     let _next = std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut client = common::Client::connect(address);
+                let mut client = support::Client::connect(address);
                 while !stop.load(Ordering::Relaxed) {
                     let answer = client.request(REQUEST);
                     assert_eq!(answer.status, 200);
                     served.fetch_add(1, Ordering::Relaxed);
                     if answer.header("connection") == Some("close") {
-                        client = common::Client::connect(address);
+                        client = support::Client::connect(address);
                     }
                 }
             });

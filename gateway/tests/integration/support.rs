@@ -1,6 +1,5 @@
 //! A gateway and origins as real processes on free ports, and a client that speaks plain bytes, so that
 //! tests decide every byte that is sent.
-#![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub, missing_debug_implementations)]
 
 use std::{
     fs,

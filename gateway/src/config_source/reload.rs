@@ -194,7 +194,11 @@ impl Reloader {
     fn applied(&self, errors: Vec<String>, changed: bool, revision: u64, changes: usize, began: Instant) {
         let now = unix_seconds();
         let before = self.status.get();
-        let result = if errors.is_empty() { Reload::Applied } else { Reload::Partial };
+        let result = match (errors.is_empty(), changed) {
+            (true, _) => Reload::Applied,
+            (false, true) => Reload::Partial,
+            (false, false) => Reload::Refused,
+        };
         if changed || !errors.is_empty() {
             self.shared.metrics.node.config_reloaded(result, revision, now as f64);
         }
@@ -210,7 +214,8 @@ impl Reloader {
             loaded: true,
             revision,
             tenants: self.shared.live.load().tenant_count(),
-            from_last_known_good: false,
+            // Until the files are good, what was kept is what is in force.
+            from_last_known_good: before.from_last_known_good && !errors.is_empty(),
             errors,
             applied_at: if changed { now } else { before.applied_at },
         });

@@ -17,8 +17,11 @@ const SECRET_FIELDS: [&str; 4] = ["authorization", "proxy-authorization", "cooki
 pub(super) fn masked(value: Value) -> Value {
     match value {
         Value::Object(members) => {
+            // What a field must be, as in `{ name: authorization, equals: … }`.
+            let tells_field = members.get("name").and_then(Value::as_str).is_some_and(is_secret_field);
             let mask_member = |(name, value): (String, Value)| {
-                let value = if is_secret(&name, &value) { masked_all(value) } else { masked(value) };
+                let secret = is_secret(&name, &value) || tells_field && name != "name";
+                let value = if secret { masked_all(value) } else { masked(value) };
                 (name, value)
             };
             Value::Object(members.into_iter().map(mask_member).collect::<Map<_, _>>())
@@ -30,10 +33,17 @@ pub(super) fn masked(value: Value) -> Value {
 }
 
 fn is_secret(name: &str, value: &Value) -> bool {
+    // `cookie` is also the name of settings, which are neither texts nor texts with their layer.
+    is_secret_name(name) || is_secret_field(name) && (value.is_string() || value.get("layer").is_some())
+}
+
+fn is_secret_field(name: &str) -> bool {
+    is_secret_name(name) || SECRET_FIELDS.iter().any(|field| name.eq_ignore_ascii_case(field))
+}
+
+fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase().replace('_', "-");
-    SECRET_PARTS.iter().any(|part| name.contains(part))
-        || SECRET_ENDS.iter().any(|end| name.ends_with(end))
-        || value.is_string() && SECRET_FIELDS.contains(&&*name)
+    SECRET_PARTS.iter().any(|part| name.contains(part)) || SECRET_ENDS.iter().any(|end| name.ends_with(end))
 }
 
 /// Below a secret name every text is secret; switches and lists of none are not.
@@ -43,7 +53,9 @@ fn masked_all(value: Value) -> Value {
         Value::String(_) | Value::Number(_) => Value::String(MASK.to_owned()),
         Value::Array(items) => Value::Array(items.into_iter().map(masked_all).collect()),
         Value::Object(members) => {
-            Value::Object(members.into_iter().map(|(name, value)| (name, masked_all(value))).collect())
+            // The layer says where a setting comes from, not what it is.
+            let mask = |(name, value)| if name == "layer" { (name, value) } else { (name, masked_all(value)) };
+            Value::Object(members.into_iter().map(mask).collect())
         }
         plain => plain,
     }
@@ -71,6 +83,8 @@ mod tests {
         let effective = json!({
             "keys": [{ "prefix": "abcd1234", "hash": "sha256:0011" }],
             "headers": { "request": { "set": { "authorization": "Bearer s3", "x-env": "test", "X-Api-Key": "k" } } },
+            "added": { "authorization": { "layer": "route", "value": "Basic s3" } },
+            "conditions": [{ "name": "X-Api-Key", "equals": "s3" }, { "name": "x-env", "equals": "test" }],
             "client_secret": "s3", "nested": { "password": { "value": "s3", "layers": ["s3"] } },
             "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
             "jwks": { "url": "https://user:s3@idp.example/keys?x=@" },
@@ -82,6 +96,8 @@ mod tests {
             json!({
                 "keys": [{ "prefix": "abcd1234", "hash": "***" }],
                 "headers": { "request": { "set": { "authorization": "***", "x-env": "test", "X-Api-Key": "***" } } },
+                "added": { "authorization": { "layer": "route", "value": "***" } },
+                "conditions": [{ "name": "X-Api-Key", "equals": "***" }, { "name": "x-env", "equals": "test" }],
                 "client_secret": "***", "nested": { "password": { "value": "***", "layers": ["***"] } },
                 "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
                 "jwks": { "url": "https://***@idp.example/keys?x=@" },

@@ -169,9 +169,8 @@ impl CorsPolicy {
         }
     }
 
-    /// Writes the CORS headers of a response that is not a preflight's, in place of whatever the
-    /// upstream may have sent. `origin` is the request's `Origin` header.
-    pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut ResponseHeader) {
+    /// Takes away what the upstream says about CORS: with a policy of its own, the gateway decides.
+    pub fn remove_foreign(&self, response: &mut ResponseHeader) {
         for name in [
             ACCESS_CONTROL_ALLOW_ORIGIN,
             ACCESS_CONTROL_ALLOW_CREDENTIALS,
@@ -183,6 +182,11 @@ impl CorsPolicy {
             response.remove_header(&name);
         }
         response.remove_header("access-control-allow-private-network");
+    }
+
+    /// Writes the CORS headers that every response carries; those of a preflight's answer stay. `origin`
+    /// is the request's `Origin` header.
+    pub fn apply(&self, origin: Option<&HeaderValue>, response: &mut ResponseHeader) {
         if !self.any_origin {
             // Also where no header is added: a cache must not serve that answer to a listed origin.
             vary::add(response, &["Origin"]);
@@ -363,6 +367,7 @@ mod tests {
         for (name, value) in upstream {
             response.append_header(*name, *value).unwrap();
         }
+        policy.remove_foreign(&mut response);
         policy.apply(origin.map(|origin| origin.parse().unwrap()).as_ref(), &mut response);
         response
     }

@@ -92,7 +92,13 @@ impl RequestLimits {
     /// A counter for the bytes of one request's body as they arrive: the announced length may be
     /// absent or wrong.
     pub fn body_counter(&self) -> BodyCounter {
-        BodyCounter { remaining: self.max_body_bytes, max: self.max_body_bytes }
+        self.body_counter_up_to(u64::MAX)
+    }
+
+    /// The same, where `bytes` are the most that can be taken whatever the policy says.
+    pub fn body_counter_up_to(&self, bytes: u64) -> BodyCounter {
+        let max = self.max_body_bytes.min(bytes);
+        BodyCounter { remaining: max, max }
     }
 }
 

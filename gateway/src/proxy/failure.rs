@@ -11,12 +11,13 @@ use crate::{
     server::{peer::Peer, watch::Overdue},
     upstream::{
         endpoint::Outcome,
-        retry::{Attempt, Failure},
+        retry::{Attempt, Failure, Verdict},
     },
 };
 
 /// Whether another attempt is made; if so, its pause is noted.
 pub(super) fn may_retry(
+    shared: &Shared,
     session: &mut Session,
     ctx: &mut RequestContext,
     failure: Failure,
@@ -33,21 +34,30 @@ pub(super) fn may_retry(
     let method = downstream.req_header().method.clone();
     let attempt = Attempt { method: &method, failure, made: ctx.exchange.attempts, may_have_arrived, replayable };
     match pool.may_retry(&retries, &attempt) {
-        Some(pause) => {
+        Verdict::Again(pause) => {
             ctx.exchange.backoff = Some(pause);
             ctx.exchange.attempt = None;
             true
         }
-        None => false,
+        Verdict::Final => false,
+        Verdict::BudgetSpent => {
+            shared.metrics.node.retries_denied.inc();
+            false
+        }
     }
 }
 
 /// No connection came about.
-pub(super) fn to_connect(session: &mut Session, ctx: &mut RequestContext, mut error: Box<Error>) -> Box<Error> {
+pub(super) fn to_connect(
+    shared: &Shared,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    mut error: Box<Error>,
+) -> Box<Error> {
     if let Some(attempt) = ctx.exchange.attempt.take() {
         attempt.finish(Outcome::ConnectFailed);
     }
-    let retry = may_retry(session, ctx, Failure::Connect, false);
+    let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {
         let timed_out = matches!(error.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
@@ -59,6 +69,7 @@ pub(super) fn to_connect(session: &mut Session, ctx: &mut RequestContext, mut er
 
 /// The exchange broke off.
 pub(super) fn while_proxying(
+    shared: &Shared,
     session: &mut Session,
     mut error: Box<Error>,
     ctx: &mut RequestContext,
@@ -97,7 +108,7 @@ pub(super) fn while_proxying(
     {
         attempt.observe(outcome);
     }
-    let retry = !answered && (stale && may_repeat_once(session, ctx) || may_retry(session, ctx, failure, true));
+    let retry = !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, true));
     error.set_retry(retry);
     if !retry && !answered {
         ctx.refusal = Some(match failure {

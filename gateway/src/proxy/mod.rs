@@ -91,7 +91,7 @@ impl ProxyHttp for Gateway {
         response: &mut ResponseHeader,
         ctx: &mut RequestContext,
     ) -> Result<()> {
-        upstream_response::filter(session, response, ctx)
+        upstream_response::filter(&self.shared, session, response, ctx)
     }
 
     async fn response_filter(
@@ -121,7 +121,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestContext,
         reused: bool,
     ) -> Box<Error> {
-        failure::while_proxying(session, error, ctx, reused)
+        failure::while_proxying(&self.shared, session, error, ctx, reused)
     }
 
     fn fail_to_connect(
@@ -131,7 +131,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestContext,
         error: Box<Error>,
     ) -> Box<Error> {
-        failure::to_connect(session, ctx, error)
+        failure::to_connect(&self.shared, session, ctx, error)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut RequestContext) -> FailToProxy {

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The largest body that is read before a request goes on: what Pingora can replay.
-pub(super) const MAX_READ_BODY: usize = 64 << 10;
+const MAX_READ_BODY: usize = 64 << 10;
 
 /// What becomes of a request.
 enum Decision {
@@ -32,7 +32,7 @@ enum Decision {
 /// `true`: the request was answered here.
 pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
     let decision = match decide(shared, session, ctx) {
-        Ok(Decision::Proxy) => admit(shared, session, ctx).await?,
+        Ok(Decision::Proxy) => admit(session, ctx).await?,
         other => other,
     };
     match decision {
@@ -102,7 +102,7 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
 }
 
 /// Who is calling, and whether the body is what the route wants.
-async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
+async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
     let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
         return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
     };
@@ -117,7 +117,6 @@ async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
         return Ok(Err(refusal));
     }
     super::upstream_peer::choose_pool(session, ctx, route);
-    super::upstream_peer::mirror(shared, session, ctx, route);
     Ok(Ok(Decision::Proxy))
 }
 
@@ -261,9 +260,14 @@ fn to_validate<'r>(request: &'r RequestHeader, body: &'r [u8]) -> RequestToValid
 /// Whether the body must be there, whole, before the request may go on.
 fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
     let policies = &route.policies;
+    // Who only reports refuses nothing, so a body that cannot be read first goes on unread.
+    let validates = policies.validation.as_ref().is_some_and(|validation| {
+        (validation.mode() == ValidationMode::Enforce || is_small(request))
+            && validation.wants_body(&to_validate(request, b""))
+    });
     policies.request_body.is_some() && is_json(request)
-        || policies.validation.as_ref().is_some_and(|validation| validation.wants_body(&to_validate(request, b"")))
-        || route.mirror.is_some() && super::upstream_peer::wants_body_for_mirror(request)
+        || validates
+        || route.mirror.is_some() && is_small(request)
 }
 
 /// Reads the body, if it is small, checks it and prepares what is sent in its place.
@@ -273,7 +277,7 @@ async fn check_body(
     route: &CompiledRoute,
 ) -> Result<Result<(), Refusal>> {
     let body = if wants_body(session.req_header(), route) {
-        match read_body(session).await? {
+        match read_body(session, route).await? {
             Ok(body) => Some(body),
             Err(refusal) => return Ok(Err(refusal)),
         }
@@ -288,6 +292,9 @@ async fn check_body(
             match validation.mode() {
                 ValidationMode::Enforce => return Ok(Err(nonconformity.into())),
                 ValidationMode::Report => {
+                    if let Some(in_flight) = &ctx.in_flight {
+                        in_flight.nonconforming();
+                    }
                     tracing::info!(route = %route.id, %nonconformity, "a request does not conform");
                 }
             }
@@ -310,14 +317,16 @@ async fn check_body(
     Ok(Ok(()))
 }
 
-pub(super) async fn read_body(session: &mut Session) -> Result<Result<bytes::Bytes, Refusal>> {
-    let too_large =
-        || Refusal::new(ProblemKind::PayloadTooLarge, "On this route the body may have 65536 bytes at most.");
+/// Reads a body up to the route's bound, or what can be replayed if that is less.
+async fn read_body(session: &mut Session, route: &CompiledRoute) -> Result<Result<bytes::Bytes, Refusal>> {
+    let mut counter = route.policies.request.body_counter_up_to(MAX_READ_BODY as u64);
     let downstream = session.as_downstream_mut();
     let announced = downstream.req_header().headers.get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > MAX_READ_BODY) {
-        return Ok(Err(too_large()));
+    if let Some(length) = announced
+        && let Err(exceeded) = counter.clone().count(length)
+    {
+        return Ok(Err(exceeded.into()));
     }
     // What is read here is kept by Pingora and sent upstream again.
     downstream.enable_retry_buffering();
@@ -326,12 +335,22 @@ pub(super) async fn read_body(session: &mut Session) -> Result<Result<bytes::Byt
     }
     let mut body = bytes::BytesMut::new();
     while let Some(piece) = downstream.read_request_body().await? {
-        body.extend_from_slice(&piece);
-        if body.len() > MAX_READ_BODY {
-            return Ok(Err(too_large()));
+        if let Err(exceeded) = counter.count(piece.len()) {
+            return Ok(Err(exceeded.into()));
         }
+        body.extend_from_slice(&piece);
     }
     Ok(Ok(body.freeze()))
+}
+
+/// Whether the body's length is known, and small enough for it to be read before the request goes on.
+fn is_small(request: &RequestHeader) -> bool {
+    let announced = request.headers.get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    match announced {
+        Some(length) => length <= MAX_READ_BODY,
+        None => !request.headers.contains_key(header::TRANSFER_ENCODING),
+    }
 }
 
 pub(super) fn is_json(request: &RequestHeader) -> bool {

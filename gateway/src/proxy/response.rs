@@ -28,24 +28,27 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     if let Some(cookie) = ctx.sticky_cookie.take() {
         response.append_header(header::SET_COOKIE, cookie)?;
     }
+    if let Some(cors) = &policies.cors {
+        cors.remove_foreign(response);
+    }
     respond::common_headers(session, ctx, policies, response)?;
     if upgraded {
         return Ok(());
     }
     let has_body = respond::may_have_body(session.req_header(), response.status);
-    if let Some(_transform) = &policies.response_body
-        && has_body
+    if policies.response_body.is_some()
         && response.headers.get(header::CONTENT_TYPE).is_some_and(request::is_json_type)
         && !response.headers.contains_key(header::CONTENT_ENCODING)
     {
-        ctx.response_body.collected = Some(Vec::new());
+        // Also to HEAD: they speak of bytes that nobody will get.
         response.remove_header(&header::CONTENT_LENGTH);
         response.remove_header(&header::ETAG);
-        chunked(session, response)?;
+        if has_body {
+            ctx.response_body.collected = Some(Vec::new());
+            chunked(session, response)?;
+        }
     }
-    if let Some(compression) = &policies.compression
-        && has_body
-    {
+    if let Some(compression) = &policies.compression {
         let accepted = crate::policy::compression::AcceptedEncodings::of(&session.req_header().headers);
         ctx.response_body.encoder = compression.apply(accepted, &session.req_header().method, response);
         if ctx.response_body.encoder.is_some() {

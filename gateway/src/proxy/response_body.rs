@@ -7,7 +7,10 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::RequestContext;
-use crate::server::peer::Peer;
+use crate::{
+    policy::body_transform::{Body as TransformedBody, TransformFailure},
+    server::peer::Peer,
+};
 
 /// Larger bodies are not transformed; the exchange is broken off, since half of one cannot be.
 const MAX_TRANSFORMED: usize = 1 << 20;
@@ -24,7 +27,7 @@ pub(super) fn filter(
     if let Some(collected) = &mut ctx.response_body.collected {
         if let Some(piece) = body.take() {
             if collected.len() + piece.len() > MAX_TRANSFORMED {
-                return Err(Error::explain(ErrorType::InternalError, "the response is too large to be transformed"));
+                return Err(not_transformed(ctx, &TransformFailure::TooLarge));
             }
             collected.extend_from_slice(&piece);
         }
@@ -45,15 +48,24 @@ pub(super) fn filter(
     Ok(None)
 }
 
-fn transform(ctx: &RequestContext, whole: Vec<u8>) -> Result<Option<Bytes>> {
-    let Some(program) = ctx.route().and_then(|route| route.policies.response_body.as_ref()) else {
+fn transform(ctx: &mut RequestContext, whole: Vec<u8>) -> Result<Option<Bytes>> {
+    let Some(program) = ctx.route().and_then(|route| route.policies.response_body.clone()) else {
         return Ok(Some(whole.into()));
     };
     if whole.is_empty() {
         return Ok(None);
     }
-    program
-        .run_here(&whole)
-        .map(Some)
-        .map_err(|error| Error::explain(ErrorType::InternalError, format!("transforming a response: {error}")))
+    program.run_here(&whole).map(Some).map_err(|failure| not_transformed(ctx, &failure))
+}
+
+/// Where the head is still here, the client is told; where it has gone, the exchange is broken off, so
+/// that nobody takes a part for the whole.
+fn not_transformed(ctx: &mut RequestContext, failure: &TransformFailure) -> Box<Error> {
+    if let Some(route) = ctx.route() {
+        tracing::info!(route = %route.id, %failure, "a response body could not be transformed");
+    }
+    ctx.refusal = Some(failure.refusal(TransformedBody::OfResponse));
+    let mut error = Error::explain(ErrorType::InvalidHTTPHeader, "the response could not be transformed");
+    error.as_up();
+    error
 }

@@ -31,9 +31,10 @@ fn refusal(refused: Refused, pool: &UpstreamPool) -> Refusal {
     let (kind, detail, wait) = match refused {
         Refused::Open => {
             let open_for = pool.profile().config.breaker.open_for.get();
-            (ProblemKind::BreakerOpen, "The service is being given time to recover.", open_for.as_secs().max(1))
+            // Rounded up: who comes back in time must not come too early.
+            (ProblemKind::BreakerOpen, "The service is being given time to recover.", open_for.as_millis().div_ceil(1000).max(1))
         }
         Refused::TooManyInFlight => (ProblemKind::Overloaded, "The service is handling as many requests as it can.", 1),
     };
-    Refusal::new(kind, detail).with_header(RETRY_AFTER, HeaderValue::from(wait))
+    Refusal::new(kind, detail).with_header(RETRY_AFTER, HeaderValue::from(u64::try_from(wait).unwrap_or(u64::MAX)))
 }

@@ -8,7 +8,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_config::{policy::Timeouts, tenant::HashKey};
 
-use super::{RequestContext, Shared, request};
+use super::{RequestContext, Shared};
 use crate::{
     policy::Refusal,
     respond::problem::ProblemKind,
@@ -68,17 +68,22 @@ fn cookie<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
         .find_map(|(have, value)| (have == name).then_some(value))
 }
 
-/// Sends a copy to the route's mirror, if this request is one of its share.
-pub(super) fn mirror(shared: &Shared, session: &Session, ctx: &RequestContext, route: &CompiledRoute) {
+/// Sends a copy to the route's mirror, if this request is one of its share. The copy is of what the
+/// upstream gets, with the caller's signed identity and without the credential.
+pub(super) fn mirror(shared: &Shared, request: &RequestHeader, ctx: &RequestContext, route: &CompiledRoute) {
     let Some(mirror) = &route.mirror else { return };
-    if ctx.websocket || fastrand::f64() >= mirror.share {
+    if ctx.exchange.attempts > 1 || ctx.websocket || fastrand::f64() >= mirror.share {
         return;
     }
     // Without the body the copy would not be one.
-    let Some(body) = ctx.request_body.read.clone() else { return };
-    if shared.outbound.mirror(session.req_header(), body, &mirror.pool) != Mirrored::Sent {
-        tracing::debug!(route = %route.id, "a request was not mirrored");
-    }
+    let body = &ctx.request_body;
+    let Some(body) = body.replacement.clone().or_else(|| body.read.clone()) else { return };
+    let result = match shared.outbound.mirror(request, body, &mirror.pool) {
+        Mirrored::Sent => "sent",
+        Mirrored::TooMany => "too_many",
+        Mirrored::Unavailable => "unavailable",
+    };
+    shared.metrics.mirrored(result);
 }
 
 /// The endpoint for the next attempt.
@@ -86,7 +91,9 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
     if let Some(pause) = ctx.exchange.backoff.take() {
         tokio::time::sleep(pause).await;
     }
-    let Some(timeouts) = ctx.route().map(|route| route.policies.timeouts) else {
+    let Some((timeouts, body_counter)) =
+        ctx.route().map(|route| (route.policies.timeouts, Some(route.policies.request.body_counter())))
+    else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a route has no upstream"));
     };
     let began = *ctx.exchange.first_attempt_at.get_or_insert_with(Instant::now);
@@ -95,6 +102,7 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
         ctx.refusal = Some(Refusal::new(ProblemKind::UpstreamTimeout, "The service did not answer in time."));
         return Err(Error::explain(ErrorType::HTTPStatus(504), "no time left for another attempt"));
     }
+    let tenant_key = ctx.tenant.as_ref().map_or(0, |tenant| balance::hash_key(tenant.id().as_str().as_bytes()));
     let h2 = session.is_http2();
     let exchange = &mut ctx.exchange;
     let Some(pool) = exchange.pool.clone() else {
@@ -117,6 +125,11 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
             return Err(Error::explain(ErrorType::HTTPStatus(503), "no endpoint of the upstream can be used"));
         }
     };
+    // An upstream may serve several tenants; a connection to it serves one.
+    let mut peer = picked.peer;
+    peer.group_key ^= tenant_key;
+    // The body begins anew with each attempt.
+    ctx.request_body.counter = body_counter;
     exchange.attempts += 1;
     exchange.tried.add(picked.endpoint.id());
     exchange.attempt = exchange.permit.as_ref().map(|permit| picked.endpoint.begin(permit));
@@ -124,7 +137,7 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
     if let Some(peer) = Peer::of(session) {
         peer.watch.arm(timeouts.per_try.get().min(left));
     }
-    Ok(picked.peer)
+    Ok(peer)
 }
 
 /// Waiting for the head of a response is the watch's affair, which can tell it from a quiet stream.
@@ -146,16 +159,6 @@ fn hash_key(key: &HashKey, request: &RequestHeader, client: std::net::IpAddr) ->
         HashKey::Path => Some(balance::hash_key(request.uri.path().as_bytes())),
         HashKey::Header(name) => request.headers.get(name.get()).map(|value| balance::hash_key(value.as_bytes())),
         HashKey::Cookie(name) => cookie(request, name).map(|value| balance::hash_key(value.as_bytes())),
-    }
-}
-
-/// Whether a copy of the body is wanted: it is small and its length is known.
-pub(super) fn wants_body_for_mirror(request: &RequestHeader) -> bool {
-    let announced = request.headers.get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    match announced {
-        Some(length) => length <= request::MAX_READ_BODY,
-        None => !request.headers.contains_key(header::TRANSFER_ENCODING),
     }
 }
 

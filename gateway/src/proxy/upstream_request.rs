@@ -50,11 +50,16 @@ pub(super) fn filter(
         request.insert_header(header::TE, HeaderValue::from_static("trailers"))?;
     }
     transform_target(request, route)?;
+    if ctx.request_body.read.is_some() {
+        // It is here already: there is nothing to ask the client for, again.
+        request.remove_header(&header::EXPECT);
+    }
     if let Some(replacement) = &ctx.request_body.replacement {
         request.remove_header(&header::TRANSFER_ENCODING);
         request.insert_header(header::CONTENT_LENGTH, HeaderValue::from(replacement.len()))?;
     }
     policies.request_headers.apply_to_request(request);
+    super::upstream_peer::mirror(shared, request, ctx, route);
     if let Some(host) = ctx.exchange.endpoint.as_ref().and_then(|endpoint| endpoint.host_header.clone()) {
         set_host(request, host)?;
     }

@@ -5,13 +5,18 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{RequestContext, failure};
+use super::{RequestContext, Shared, failure};
 use crate::{
     server::peer::Peer,
     upstream::{endpoint::Outcome, retry::Failure},
 };
 
-pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestContext) -> Result<()> {
+pub(super) fn filter(
+    shared: &Shared,
+    session: &mut Session,
+    response: &mut ResponseHeader,
+    ctx: &mut RequestContext,
+) -> Result<()> {
     // Hints on the way to the response (RFC 9110 §15.2) are not it.
     if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
         return Ok(());
@@ -19,7 +24,7 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     if let Some(attempt) = &mut ctx.exchange.attempt {
         attempt.observe(Outcome::Status(response.status));
     }
-    if failure::may_retry(session, ctx, Failure::Status(response.status), true) {
+    if failure::may_retry(shared, session, ctx, Failure::Status(response.status), true) {
         let mut error = Error::explain(ErrorType::HTTPStatus(response.status.as_u16()), "tried again");
         error.as_up();
         error.set_retry(true);

@@ -106,6 +106,15 @@ impl Watch {
         self.body_window.store(0, Relaxed);
     }
 
+    /// Whether the silence that is allowed now ends before that time, as after arming it for less than
+    /// before.
+    fn is_due_before(&self, deadline: tokio::time::Instant) -> bool {
+        let limit = self.limit.load(Relaxed);
+        let due = Duration::from_millis(self.heard.load(Relaxed).saturating_add(limit));
+        // Some slack, for the sake of the timer: it need not move for a millisecond.
+        limit != 0 && self.born + due + Duration::from_millis(10) < deadline.into_std()
+    }
+
     /// What is overdue, or when to look again.
     fn check(&self) -> Result<Option<Duration>, Overdue> {
         let now = self.now();
@@ -150,7 +159,7 @@ impl WatchTimer {
         loop {
             match &mut self.sleep {
                 Some(sleep) => {
-                    if sleep.as_mut().poll(cx).is_pending() {
+                    if sleep.as_mut().poll(cx).is_pending() && !watch.is_due_before(sleep.deadline()) {
                         return Poll::Pending;
                     }
                     match watch.check() {

@@ -30,6 +30,8 @@ metrics! {
         "Requests that ended, by tenant, route and class of the status; class none: the client left before an answer.";
     REFUSALS = "seiketsu_refusals_total" ["tenant", "reason"]
         "Requests that the gateway answered with a problem of its own, by tenant and type of the problem.";
+    NONCONFORMING = "seiketsu_nonconforming_requests_total" ["tenant"]
+        "Requests that validation in report mode let pass although they do not conform, by tenant.";
     REQUEST_DURATION = "seiketsu_request_duration_seconds" ["tenant"]
         "Time from the first byte of a request to the last byte of its response, by tenant.";
     STAGE_DURATION = "seiketsu_stage_duration_seconds" ["stage"]

@@ -31,7 +31,7 @@ use super::{
     profile::Profile,
     registry::{Event, EventKind, PoolKey, Shared},
     resolver::Watch,
-    retry::{self, Attempt, Budget},
+    retry::{self, Attempt, Budget, Verdict},
     status::{EndpointStatus, PoolStatus},
 };
 
@@ -185,8 +185,8 @@ impl UpstreamPool {
         })
     }
 
-    /// `Some(pause)`: the attempt may be made again after it, and counts against the retry budget.
-    pub fn may_retry(&self, policy: &Retries, attempt: &Attempt<'_>) -> Option<Duration> {
+    /// Whether an attempt that failed is made again; if so, it counts against the retry budget.
+    pub fn may_retry(&self, policy: &Retries, attempt: &Attempt<'_>) -> Verdict {
         retry::decide(policy, attempt, &self.budget, self.shared.clock.now())
     }
 
@@ -681,7 +681,7 @@ mod tests {
             may_have_arrived: false,
             replayable: true,
         };
-        let granted = (0..50).filter(|_| pool.may_retry(&Retries::default(), &attempt).is_some()).count();
+        let granted = (0..50).filter(|_| matches!(pool.may_retry(&Retries::default(), &attempt), Verdict::Again(_))).count();
         assert_eq!(granted, 10);
     }
 

@@ -62,13 +62,29 @@ impl Budget {
     }
 }
 
-/// `Some(pause)`: make another attempt after that pause; it is counted against the budget. `None`: what
-/// came back, or did not, is the answer.
-pub fn decide(policy: &Retries, attempt: &Attempt<'_>, budget: &Budget, now: Nanos) -> Option<Duration> {
+/// What becomes of an attempt that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Make another one after this pause; it is counted against the budget.
+    Again(Duration),
+    /// What came back, or did not, is the answer.
+    Final,
+    /// So it is here, but only because the budget is used up.
+    BudgetSpent,
+}
+
+/// Whether another attempt is made.
+pub fn decide(policy: &Retries, attempt: &Attempt<'_>, budget: &Budget, now: Nanos) -> Verdict {
     let safe = !attempt.may_have_arrived || attempt.method.is_idempotent();
     let wanted = class(attempt.failure).is_some_and(|class| policy.on.contains(&class));
     let allowed = attempt.made <= policy.attempts && attempt.replayable && safe && wanted;
-    (allowed && budget.take(policy, now)).then(|| backoff(policy.backoff.get(), attempt.made))
+    if !allowed {
+        Verdict::Final
+    } else if budget.take(policy, now) {
+        Verdict::Again(backoff(policy.backoff.get(), attempt.made))
+    } else {
+        Verdict::BudgetSpent
+    }
 }
 
 fn class(failure: Failure) -> Option<RetryOn> {
@@ -112,8 +128,12 @@ mod tests {
         Attempt { method, failure, made: 1, may_have_arrived: failure != Failure::Connect, replayable: true }
     }
 
+    fn is_again(verdict: Verdict) -> bool {
+        matches!(verdict, Verdict::Again(_))
+    }
+
     fn retried(policy: &Retries, attempt: &Attempt<'_>) -> bool {
-        decide(policy, attempt, &Budget::default(), SECOND).is_some()
+        is_again(decide(policy, attempt, &Budget::default(), SECOND))
     }
 
     #[test]
@@ -171,10 +191,10 @@ mod tests {
             let policy = Retries { budget: Percent::new_const(share), ..policy() };
             (0..requests).for_each(|_| budget.request(SECOND));
             let failed = attempt(&Method::GET, Failure::Connect);
-            let made = (0..1000).filter(|_| decide(&policy, &failed, &budget, SECOND).is_some()).count();
+            let made = (0..1000).filter(|_| is_again(decide(&policy, &failed, &budget, SECOND))).count();
             let allowed = (requests * u32::from(share)).div_ceil(100).max(10);
             prop_assert_eq!(made, allowed as usize);
-            prop_assert!(decide(&policy, &failed, &budget, 20 * SECOND).is_some(), "it renews itself");
+            prop_assert!(is_again(decide(&policy, &failed, &budget, 20 * SECOND)), "it renews itself");
         }
     }
 }

@@ -1,6 +1,16 @@
 //! The real binary, real origins, real sockets. One test program, so that everything is linked once.
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code, unreachable_pub, missing_debug_implementations)]
 
+mod callers;
+mod examples;
+mod fixtures;
+mod matching;
+mod observability;
 mod operations;
+mod policies;
 mod proxying;
 mod support;
+mod transforms;
+mod upstreams;
+mod validation;
+mod versions;

@@ -135,15 +135,17 @@ impl Operation {
         }
     }
 
-    /// Whether the head leaves open if the body is what it must be: its content has a schema, or
-    /// it must be there and may not be.
+    /// Whether the head leaves open if the body is what it must be: its content has a schema, it must
+    /// be there and may not be, or it is of a kind that is not taken and may not be there.
     pub(super) fn wants_body(&self, headers: &HeaderMap) -> bool {
         let Some(body) = &self.body else { return false };
-        let has_schema = |media_type: String| {
-            is_json(&media_type) && body.media(&media_type).is_some_and(|media| media.schema.is_some())
-        };
         let is_announced = headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
-        body.required && !is_announced || media_type(headers).is_some_and(has_schema)
+        match media_type(headers).and_then(|media_type| Some((body.media(&media_type)?, media_type))) {
+            Some((media, media_type)) => {
+                body.required && !is_announced || media.schema.is_some() && is_json(&media_type)
+            }
+            None => true,
+        }
     }
 
     pub(super) fn check_body(
@@ -555,6 +557,8 @@ mod tests {
         assert!(wants(&Method::POST, "/v1/calls", "application/json", "7"));
         assert!(wants(&Method::POST, "/v1/calls", "audio/wav", "0"));
         assert!(!wants(&Method::POST, "/v1/calls", "audio/wav", "70000000"));
+        // It is refused, if it comes at all.
+        assert!(wants(&Method::POST, "/v1/calls", "text/plain", "7"));
         assert!(!wants(&Method::GET, "/v1/calls", "application/json", "7"));
         assert!(!wants(&Method::POST, "/v1/other", "application/json", "7"));
     }

@@ -106,6 +106,7 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
     let mut response_bytes = Family::counter(names::RESPONSE_BYTES);
     let mut attempts = Family::counter(names::UPSTREAM_ATTEMPTS);
     let mut retries = Family::counter(names::UPSTREAM_RETRIES);
+    let mut nonconforming = Family::counter(names::NONCONFORMING);
     let mut tenants = Family::gauge(names::TENANTS);
 
     for tenant in &sums.named {
@@ -122,14 +123,26 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
             attempts.add_counted(&[name, result], count);
         }
         retries.add_counted(&[name], sum.retries);
+        nonconforming.add_counted(&[name], sum.nonconforming);
     }
     for (stage, sum) in Stage::VALUES.iter().zip(&sums.stages) {
         stages.add_histogram(&[stage], sum, &BOUNDS);
     }
     tenants.add(&[], sums.tenants as f64);
 
-    let families =
-        [requests, refusals, durations, stages, in_flight, request_bytes, response_bytes, attempts, retries, tenants];
+    let families = [
+        requests,
+        refusals,
+        nonconforming,
+        durations,
+        stages,
+        in_flight,
+        request_bytes,
+        response_bytes,
+        attempts,
+        retries,
+        tenants,
+    ];
     families.into_iter().filter_map(Family::finish).collect()
 }
 
@@ -211,6 +224,7 @@ mod tests {
         let request = tenant.begin();
         request.attempt(Attempt::ConnectFailure);
         request.retry();
+        request.nonconforming();
         request.attempt(Attempt::Answered);
         request.finish(&outcome);
         outcome.status = 429;

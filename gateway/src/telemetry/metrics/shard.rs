@@ -65,6 +65,7 @@ pub(super) struct Shard {
     refusals: [AtomicU64; ProblemKind::COUNT],
     attempts: [AtomicU64; ATTEMPTS],
     retries: AtomicU64,
+    nonconforming: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
     total: Histogram,
@@ -79,6 +80,7 @@ impl Shard {
             refusals: [const { AtomicU64::new(0) }; ProblemKind::COUNT],
             attempts: [const { AtomicU64::new(0) }; ATTEMPTS],
             retries: AtomicU64::new(0),
+            nonconforming: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             total: Histogram::new(),
@@ -111,7 +113,7 @@ impl Shard {
 
     fn reset(&self) {
         let counters = self.requests.as_flattened().iter().chain(&self.refusals).chain(&self.attempts);
-        for counter in counters.chain([&self.retries, &self.bytes_in, &self.bytes_out]) {
+        for counter in counters.chain([&self.retries, &self.nonconforming, &self.bytes_in, &self.bytes_out]) {
             counter.store(0, Relaxed);
         }
         for histogram in [&self.total, &self.upstream, &self.gateway] {
@@ -144,6 +146,11 @@ impl InFlight {
     /// Counts an attempt beyond the first, when it is made.
     pub fn retry(&self) {
         self.shard.retries.fetch_add(1, Relaxed);
+    }
+
+    /// Counts the request as one that validation would have refused, had it been told to.
+    pub fn nonconforming(&self) {
+        self.shard.nonconforming.fetch_add(1, Relaxed);
     }
 
     /// Counts the request and ends its being in flight.
@@ -195,6 +202,7 @@ pub(super) struct Sum {
     pub(super) refusals: [u64; ProblemKind::COUNT],
     pub(super) attempts: [u64; ATTEMPTS],
     pub(super) retries: u64,
+    pub(super) nonconforming: u64,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     pub(super) total: HistogramSum,
@@ -209,6 +217,7 @@ impl Sum {
             refusals: [0; ProblemKind::COUNT],
             attempts: [0; ATTEMPTS],
             retries: 0,
+            nonconforming: 0,
             bytes_in: 0,
             bytes_out: 0,
             total: HistogramSum::new(),
@@ -225,6 +234,7 @@ impl Sum {
             add_all(&mut self.refusals, &shard.refusals);
             add_all(&mut self.attempts, &shard.attempts);
             self.retries += shard.retries.load(Relaxed);
+            self.nonconforming += shard.nonconforming.load(Relaxed);
             self.bytes_in += shard.bytes_in.load(Relaxed);
             self.bytes_out += shard.bytes_out.load(Relaxed);
             self.total.add(&shard.total);

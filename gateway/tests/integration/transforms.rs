@@ -1,0 +1,186 @@
+//! Requests and answers that are translated on the way.
+
+use std::time::Instant;
+
+use serde_json::json;
+
+use crate::{
+    fixtures::{Stub, demo, open, tenants, with_policies},
+    support::{Gateway, Origin, Response},
+};
+
+#[test]
+fn paths_are_stripped_extended_and_replaced() {
+    let origin = Origin::start("a");
+    let routes = "
+- { id: strip, match: { path: '/api/{*rest}' }, upstream: demo, policies: { transform: { path: { strip_prefix: /api } } } }
+- { id: extend, match: { path: '/echo' }, upstream: demo, policies: { transform: { path: { add_prefix: /v1 } } } }
+- { id: replace, match: { path: '/users/{id}/calls/{*rest}' }, upstream: demo, policies: { transform: { path: { replace: '/v1/{rest}/of/{id}/echo' } } } }";
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", routes));
+    for (sent, received) in [
+        ("/api/v1/echo?a=%2F", "/v1/echo"),
+        ("/api/v1/x/../echo", "/v1/echo"),
+        ("/echo", "/v1/echo"),
+        ("/users/7/calls/a/b", "/v1/a/b/of/7/echo"),
+        ("/users/a%20b/calls/c", "/v1/c/of/a%20b/echo"),
+    ] {
+        let answer = gateway.get("acme.test", sent, "");
+        assert_eq!(answer.status, 200, "{sent}: {answer:?}");
+        assert_eq!(answer.json()["path"], received, "{sent}");
+    }
+    assert_eq!(gateway.get("acme.test", "/api/v1/echo?a=%2F", "").json()["query"], "a=%2F");
+}
+
+#[test]
+fn query_parameters_are_renamed_removed_set_and_added() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(
+        origin.address,
+        "transform: { query: { rename: { lang: locale }, remove: [debug], set: { source: 'a&b' }, add: { limit: '50' } } }",
+    );
+    for (sent, received) in [
+        ("/v1/echo?lang=de&x=%41&debug=1&x=2", "locale=de&x=%41&x=2&source=a%26b&limit=50"),
+        ("/v1/echo?source=client&limit=1", "source=a%26b&limit=1&limit=50"),
+        ("/v1/echo", "source=a%26b&limit=50"),
+        ("/v1/echo?d%65bug=1&debugger=1", "debugger=1&source=a%26b&limit=50"),
+    ] {
+        assert_eq!(gateway.get("acme.test", sent, "").json()["query"], received, "{sent}");
+    }
+}
+
+#[test]
+fn a_jq_program_translates_the_request() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(origin.address, "transform: { request_body: '{ name: .n, length: (.items | length) }' }");
+    let expected = json!({ "name": "x", "length": 2 });
+    let translated = |answer: Response| -> serde_json::Value {
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let seen = answer.json();
+        assert_eq!(answer.echoed("content-length"), Some(seen["length"].to_string()));
+        serde_json::from_str(seen["body"].as_str().unwrap()).unwrap()
+    };
+    let body = r#"{"n":"x","items":[1,2]}"#;
+    assert_eq!(translated(gateway.post_json("/v1/echo", body)), expected);
+    let chunks = format!(
+        "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Type: application/vnd.x+json\r\nTransfer-Encoding: chunked\r\n\r\n\
+         5\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n",
+        &body[..5],
+        body.len() - 5,
+        &body[5..],
+    );
+    let mut client = gateway.connect();
+    assert_eq!(translated(client.request(&chunks)), expected);
+    assert_eq!(translated(client.request(&chunks)), expected, "the connection stays in step");
+    // What is not JSON is not looked at.
+    let plain = gateway.ask("POST", "/v1/echo", "Content-Type: text/plain\r\n", body);
+    assert_eq!(plain.json()["body"], body);
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn a_request_that_cannot_be_translated_is_a_400_and_reaches_nobody() {
+    let origin = Origin::start("a");
+    for (program, body, status) in [
+        (".a.b", "[1]", 400),
+        ("error(\"secret reason\")", "{}", 400),
+        (".", "{\"a\":", 400),
+        ("empty", "{}", 400),
+        ("1, 2", "{}", 400),
+        ("def f: f; f", "{}", 400),
+        ("[range(1e9)]", "{}", 400),
+        ("\"a\" * 1e10", "{}", 400),
+        ("def f: 1 + f; f", "{}", 400),
+        ("reduce range(60) as $i ([1]; . + .)", "{}", 400),
+    ] {
+        let gateway = with_policies(origin.address, &format!("transform: {{ request_body: '{program}' }}"));
+        let began = Instant::now();
+        let answer = gateway.post_json("/v1/echo", body);
+        assert_eq!((answer.status, answer.problem().as_str()), (status, "validation-failed"), "{program}");
+        assert!(!answer.text().contains("secret"), "{program}");
+        assert!(began.elapsed().as_secs() < 10, "{program}");
+        // Nobody else notices.
+        assert_eq!(gateway.post_json("/v1/status/204", "").status, 204, "{program}");
+    }
+    assert_eq!(origin.requests("/v1/echo"), 0);
+}
+
+#[test]
+fn a_body_that_is_too_large_to_be_translated_is_a_413() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(origin.address, "transform: { request_body: '.' }");
+    let large = format!("\"{}\"", "x".repeat(70 << 10));
+    let announced = gateway.post_json("/v1/echo", &large);
+    assert_eq!((announced.status, announced.problem().as_str()), (413, "payload-too-large"));
+    let chunked = gateway.connect().request(&format!(
+        "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n\
+         {:x}\r\n{large}\r\n0\r\n\r\n",
+        large.len()
+    ));
+    assert_eq!((chunked.status, chunked.problem().as_str()), (413, "payload-too-large"));
+    assert_eq!(origin.requests("/v1/echo"), 0);
+}
+
+#[test]
+fn a_jq_program_translates_the_answer() {
+    let stub = Stub::answering(
+        "Content-Type: application/json\r\nETag: \"1\"\r\n",
+        r#"{"CUST_NO":7,"CUST_NM":"x","SECRET":"s"}"#,
+    );
+    let gateway = with_policies(stub.address, "transform: { response_body: '{ id: .CUST_NO, name: .CUST_NM }' }");
+    let mut client = gateway.connect();
+    for _ in 0..3 {
+        let answer = client.request("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"id":7,"name":"x"}"#));
+        assert_eq!(answer.header("etag"), None, "it named other bytes");
+    }
+    // The answer to HEAD has the fields of the answer to GET, and must not tell another length.
+    let head = gateway.ask("HEAD", "/v1/x", "", "");
+    assert_eq!((head.status, head.header("content-length"), head.header("etag")), (200, None, None));
+
+    let compressed = with_policies(
+        stub.address,
+        "compression: { min_length: 1 }, transform: { response_body: '{ id: .CUST_NO }' }",
+    );
+    let answer = compressed.get("acme.test", "/v1/x", "Accept-Encoding: gzip\r\n");
+    assert_eq!(answer.header("content-encoding"), Some("gzip"));
+    let mut plain = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&answer.body[..]), &mut plain).unwrap();
+    assert_eq!(plain, r#"{"id":7}"#);
+
+    let text = Stub::answering("Content-Type: text/plain\r\n", "as it is");
+    let gateway = with_policies(text.address, "transform: { response_body: '{ id: 1 }' }");
+    assert_eq!(gateway.get("acme.test", "/v1/x", "").text(), "as it is");
+}
+
+#[test]
+fn an_answer_that_cannot_be_translated_is_never_taken_for_a_whole_one() {
+    for (program, body) in [
+        (".a.b", "[\"secret\"]".to_owned()),
+        (".", "{\"secret\":".to_owned()),
+        ("def f: f; f", "\"secret\"".to_owned()),
+        ("[range(1e9)]", "\"secret\"".to_owned()),
+        ("empty", "\"secret\"".to_owned()),
+        (".", format!("\"secret{}\"", "x".repeat(2 << 20))),
+    ] {
+        let stub = Stub::answering("Content-Type: application/json\r\n", body);
+        let gateway = with_policies(stub.address, &format!("transform: {{ response_body: '{program}' }}"));
+        let request = "GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nConnection: close\r\n\r\n";
+        let answer = String::from_utf8_lossy(&gateway.raw(request)).into_owned();
+        let is_problem = answer.starts_with("HTTP/1.1 502 ") && answer.contains("urn:seiketsu:problem:upstream-error");
+        let broken_off = answer.starts_with("HTTP/1.1 200 ") && answer.contains("chunked") && !answer.contains("\r\n0\r\n");
+        assert!(is_problem || broken_off, "{program}: {answer}");
+        assert!(!answer.contains("secret"), "{program}: {answer}");
+        let log = gateway.access_log();
+        assert!(!log.contains("secret"), "{log}");
+    }
+}
+
+#[test]
+fn a_route_has_transforms_of_its_own_and_the_tenants_otherwise() {
+    let origin = Origin::start("a");
+    let tenant = "policies: { transform: { query: { set: { from: tenant } } } }\n";
+    let routes = "- { id: own, match: { path: '/v1/own/echo' }, upstream: demo, policies: { transform: { query: { set: { from: route } } } } }\n".to_owned() + &open("");
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), tenant, &routes));
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").json()["query"], "from=tenant");
+    assert_eq!(gateway.get("acme.test", "/v1/own/echo", "").json()["query"], "from=route");
+}

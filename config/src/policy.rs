@@ -280,7 +280,8 @@ pub enum ValidationMode {
     /// Refuse what does not conform, with 400 and the reasons.
     #[default]
     Enforce,
-    /// Let it pass; count and log it.
+    /// Let it pass; count and log it. Bodies of more than 64 KiB, or of a length that is not announced,
+    /// pass unread.
     Report,
 }
 

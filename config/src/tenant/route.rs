@@ -121,8 +121,9 @@ pub struct CookieIs {
     pub value: String,
 }
 
-/// A share of a route's requests that is sent to a second upstream too; its answers are dropped.
-/// Requests with a body of more than 64 KiB are not mirrored.
+/// A share of a route's requests that is sent to a second upstream too, as the first one gets them; its
+/// answers are dropped. Requests with a body of more than 64 KiB, or of a length that is not announced,
+/// are not mirrored.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mirror {

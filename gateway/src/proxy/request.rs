@@ -265,9 +265,7 @@ fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
         (validation.mode() == ValidationMode::Enforce || is_small(request))
             && validation.wants_body(&to_validate(request, b""))
     });
-    policies.request_body.is_some() && is_json(request)
-        || validates
-        || route.mirror.is_some() && is_small(request)
+    policies.request_body.is_some() && is_json(request) || validates || route.mirror.is_some() && is_small(request)
 }
 
 /// Reads the body, if it is small, checks it and prepares what is sent in its place.

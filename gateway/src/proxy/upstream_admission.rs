@@ -32,7 +32,11 @@ fn refusal(refused: Refused, pool: &UpstreamPool) -> Refusal {
         Refused::Open => {
             let open_for = pool.profile().config.breaker.open_for.get();
             // Rounded up: who comes back in time must not come too early.
-            (ProblemKind::BreakerOpen, "The service is being given time to recover.", open_for.as_millis().div_ceil(1000).max(1))
+            (
+                ProblemKind::BreakerOpen,
+                "The service is being given time to recover.",
+                open_for.as_millis().div_ceil(1000).max(1),
+            )
         }
         Refused::TooManyInFlight => (ProblemKind::Overloaded, "The service is handling as many requests as it can.", 1),
     };

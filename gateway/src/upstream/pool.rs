@@ -681,7 +681,8 @@ mod tests {
             may_have_arrived: false,
             replayable: true,
         };
-        let granted = (0..50).filter(|_| matches!(pool.may_retry(&Retries::default(), &attempt), Verdict::Again(_))).count();
+        let granted =
+            (0..50).filter(|_| matches!(pool.may_retry(&Retries::default(), &attempt), Verdict::Again(_))).count();
         assert_eq!(granted, 10);
     }
 

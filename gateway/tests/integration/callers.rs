@@ -27,6 +27,8 @@ const ROUTES: &str = "
 - { id: open, match: { path: '/v1/{*rest}' }, upstream: demo }";
 
 struct Setup {
+    /// The file with the issuer's keys.
+    keys: std::path::PathBuf,
     origin: Origin,
     gateway: Gateway,
     issuer: Issuer,
@@ -84,7 +86,7 @@ jwt_issuers:
         keys_of_other.display(),
     );
     let yaml = tenants(&demo(&[origin.address], ""), &tenant, ROUTES) + &other;
-    Setup { gateway: Gateway::start(&yaml), origin, issuer }
+    Setup { gateway: Gateway::start(&yaml), keys, origin, issuer }
 }
 
 fn start() -> Setup {
@@ -101,7 +103,9 @@ fn each_key_of_a_consumer_opens_until_it_expires() {
     let expired = setup.with_key("/v1/secure/echo", EXPIRED_KEY);
     assert_eq!((expired.status, expired.problem().as_str()), (401, "unauthenticated"));
     assert!(expired.json()["detail"].as_str().unwrap().contains("expired"));
-    for wrong in [&KEY[..KEY.len() - 1], &format!("{KEY}x"), "sk_testacme_", "sk_unknown1_0123456789abcdefghijklmnop", "x"] {
+    for wrong in
+        [&KEY[..KEY.len() - 1], &format!("{KEY}x"), "sk_testacme_", "sk_unknown1_0123456789abcdefghijklmnop", "x"]
+    {
         let refused = setup.with_key("/v1/secure/echo", wrong);
         assert_eq!(refused.status, 401, "{wrong}");
         let challenges = refused.all("www-authenticate").join(", ");
@@ -234,7 +238,10 @@ fn the_upstream_gets_a_signed_statement_and_not_the_credential() {
     assert!(!answer.text().contains(KEY));
     let claims = verified(&answer.echoed("x-gateway-identity").unwrap(), &jwks);
     assert_eq!((&claims["iss"], &claims["aud"]), (&json!("seiketsu-gateway"), &json!("demo")));
-    assert_eq!((&claims["tenant"], &claims["kind"], &claims["sub"]), (&json!("acme"), &json!("api_key"), &json!("app")));
+    assert_eq!(
+        (&claims["tenant"], &claims["kind"], &claims["sub"]),
+        (&json!("acme"), &json!("api_key"), &json!("app"))
+    );
     assert_eq!((&claims["scopes"], &claims["roles"]), (&json!(["read", "write"]), &json!(["agent"])));
     assert!(claims["exp"].as_u64().unwrap() > now() && claims["exp"].as_u64().unwrap() <= now() + 60);
     assert_eq!(answer.echoed("x-gateway-consumer").as_deref(), Some("app"));
@@ -293,6 +300,17 @@ fn keys_of_an_issuer_come_from_its_url_and_may_be_rotated() {
 }
 
 #[test]
+fn keys_of_an_issuer_in_a_file_may_be_rotated() {
+    let setup = start();
+    let (old, new) = (setup.issuer.token(&json!({})), Issuer::new("k2"));
+    assert_eq!(setup.with_token("/v1/secure/echo", &old).status, 200);
+    fs::write(&setup.keys, new.jwks()).unwrap();
+    assert!(comes_true(|| setup.with_token("/v1/secure/echo", &new.token(&json!({}))).status == 200));
+    let fresh = setup.issuer.token(&json!({ "sub": "late" }));
+    assert!(comes_true(|| setup.with_token("/v1/secure/echo", &fresh).status == 401), "a key that was taken away");
+}
+
+#[test]
 fn an_issuer_that_cannot_be_reached_is_a_503_for_its_tokens_only() {
     let setup = start_with("{ url: 'http://127.0.0.1:1/jwks' }");
     let answer = setup.with_token("/v1/secure/echo", &setup.issuer.token(&json!({})));
@@ -307,7 +325,8 @@ fn a_key_that_is_taken_out_of_the_configuration_stops_working() {
     assert_eq!(setup.with_key("/v1/secure/echo", OLD_KEY).status, 200);
     let path = setup.gateway.folder.path().join("tenants.yaml");
     let text = fs::read_to_string(path).unwrap().replace("revision: 1", "revision: 2");
-    let without: String = text.lines().filter(|line| !line.contains("oldkey01")).fold(String::new(), |all, line| all + line + "\n");
+    let without: String =
+        text.lines().filter(|line| !line.contains("oldkey01")).fold(String::new(), |all, line| all + line + "\n");
     setup.gateway.write_tenants(&without);
     assert!(comes_true(|| setup.with_key("/v1/secure/echo", OLD_KEY).status == 401), "{}", setup.gateway.log());
     assert_eq!(setup.with_key("/v1/secure/echo", KEY).status, 200);

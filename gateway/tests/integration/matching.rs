@@ -44,7 +44,9 @@ fn an_exact_host_beats_a_wildcard_and_its_spelling_does_not_matter() {
         assert_eq!(answer.header("x-tenant"), expected, "{host}: {answer:?}");
         assert_eq!(answer.status, if expected.is_some() { 200 } else { 404 }, "{host}");
     }
-    for host in ["api acme.test", "api..acme.test", "api.acme.test:port", "[::1", "api.acme.test/x", "user@api.acme.test"] {
+    for host in
+        ["api acme.test", "api..acme.test", "api.acme.test:port", "[::1", "api.acme.test/x", "user@api.acme.test"]
+    {
         let status = gateway.get(host, "/v1/echo", "").status;
         assert!(status == 400 || status == 404, "{host}: {status}");
     }

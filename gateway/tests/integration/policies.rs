@@ -11,7 +11,8 @@ const CORS: &str = "cors: { origins: ['https://app.test', 'https://*.apps.test']
     request_headers: [x-one, content-type], expose_headers: [x-request-id], credentials: true, max_age: 5m }";
 
 fn preflight(gateway: &Gateway, origin: &str, method: &str, headers: &str) -> Response {
-    let headers = if headers.is_empty() { String::new() } else { format!("Access-Control-Request-Headers: {headers}\r\n") };
+    let headers =
+        if headers.is_empty() { String::new() } else { format!("Access-Control-Request-Headers: {headers}\r\n") };
     let fields = format!("Origin: {origin}\r\nAccess-Control-Request-Method: {method}\r\n{headers}");
     gateway.ask("OPTIONS", "/v1/echo", &fields, "")
 }
@@ -168,7 +169,11 @@ fn addresses_are_allowed_and_denied_by_what_is_known_of_them() {
         let answer = stranger.get("acme.test", "/v1/denied/echo", &format!("X-Forwarded-For: {claim}\r\n"));
         assert_eq!(answer.status, 403, "{claim}");
     }
-    let open = stranger.get("acme.test", "/v1/echo", "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\nForwarded: for=x\r\nX-Real-IP: 9.9.9.9\r\n");
+    let open = stranger.get(
+        "acme.test",
+        "/v1/echo",
+        "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\nForwarded: for=x\r\nX-Real-IP: 9.9.9.9\r\n",
+    );
     assert_eq!(open.echoed("x-forwarded-for").as_deref(), Some("127.0.0.1"));
     assert_eq!(open.echoed("x-forwarded-proto").as_deref(), Some("http"));
     assert_eq!((open.echoed("forwarded"), open.echoed("x-real-ip")), (None, None));
@@ -279,7 +284,8 @@ fn text() -> Vec<u8> {
 
 #[test]
 fn answers_are_compressed_as_the_client_likes_it() {
-    let stub = Stub::answering("Content-Type: text/plain; charset=utf-8\r\nETag: \"abc\"\r\nAccept-Ranges: bytes\r\n", text());
+    let stub =
+        Stub::answering("Content-Type: text/plain; charset=utf-8\r\nETag: \"abc\"\r\nAccept-Ranges: bytes\r\n", text());
     let gateway = with_policies(stub.address, "compression: {}");
     let mut client = gateway.connect();
     for (accept, encoding) in [
@@ -296,7 +302,8 @@ fn answers_are_compressed_as_the_client_likes_it() {
         ("deflate", None),
         ("", None),
     ] {
-        let answer = client.request(&format!("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nAccept-Encoding: {accept}\r\n\r\n"));
+        let answer =
+            client.request(&format!("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nAccept-Encoding: {accept}\r\n\r\n"));
         assert_eq!(answer.header("content-encoding"), encoding, "{accept}");
         assert_eq!(decoded(&answer), text(), "{accept}");
         assert!(answer.all("vary").join(",").contains("Accept-Encoding"), "{accept}");
@@ -410,7 +417,8 @@ fn the_gateways_own_problems_do_not_reach_into_the_next_answer() {
     let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", &open("request: { max_body: 10 }")));
     let mut client = gateway.connect();
     for _ in 0..3 {
-        let refused = client.request("POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 20\r\n\r\n01234567890123456789");
+        let refused = client
+            .request("POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 20\r\n\r\n01234567890123456789");
         assert_eq!(refused.status, 413);
         assert_eq!(client.request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n").status, 200);
     }

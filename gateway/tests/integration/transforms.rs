@@ -51,7 +51,8 @@ fn query_parameters_are_renamed_removed_set_and_added() {
 #[test]
 fn a_jq_program_translates_the_request() {
     let origin = Origin::start("a");
-    let gateway = with_policies(origin.address, "transform: { request_body: '{ name: .n, length: (.items | length) }' }");
+    let gateway =
+        with_policies(origin.address, "transform: { request_body: '{ name: .n, length: (.items | length) }' }");
     let expected = json!({ "name": "x", "length": 2 });
     let translated = |answer: Response| -> serde_json::Value {
         assert_eq!(answer.status, 200, "{answer:?}");
@@ -137,10 +138,8 @@ fn a_jq_program_translates_the_answer() {
     let head = gateway.ask("HEAD", "/v1/x", "", "");
     assert_eq!((head.status, head.header("content-length"), head.header("etag")), (200, None, None));
 
-    let compressed = with_policies(
-        stub.address,
-        "compression: { min_length: 1 }, transform: { response_body: '{ id: .CUST_NO }' }",
-    );
+    let compressed =
+        with_policies(stub.address, "compression: { min_length: 1 }, transform: { response_body: '{ id: .CUST_NO }' }");
     let answer = compressed.get("acme.test", "/v1/x", "Accept-Encoding: gzip\r\n");
     assert_eq!(answer.header("content-encoding"), Some("gzip"));
     let mut plain = String::new();
@@ -167,7 +166,8 @@ fn an_answer_that_cannot_be_translated_is_never_taken_for_a_whole_one() {
         let request = "GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nConnection: close\r\n\r\n";
         let answer = String::from_utf8_lossy(&gateway.raw(request)).into_owned();
         let is_problem = answer.starts_with("HTTP/1.1 502 ") && answer.contains("urn:seiketsu:problem:upstream-error");
-        let broken_off = answer.starts_with("HTTP/1.1 200 ") && answer.contains("chunked") && !answer.contains("\r\n0\r\n");
+        let broken_off =
+            answer.starts_with("HTTP/1.1 200 ") && answer.contains("chunked") && !answer.contains("\r\n0\r\n");
         assert!(is_problem || broken_off, "{program}: {answer}");
         assert!(!answer.contains("secret"), "{program}: {answer}");
         let log = gateway.access_log();

@@ -124,7 +124,11 @@ fn a_failed_attempt_is_repeated_on_another_endpoint_if_that_is_safe() {
     let (good, bad) = (Origin::start("good"), Origin::start("bad"));
     bad.behave(&json!({ "status": 503 }));
     let upstream = "balance: round_robin, outliers: { consecutive_failures: 0 }";
-    let gateway = start(&[good.address, bad.address], upstream, "retries: { on: [connect_failure, reset, gateway_error], budget: 100 }");
+    let gateway = start(
+        &[good.address, bad.address],
+        upstream,
+        "retries: { on: [connect_failure, reset, gateway_error], budget: 100 }",
+    );
     for _ in 0..10 {
         assert_eq!(gateway.ask("GET", "/v1/echo", "", "").status, 200);
         assert_eq!(gateway.ask("PUT", "/v1/echo", "", "hello").json()["body"], "hello");
@@ -186,16 +190,22 @@ fn each_attempt_and_all_of_them_together_have_a_time_limit() {
 
 #[test]
 fn a_body_that_stops_half_way_has_a_time_limit() {
-    let stub = Stub::start(|_| b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\nhalf".to_vec());
+    let stub =
+        Stub::start(|_| b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 100\r\n\r\nhalf".to_vec());
     let gateway = start(&[stub.address], "", "timeouts: { idle: 300ms }");
+    let began = Instant::now();
     let answer = gateway.raw("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\n\r\n");
-    assert!(answer.starts_with(b"HTTP/1.1 200 ") && answer.ends_with(b"half"), "the connection is closed");
+    // Nobody takes it for a whole one: of an announced length, what has come may still wait to be sent.
+    assert!(answer.is_empty() || answer.ends_with(b"half"), "{}", String::from_utf8_lossy(&answer));
+    // Long before an attempt's own limit.
+    assert!(began.elapsed() < Duration::from_secs(10));
 }
 
 #[test]
 fn an_open_breaker_answers_at_once_and_closes_when_the_upstream_recovers() {
     let origin = Origin::start("a");
-    let upstream = "outliers: { consecutive_failures: 0 }, breaker: { error_rate: 50, min_requests: 10, open_for: 1500ms }";
+    let upstream =
+        "outliers: { consecutive_failures: 0 }, breaker: { error_rate: 50, min_requests: 10, open_for: 1500ms }";
     let gateway = start(&[origin.address], upstream, "retries: { attempts: 0 }");
     origin.behave(&json!({ "status": 503 }));
     let opened = crate::support::wait_for(&|| {
@@ -215,7 +225,9 @@ fn an_open_breaker_answers_at_once_and_closes_when_the_upstream_recovers() {
     assert!(origin.requests("/v1/echo") <= asked + 1, "an open breaker lets nothing through");
     origin.behave(&json!({}));
     assert!(comes_true(|| gateway.get("acme.test", "/v1/echo", "").status == 200));
-    assert!(comes_true(|| gateway.get("acme.test", "/v1/echo", "").status == 200 && gateway.metric("seiketsu_breakers_open") < 0.5));
+    assert!(comes_true(
+        || gateway.get("acme.test", "/v1/echo", "").status == 200 && gateway.metric("seiketsu_breakers_open") < 0.5
+    ));
     for _ in 0..20 {
         assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
     }
@@ -240,7 +252,8 @@ fn more_requests_in_flight_than_allowed_are_turned_away() {
 #[test]
 fn killing_an_origin_under_load_costs_no_idempotent_request_and_it_is_used_again_when_it_is_back() {
     let (stays, goes) = (Origin::start("stays"), Origin::start("goes"));
-    let upstream = "balance: round_robin, outliers: { consecutive_failures: 3, base_ejection: 500ms, max_ejection: 500ms }";
+    let upstream =
+        "balance: round_robin, outliers: { consecutive_failures: 3, base_ejection: 500ms, max_ejection: 500ms }";
     let gateway = start(&[stays.address, goes.address], upstream, "");
     let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
@@ -259,7 +272,9 @@ fn killing_an_origin_under_load_costs_no_idempotent_request_and_it_is_used_again
         let more = |by| {
             let before = served.load(Ordering::Relaxed);
             // A worker that has failed says so itself when the scope ends.
-            assert!(comes_true(|| workers.iter().any(|worker| worker.is_finished()) || served.load(Ordering::Relaxed) > before + by));
+            assert!(comes_true(
+                || workers.iter().any(|worker| worker.is_finished()) || served.load(Ordering::Relaxed) > before + by
+            ));
         };
         more(200);
         let address = goes.address.to_string();
@@ -276,7 +291,9 @@ fn killing_an_origin_under_load_costs_no_idempotent_request_and_it_is_used_again
 fn connections_to_an_upstream_never_serve_two_tenants() {
     let stub = Stub::answering("", "x");
     let tenant = |id: &str| {
-        format!("- id: {id}\n  hosts: [{id}.test]\n  routes: [{{ id: open, match: {{ path: '/{{*rest}}' }}, upstream: demo }}]\n")
+        format!(
+            "- id: {id}\n  hosts: [{id}.test]\n  routes: [{{ id: open, match: {{ path: '/{{*rest}}' }}, upstream: demo }}]\n"
+        )
     };
     let yaml = format!(
         "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }} }}\nupstreams:\n  {}tenants:\n{}{}",
@@ -334,7 +351,11 @@ fn a_name_that_changes_its_addresses_is_followed() {
     let upstream = format!("demo: {{ endpoints: [{{ address: 'calls.internal:{port}' }}], balance: round_robin }}\n");
     let node = format!("dns: {{ servers: ['{server}'], min_refresh: 1s, max_refresh: 2s }}\n");
     let gateway = Gateway::start_with(&tenants(&upstream, "", &open("")), &node);
-    assert!(comes_true(|| gateway.get("acme.test", "/v1/echo", "").header(REGION) == Some("first")), "{}", gateway.log());
+    assert!(
+        comes_true(|| gateway.get("acme.test", "/v1/echo", "").header(REGION) == Some("first")),
+        "{}",
+        gateway.log()
+    );
     addresses.lock().unwrap().push(Ipv4Addr::new(127, 0, 0, 3));
     assert!(comes_true(|| share(&shares(&gateway, 4, ""), "second") == 2), "{}", gateway.log());
     *addresses.lock().unwrap() = vec![Ipv4Addr::new(127, 0, 0, 3)];

@@ -121,8 +121,13 @@ fn an_openapi_description_decides_on_paths_parameters_and_bodies() {
 #[test]
 fn in_report_mode_everything_passes_and_is_noted() {
     let origin = Origin::start("a");
-    let gateway = with_policies(origin.address, &format!("validation: {{ mode: report, body_schema: {SCHEMA}, openapi: {OPENAPI} }}"));
-    for (target, body) in [("/v1/echo", r#"{"secret":"sesame"}"#), ("/v1/users/echo", "nothing of the kind"), ("/v1/users/echo", "")] {
+    let gateway = with_policies(
+        origin.address,
+        &format!("validation: {{ mode: report, body_schema: {SCHEMA}, openapi: {OPENAPI} }}"),
+    );
+    for (target, body) in
+        [("/v1/echo", r#"{"secret":"sesame"}"#), ("/v1/users/echo", "nothing of the kind"), ("/v1/users/echo", "")]
+    {
         let answer = gateway.post_json(target, body);
         assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some(body)), "{target}");
     }
@@ -144,7 +149,8 @@ fn a_route_may_switch_to_another_mode() {
         "- {{ id: watched, match: {{ path: /v1/watched/echo }}, upstream: demo, policies: {{ validation: {{ mode: report, body_schema: {SCHEMA} }} }} }}\n{}",
         crate::fixtures::open("")
     );
-    let gateway = Gateway::start(&crate::fixtures::tenants(&crate::fixtures::demo(&[origin.address], ""), &tenant, &routes));
+    let gateway =
+        Gateway::start(&crate::fixtures::tenants(&crate::fixtures::demo(&[origin.address], ""), &tenant, &routes));
     assert_eq!(gateway.post_json("/v1/echo", "[]").status, 400);
     assert_eq!(gateway.post_json("/v1/watched/echo", "[]").status, 200);
 }

@@ -158,10 +158,7 @@ fn mirrored(mirror: &Stub, tenant: &str, policies: &str) -> (Origin, Gateway) {
 #[test]
 fn a_mirror_gets_a_copy_of_what_the_upstream_gets() {
     let mirror = Stub::answering("X-Mirror: yes\r\n", "mirrored");
-    let consumers = format!(
-        "consumers:\n- {{ id: app, keys: [{{ prefix: testacme, hash: '{}' }}] }}\n",
-        key_hash(KEY)
-    );
+    let consumers = format!("consumers:\n- {{ id: app, keys: [{{ prefix: testacme, hash: '{}' }}] }}\n", key_hash(KEY));
     let (_origin, gateway) = mirrored(
         &mirror,
         &consumers,
@@ -185,8 +182,10 @@ fn a_mirror_gets_a_copy_of_what_the_upstream_gets() {
 fn a_mirror_that_fails_or_hangs_is_not_noticed() {
     let failing = Stub::start(|_| b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec());
     let broken = Stub::start(|_| Vec::new());
-    let hanging = Stub::start(|_| loop {
-        std::thread::park();
+    let hanging = Stub::start(|_| {
+        loop {
+            std::thread::park();
+        }
     });
     for mirror in [failing, broken, hanging] {
         let (_origin, gateway) = mirrored(&mirror, "", "");

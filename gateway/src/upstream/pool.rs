@@ -500,7 +500,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_are_set_aside_than_the_cap_allows() {
-        let (registry, pool) = setup(&["", "", "", ""], r#","outliers":{"max_ejected":50}"#);
+        let (registry, pool) = setup(&["", "", "", ""], r#","balance":"round_robin","outliers":{"max_ejected":50}"#);
         for octet in 1..=4 {
             attempts(&pool, octet, 20, Outcome::Timeout);
         }

@@ -230,6 +230,9 @@ fn a_bad_file_is_reported_everywhere_and_changes_nothing() {
     let gateway = Gateway::start(&open_tenants(&origin));
     let refused = r#"seiketsu_config_reloads_total{result="refused"}"#;
     assert!(gateway.metric(refused) < 0.5);
+    let last_success = gateway.metric("seiketsu_config_last_success_timestamp_seconds");
+    // That time is in whole seconds.
+    crate::fixtures::let_pass(std::time::Duration::from_millis(1100));
     gateway.write_tenants(
         &open_tenants(&origin).replace("revision: 1", "revision: 2").replace("upstream: demo", "upstream: dema"),
     );
@@ -242,10 +245,43 @@ fn a_bad_file_is_reported_everywhere_and_changes_nothing() {
         assert!(gateway.log().contains(part), "{part} is not in {}", gateway.log());
     }
     assert!((gateway.metric("seiketsu_config_revision") - 1.0).abs() < 0.5);
+    assert!((gateway.metric("seiketsu_config_last_success_timestamp_seconds") - last_success).abs() < 0.5);
     assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
     gateway.write_tenants(&open_tenants(&origin).replace("revision: 1", "revision: 3"));
     assert!(comes_true(|| gateway.readyz().json()["last_reload"]["errors"] == json!([])));
     assert!((gateway.metric("seiketsu_config_revision") - 3.0).abs() < 0.5);
+}
+
+#[test]
+fn one_bad_file_of_a_folder_leaves_the_others_to_change() {
+    let origin = Origin::start("a");
+    let folder = folder("", "tenants: tenants.d\n");
+    let tenants = folder.path().join("tenants.d");
+    let of = |id: &str, host: &str, revision: u32| {
+        let yaml = open_tenants(&origin).replace("id: acme", &format!("id: {id}")).replace("acme.test", host);
+        yaml.replace("revision: 1", &format!("revision: {revision}"))
+    };
+    fs::create_dir(&tenants).unwrap();
+    fs::write(tenants.join("acme.yaml"), of("acme", "acme.test", 1)).unwrap();
+    fs::write(tenants.join("globex.yaml"), of("globex", "globex.test", 1)).unwrap();
+    let gateway = gateway(folder, &[], &[]);
+    assert_eq!(gateway.get("globex.test", "/v1/echo", "").status, 200);
+
+    fs::write(tenants.join("acme.yaml"), "revision: [").unwrap();
+    fs::write(tenants.join("globex.yaml"), of("globex", "globex2.test", 2)).unwrap();
+    assert!(comes_true(|| gateway.get("globex2.test", "/v1/echo", "").status == 200), "{}", gateway.log());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200, "the broken one keeps its former state");
+    let errors = gateway.readyz().json()["last_reload"]["errors"].to_string();
+    assert!(errors.contains("acme.yaml") && !errors.contains("globex"), "{errors}");
+
+    // A host that another tenant has is a conflict over files, and changes nothing.
+    fs::write(tenants.join("acme.yaml"), of("acme", "globex2.test", 3)).unwrap();
+    assert!(comes_true(|| gateway.readyz().json()["last_reload"]["errors"].to_string().contains("globex2.test")));
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    fs::remove_file(tenants.join("globex.yaml")).unwrap();
+    fs::write(tenants.join("acme.yaml"), of("acme", "acme3.test", 4)).unwrap();
+    assert!(comes_true(|| gateway.get("acme3.test", "/v1/echo", "").status == 200), "{}", gateway.log());
+    assert!(comes_true(|| gateway.get("globex2.test", "/v1/echo", "").status == 404));
 }
 
 #[test]
@@ -261,6 +297,12 @@ fn a_node_starts_from_the_last_good_configuration_when_the_file_is_broken() {
     let ready = second.readyz().json();
     assert_eq!((&ready["ready"], &ready["last_reload"]["from_last_known_good"]), (&json!(true), &json!(true)));
     assert!(ready["last_reload"]["errors"][0].as_str().unwrap().contains("tenants.yaml"), "{ready}");
+    // Reading the broken file again does not make it good.
+    let refused = r#"seiketsu_config_reloads_total{result="refused"}"#;
+    let before = second.metric(refused);
+    second.process.signal("-HUP");
+    assert!(comes_true(|| second.metric(refused) > before + 0.5));
+    assert_eq!(second.readyz().json()["last_reload"]["from_last_known_good"], true);
     second.write_tenants(&open_tenants(&origin).replace("revision: 1", "revision: 5"));
     assert!(comes_true(|| second.readyz().json()["last_reload"]["from_last_known_good"] == false));
 }

@@ -145,6 +145,23 @@ fn a_failed_attempt_is_repeated_on_another_endpoint_if_that_is_safe() {
 }
 
 #[test]
+fn a_body_that_is_sent_again_counts_once() {
+    let (good, bad) = (Origin::start("good"), Origin::start("bad"));
+    bad.behave(&json!({ "status": 503 }));
+    let gateway = start(
+        &[good.address, bad.address],
+        "balance: round_robin, outliers: { consecutive_failures: 0 }",
+        "request: { max_body: 1KiB }, retries: { on: [gateway_error], budget: 100 }",
+    );
+    let body = "x".repeat(700);
+    for _ in 0..6 {
+        let answer = gateway.ask("PUT", "/v1/echo", "", &body);
+        assert_eq!((answer.status, answer.json()["length"].as_u64()), (200, Some(700)), "{answer:?}");
+    }
+    assert!(bad.requests("/v1/echo") >= 2, "nothing was sent again");
+}
+
+#[test]
 fn an_upstream_that_always_fails_gets_no_storm_of_retries() {
     const REQUESTS: u64 = 300;
     let origin = Origin::start("a");

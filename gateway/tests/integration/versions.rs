@@ -169,6 +169,7 @@ fn a_mirror_gets_a_copy_of_what_the_upstream_gets() {
     assert_eq!((answer.status, answer.header("x-mirror")), (200, None));
     assert_eq!(answer.json()["body"], r#"{"n":2}"#);
     assert!(comes_true(|| !mirror.seen().is_empty()), "{}", gateway.metrics());
+    assert!((gateway.metric("seiketsu_mirrored_requests_total{result=\"sent\"}") - 1.0).abs() < 0.5);
     let seen = mirror.seen().remove(0);
     assert_eq!((seen.target(), seen.body.as_slice()), ("/v1/new/echo?q=1", br#"{"n":2}"#.as_slice()));
     assert_eq!((seen.header("x-mine"), seen.header("host")), (Some("1"), Some("acme.test")));

@@ -81,10 +81,10 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     let end = runtime.block_on(wait_for_end(&shared, &source, &server));
     tracing::info!(reason = end, "draining");
     readiness.set_draining();
+    end_at_second_signal(&runtime);
     if end != "handed over" {
         std::thread::park_timeout(shared.node.drain.delay.get());
     }
-    end_at_second_signal(&runtime);
     server.drain();
     background.abort();
     drop((source, operations, shared));

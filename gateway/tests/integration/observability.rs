@@ -89,6 +89,23 @@ fn liveness_readiness_and_draining_are_told_apart() {
     assert!(ended.success());
 }
 
+#[test]
+fn a_second_signal_ends_the_node_whatever_it_waits_for() {
+    let origin = Origin::start("a");
+    let mut gateway = gateway(folder(&open_tenants(&origin), "drain: { delay: 10m }\n"), &[], &[]);
+    let process = std::cell::RefCell::new(&mut gateway.process);
+    process.borrow().signal("-TERM");
+    assert!(comes_true(|| Client::connect(gateway.operations)
+        .request("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .status
+        == 503));
+    let ended = wait_for(&|| {
+        process.borrow().signal("-TERM");
+        process.borrow_mut().0.try_wait().unwrap()
+    });
+    assert!(ended.is_some_and(|ended| !ended.success()));
+}
+
 /// Every line is a comment, or a series and a number; each family is described once, and nothing twice.
 fn assert_prometheus_text(text: &str) {
     let mut seen = std::collections::HashSet::new();

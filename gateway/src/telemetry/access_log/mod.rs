@@ -110,7 +110,8 @@ impl AccessLog {
         workers: usize,
         dropped: Counters<LogDrop>,
     ) -> Result<Self, AccessLogError> {
-        let shards = (0..shard_count(workers)).map(|_| Shard(Mutex::default())).collect();
+        // Two at least: the writer holds one at a time, so that there is always another.
+        let shards = (0..shard_count(workers).max(2)).map(|_| Shard(Mutex::default())).collect();
         let shared = Arc::new(Shared {
             shards,
             reopen: AtomicBool::new(false),

@@ -201,7 +201,7 @@ fn a_mirror_that_fails_or_hangs_is_not_noticed() {
 }
 
 #[test]
-fn a_mirror_takes_its_share_and_no_large_bodies() {
+fn a_mirror_gets_no_large_bodies() {
     let mirror = Stub::start(|_| ok("", b""));
     let (origin, gateway) = mirrored(&mirror, "", "");
     let large = "x".repeat(100 << 10);

@@ -29,7 +29,6 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     let (client, trusted) = (peer.ip(), peer.trusted);
     ctx.client = if trusted { forwarded_for(session.req_header(), client, shared) } else { client };
     let downstream = session.as_downstream_mut();
-    downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     let request = downstream.req_header_mut();
     ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
@@ -48,6 +47,10 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     // A WebSocket's silence is not a slow body.
     let body_timeout = if ctx.websocket { None } else { Some(CLIENT_TIMEOUT) };
     downstream.set_read_timeout(body_timeout);
+    if session.is_http2() {
+        // In HTTP/1 the transport sees to it; here one stream may be stuck while others go on.
+        session.as_downstream_mut().set_write_timeout(Some(CLIENT_TIMEOUT));
+    }
 }
 
 /// The address that the first trusted proxy was called from: the last in the list that is not itself one

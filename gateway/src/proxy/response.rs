@@ -1,7 +1,7 @@
 //! The head of a response on its way to the client. Answers of the gateway's own are made in
 //! [`crate::respond`] and get the same headers there.
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -55,12 +55,23 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
             chunked(session, response)?;
         }
     }
+    if has_body && session.req_header().version == Version::HTTP_10 {
+        end_with_connection(session, response);
+    }
     Ok(())
 }
 
-/// A body whose length is not known in advance: chunked in HTTP/1.1; in HTTP/1.0 the connection's end ends it.
+/// HTTP/1.0 knows no chunks (RFC 9112 §7.1): a body of unknown length ends with the connection.
+fn end_with_connection(session: &mut Session, response: &mut ResponseHeader) {
+    response.remove_header(&header::TRANSFER_ENCODING);
+    if !response.headers.contains_key(header::CONTENT_LENGTH) {
+        session.set_keepalive(None);
+    }
+}
+
+/// A body whose length is not known in advance: chunked in HTTP/1.1.
 fn chunked(session: &Session, response: &mut ResponseHeader) -> Result<()> {
-    if session.req_header().version == http::Version::HTTP_11 {
+    if session.req_header().version == Version::HTTP_11 {
         response.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }
     Ok(())

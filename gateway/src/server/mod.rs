@@ -5,6 +5,7 @@
 
 mod active;
 pub(crate) mod caps;
+pub(crate) mod chunked;
 mod connection;
 pub(crate) mod handover;
 pub mod head;
@@ -15,7 +16,7 @@ pub(crate) mod peer;
 mod proxy_protocol;
 mod shutdown;
 pub(crate) mod tls;
-mod transport;
+pub(crate) mod transport;
 pub(crate) mod watch;
 mod worker;
 

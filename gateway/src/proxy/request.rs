@@ -329,7 +329,11 @@ async fn read_body(session: &mut Session, route: &CompiledRoute) -> Result<Resul
     // What is read here is kept by Pingora and sent upstream again.
     downstream.enable_retry_buffering();
     if downstream.req_header().headers.contains_key(header::EXPECT) && !downstream.is_body_done() {
-        downstream.write_continue_response().await.map_err(Error::into_down)?;
+        // Pingora takes an answer before the end of the request for a reason to close; a go-ahead is none.
+        downstream.set_close_on_response_before_downstream_finish(false);
+        let told = downstream.write_continue_response().await;
+        downstream.set_close_on_response_before_downstream_finish(true);
+        told.map_err(Error::into_down)?;
     }
     let mut body = bytes::BytesMut::new();
     while let Some(piece) = downstream.read_request_body().await.map_err(Error::into_down)? {

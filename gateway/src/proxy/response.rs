@@ -10,8 +10,11 @@ use super::{RequestContext, request};
 use crate::respond;
 
 pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestContext) -> Result<()> {
-    if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(());
+    let interim = response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS;
+    // Pingora takes an answer before the end of the request for a reason to close; a go-ahead is none.
+    session.as_downstream_mut().set_close_on_response_before_downstream_finish(!interim);
+    if interim {
+        return only_hints(response);
     }
     let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
     let tenant = entry.compiled();
@@ -59,6 +62,14 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
         end_with_connection(session, response);
     }
     Ok(())
+}
+
+/// What is removed from responses must not get out ahead of them: interim ones carry links and nothing
+/// else (RFC 8297 §2).
+fn only_hints(response: &mut ResponseHeader) -> Result<()> {
+    let links: Vec<HeaderValue> = response.headers.get_all(header::LINK).iter().cloned().collect();
+    *response = ResponseHeader::build(response.status, Some(links.len()))?;
+    links.into_iter().try_for_each(|link| response.append_header(header::LINK, link).map(drop))
 }
 
 /// HTTP/1.0 knows no chunks (RFC 9112 §7.1): a body of unknown length ends with the connection.

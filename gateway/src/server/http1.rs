@@ -40,7 +40,7 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
         let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, heard_at).await {
             Next::Head(bytes, head) => (bytes, head),
             Next::Closed => {
-                transport.close().await;
+                let _ = AsyncWriteExt::shutdown(&mut transport).await;
                 return;
             }
             Next::TimedOut => {
@@ -185,6 +185,6 @@ async fn refuse(transport: &mut Transport, status: u16, reason: &str) {
     // Where it ends is not known, and there may be more of it on its way.
     transport.begin_request(Framing::Open, BytesMut::new());
     if transport.write_all(&answer).await.is_ok() {
-        transport.close().await;
+        let _ = AsyncWriteExt::shutdown(transport).await;
     }
 }

@@ -15,9 +15,7 @@
 //! - **Nothing while idle.** There is no read buffer at all: heads are read from a stack buffer.
 
 use std::{
-    fmt,
-    future::poll_fn,
-    io,
+    fmt, io,
     os::fd::AsRawFd,
     pin::Pin,
     sync::Arc,
@@ -34,7 +32,7 @@ use pingora_core::protocols::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
-    time::{Instant, Sleep, sleep_until, timeout},
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 use tokio_rustls::server::TlsStream;
 
@@ -102,6 +100,9 @@ pub(crate) struct Transport {
     /// A turn of the event loop that [`Transport::poll_forgotten`] waits for.
     turn: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     stall: Stall,
+    /// The write side is closed.
+    said_all: bool,
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 /// The timer of a client that takes nothing. It is moved when a stall begins, not with each write.
@@ -157,6 +158,8 @@ impl Transport {
             timer: WatchTimer::default(),
             turn: None,
             stall: Stall { limit: write_timeout, timer: None, began: false },
+            said_all: false,
+            linger: None,
         }
     }
 
@@ -283,30 +286,6 @@ impl Transport {
         self.poll_taken(cx, flushed)
     }
 
-    /// Ends the connection so that the client can read what was said last: while it is still sending,
-    /// it is read from, since closing a socket with unread bytes resets it (RFC 9112 §9.6).
-    pub(crate) async fn close(&mut self) {
-        let close = async {
-            AsyncWriteExt::shutdown(self).await?;
-            if self.framing.has_ended() && self.ahead.is_empty() {
-                return Ok(());
-            }
-            poll_fn(|cx| {
-                let mut space = [0; 8192];
-                loop {
-                    let mut buf = ReadBuf::new(&mut space);
-                    ready!(self.poll_receive(cx, &mut buf))?;
-                    if buf.filled().is_empty() {
-                        return Poll::Ready(io::Result::Ok(()));
-                    }
-                }
-            })
-            .await
-        };
-        // The client may be gone already; there is nothing left to do for it.
-        let _ = timeout(LINGER, close).await;
-    }
-
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.unsent.is_empty() {
             let unsent = std::mem::take(&mut self.unsent);
@@ -320,6 +299,30 @@ impl Transport {
         // Given back: the next answer allocates again, an idle connection holds nothing.
         self.unsent = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// Ends the connection so that the client can read what was said last: while it is still sending,
+    /// it is read from, since closing a socket with unread bytes resets it (RFC 9112 §9.6).
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.said_all {
+            ready!(self.poll_flush_all(cx))?;
+            ready!(match &mut self.socket {
+                Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+                Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+            })?;
+            self.said_all = true;
+        }
+        if self.framing.has_ended() && self.ahead.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut space = [0; 8192];
+        loop {
+            let mut buf = ReadBuf::new(&mut space);
+            ready!(self.poll_receive(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
@@ -440,18 +443,20 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send_unsent(cx))?;
-        match &mut self.socket {
-            Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        let ended = self.poll_end(cx);
+        if ended.is_ready() {
+            return ended;
         }
+        let linger = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        linger.as_mut().poll(cx).map(Ok)
     }
 }
 
 #[async_trait]
 impl Shutdown for Transport {
     async fn shutdown(&mut self) {
-        self.close().await;
+        // The client may be gone already; there is nothing left to do for it.
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 

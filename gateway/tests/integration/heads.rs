@@ -226,6 +226,23 @@ fn a_go_ahead_comes_from_the_upstream_and_once() {
 }
 
 #[test]
+fn a_body_that_is_read_first_gets_its_go_ahead_from_the_gateway() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(origin.address, "validation: { body_schema: { inline: { type: string } } }");
+    let mut client = gateway.connect();
+    for (body, status) in [("\"ok\"", 200), ("1234", 400), ("\"ok\"", 200)] {
+        client.send(
+            b"POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Type: application/json\r\n\
+              Content-Length: 4\r\nExpect: 100-continue\r\n\r\n",
+        );
+        assert_eq!(client.receive_head().status, 100);
+        client.send(body.as_bytes());
+        assert_eq!(client.receive().expect(body).status, status);
+    }
+    assert_eq!(origin.requests("/v1/echo"), 2);
+}
+
+#[test]
 fn whoever_waits_for_a_go_ahead_and_is_refused_cannot_be_misread() {
     let origin = Origin::start("a");
     let policies = "request: { max_body: 1KiB }, auth: { accept: [api_key] }";

@@ -211,14 +211,24 @@ fn interim_responses_neither_leak_nor_double_anything() {
     let gateway = with_policies(stub.address, policies);
     let mut client = gateway.connect();
     for _ in 0..3 {
-        let answer = client.request("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nOrigin: https://app.acme.test\r\n\r\n");
+        client.send(b"GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nOrigin: https://app.acme.test\r\n\r\n");
+        for status in [103, 100, 103] {
+            let interim = client.receive().unwrap();
+            let head = interim.head.to_ascii_lowercase();
+            let fields: Vec<&str> = head.lines().skip(1).collect();
+            let expected: &[&str] = if status == 103 { &["link: </a.css>; rel=preload"] } else { &[] };
+            assert_eq!((interim.status, fields.as_slice()), (status, expected));
+        }
+        let answer = client.receive().unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
         for name in ["x-mine", "x-added", "x-set", "x-request-id", "access-control-allow-origin", "date", "connection"] {
             assert_eq!(answer.all(name).len(), 1, "{name}: {}", answer.head);
         }
         assert_eq!((answer.header("link"), answer.header("x-secret")), (None, None));
     }
-    assert!((gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}")).abs() < 0.5);
+    // Clients of HTTP/1.0 do not know them (RFC 9110 §15.2).
+    let old = gateway.connect().request("GET /v1/x HTTP/1.0\r\nHost: acme.test\r\n\r\n");
+    assert_eq!((old.status, old.text().as_str()), (200, "hello"));
 }
 
 #[test]

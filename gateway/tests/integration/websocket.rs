@@ -117,7 +117,7 @@ fn a_socket_needs_its_key_before_it_is_one() {
     let fields = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let answer = client.request(&format!("GET /v1/secure/ws HTTP/1.1\r\nHost: acme.test\r\n{fields}\r\n"));
-    assert_eq!((answer.status, answer.problem().as_str()), (401, "unauthorized"));
+    assert_eq!((answer.status, answer.problem().as_str()), (401, "unauthenticated"));
     assert_eq!(client.request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n").status, 200);
 }
 

@@ -147,8 +147,7 @@ mod tests {
 
     #[test]
     fn the_end_is_found_and_what_follows_is_left() {
-        for body in
-            ["0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n", "A;x=y\r\n0123456789\r\n000;z\r\nX-Sum: 1\r\nB: 2\r\n\r\n"]
+        for body in ["0\r\n\r\n", "5\r\nhello\r\n0\r\n\r\n", "A;x=y\r\n0123456789\r\n000;z\r\nX-Sum: 1\r\nB: 2\r\n\r\n"]
         {
             assert_eq!(rest_of(body), Ok(Some("")));
             assert_eq!(rest_of(&format!("{body}GET /")), Ok(Some("GET /")));

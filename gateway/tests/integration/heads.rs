@@ -64,7 +64,11 @@ fn heads_that_could_be_read_in_two_ways_are_refused_and_counted() {
         (post("Transfer-Encoding: gzip, chunked\r\n"), 501, "transfer_coding"),
         (post("Transfer-Encoding: \"chunked\"\r\n"), 501, "transfer_coding"),
         (post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), 400, "transfer_encoding"),
-        ("POST /v1/echo HTTP/1.0\r\nHost: acme.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(), 400, "transfer_encoding"),
+        (
+            "POST /v1/echo HTTP/1.0\r\nHost: acme.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".into(),
+            400,
+            "transfer_encoding",
+        ),
         (get(&format!("a: {}\r\n", "x".repeat(3000))), 431, "too_large"),
         (get(&"a: b\r\n".repeat(11)), 431, "too_many_fields"),
         (format!("GET /v1/{} HTTP/1.1\r\nHost: acme.test\r\n\r\n", "x".repeat(3000)), 414, "target_too_long"),
@@ -215,9 +219,7 @@ fn a_go_ahead_comes_from_the_upstream_and_once() {
     let gateway = gateway(&origin);
     let mut client = gateway.connect();
     for _ in 0..3 {
-        client.send(
-            b"POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n",
-        );
+        client.send(b"POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n");
         assert_eq!(client.receive_head().status, 100);
         client.send(b"hello");
         let answer = client.receive().unwrap();

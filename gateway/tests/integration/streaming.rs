@@ -106,6 +106,20 @@ fn plain(address: SocketAddr) -> TcpStream {
 }
 
 #[test]
+fn a_small_answer_leaves_in_one_piece() {
+    let stub = crate::fixtures::Stub::answering("Content-Type: text/plain\r\n", "hello");
+    let gateway = gateway_for(stub.address, "");
+    let mut client = plain(gateway.http);
+    for _ in 0..500 {
+        client.write_all(GET.as_bytes()).unwrap();
+        let mut space = [0; 4096];
+        let received = client.read(&mut space).unwrap();
+        let answer = String::from_utf8_lossy(&space[..received]);
+        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("\r\n\r\nhello"), "{answer:?}");
+    }
+}
+
+#[test]
 fn the_head_alone_is_there_while_the_upstream_makes_the_body() {
     let slow = Slow::start();
     let gateway = gateway_for(slow.address, "");
@@ -256,14 +270,19 @@ fn a_client_that_reads_nothing_is_cut_and_its_upstream_is_free_again() {
     assert!(cut(pipelines.stream.get_mut()), "{}", gateway.metrics());
     let mut all = Vec::new();
     assert!(downloads.stream.read_to_end(&mut all).is_err() || all.len() < 64 * MIB);
-    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") < 0.5), "{}", gateway.metrics());
+    assert!(
+        comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") < 0.5),
+        "{}",
+        gateway.metrics()
+    );
 }
 
 #[test]
 fn a_slow_reader_that_does_read_gets_everything() {
     let origin = Origin::start("a");
     let node = "protection: { write_timeout: 1s }\n";
-    let gateway = Gateway::start_with(&tenants(&demo(&[origin.address], ""), "", &open("timeouts: { idle: 1s }")), node);
+    let gateway =
+        Gateway::start_with(&tenants(&demo(&[origin.address], ""), "", &open("timeouts: { idle: 1s }")), node);
     let mut client = gateway.connect();
     client.send(format!("GET /v1/bytes/{} HTTP/1.1\r\nHost: acme.test\r\n\r\n", 16 * MIB).as_bytes());
     let head = client.receive_head();

@@ -11,6 +11,7 @@ use std::{
 };
 
 use crate::{
+    examples::{Authority, tls_origin},
     fixtures::{Seen, Stub, comes_true, demo, ok, open, tenants, with_policies},
     support::{Client, Gateway, KEY, Origin, two_tenants},
 };
@@ -19,7 +20,8 @@ use crate::{
 fn a_name_that_means_nothing_is_refused_at_once_and_holds_nobody_up() {
     let origin = Origin::start("a");
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let upstreams = format!("{}lost: {{ endpoints: [{{ address: 'lost.internal:80' }}] }}\n", demo(&[origin.address], ""));
+    let upstreams =
+        format!("{}lost: {{ endpoints: [{{ address: 'lost.internal:80' }}] }}\n", demo(&[origin.address], ""));
     let routes = format!("{}- {{ id: lost, match: {{ path: /lost }}, upstream: lost }}\n", open(""));
     // A name server that never answers.
     let node = format!("dns: {{ servers: ['{}'] }}\n", silent.local_addr().unwrap());
@@ -31,6 +33,47 @@ fn a_name_that_means_nothing_is_refused_at_once_and_holds_nobody_up() {
         assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
     }
     assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_connection_made_under_one_tls_policy_serves_no_other() {
+    let files = tempfile::tempdir().unwrap();
+    let (known, other) = (Authority::new(), Authority::new());
+    let (address, _origin) = tls_origin(&known, "orders.internal", files.path());
+    let ca = |name: &str, authority: &Authority| {
+        let path = files.path().join(name);
+        std::fs::write(&path, &authority.pem).unwrap();
+        path.display().to_string()
+    };
+    let upstream = |name: &str, tls: &str| {
+        format!(
+            "{name}: {{ endpoints: [{{ address: '{address}' }}], tls: {{ {tls} }}, outliers: {{ consecutive_failures: 0 }} }}\n"
+        )
+    };
+    let (known, other) = (ca("known.pem", &known), ca("other.pem", &other));
+    let upstreams = [
+        upstream("right", &format!("server_name: orders.internal, ca: '{known}'")),
+        upstream("careless", "server_name: orders.internal, insecure_skip_verify: true"),
+        upstream("wrong_authority", &format!("server_name: orders.internal, ca: '{other}'")),
+        upstream("wrong_name", &format!("server_name: payments.internal, ca: '{known}'")),
+    ];
+    let names = ["right", "careless", "wrong_authority", "wrong_name"];
+    let routes = names.map(|name| {
+        format!("- {{ id: {}, match: {{ path: /v1/{name}/echo }}, upstream: {name} }}\n", name.replace('_', "-"))
+    });
+    let gateway = Gateway::start(&tenants(&upstreams.concat(), "", &routes.concat()));
+    for wrong in ["wrong_authority", "wrong_name"] {
+        for _ in 0..4 {
+            // One connection is one worker, and that has a connection to the upstream by now.
+            let mut client = gateway.connect();
+            for right in ["right", "careless", "right"] {
+                let answer = client.request(&format!("GET /v1/{right}/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
+                assert_eq!(answer.status, 200, "{right}: {}", gateway.log());
+            }
+            let answer = client.request(&format!("GET /v1/{wrong}/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
+            assert_eq!(answer.status, 503, "{wrong}");
+        }
+    }
 }
 
 #[test]
@@ -97,8 +140,8 @@ fn failures_of_the_upstream_carry_it_too_and_say_how_the_connection_goes_on() {
     for (address, status) in [(nobody, 503), (closes.address, 502), (garbage.address, 502)] {
         let gateway = Gateway::start(&two_tenants(&[address], KEY));
         let mut client = gateway.connect();
-        let answer = client
-            .request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\nOrigin: https://app.acme.test\r\n\r\n");
+        let answer =
+            client.request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\nOrigin: https://app.acme.test\r\n\r\n");
         assert_eq!(answer.status, status);
         assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.acme.test"));
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
@@ -115,13 +158,15 @@ fn failures_of_the_upstream_carry_it_too_and_say_how_the_connection_goes_on() {
 #[test]
 fn a_body_that_does_not_conform_never_reaches_the_upstream() {
     let origin = Origin::start("a");
-    let gateway = with_policies(
-        origin.address,
-        "validation: { body_schema: { inline: { type: object, required: [name] } } }",
-    );
+    let gateway =
+        with_policies(origin.address, "validation: { body_schema: { inline: { type: object, required: [name] } } }");
     let head = "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Type: application/json\r\n";
     let mut client = gateway.connect();
-    for body in ["Content-Length: 2\r\n\r\n{}", "Content-Length: 5\r\n\r\n{\"a\":", "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"] {
+    for body in [
+        "Content-Length: 2\r\n\r\n{}",
+        "Content-Length: 5\r\n\r\n{\"a\":",
+        "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+    ] {
         let answer = client.request(&format!("{head}{body}"));
         assert!((400..500).contains(&answer.status), "{answer:?}");
         if answer.header("connection") == Some("close") {
@@ -139,7 +184,11 @@ fn a_body_that_does_not_conform_never_reaches_the_upstream() {
 fn breaks_first() -> Stub {
     let count = AtomicUsize::new(0);
     Stub::start(move |seen: &Seen| {
-        if count.fetch_add(1, Ordering::SeqCst) == 0 { Vec::new() } else { ok("", seen.body.len().to_string().as_bytes()) }
+        if count.fetch_add(1, Ordering::SeqCst) == 0 {
+            Vec::new()
+        } else {
+            ok("", seen.body.len().to_string().as_bytes())
+        }
     })
 }
 
@@ -181,7 +230,8 @@ fn what_cannot_have_arrived_is_sent_to_another_endpoint() {
             for _ in 0..4 {
                 let mut client = gateway.connect();
                 let body = "x".repeat(length);
-                let framing = if chunked { "Transfer-Encoding: chunked".into() } else { format!("Content-Length: {length}") };
+                let framing =
+                    if chunked { "Transfer-Encoding: chunked".into() } else { format!("Content-Length: {length}") };
                 client.send(format!("POST /v1/x HTTP/1.1\r\nHost: acme.test\r\n{framing}\r\n\r\n").as_bytes());
                 if chunked && length > 0 {
                     client.send_what_fits(format!("{length:x}\r\n{body}\r\n").as_bytes());
@@ -221,7 +271,8 @@ fn interim_responses_neither_leak_nor_double_anything() {
         }
         let answer = client.receive().unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "hello"));
-        for name in ["x-mine", "x-added", "x-set", "x-request-id", "access-control-allow-origin", "date", "connection"] {
+        for name in ["x-mine", "x-added", "x-set", "x-request-id", "access-control-allow-origin", "date", "connection"]
+        {
             assert_eq!(answer.all(name).len(), 1, "{name}: {}", answer.head);
         }
         assert_eq!((answer.header("link"), answer.header("x-secret")), (None, None));

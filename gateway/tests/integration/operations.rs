@@ -85,8 +85,7 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     let mut busy = gateway.connect();
     busy.send(b"GET /v1/delay/1000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
     // The origin has it once the gateway counts it as in flight.
-    let metrics =
-        || support::Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
+    let metrics = || Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
     wait_for(&|| metrics().contains("in_flight{tenant=\"acme\"} 1").then_some(())).unwrap();
     gateway.process.signal("-TERM");
     assert!(idle.is_closed());
@@ -104,13 +103,13 @@ fn quit_hands_the_sockets_over_without_a_failed_request() {
     let _next = std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut client = support::Client::connect(address);
+                let mut client = Client::connect(address);
                 while !stop.load(Ordering::Relaxed) {
                     let answer = client.request(REQUEST);
                     assert_eq!(answer.status, 200);
                     served.fetch_add(1, Ordering::Relaxed);
                     if answer.header("connection") == Some("close") {
-                        client = support::Client::connect(address);
+                        client = Client::connect(address);
                     }
                 }
             });

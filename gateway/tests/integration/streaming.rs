@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     fixtures::{comes_true, demo, open, tenants, with_policies},
-    support::{Client, Gateway, Origin, PATIENCE},
+    support::{Gateway, Origin, PATIENCE},
     support_tls::connect_tls,
 };
 
@@ -79,7 +79,7 @@ fn half_a_body_of_known_length_is_there_while_the_upstream_pauses() {
         let slow = Slow::start();
         let gateway = gateway_for(slow.address, "");
         slow.send(&format!("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{}", "a".repeat(50)));
-        let mut exchange = |client: &mut dyn ReadWrite| {
+        let exchange = |client: &mut dyn ReadWrite| {
             client.write_all(GET.as_bytes()).unwrap();
             let mut client = client;
             assert!(head_of(&mut client).contains("100"));
@@ -329,5 +329,4 @@ fn a_large_body_that_is_refused_leaves_the_client_its_answer() {
         let answer = client.receive().expect("an answer");
         assert_eq!((answer.status, answer.header("connection")), (413, Some("close")), "{framing}");
     }
-    let _ = Client::connect(gateway.http);
 }

@@ -169,6 +169,8 @@ async fn refusals_are_problems_with_what_every_answer_carries() {
         }
         let with_body = client.send(client.request("POST", "acme.test", "/nothing"), b"hello").await.unwrap();
         assert_eq!(with_body.problem(), "no-route");
+        let head = client.send(client.request("HEAD", "acme.test", "/nothing"), b"").await.unwrap();
+        assert_eq!((head.status, head.body.len()), (404, 0));
         let preflight = client
             .request("OPTIONS", "acme.test", "/v1/secure/echo")
             .header("origin", "https://app.acme.test")
@@ -497,6 +499,36 @@ async fn an_upstream_that_does_not_answer_in_time_is_a_504_and_costs_no_other_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_cannot_be_reached_is_a_503_also_without_a_body() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    drop(origin);
+    for client in both(&gateway).await {
+        let head = client.send(client.request("HEAD", "acme.test", "/v1/echo"), b"").await.unwrap();
+        assert_eq!((head.status, head.header("content-type")), (503, Some("application/problem+json")));
+        assert_eq!(client.get("acme.test", "/v1/echo").await.problem(), "upstream-unavailable");
+        let post = client.send(client.request("POST", "acme.test", "/v1/echo"), b"hello").await.unwrap();
+        assert_eq!(post.problem(), "upstream-unavailable");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_connection_is_no_slow_body() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "protocol: http2", "");
+    for protocol in ["plain", "tls"] {
+        let client = match protocol {
+            "tls" => Http2::tls(&gateway, "acme.test").await,
+            _ => Http2::plain(&gateway).await,
+        };
+        // Longer than bodies are measured.
+        let late = client.get("acme.test", "/v1/delay/11000");
+        assert_eq!(late.await.status, 200, "{protocol}");
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200, "{protocol}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_stream_may_be_quiet_for_longer_than_an_answer_may_take() {
     let origin = Origin::start("a");
     for protocol in ["protocol: http1", "protocol: http2"] {
@@ -572,7 +604,8 @@ async fn handing_over_says_goodbye_and_lets_streams_end() {
 async fn an_idle_connection_is_closed_with_a_goodbye() {
     let origin = Origin::start("a");
     let gateway = gateway(&origin, "", "protection: { keepalive: 500ms }\n");
-    for client in both(&gateway).await {
+    for tls in [false, true] {
+        let client = if tls { Http2::tls(&gateway, "acme.test").await } else { Http2::plain(&gateway).await };
         // Longer than an idle connection lives.
         assert_eq!(client.get("acme.test", "/v1/delay/1200").await.status, 200);
         patiently(client.ended).await.unwrap().unwrap();

@@ -1,6 +1,9 @@
 //! Instruction counts of what must not become slower, and their limits: what `baseline.json` says and
 //! five per cent. `script/bench-instructions` runs them, and with `--update` writes the baseline anew.
 
+// The macros write paths in full.
+#![allow(unused_qualifications)]
+
 use std::{collections::BTreeMap, hint::black_box};
 
 use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};

@@ -30,14 +30,6 @@ impl ConfigPath {
     pub(crate) fn key(self, key: &str) -> Self {
         self.join(PathStep::Key(key.into()))
     }
-
-    /// The number of the item of the list `list` that this path leads into, and the path from there.
-    pub(crate) fn within(&self, list: &str) -> Option<(usize, &[PathStep])> {
-        match self.0.as_slice() {
-            [PathStep::Key(key), PathStep::Index(index), rest @ ..] if **key == *list => Some((*index, rest)),
-            _ => None,
-        }
-    }
 }
 
 impl FromIterator<PathStep> for ConfigPath {
@@ -128,14 +120,5 @@ mod tests {
         let upstreams = tenant.key("upstreams");
         assert_eq!(upstreams.key("eu.west").to_path().to_string(), r#"tenants[3].upstreams."eu.west""#);
         assert_eq!(At::ROOT.to_path().to_string(), "");
-    }
-
-    #[test]
-    fn a_path_knows_which_item_it_leads_into() {
-        let tenants = At::ROOT.key("tenants");
-        let tenant = tenants.index(3);
-        let path = tenant.key("id").to_path();
-        assert_eq!(path.within("tenants"), Some((3, &[PathStep::Key("id".into())][..])));
-        assert_eq!(path.within("plans"), None);
     }
 }

@@ -92,6 +92,7 @@ struct Findings {
 
 impl Findings {
     /// A broken rule at a place whose value may be shown.
+    #[allow(clippy::needless_pass_by_value)] // Numbers as well as references are passed.
     fn add(&mut self, at: At<'_>, value: impl ToString, rule: Rule) {
         self.problems.push(Problem { path: at.to_path(), value: Some(value.to_string()), rule });
     }

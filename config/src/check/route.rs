@@ -1,6 +1,6 @@
 //! The routes of a tenant: what they match, where they go, and whether one hides another.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Findings, Rule,
@@ -16,10 +16,10 @@ use crate::{
 pub(super) fn check_all(at: At<'_>, tenant: &Tenant, head: &TenantHead, findings: &mut Findings) {
     // Routes with the same path stand together here, parameters being the same whatever their name.
     let mut by_path: HashMap<Vec<Shape<'_>>, Vec<usize>> = HashMap::with_capacity(tenant.routes.len());
-    let mut ids: HashMap<&Id, ()> = HashMap::with_capacity(tenant.routes.len());
+    let mut ids: HashSet<&Id> = HashSet::with_capacity(tenant.routes.len());
     for (index, route) in tenant.routes.iter().enumerate() {
         let at = at.index(index);
-        if ids.insert(&route.id, ()).is_some() {
+        if !ids.insert(&route.id) {
             findings.add(at.key("id"), &route.id, Rule::Duplicate { what: "route", name: route.id.to_string() });
         }
         let earlier = by_path.entry(shape(route)).or_default();

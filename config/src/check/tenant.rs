@@ -1,6 +1,6 @@
 //! One tenant: its hosts, callers, issuers and versions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{
     Findings, Rule,
@@ -55,10 +55,10 @@ pub(super) fn check(at: At<'_>, tenant: &Tenant, head: &TenantHead, findings: &m
 fn consumers(at: At<'_>, tenant: &Tenant, findings: &mut Findings) {
     let mut prefixes: HashMap<&str, &Id> = HashMap::new();
     let mut certificates: HashMap<&CertificateIdentity, &Id> = HashMap::new();
-    let mut ids: HashMap<&Id, ()> = HashMap::new();
+    let mut ids: HashSet<&Id> = HashSet::new();
     for (index, consumer) in tenant.consumers.iter().enumerate() {
         let at = at.index(index);
-        if ids.insert(&consumer.id, ()).is_some() {
+        if !ids.insert(&consumer.id) {
             let rule = Rule::Duplicate { what: "consumer", name: consumer.id.to_string() };
             findings.add(at.key("id"), &consumer.id, rule);
         }

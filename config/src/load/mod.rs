@@ -179,7 +179,7 @@ fn may_be_shown(path: &ConfigPath, value: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::path::PathBuf;
+    use std::{fmt::Write as _, path::PathBuf};
 
     use super::*;
     use crate::{
@@ -392,7 +392,8 @@ tenants:
     fn a_small_text_cannot_grow_without_bound() {
         let mut laughs = "a: &a [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
         for (name, before) in [("b", "a"), ("c", "b"), ("d", "c"), ("e", "d"), ("f", "e"), ("g", "f")] {
-            laughs.push_str(&format!("{name}: &{name} [{}]\n", vec![format!("*{before}"); 10].join(", ")));
+            let ten = vec![format!("*{before}"); 10].join(", ");
+            writeln!(laughs, "{name}: &{name} [{ten}]").unwrap();
         }
         let inline = "revision: 1\ndefaults: {validation: {body_schema: {inline: {\n".to_owned()
             + &laughs.replace('\n', ",\n")

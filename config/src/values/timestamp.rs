@@ -5,6 +5,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use super::{InvalidValue, from_text};
 
+#[allow(clippy::ref_option)] // As serde calls it.
 pub(crate) fn serialize<S: Serializer>(time: &Option<OffsetDateTime>, serializer: S) -> Result<S::Ok, S::Error> {
     time::serde::rfc3339::option::serialize(time, serializer)
 }

@@ -7,11 +7,11 @@
 //!
 //! - It is compiled against a library without `env`, `input`, `halt`, `debug`, `stderr`, local time
 //!   and modules. They do not exist for it.
-//! - While compiling, checkpoints are woven into it and into the library ([`instrument`]): at the
+//! - While compiling, checkpoints are woven into it and into the library (`instrument`): at the
 //!   start of every definition, in every loop, after every stream, wherever a value is made. At each,
 //!   deadline, stack, and the bytes made so far are checked, and values that got too large or too deep
 //!   end the run. What a program does between two checkpoints is bounded by its length and by the
-//!   size of the values that passed the last ([`budget`]).
+//!   size of the values that passed the last (`budget`).
 //! - It runs on a blocking thread, a few runs at a time ([`BodyTransform::run`]), so that no program
 //!   holds up the workers that move traffic, and programs take turns, so that none shuts out another.
 //!   Only where the proxy cannot wait, it runs on the worker, with a fraction of the time

@@ -44,7 +44,7 @@ use serde_json::Value;
 
 use crate::respond::problem::ProblemKind;
 
-/// A request that a policy refuses. The response is built from it in one place, [`crate::respond`].
+/// A request that a policy refuses. The response is built from it in one place, `respond`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     pub kind: ProblemKind,

@@ -342,7 +342,8 @@ fn decodes_to(escaped: &str, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    // Tests hand over what `json!` makes.
+    #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
     use proptest::prelude::*;
     use serde_json::json;

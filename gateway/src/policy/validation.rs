@@ -239,7 +239,8 @@ fn is_json(media_type: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    // Tests hand over what `json!` makes.
+    #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
     use serde_json::json;
 

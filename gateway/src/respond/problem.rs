@@ -195,10 +195,6 @@ impl<'a> Problem<'a> {
         self
     }
 
-    pub(crate) fn kind(&self) -> ProblemKind {
-        self.kind
-    }
-
     /// The body, as `application/problem+json`.
     pub(crate) fn body(&self) -> Bytes {
         serde_json::to_vec(self).unwrap_or_default().into()

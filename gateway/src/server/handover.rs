@@ -84,7 +84,7 @@ pub(crate) fn receive(path: &Path) -> Result<Inherited, HandoverError> {
                 if Instant::now() > deadline {
                     return Err(HandoverError::NobodyCame(path.to_owned()));
                 }
-                std::thread::sleep(Duration::from_millis(10));
+                std::thread::park_timeout(Duration::from_millis(10));
             }
             Err(error) => return Err(failed(error)),
         }

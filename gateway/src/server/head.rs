@@ -103,7 +103,7 @@ pub struct Head {
     pub start: usize,
     /// Where it ends, behind its blank line.
     pub end: usize,
-    pub framing: Framing,
+    pub(crate) framing: Framing,
     /// For an absolute-form target: the bytes of it in front of the path.
     pub authority_form: Option<AbsoluteForm>,
 }
@@ -361,10 +361,9 @@ fn is_named(name: &[u8], wanted: &[u8]) -> bool {
 fn is_token(byte: u8) -> bool {
     const TOKEN: [bool; 256] = {
         let mut table = [false; 256];
-        let mut i = 0;
-        while i < 256 {
-            let b = i as u8;
-            table[i] = b.is_ascii_alphanumeric()
+        let mut b = 0_u8;
+        loop {
+            table[b as usize] = b.is_ascii_alphanumeric()
                 || matches!(
                     b,
                     b'!' | b'#'
@@ -382,9 +381,11 @@ fn is_token(byte: u8) -> bool {
                         | b'|'
                         | b'~'
                 );
-            i += 1;
+            if b == u8::MAX {
+                break table;
+            }
+            b += 1;
         }
-        table
     };
     TOKEN[usize::from(byte)]
 }

@@ -127,9 +127,9 @@ pub enum CompileError {
     #[error("tenant {tenant}: versions: {source}")]
     Versions { tenant: Id, source: VersioningError },
     #[error("tenant {tenant}, route {route}: {source}")]
-    Route { tenant: Id, route: Id, source: PolicyError },
+    Route { tenant: Id, route: Id, source: Box<PolicyError> },
     #[error("tenant {tenant}: {source}")]
-    Tenant { tenant: Id, source: PolicyError },
+    Tenant { tenant: Id, source: Box<PolicyError> },
 }
 
 /// Which policy cannot be put to use, and why.
@@ -179,7 +179,7 @@ impl<'a> Compiler<'a> {
         effective: Vec<Arc<Effective>>,
         pools: &dyn Pools,
     ) -> Result<CompiledTenant, CompileError> {
-        let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source };
+        let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source: Box::new(source) };
         let auth = TenantAuth::compile(tenant, self.identity)
             .map_err(|source| CompileError::Callers { tenant: tenant.id.clone(), source })?;
         let versions = tenant.versions.as_ref().map(Versions::compile).transpose();
@@ -190,7 +190,7 @@ impl<'a> Compiler<'a> {
             let compiled = self.route(route, effective, pools).map_err(|source| CompileError::Route {
                 tenant: tenant.id.clone(),
                 route: route.id.clone(),
-                source,
+                source: Box::new(source),
             })?;
             routes.push(compiled);
         }

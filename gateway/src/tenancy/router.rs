@@ -754,7 +754,8 @@ mod tests {
             |(segments, tail)| {
                 let mut path = String::new();
                 for (i, segment) in segments.iter().enumerate() {
-                    path += &format!("/{}", segment.replace("{}", &format!("{{p{i}}}")));
+                    path.push('/');
+                    path += &segment.replace("{}", &format!("{{p{i}}}"));
                 }
                 if tail || path.is_empty() {
                     path += "/{*rest}";

@@ -26,7 +26,7 @@ impl Tried {
     /// Beyond six attempts the oldest is forgotten.
     pub fn add(&mut self, id: EndpointId) {
         if let Some(slot) = self.ids.iter_mut().find(|slot| slot.is_none()) {
-            *slot = Some(id)
+            *slot = Some(id);
         } else {
             self.ids.rotate_left(1);
             self.ids[MAX_ATTEMPTS - 1] = Some(id);
@@ -385,7 +385,9 @@ mod tests {
             };
             let total = sizes.iter().sum::<usize>();
             let mut members = fakes(&vec![1; total]);
-            members.iter_mut().for_each(|member| member.ramp = ramp);
+            for member in &mut members {
+                member.ramp = ramp;
+            }
             let mut members = members.into_iter();
             let groups: Vec<_> =
                 sizes.iter().map(|&size| Group::new(members.by_ref().take(size).collect(), &balance)).collect();

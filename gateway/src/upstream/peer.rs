@@ -88,6 +88,7 @@ impl PeerTemplates {
 fn template(key: &PoolKey, profile: &Profile, host: &str, address: SocketAddr, alpn: ALPN) -> HttpPeer {
     // With TLS the name is never empty: for an empty one Pingora verifies nothing.
     let name = profile.tls_name(host).unwrap_or_default().to_owned();
+    #[allow(clippy::disallowed_methods)] // An address needs no resolving; this is the place the lint points to.
     let mut peer = HttpPeer::new(address, profile.tls.is_some(), name);
     peer.group_key = group_key(key, profile, &alpn);
     let options = &mut peer.options;

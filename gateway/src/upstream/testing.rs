@@ -106,11 +106,13 @@ pub(super) async fn until(what: &str, holds: impl Fn() -> bool) {
     assert!(tokio::time::timeout(Duration::from_secs(10), waiting).await.is_ok(), "still not: {what}");
 }
 
+type Zone = HashMap<RecordType, Result<Vec<IpAddr>, ResponseCode>>;
+
 /// A name server whose answers can be changed.
 #[derive(Clone)]
 pub(super) struct NameServer {
     pub(super) address: SocketAddr,
-    zone: Arc<Mutex<HashMap<RecordType, Result<Vec<IpAddr>, ResponseCode>>>>,
+    zone: Arc<Mutex<Zone>>,
     asked: Arc<AtomicUsize>,
 }
 

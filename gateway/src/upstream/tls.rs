@@ -100,7 +100,9 @@ impl TlsMaterial {
         ca.iter().flatten().for_each(|certificate| part(certificate));
         part(b"client");
         if let Some((chain, key)) = &client {
-            chain.iter().for_each(|certificate| part(certificate));
+            for certificate in chain {
+                part(certificate);
+            }
             part(key.secret_der());
         }
 

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::clock::Nanos;
 
 /// How far back a [`Window`] sees.
-pub const WINDOW_SECONDS: u64 = 10;
+pub const WINDOW_SECONDS: u64 = SECONDS as u64;
+
+const SECONDS: usize = 10;
 
 const NANOS_PER_SECOND: u64 = 1_000_000_000;
 
@@ -13,7 +15,7 @@ const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// upper half and the count in its lower; a cell of a past round is taken over by the first to come.
 #[derive(Debug, Default)]
 pub struct Window {
-    cells: [AtomicU64; WINDOW_SECONDS as usize],
+    cells: [AtomicU64; SECONDS],
 }
 
 impl Window {

@@ -289,9 +289,8 @@ fn killing_an_origin_under_load_costs_no_idempotent_request_and_it_is_used_again
         let more = |by| {
             let before = served.load(Ordering::Relaxed);
             // A worker that has failed says so itself when the scope ends.
-            assert!(comes_true(
-                || workers.iter().any(|worker| worker.is_finished()) || served.load(Ordering::Relaxed) > before + by
-            ));
+            assert!(comes_true(|| workers.iter().any(std::thread::ScopedJoinHandle::is_finished)
+                || served.load(Ordering::Relaxed) > before + by));
         };
         more(200);
         let address = goes.address.to_string();

@@ -158,9 +158,9 @@ impl Budget {
 
     /// Before a string is repeated.
     fn repeat(&self, left: &Val, right: &Val) -> Result<(), Spent> {
-        let (text, number) = match (left, right) {
-            (Val::TStr(text) | Val::BStr(text), number) | (number, Val::TStr(text) | Val::BStr(text)) => (text, number),
-            _ => return Ok(()),
+        let ((Val::TStr(text) | Val::BStr(text), number) | (number, Val::TStr(text) | Val::BStr(text))) = (left, right)
+        else {
+            return Ok(());
         };
         let times = match number {
             Val::Num(Num::Int(times)) => u64::try_from(*times).unwrap_or(0),
@@ -223,9 +223,8 @@ fn stack_position() -> usize {
 /// What the top level of a value takes; what it holds was counted when that was made.
 fn own_bytes(value: &Val) -> u64 {
     match value {
-        Val::Null | Val::Bool(_) => 0,
         Val::Num(Num::BigInt(integer)) if integer.bits() > MAX_INTEGER_BITS => u64::MAX,
-        Val::Num(_) => 0,
+        Val::Null | Val::Bool(_) | Val::Num(_) => 0,
         Val::BStr(text) | Val::TStr(text) => text.len() as u64,
         Val::Arr(items) => items.len() as u64 * ELEMENT_BYTES,
         Val::Obj(entries) => entries.len() as u64 * 4 * ELEMENT_BYTES,
@@ -388,6 +387,7 @@ fn multiply(mut cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     }
 }
 
+#[allow(clippy::needless_pass_by_value)] // As the interpreter calls it.
 fn merge(cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let mut merged = jaq_json::Map::default();
     if let Val::Arr(objects) = &cv.1 {
@@ -400,6 +400,7 @@ fn merge(cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     box_once(Ok(Val::obj(merged)))
 }
 
+#[allow(clippy::needless_pass_by_value)] // As the interpreter calls it.
 /// Strict JSON with a bound on depth; the interpreter's own has neither.
 fn from_json(cv: Cv<'_, Data>) -> ValXs<'_, Val> {
     let parsed = match &cv.1 {

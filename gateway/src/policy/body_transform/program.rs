@@ -206,7 +206,8 @@ fn start_of(error: &impl std::fmt::Display) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    // Tests hand over what `json!` makes.
+    #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
     use proptest::prelude::*;
     use serde_json::json;

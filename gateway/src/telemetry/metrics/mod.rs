@@ -1,6 +1,6 @@
 //! Counting, and the Prometheus text that comes of it.
 //!
-//! The request path counts into memory of its own thread ([`shard`]) through a handle that the compiled
+//! The request path counts into memory of its own thread (`shard`) through a handle that the compiled
 //! configuration holds ([`TenantMetrics`]): no lock, no look-up by name, no allocation. Everything is
 //! summed when `/metrics` is read. What happens less than once per request lives in [`NodeMetrics`].
 

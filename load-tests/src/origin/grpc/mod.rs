@@ -1,6 +1,6 @@
 //! A gRPC echo over HTTP/2, and the standard health service.
 //!
-//! Messages are opaque here: only their frames ([`frame`]) are read, so that any client with any message
+//! Messages are opaque here: only their frames (`frame`) are read, so that any client with any message
 //! type can call `/seiketsu.demo.v1.Echo/{method}`:
 //!
 //! | method | answer |

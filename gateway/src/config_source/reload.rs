@@ -136,7 +136,7 @@ impl Reloader {
         let tenants_after: HashSet<&Id> =
             parsed_after.iter().flat_map(|file| file.tenants()).map(|tenant| &tenant.id).collect();
         let certificates = parsed_after.iter().flat_map(|file| file.tenants()).map(|tenant| &**tenant);
-        let store = match tls::Store::load(&node_certificates(&self.shared), certificates) {
+        let store = match tls::Store::load(Some(&self.tls.current()), &node_certificates(&self.shared), certificates) {
             Ok(store) => store,
             Err(error) => {
                 errors.push(error.to_string());

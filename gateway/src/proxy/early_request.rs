@@ -46,12 +46,15 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
             request.remove_header(name);
         }
     }
-    // A WebSocket's silence is not a slow body.
-    let body_timeout = if ctx.websocket { None } else { Some(CLIENT_TIMEOUT) };
-    downstream.set_read_timeout(body_timeout);
-    if session.is_http2() {
+    // The silence of a WebSocket or of a gRPC stream is not a slow body.
+    let may_pause = ctx.websocket || ctx.grpc;
+    downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
+    if downstream.req_header().version == Version::HTTP_2 {
         // In HTTP/1 the transport sees to it; here one stream may be stuck while others go on.
-        session.as_downstream_mut().set_write_timeout(Some(CLIENT_TIMEOUT));
+        downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
+    }
+    if may_pause && let Some(peer) = Peer::of(session) {
+        peer.watch.body_ended();
     }
 }
 

@@ -5,21 +5,31 @@
     dead_code,
     unreachable_pub,
     missing_debug_implementations,
-    clippy::format_collect
+    // Numbers in tests are small, and each constant stands beside the test that needs it.
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::items_after_statements,
+    clippy::large_stack_arrays,
+    clippy::format_collect,
+    clippy::format_push_string
 )]
 
 mod callers;
 mod examples;
 mod fixtures;
+mod grpc;
 mod heads;
+mod http2;
 mod matching;
 mod observability;
 mod operations;
 mod policies;
+mod proxy_protocol;
 mod proxying;
 mod streaming;
 mod support;
 mod support_tls;
+mod tls;
 mod transforms;
 mod traps;
 mod upstreams;

@@ -6,6 +6,7 @@
 use std::{
     future::poll_fn,
     io,
+    mem::MaybeUninit,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -134,8 +135,8 @@ async fn next_head(
 /// Reads once through a buffer on the stack, so that nothing is held while waiting.
 pub(super) async fn receive(transport: &mut Transport, into: &mut BytesMut) -> io::Result<usize> {
     poll_fn(|cx| {
-        let mut space = [0; 4096];
-        let mut buf = ReadBuf::new(&mut space);
+        let mut space = [const { MaybeUninit::uninit() }; 4096];
+        let mut buf = ReadBuf::uninit(&mut space);
         match transport.poll_receive(cx, &mut buf) {
             Poll::Ready(Ok(())) => {
                 into.extend_from_slice(buf.filled());

@@ -45,9 +45,12 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
             request.remove_header(name);
         }
     }
-    // A WebSocket's silence is not a slow body.
-    let body_timeout = if ctx.websocket { None } else { Some(CLIENT_TIMEOUT) };
-    downstream.set_read_timeout(body_timeout);
+    // The silence of a WebSocket or of a gRPC stream is not a slow body.
+    let may_pause = ctx.websocket || ctx.grpc;
+    downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
+    if may_pause && let Some(peer) = Peer::of(session) {
+        peer.watch.body_ended();
+    }
 }
 
 /// The address that the first trusted proxy was called from: the last in the list that is not itself one

@@ -60,9 +60,19 @@ pub(super) fn to_connect(
     let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {
-        let timed_out = matches!(error.etype(), ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout);
-        let kind = if timed_out { ProblemKind::UpstreamTimeout } else { ProblemKind::UpstreamUnavailable };
-        ctx.refusal = Some(Refusal::new(kind, "The service cannot be reached."));
+        ctx.refusal = Some(match error.etype() {
+            ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
+                Refusal::new(ProblemKind::UpstreamTimeout, "The service cannot be reached.")
+            }
+            // Somebody is there, but not the one who should be.
+            ErrorType::TLSHandshakeFailure
+            | ErrorType::TLSWantX509Lookup
+            | ErrorType::InvalidCert
+            | ErrorType::HandshakeError => {
+                Refusal::new(ProblemKind::UpstreamError, "No secure connection to the service could be made.")
+            }
+            _ => Refusal::new(ProblemKind::UpstreamUnavailable, "The service cannot be reached."),
+        });
     }
     error
 }
@@ -140,6 +150,9 @@ pub(super) async fn answer(
 ) -> FailToProxy {
     if let Some(peer) = Peer::of(session) {
         peer.watch.disarm();
+        if Overdue::in_error(error) == Some(Overdue::RequestBody) && ctx.refusal.is_none() {
+            ctx.refusal = Some(Refusal::new(ProblemKind::RequestTimeout, "The body came too slowly."));
+        }
         if matches!(error.etype(), ErrorType::H2Error) && *error.esource() == ErrorSource::Downstream {
             peer.count_reset();
         }

@@ -51,6 +51,10 @@ pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut Req
 /// Everything that can be decided from the head alone, without waiting.
 fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Decision, Refusal> {
     find_tenant(shared, session, ctx)?;
+    // In HTTP/1 they were counted before anything was parsed.
+    if session.req_header().headers.len() > usize::from(shared.node.protection.max_header_fields) {
+        return Err(Refusal::new(ProblemKind::HeadersTooLarge, "The request has too many header fields."));
+    }
     normalise_path(session)?;
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     let tenant = entry.compiled();
@@ -140,14 +144,15 @@ fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> 
         if tenant.compiled().asks_for_client_certificate {
             return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it."));
         }
-    } else if named.is_none()
-        && Peer::of(session).is_some_and(|peer| peer.tls.is_some())
-        && tenant.compiled().asks_for_client_certificate
-    {
-        return Err(Refusal::new(
-            ProblemKind::Misdirected,
-            "This host needs a connection made for it, with its name (SNI).",
-        ));
+    } else if named.is_none() {
+        let tls = Peer::of(session).is_some_and(|peer| peer.tls.is_some());
+        let compiled = tenant.compiled();
+        if tls && compiled.asks_for_client_certificate || compiled.requires_client_certificate {
+            return Err(Refusal::new(
+                ProblemKind::Misdirected,
+                "This host needs a TLS connection made for it, with its name (SNI).",
+            ));
+        }
     }
     ctx.in_flight = Some(tenant.compiled().metrics.begin());
     ctx.tenant = Some(tenant);

@@ -1,11 +1,11 @@
-//! The request's body on its way to the upstream: its bound, its pace, and what replaces it.
+//! The request's body on its way to the upstream: its bound, and what replaces it.
 
 use bytes::Bytes;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
 use super::RequestContext;
-use crate::{policy::Refusal, server::peer::Peer};
+use crate::policy::Refusal;
 
 pub(super) fn filter(
     session: &Session,
@@ -19,14 +19,6 @@ pub(super) fn filter(
         return Ok(());
     }
     let length = body.as_ref().map_or(0, Bytes::len);
-    if session.is_http2()
-        && let Some(peer) = Peer::of(session)
-    {
-        peer.watch.body_received(length as u64);
-        if end_of_stream {
-            peer.watch.body_ended();
-        }
-    }
     if session.was_upgraded() {
         return Ok(());
     }

@@ -103,7 +103,7 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
         return Err(Error::explain(ErrorType::HTTPStatus(504), "no time left for another attempt"));
     }
     let tenant_key = ctx.tenant.as_ref().map_or(0, |tenant| balance::hash_key(tenant.id().as_str().as_bytes()));
-    let h2 = session.is_http2();
+    let h2 = session.req_header().version == http::Version::HTTP_2;
     let exchange = &mut ctx.exchange;
     let Some(pool) = exchange.pool.clone() else {
         return Err(Error::explain(ErrorType::InternalError, "no upstream was chosen"));
@@ -113,7 +113,7 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
     let picked = pool.pick(&Selection {
         hash_key,
         tried: &exchange.tried,
-        timeouts: peer_timeouts(&timeouts, h2 && !ctx.may_be_quiet, left),
+        timeouts: peer_timeouts(&timeouts, left),
         caller_speaks_http2: h2,
     });
     let picked = match picked {
@@ -140,14 +140,9 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
     Ok(peer)
 }
 
-/// Waiting for the head of a response is the watch's affair, which can tell it from a quiet stream.
-/// Clients of HTTP/2 are not polled by it, so there Pingora's own limit per read stands in.
-fn peer_timeouts(timeouts: &Timeouts, per_read: bool, left: Duration) -> PeerTimeouts {
-    PeerTimeouts {
-        connect: timeouts.connect.get().min(left),
-        read: per_read.then(|| timeouts.per_try.get().min(left)),
-        write: Some(timeouts.idle.get()),
-    }
+/// Waiting for a response is the watch's affair, which can tell a late head from a quiet stream.
+fn peer_timeouts(timeouts: &Timeouts, left: Duration) -> PeerTimeouts {
+    PeerTimeouts { connect: timeouts.connect.get().min(left), read: None, write: Some(timeouts.idle.get()) }
 }
 
 fn hash_key(key: &HashKey, request: &RequestHeader, client: std::net::IpAddr) -> Option<u64> {

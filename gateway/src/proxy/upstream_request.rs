@@ -1,7 +1,7 @@
 //! What the upstream receives.
 
 use http::{HeaderValue, header};
-use pingora_core::{Error, ErrorType, Result};
+use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_identity::{assertion::IDENTITY_HEADER, plain_headers::plain_headers};
@@ -37,6 +37,17 @@ pub(super) fn filter(
         }
     }
     forwarding(session, request)?;
+    // In HTTP/2 the client may have named it in `:authority` only.
+    if !request.headers.contains_key(header::HOST)
+        && let Some(authority) = request.uri.authority()
+    {
+        request.insert_header(
+            header::HOST,
+            HeaderValue::from_str(authority.as_str())
+                .or_err(ErrorType::InvalidHTTPHeader, "the authority is no field value")?,
+        )?;
+    }
+    join_cookies(request)?;
     request.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
     if let Some(traceparent) = ctx.trace.traceparent_for_upstream() {
         request.insert_header(TRACEPARENT, traceparent)?;
@@ -64,6 +75,19 @@ pub(super) fn filter(
         set_host(request, host)?;
     }
     Ok(())
+}
+
+/// HTTP/2 clients may send each cookie in a field of its own; everybody else expects one (RFC 9113 §8.2.3).
+fn join_cookies(request: &mut RequestHeader) -> Result<()> {
+    let mut fields = request.headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (fields.next(), fields.next()) else { return Ok(()) };
+    let mut joined = first.as_bytes().to_vec();
+    for field in std::iter::once(second).chain(fields) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(field.as_bytes());
+    }
+    let joined = HeaderValue::from_bytes(&joined).or_err(ErrorType::InvalidHTTPHeader, "joining cookies")?;
+    request.insert_header(header::COOKIE, joined)
 }
 
 fn forwarding(session: &Session, request: &mut RequestHeader) -> Result<()> {

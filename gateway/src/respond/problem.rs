@@ -149,15 +149,18 @@ impl ProblemKind {
 
     /// The gRPC status code of a trailers-only answer, by
     /// <https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>, so that gRPC
-    /// callers see what their own library would make of the HTTP status.
+    /// callers see what their own library would make of the HTTP status; where we know better than
+    /// that table (limits, time-outs), the code that says so.
     pub const fn grpc_status(self) -> u8 {
         match self.status().as_u16() {
-            400 => 13,                   // INTERNAL
-            401 => 16,                   // UNAUTHENTICATED
-            403 => 7,                    // PERMISSION_DENIED
-            404 => 12,                   // UNIMPLEMENTED
-            429 | 502 | 503 | 504 => 14, // UNAVAILABLE
-            _ => 2,                      // UNKNOWN
+            400 => 13,       // INTERNAL
+            401 => 16,       // UNAUTHENTICATED
+            403 => 7,        // PERMISSION_DENIED
+            404 => 12,       // UNIMPLEMENTED
+            429 => 8,        // RESOURCE_EXHAUSTED
+            502 | 503 => 14, // UNAVAILABLE
+            408 | 504 => 4,  // DEADLINE_EXCEEDED
+            _ => 2,          // UNKNOWN
         }
     }
 }

@@ -33,6 +33,16 @@ pub(crate) enum Full {
     Node,
 }
 
+impl Full {
+    /// A short, stable word for metrics.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            Self::Address => "address",
+            Self::Node => "node",
+        }
+    }
+}
+
 impl ConnectionCaps {
     /// 0 means no bound, for both.
     pub(crate) fn new(per_address: u32, total: u32) -> Self {
@@ -45,24 +55,19 @@ impl ConnectionCaps {
         }
     }
 
-    /// Takes a place for a connection, given back when the result is dropped.
-    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Result<ConnectionSlot, Full> {
+    /// Takes a place for a connection, given back when the result is dropped. Where the client's address is
+    /// not known yet, [`ConnectionSlot::belongs_to`] tells it later.
+    pub(crate) fn admit(self: &Arc<Self>, client: Option<IpAddr>) -> Result<ConnectionSlot, Full> {
         let open = self.open.fetch_add(1, Ordering::Relaxed);
+        // From here on dropping it gives the place back.
+        let mut slot = ConnectionSlot { caps: self.clone(), key: None };
         if self.total > 0 && open >= self.total {
-            self.open.fetch_sub(1, Ordering::Relaxed);
             return Err(Full::Node);
         }
-        let key = bucket(address);
-        if self.per_address > 0 {
-            let mut counts = self.shard(&key).lock();
-            let count = counts.entry(key).or_insert(0);
-            if *count >= self.per_address {
-                self.open.fetch_sub(1, Ordering::Relaxed);
-                return Err(Full::Address);
-            }
-            *count += 1;
+        if let Some(client) = client {
+            slot.belongs_to(client)?;
         }
-        Ok(ConnectionSlot { caps: self.clone(), key })
+        Ok(slot)
     }
 
     fn shard(&self, key: &IpAddr) -> &Mutex<HashMap<IpAddr, u32, RandomState>> {
@@ -83,18 +88,35 @@ fn bucket(address: IpAddr) -> IpAddr {
 #[derive(Debug)]
 pub(crate) struct ConnectionSlot {
     caps: Arc<ConnectionCaps>,
-    key: IpAddr,
+    key: Option<IpAddr>,
+}
+
+impl ConnectionSlot {
+    /// Counts the connection among those of its client. Once for each.
+    pub(crate) fn belongs_to(&mut self, client: IpAddr) -> Result<(), Full> {
+        if self.caps.per_address > 0 {
+            let key = bucket(client);
+            let mut counts = self.caps.shard(&key).lock();
+            let count = counts.entry(key).or_insert(0);
+            if *count >= self.caps.per_address {
+                return Err(Full::Address);
+            }
+            *count += 1;
+            self.key = Some(key);
+        }
+        Ok(())
+    }
 }
 
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.caps.open.fetch_sub(1, Ordering::Relaxed);
-        if self.caps.per_address > 0 {
-            let mut counts = self.caps.shard(&self.key).lock();
-            if let Some(count) = counts.get_mut(&self.key) {
+        if let Some(key) = self.key {
+            let mut counts = self.caps.shard(&key).lock();
+            if let Some(count) = counts.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {
-                    counts.remove(&self.key);
+                    counts.remove(&key);
                 }
             }
         }
@@ -114,31 +136,43 @@ mod tests {
     #[test]
     fn one_address_cannot_take_all_places() {
         let caps = Arc::new(ConnectionCaps::new(2, 3));
-        let first = caps.admit(ip("10.0.0.1")).unwrap();
-        let _second = caps.admit(ip("::ffff:10.0.0.1")).unwrap();
-        assert_eq!(caps.admit(ip("10.0.0.1")).unwrap_err(), Full::Address);
-        let _other = caps.admit(ip("10.0.0.2")).unwrap();
-        assert_eq!(caps.admit(ip("10.0.0.3")).unwrap_err(), Full::Node);
+        let first = caps.admit(Some(ip("10.0.0.1"))).unwrap();
+        let _second = caps.admit(Some(ip("::ffff:10.0.0.1"))).unwrap();
+        assert_eq!(caps.admit(Some(ip("10.0.0.1"))).unwrap_err(), Full::Address);
+        let _other = caps.admit(Some(ip("10.0.0.2"))).unwrap();
+        assert_eq!(caps.admit(Some(ip("10.0.0.3"))).unwrap_err(), Full::Node);
         drop(first);
-        caps.admit(ip("10.0.0.1")).unwrap();
+        caps.admit(Some(ip("10.0.0.1"))).unwrap();
         assert_eq!(caps.open.load(Ordering::Relaxed), 2);
     }
 
     #[test]
     fn a_refused_connection_leaves_nothing_behind() {
         let caps = Arc::new(ConnectionCaps::new(1, 0));
-        let slot = caps.admit(ip("10.0.0.1")).unwrap();
-        assert!(caps.admit(ip("10.0.0.1")).is_err());
+        let slot = caps.admit(Some(ip("10.0.0.1"))).unwrap();
+        assert!(caps.admit(Some(ip("10.0.0.1"))).is_err());
         drop(slot);
         assert_eq!(caps.open.load(Ordering::Relaxed), 0);
         assert!(caps.shards.iter().all(|shard| shard.lock().is_empty()));
     }
 
     #[test]
+    fn a_connection_may_get_its_client_later() {
+        let caps = Arc::new(ConnectionCaps::new(1, 0));
+        let mut first = caps.admit(None).unwrap();
+        let mut second = caps.admit(None).unwrap();
+        assert_eq!(first.belongs_to(ip("10.0.0.1")), Ok(()));
+        assert_eq!(second.belongs_to(ip("10.0.0.1")), Err(Full::Address));
+        drop((first, second));
+        assert_eq!(caps.open(), 0);
+        assert!(caps.shards.iter().all(|shard| shard.lock().is_empty()));
+    }
+
+    #[test]
     fn an_ipv6_network_counts_as_one_address() {
         let caps = Arc::new(ConnectionCaps::new(1, 0));
-        let _slot = caps.admit(ip("2001:db8::1")).unwrap();
-        assert_eq!(caps.admit(ip("2001:db8::2")).unwrap_err(), Full::Address);
-        assert!(caps.admit(ip("2001:db8:0:1::1")).is_ok());
+        let _slot = caps.admit(Some(ip("2001:db8::1"))).unwrap();
+        assert_eq!(caps.admit(Some(ip("2001:db8::2"))).unwrap_err(), Full::Address);
+        assert!(caps.admit(Some(ip("2001:db8:0:1::1"))).is_ok());
     }
 }

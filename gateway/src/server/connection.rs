@@ -24,14 +24,19 @@ pub(super) async fn serve(
     tls: bool,
     worker: Arc<Worker>,
     shutdown: ShutdownWatch,
-    _slot: ConnectionSlot,
+    mut slot: ConnectionSlot,
 ) {
     // Small answers must not wait for the client's acknowledgement.
     let _ = tcp.set_nodelay(true);
     if worker.expects_proxy_header(addresses.peer.ip()) {
         match timeout(worker.protection.handshake_timeout, proxy_protocol::read(&mut tcp)).await {
-            Ok(Ok(Some(named))) => addresses = named,
-            Ok(Ok(None)) => {}
+            Ok(Ok(named)) => {
+                addresses = named.unwrap_or(addresses);
+                // Not before: behind a load balancer many clients share one address.
+                if let Err(full) = slot.belongs_to(addresses.peer.ip()) {
+                    return worker.metrics.refused(full.reason());
+                }
+            }
             Ok(Err(error)) => {
                 tracing::debug!(peer = %addresses.peer, %error, "connection refused");
                 return worker.metrics.early_error("proxy_protocol");
@@ -104,12 +109,16 @@ async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<TlsStream
 async fn begins_with_preface(transport: &mut Transport, worker: &Worker, shutdown: &ShutdownWatch) -> bool {
     let mut bytes = BytesMut::new();
     let mut shutdown = shutdown.clone();
+    let protection = worker.protection;
     let preface = async {
+        let mut patience = protection.keepalive;
         loop {
-            match http1::receive(transport, &mut bytes).await {
-                Ok(received) if received > 0 => {}
+            match timeout(patience, http1::receive(transport, &mut bytes)).await {
+                Ok(Ok(received)) if received > 0 => {}
                 _ => return false,
             }
+            // It is one head like any other, but for the odd client that sends it in pieces.
+            patience = protection.head_timeout;
             let known = bytes.len().min(http2::PREFACE.len());
             if bytes[..known] != http2::PREFACE[..known] {
                 return false;
@@ -121,7 +130,7 @@ async fn begins_with_preface(transport: &mut Transport, worker: &Worker, shutdow
     };
     let h2 = tokio::select! {
         biased;
-        h2 = timeout(worker.protection.keepalive, preface) => h2.unwrap_or(false),
+        h2 = preface => h2,
         () = super::shutdown::begun(&mut shutdown) => false,
     };
     transport.begin_request(if h2 { Framing::Open } else { Framing::Length(0) }, bytes);

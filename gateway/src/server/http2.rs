@@ -1,10 +1,13 @@
 //! One client connection that speaks HTTP/2 (RFC 9113), over TLS by ALPN or without TLS by prior knowledge.
 
 use std::{
+    future::poll_fn,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use h2::{Reason, server::Connection};
 use pingora_core::{
     apps::HttpServerApp,
     protocols::{
@@ -23,13 +26,23 @@ use super::{
     active::Active,
     peer::{Client, Peer},
     shutdown,
+    stream::WatchedStream,
     transport::Transport,
-    watch,
     worker::Worker,
 };
 
 /// What a client begins an HTTP/2 connection with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Malformed requests of one connection; Pingora forgets its own count with each stream that it accepts.
+const MALFORMED_STREAMS: u32 = 32;
+
+/// While draining, a connection without streams is kept for this long, for the client to see the goodbye and
+/// for requests that had left it before.
+const DRAIN_LINGER: Duration = Duration::from_secs(2);
+
+/// How long a client may take to take the last frames of a connection.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Resets are counted over this time.
 const RESET_WINDOW: Duration = Duration::from_secs(10);
@@ -45,7 +58,7 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
     let active = Arc::new(Active::default());
     let mut resets = ResetWatch::new(worker.protection.h2_resets);
     let mut draining = false;
-    let mut streams = 0_u32;
+    let (mut streams, mut malformed) = (0_u32, 0_u32);
     loop {
         let Some(peer) = stream_peer(&client, worker) else { return };
         let digest = Arc::new(Digest { proxy_digest: Some(peer.clone()), ..connection_digest.clone() });
@@ -58,18 +71,27 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
                 continue;
             }
             accepted = HttpSession::from_h2_conn(&mut connection, digest) => accepted,
-            () = idle_for(&active, worker.protection.keepalive) => return,
+            () = idle_for(&active, if draining { DRAIN_LINGER } else { worker.protection.keepalive }) => {
+                return say_goodbye(connection, Reason::NO_ERROR).await;
+            }
         };
         match accepted {
             // The client left, or broke the protocol; h2 has told it.
             Err(_) | Ok(None) => return,
-            Ok(Some(H2Accept::Rejected)) => worker.metrics.early_error("h2_malformed"),
+            Ok(Some(H2Accept::Rejected)) => {
+                worker.metrics.early_error("h2_malformed");
+                malformed += 1;
+                if malformed >= MALFORMED_STREAMS {
+                    return say_goodbye(connection, Reason::PROTOCOL_ERROR).await;
+                }
+            }
             Ok(Some(H2Accept::Session(session))) => {
                 if resets.too_many(&client) {
-                    return worker.metrics.early_error("h2_resets");
+                    worker.metrics.early_error("h2_resets");
+                    return say_goodbye(connection, Reason::ENHANCE_YOUR_CALM).await;
                 }
                 streams += 1;
-                if streams == worker.protection.keepalive_requests && !draining {
+                if streams >= worker.protection.keepalive_requests && !draining {
                     connection.graceful_shutdown();
                     draining = true;
                 }
@@ -77,23 +99,18 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
                 let (worker, shutdown) = (worker.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     let _guard = guard;
-                    serve_stream(session, &peer, &worker, &shutdown).await;
+                    let stream = Box::new(WatchedStream::new(session, peer));
+                    worker.proxy.process_new_http(ServerSession::new_custom(stream), &shutdown).await;
                 });
             }
         }
     }
 }
 
-async fn serve_stream(session: HttpSession, peer: &ProxyDigest, worker: &Worker, shutdown: &ShutdownWatch) {
-    let Some(peer) = Peer::from_digest(peer) else { return };
-    peer.watch.body_begins();
-    let served = worker.proxy.process_new_http(ServerSession::new_http2(session), shutdown);
-    tokio::select! {
-        biased;
-        _ = served => {}
-        // Dropping the exchange resets the stream: nothing more can be said once a response has begun.
-        _ = watch::overdue(&peer.watch) => worker.metrics.early_error("h2_overdue"),
-    }
+/// Ends a connection and what is left on it, and tells the client why (RFC 9113 §6.8).
+async fn say_goodbye(mut connection: Connection<Stream, Bytes>, reason: Reason) {
+    connection.abrupt_shutdown(reason);
+    let _ = timeout(FAREWELL, poll_fn(|cx| connection.poll_closed(cx))).await;
 }
 
 fn stream_peer(client: &Arc<Client>, worker: &Worker) -> Option<Arc<ProxyDigest>> {

@@ -14,6 +14,7 @@ pub(crate) mod listener;
 pub(crate) mod peer;
 mod proxy_protocol;
 mod shutdown;
+mod stream;
 pub(crate) mod tls;
 mod transport;
 pub(crate) mod watch;

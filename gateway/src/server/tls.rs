@@ -115,7 +115,7 @@ impl<T> Names<T> {
 pub(crate) struct Store {
     /// For all names whose tenant asks for no client certificate.
     open: Arc<ServerConfig>,
-    /// For those whose tenant does.
+    /// For those whose tenant does, and for the others that would be found under a wildcard of these.
     verified: Names<Arc<ServerConfig>>,
 }
 
@@ -135,9 +135,13 @@ impl Store {
             }
             resolver.fallback.get_or_insert(key);
         }
-        let mut asking = Vec::new();
+        let (mut asking, mut not_asking) = (Vec::new(), Vec::new());
         for tenant in tenants {
-            let Some(tls) = &tenant.tls else { continue };
+            let tls = tenant.tls.as_ref();
+            if tls.is_none_or(|tls| tls.client_ca.is_none()) {
+                not_asking.push(tenant);
+            }
+            let Some(tls) = tls else { continue };
             let mut keys = Vec::new();
             for files in &tls.certificates {
                 let (key, names) = certified_key(files, &provider)?;
@@ -161,6 +165,13 @@ impl Store {
             let config = Arc::new(config(&provider, &resolver, Some((ca, required)))?);
             for host in &tenant.hosts {
                 verified.insert(host.name(), host.is_wildcard(), config.clone());
+            }
+        }
+        // A wildcard of a tenant that asks also covers hosts that other tenants have below it.
+        for host in not_asking.into_iter().flat_map(|tenant| &tenant.hosts) {
+            let covered = if host.is_wildcard() { format!("*.{}", host.name()) } else { host.name().to_owned() };
+            if verified.find(&covered).is_some() {
+                verified.insert(host.name(), host.is_wildcard(), open.clone());
             }
         }
         Ok(Self { open, verified })

@@ -180,17 +180,6 @@ impl WatchTimer {
     }
 }
 
-/// Resolves once something is overdue. For exchanges that nobody polls for other reasons; looks at
-/// least once in a window.
-pub(crate) async fn overdue(watch: &Watch) -> Overdue {
-    loop {
-        match watch.check() {
-            Err(overdue) => return overdue,
-            Ok(next) => tokio::time::sleep(next.map_or(RATE_WINDOW, |next| next.min(RATE_WINDOW))).await,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

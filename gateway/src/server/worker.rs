@@ -134,7 +134,9 @@ async fn accept(socket: TcpListener, tls: bool, worker: Arc<Worker>, active: Arc
         match accepted {
             Ok((tcp, peer)) => {
                 let Some(addresses) = connection::addresses(&tcp, peer) else { continue };
-                match worker.caps.admit(peer.ip()) {
+                // Load balancers that name their clients are counted by these.
+                let client = (!worker.expects_proxy_header(peer.ip())).then(|| peer.ip());
+                match worker.caps.admit(client) {
                     Ok(slot) => {
                         let guard = (Active::enter(&active), worker.metrics.accepted());
                         let (worker, shutdown) = (worker.clone(), shutdown.clone());
@@ -160,10 +162,7 @@ async fn accept(socket: TcpListener, tls: bool, worker: Arc<Worker>, active: Arc
 }
 
 fn refuse(tcp: TcpStream, full: Full, worker: &Worker) {
-    worker.metrics.refused(match full {
-        Full::Address => "address",
-        Full::Node => "node",
-    });
+    worker.metrics.refused(full.reason());
     drop(tcp);
 }
 

@@ -46,6 +46,8 @@ pub struct CompiledTenant {
     pub(crate) policies: Arc<CompiledPolicies>,
     /// Connections to its hosts must have been made for them, since certificates are checked there.
     pub(crate) asks_for_client_certificate: bool,
+    /// Connections without TLS, where none can be shown, are not enough.
+    pub(crate) requires_client_certificate: bool,
     pub(crate) metrics: Arc<TenantMetrics>,
     pub(crate) route_metrics: Arc<RouteTable>,
     /// What was compiled, for the config dump.
@@ -200,6 +202,10 @@ impl<'a> Compiler<'a> {
             auth,
             versions,
             policies,
+            requires_client_certificate: tenant
+                .tls
+                .as_ref()
+                .is_some_and(|tls| tls.client_ca.is_some() && tls.require_client_certificate),
             asks_for_client_certificate: tenant.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             metrics,
             config: tenant.clone(),

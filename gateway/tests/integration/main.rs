@@ -11,12 +11,16 @@
 mod callers;
 mod examples;
 mod fixtures;
+mod grpc;
+mod http2;
 mod matching;
 mod observability;
 mod operations;
 mod policies;
+mod proxy_protocol;
 mod proxying;
 mod support;
+mod tls;
 mod transforms;
 mod upstreams;
 mod validation;

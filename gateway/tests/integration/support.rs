@@ -1,6 +1,10 @@
 //! A gateway and origins as real processes on free ports, and a client that speaks plain bytes, so that
 //! tests decide every byte that is sent.
 
+pub mod frames;
+pub mod http2;
+pub mod pki;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
@@ -50,8 +54,14 @@ impl Origin {
     }
 
     pub fn start_on(listen: &str, region: &str) -> Self {
+        Self::start_with(listen, region, &[])
+    }
+
+    /// `arguments` are more of the command line.
+    pub fn start_with(listen: &str, region: &str, arguments: &[&str]) -> Self {
         let mut child = Command::new(binary("seiketsu-demo-origin"))
             .args(["--listen", listen, "--region", region])
+            .args(arguments)
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
             .spawn()
@@ -81,10 +91,16 @@ impl Gateway {
 
     /// `node` is more YAML for the node file.
     pub fn start_with(tenants: &str, node: &str) -> Self {
+        Self::start_listening(tenants, "", node)
+    }
+
+    /// `listeners` are further keys of the node's listeners, in flow style.
+    pub fn start_listening(tenants: &str, listeners: &str, node: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("tenants.yaml"), tenants).unwrap();
         let node = format!(
-            "id: test\nlisteners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
+            "id: test\n\
+             listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0'{listeners} }}\n\
              tls: {{ development_certificate: true }}\ntenants: tenants.yaml\nstate_dir: state\nthreads: 2\n\
              egress: {{ allow_loopback: true }}\naccess_log: {{ output: {{ file: access.log }} }}\n{node}"
         );

@@ -1,0 +1,255 @@
+//! One HTTP/2 stream, as Pingora sees it.
+//!
+//! Pingora's own session for HTTP/2 has no deadline for a read, and nobody else polls the [`Watch`] of a
+//! stream. This one waits for the client and for the watch together, as the transport does in HTTP/1. What
+//! is overdue comes back as an error of the exchange, so there is still a stream to tell the client on, and
+//! another attempt can be made.
+//!
+//! [`Watch`]: super::watch::Watch
+
+use std::{future::poll_fn, io, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderMap;
+use pingora_core::{
+    Error, ErrorType, Result,
+    protocols::{
+        Digest,
+        http::{
+            HttpTask,
+            custom::{CustomMessageWrite, server::Session},
+            v2::server::HttpSession,
+        },
+        l4::socket::SocketAddr,
+        raw_connect::ProxyDigest,
+    },
+};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_timeout::timeout;
+
+use super::{peer::Peer, watch::WatchTimer};
+
+/// See the [module documentation](self).
+pub(super) struct WatchedStream {
+    session: HttpSession,
+    /// Holds the stream's [`Peer`], and with it the watch.
+    peer: Arc<ProxyDigest>,
+    timer: WatchTimer,
+    /// For one read of a body.
+    read_timeout: Option<Duration>,
+}
+
+impl WatchedStream {
+    pub(super) fn new(session: HttpSession, peer: Arc<ProxyDigest>) -> Self {
+        if let Some(peer) = Peer::from_digest(&peer)
+            && !session.is_body_done()
+        {
+            peer.watch.body_begins();
+        }
+        Self { session, peer, timer: WatchTimer::default(), read_timeout: None }
+    }
+
+    /// Reads a piece of the body; `or_idle`: behind its end, waits until the client gives up.
+    async fn read(&mut self, or_idle: Option<bool>) -> Result<Option<Bytes>> {
+        let Self { session, peer, timer, read_timeout } = self;
+        let limit = if session.is_body_done() { None } else { *read_timeout };
+        let read = async {
+            match or_idle {
+                Some(no_body_expected) => session.read_body_or_idle(no_body_expected).await,
+                None => session.read_body_bytes().await,
+            }
+        };
+        let read = async {
+            match limit {
+                None => read.await,
+                Some(limit) => timeout(limit, read).await.unwrap_or_else(|_| {
+                    Error::e_explain(ErrorType::ReadTimedout, format!("reading the request body, timeout: {limit:?}"))
+                }),
+            }
+        };
+        let Some(watch) = Peer::from_digest(peer).map(|peer| &peer.watch) else { return read.await };
+        let piece = tokio::select! {
+            biased;
+            piece = read => piece?,
+            overdue = poll_fn(|cx| timer.poll(watch, cx)) => {
+                // Said once: what follows (a second attempt, an error for the client) begins with a clean slate.
+                watch.disarm();
+                watch.body_ended();
+                let error = io::Error::new(io::ErrorKind::TimedOut, overdue);
+                return Err(Error::because(ErrorType::ReadError, "waiting on an HTTP/2 stream", error));
+            }
+        };
+        watch.body_received(piece.as_ref().map_or(0, Bytes::len) as u64);
+        if piece.is_none() || session.is_body_done() {
+            watch.body_ended();
+        }
+        Ok(piece)
+    }
+}
+
+#[async_trait]
+impl Session for WatchedStream {
+    async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
+        self.read(None).await
+    }
+
+    async fn read_body_or_idle(&mut self, no_body_expected: bool) -> Result<Option<Bytes>> {
+        self.read(Some(no_body_expected)).await
+    }
+
+    fn set_read_timeout(&mut self, timeout: Option<Duration>) {
+        self.read_timeout = timeout;
+    }
+
+    fn get_read_timeout(&self) -> Option<Duration> {
+        self.read_timeout
+    }
+
+    // All else is Pingora's own session.
+
+    fn req_header(&self) -> &RequestHeader {
+        self.session.req_header()
+    }
+
+    fn req_header_mut(&mut self) -> &mut RequestHeader {
+        self.session.req_header_mut()
+    }
+
+    async fn drain_request_body(&mut self) -> Result<()> {
+        self.session.drain_request_body().await
+    }
+
+    async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
+        self.session.write_response_header(response, end)
+    }
+
+    async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
+        self.session.write_response_header_ref(response, end)
+    }
+
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        self.session.write_body(data, end).await
+    }
+
+    async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
+        self.session.write_trailers(trailers)
+    }
+
+    async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
+        let written = self.session.response_duplex_vec(tasks).await;
+        // A client that takes its answer slowly is not an upstream that is silent.
+        if let Some(peer) = Peer::from_digest(&self.peer) {
+            peer.watch.progress();
+        }
+        written
+    }
+
+    fn set_write_timeout(&mut self, timeout: Option<Duration>) {
+        self.session.set_write_timeout(timeout);
+    }
+
+    fn get_write_timeout(&self) -> Option<Duration> {
+        self.session.get_write_timeout()
+    }
+
+    fn set_total_drain_timeout(&mut self, timeout: Option<Duration>) {
+        self.session.set_total_drain_timeout(timeout);
+    }
+
+    fn get_total_drain_timeout(&self) -> Option<Duration> {
+        self.session.get_total_drain_timeout()
+    }
+
+    fn request_summary(&self) -> String {
+        self.session.request_summary()
+    }
+
+    fn response_written(&self) -> Option<&ResponseHeader> {
+        self.session.response_written()
+    }
+
+    async fn shutdown(&mut self, _: u32, _: &str) {
+        self.session.shutdown();
+    }
+
+    fn is_body_done(&mut self) -> bool {
+        self.session.is_body_done()
+    }
+
+    async fn finish(&mut self) -> Result<()> {
+        self.session.finish()
+    }
+
+    fn is_body_empty(&mut self) -> bool {
+        self.session.is_body_empty()
+    }
+
+    fn body_bytes_sent(&self) -> usize {
+        self.session.body_bytes_sent()
+    }
+
+    fn body_bytes_read(&self) -> usize {
+        self.session.body_bytes_read()
+    }
+
+    fn digest(&self) -> Option<&Digest> {
+        self.session.digest()
+    }
+
+    fn digest_mut(&mut self) -> Option<&mut Digest> {
+        self.session.digest_mut()
+    }
+
+    fn client_addr(&self) -> Option<&SocketAddr> {
+        self.session.client_addr()
+    }
+
+    fn server_addr(&self) -> Option<&SocketAddr> {
+        self.session.server_addr()
+    }
+
+    fn pseudo_raw_h1_request_header(&self) -> Bytes {
+        self.session.pseudo_raw_h1_request_header()
+    }
+
+    fn enable_retry_buffering(&mut self) {
+        self.session.enable_retry_buffering();
+    }
+
+    fn retry_buffer_truncated(&self) -> bool {
+        self.session.retry_buffer_truncated()
+    }
+
+    fn get_retry_buffer(&self) -> Option<Bytes> {
+        self.session.get_retry_buffer()
+    }
+
+    // HTTP/2 has no messages beside those of HTTP.
+
+    async fn finish_custom(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+        None
+    }
+
+    fn restore_custom_message_reader(
+        &mut self,
+        _: Box<dyn Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
+        Ok(())
+    }
+
+    fn take_custom_message_writer(&mut self) -> Option<Box<dyn CustomMessageWrite>> {
+        None
+    }
+
+    fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
+        Ok(())
+    }
+}

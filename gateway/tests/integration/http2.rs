@@ -1,0 +1,637 @@
+//! HTTP/2: what passes, and what is refused before it reaches anybody.
+
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    sync::mpsc,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use http::{HeaderMap, HeaderValue};
+use serde_json::json;
+
+use crate::{
+    fixtures::{comes_true, demo, open, tenants},
+    support::{
+        Gateway, KEY, Origin, PATIENCE,
+        frames::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, RST_STREAM},
+        http2::{Http2, next, patiently, receive, send_all},
+        two_tenants,
+    },
+};
+
+fn gateway(origin: &Origin, upstream: &str, node: &str) -> Gateway {
+    Gateway::start_with(&tenants(&demo(&[origin.address], upstream), "", &open("")), node)
+}
+
+async fn both(gateway: &Gateway) -> [Http2; 2] {
+    [Http2::plain(gateway).await, Http2::tls(gateway, "acme.test").await]
+}
+
+fn in_flight(gateway: &Gateway) -> u64 {
+    let metrics = gateway.metrics();
+    let line = metrics.lines().find(|line| line.contains("in_flight{") && line.contains("acme"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map_or(0, |count| count as u64)
+}
+
+fn get<'a>(path: &'a str) -> Vec<(&'a str, &'a str)> {
+    vec![(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "acme.test")]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_method_passes_with_and_without_tls() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    for (client, scheme) in both(&gateway).await.into_iter().zip(["http", "https"]) {
+        let answer = client.get("acme.test", "/v1/echo?a=1").await;
+        assert_eq!(answer.status, 200);
+        let seen = answer.json();
+        assert_eq!((seen["method"].as_str(), seen["query"].as_str()), (Some("GET"), Some("a=1")));
+        assert_eq!(answer.plain().echoed("host").as_deref(), Some("acme.test"));
+        assert_eq!(answer.plain().echoed("x-forwarded-proto").as_deref(), Some(scheme));
+        assert_eq!(answer.plain().echoed("x-forwarded-host").as_deref(), Some("acme.test"));
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        assert!(answer.header("x-request-id").is_some());
+        for method in ["POST", "PUT", "PATCH", "DELETE"] {
+            let answer = client.send(client.request(method, "acme.test", "/v1/echo"), b"hello").await.unwrap();
+            assert_eq!(answer.json()["method"].as_str(), Some(method));
+            assert_eq!(answer.json()["body"].as_str(), Some("hello"));
+        }
+        let head = client.send(client.request("HEAD", "acme.test", "/v1/bytes/100"), b"").await.unwrap();
+        assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("100"), 0));
+        let empty = client.get("acme.test", "/v1/status/204").await;
+        assert_eq!((empty.status, empty.body.len()), (204, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_streams_of_one_connection_each_get_their_own_answer() {
+    let origin = Origin::start("a");
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let gateway = gateway(&origin, protocol, "");
+        for client in both(&gateway).await {
+            let asked = (0..100).map(|n| {
+                let request = client.request("POST", "acme.test", &format!("/v1/echo?n={n}"));
+                let client = &client;
+                async move {
+                    let answer = client.send(request, format!("body {n}").as_bytes()).await.unwrap();
+                    (n, answer.json())
+                }
+            });
+            for (n, seen) in join_all(asked).await {
+                assert_eq!(seen["query"].as_str(), Some(format!("n={n}").as_str()));
+                assert_eq!(seen["body"].as_str(), Some(format!("body {n}").as_str()));
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_of_a_response_pass() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "protocol: http2", "");
+    for client in both(&gateway).await {
+        let answer = client.get("acme.test", "/v1/trailers").await;
+        assert_eq!(answer.body, b"one\ntwo\nthree\n");
+        assert!(answer.trailers.unwrap().contains_key("x-checksum"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_with_trailers_is_answered() {
+    let origin = Origin::start("a");
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let gateway = gateway(&origin, protocol, "");
+        let client = Http2::plain(&gateway).await;
+        let (response, mut stream) =
+            client.open(client.request("POST", "acme.test", "/v1/upload"), false).await.unwrap();
+        send_all(&mut stream, Bytes::from_static(b"foobar"), false).await.unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", HeaderValue::from_static("1"));
+        stream.send_trailers(trailers).unwrap();
+        let answer = receive(response).await.unwrap();
+        assert_eq!((answer.status, answer.json()["length"].as_u64()), (200, Some(6)), "{protocol}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_bodies_pass_both_ways_as_the_other_side_has_room() {
+    const SIZE: usize = 8 << 20;
+    let origin = Origin::start("a");
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let gateway = gateway(&origin, protocol, "");
+        for client in both(&gateway).await {
+            let request = client.request("POST", "acme.test", "/v1/upload");
+            let uploaded = client.send(request, &vec![b'x'; SIZE]).await.unwrap();
+            assert_eq!(uploaded.json()["length"].as_u64(), Some(SIZE as u64));
+            let downloaded = client.get("acme.test", &format!("/v1/bytes/{SIZE}")).await;
+            assert_eq!(downloaded.body.len(), SIZE);
+            assert!(downloaded.body.iter().enumerate().all(|(i, byte)| *byte == b'a' + (i % (64 << 10) % 26) as u8));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_not_read_holds_up_no_other() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "protocol: http2", "");
+    let client = Http2::plain(&gateway).await;
+    let (response, _) = client.open(client.request("GET", "acme.test", "/v1/bytes/4000000"), true).await.unwrap();
+    let mut stalled = patiently(response).await.unwrap().into_body();
+    for _ in 0..20 {
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+    }
+    let mut length = 0;
+    while let Some(piece) = next(&mut stalled).await {
+        length += piece.unwrap().len();
+    }
+    assert_eq!(length, 4_000_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_problems_with_what_every_answer_carries() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    for client in both(&gateway).await {
+        for (target, status, kind) in [
+            ("/nothing", 404, "no-route"),
+            ("/v1/%zz", 400, "bad-request"),
+            ("/v1/secure/echo", 401, "unauthenticated"),
+        ] {
+            let request = client.request("GET", "acme.test", target).header("origin", "https://app.acme.test");
+            let answer = client.send(request, b"").await.unwrap();
+            assert_eq!((answer.status, answer.problem().as_str()), (status, kind));
+            assert_eq!(answer.json()["instance"].as_str(), answer.header("x-request-id"));
+            assert_eq!(answer.header("access-control-allow-origin"), Some("https://app.acme.test"), "{target}");
+            assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        }
+        let with_body = client.send(client.request("POST", "acme.test", "/nothing"), b"hello").await.unwrap();
+        assert_eq!(with_body.problem(), "no-route");
+        let preflight = client
+            .request("OPTIONS", "acme.test", "/v1/secure/echo")
+            .header("origin", "https://app.acme.test")
+            .header("access-control-request-method", "POST");
+        let preflight = client.send(preflight, b"").await.unwrap();
+        assert_eq!((preflight.status, preflight.header("access-control-allow-credentials")), (204, Some("true")));
+    }
+    let plain = Http2::plain(&gateway).await;
+    assert_eq!(plain.get("nobody.test", "/v1/echo").await.problem(), "unknown-host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reset_stream_ends_its_exchange_with_the_upstream_and_no_other() {
+    let (told, asked) = mpsc::channel();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let quiet = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, told) = (stream.unwrap(), told.clone());
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|read| read > 0) {
+                    head.push(byte[0]);
+                }
+                told.send("asked").unwrap();
+                // Nothing more comes but the end.
+                let left = !stream.read(&mut byte).is_ok_and(|read| read > 0);
+                told.send(if left { "left" } else { "more" }).unwrap();
+            });
+        }
+    });
+    let origin = Origin::start("a");
+    let upstreams = format!("{}quiet: {{ endpoints: [{{ address: '{quiet}' }}] }}\n", demo(&[origin.address], ""));
+    let routes = format!("- {{ id: quiet, match: {{ path: /quiet }}, upstream: quiet }}\n{}", open(""));
+    let gateway = Gateway::start(&tenants(&upstreams, "", &routes));
+    let client = Http2::plain(&gateway).await;
+    let (other, _) = client.open(client.request("GET", "acme.test", "/v1/delay/1500"), true).await.unwrap();
+    let (response, mut stream) = client.open(client.request("GET", "acme.test", "/quiet"), true).await.unwrap();
+    assert_eq!(asked.recv_timeout(PATIENCE), Ok("asked"));
+    stream.send_reset(h2::Reason::CANCEL);
+    assert_eq!(asked.recv_timeout(PATIENCE), Ok("left"));
+    drop(response);
+    assert_eq!(receive(other).await.unwrap().status, 200);
+    assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+    assert!(comes_true(|| in_flight(&gateway) == 0), "{}", gateway.metrics());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_ends_all_its_exchanges() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "protocol: http2", "");
+    let client = Http2::plain(&gateway).await;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        open.push(client.open(client.request("GET", "acme.test", "/v1/delay/600000"), true).await.unwrap());
+    }
+    assert!(comes_true(|| in_flight(&gateway) == 10), "{}", gateway.metrics());
+    client.ended.abort();
+    drop((open, client));
+    assert!(comes_true(|| in_flight(&gateway) == 0), "{}", gateway.metrics());
+}
+
+#[test]
+fn no_more_streams_are_served_at_once_than_announced() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { h2_streams: 4 }\n");
+    let mut client = Frames::connect(gateway.http);
+    let streams = [1, 3, 5, 7, 9];
+    for stream in streams {
+        client.send_headers(stream, &get("/v1/delay/600000"), true);
+    }
+    const REFUSED_STREAM: u32 = 7;
+    assert_eq!(client.fate_of(9), Fate::Reset(REFUSED_STREAM));
+    assert!(comes_true(|| in_flight(&gateway) == 4), "{}", gateway.metrics());
+}
+
+#[test]
+fn resets_of_streams_that_were_only_just_opened_end_the_connection() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { h2_resets: 100 }\n");
+    let mut client = Frames::connect(gateway.http);
+    let mut stream = 1;
+    let mut sent = 0;
+    while sent < 200_000 {
+        let open = client.send_headers(stream, &get("/v1/delay/600000"), true)
+            && client.send(RST_STREAM, 0, stream, &8_u32.to_be_bytes());
+        if !open {
+            break;
+        }
+        stream += 2;
+        sent += 1;
+    }
+    assert!(sent < 200_000, "cut off before that");
+    assert!(comes_true(|| in_flight(&gateway) == 0), "{}", gateway.metrics());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn resets_of_requests_that_are_being_served_end_the_connection_too() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { h2_resets: 20 }\n");
+    let client = Http2::plain(&gateway).await;
+    let mut resets = 0;
+    while resets < 200 {
+        let Ok((response, mut stream)) =
+            client.open(client.request("GET", "acme.test", "/v1/delay/600000"), true).await
+        else {
+            break;
+        };
+        if client.send(client.request("GET", "acme.test", "/v1/bytes/1"), b"").await.is_err() {
+            break;
+        }
+        stream.send_reset(h2::Reason::CANCEL);
+        drop(response);
+        resets += 1;
+    }
+    assert!((20..200).contains(&resets), "cut off after {resets}");
+    let error = patiently(client.ended).await.unwrap().expect_err("told why");
+    assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+    // Who merely gives up now and then is not cut off.
+    let polite = Http2::plain(&gateway).await;
+    for _ in 0..10 {
+        let request = polite.request("GET", "acme.test", "/v1/delay/600000");
+        let (_, mut stream) = polite.open(request, true).await.unwrap();
+        stream.send_reset(h2::Reason::CANCEL);
+        assert_eq!(polite.get("acme.test", "/v1/bytes/1").await.status, 200);
+    }
+}
+
+#[test]
+fn malformed_requests_are_refused_and_reach_nobody() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let head = |method, path, authority| {
+        vec![(":method", method), (":scheme", "http"), (":path", path), (":authority", authority)]
+    };
+    let with = |name, value| [get("/v1/echo"), vec![(name, value)]].concat();
+    let cases: Vec<Vec<(&str, &str)>> = vec![
+        with("connection", "close"),
+        with("connection", "x-mine"),
+        with("keep-alive", "timeout=5"),
+        with("proxy-connection", "close"),
+        with("transfer-encoding", "chunked"),
+        with("upgrade", "websocket"),
+        with("te", "gzip"),
+        with("X-Upper", "1"),
+        with("x space", "1"),
+        with("x-mine", "a\r\nx-forged: 1"),
+        with("x-mine", "a\0b"),
+        with("x-mine:", "1"),
+        with("", "1"),
+        with("host", "globex.test"),
+        with("content-length", "x"),
+        with("content-length", "-1"),
+        [with("content-length", "5"), vec![("content-length", "6")]].concat(),
+        with(":path", "/v1/other"),
+        with(":status", "200"),
+        with(":unknown", "1"),
+        head("GET", "http://acme.test/v1/echo", "acme.test"),
+        head("GET", "v1/echo", "acme.test"),
+        head("GET", "", "acme.test"),
+        head("GET", "/v1/ echo", "acme.test"),
+        head("GET", "/v1/echo\r\nx: y", "acme.test"),
+        head("GET", "/v1/\x01/echo", "acme.test"),
+        head("GET", "*", "acme.test"),
+        head("GET", "/v1/echo", "user@acme.test"),
+        head("GET", "/v1/echo", "acme.test/x"),
+        head("GET", "/v1/echo", "acme.test:x"),
+        head("GET", "/v1/echo", ""),
+        head("G ET", "/v1/echo", "acme.test"),
+        head("", "/v1/echo", "acme.test"),
+        vec![(":method", "GET"), (":scheme", "http"), (":path", "/v1/echo")],
+        vec![(":method", "GET"), (":scheme", "http"), (":authority", "acme.test")],
+        vec![(":method", "GET"), (":path", "/v1/echo"), (":authority", "acme.test")],
+        vec![(":scheme", "http"), (":path", "/v1/echo"), (":authority", "acme.test")],
+        vec![(":method", "CONNECT"), (":authority", "acme.test:443")],
+        vec![
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":path", "/v1/ws"),
+            (":authority", "acme.test"),
+        ],
+        [vec![("x-first", "1")], get("/v1/echo")].concat(),
+    ];
+    for fields in cases {
+        let mut client = Frames::connect(gateway.http);
+        client.send_headers(1, &fields, true);
+        let fate = client.fate_of(1);
+        assert!(!matches!(fate, Fate::Answered(Some(200 | 204))), "{fields:?} got {fate:?}");
+        assert!(!matches!(fate, Fate::Answered(Some(500))), "{fields:?} got {fate:?}");
+    }
+    for path in ["/v1/echo", "/v1/ws", "/v1/other"] {
+        assert_eq!(origin.requests(path), 0, "{path}");
+    }
+    for fields in [with("te", "trailers"), with("host", "acme.test"), get("/v1/echo")] {
+        let mut client = Frames::connect(gateway.http);
+        client.send_headers(1, &fields, true);
+        assert_eq!(client.fate_of(1), Fate::Answered(Some(200)), "{fields:?}");
+    }
+}
+
+#[test]
+fn a_connection_of_malformed_requests_is_closed() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let mut client = Frames::connect(gateway.http);
+    let fields = [get("/v1/echo"), vec![("host", "globex.test")]].concat();
+    let mut sent = 0;
+    while sent < 500 && client.send_headers(2 * sent + 1, &fields, true) {
+        if matches!(client.fate_of(2 * sent + 1), Fate::Closed | Fate::GoAway(_)) {
+            break;
+        }
+        sent += 1;
+    }
+    assert!(sent < 500, "never closed");
+}
+
+#[test]
+fn a_header_list_has_a_bound_and_its_fields_a_number() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { max_head: 8KiB, max_header_fields: 50 }\n");
+    let long = "x".repeat(5000);
+    let large = [get("/v1/echo"), vec![("x-one", long.as_str()), ("x-two", long.as_str())]].concat();
+    let many = [get("/v1/echo"), vec![("x-many", "1"); 60]].concat();
+    for fields in [large, many] {
+        let mut client = Frames::connect(gateway.http);
+        client.send_headers(1, &fields, true);
+        let fate = client.fate_of(1);
+        assert!(!matches!(fate, Fate::Answered(Some(200))), "{fate:?}");
+        client.send_headers(3, &get("/v1/echo"), true);
+        let next = client.fate_of(3);
+        assert!(fate != Fate::Answered(None) || next == Fate::Answered(Some(200)), "{next:?}");
+    }
+    assert_eq!(origin.requests("/v1/echo"), 2, "the good ones");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_many_fields_are_a_problem() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { max_header_fields: 50 }\n");
+    let client = Http2::plain(&gateway).await;
+    let request = (0..60)
+        .fold(client.request("GET", "acme.test", "/v1/echo"), |request, n| request.header(format!("x-{n}"), "1"));
+    let answer = client.send(request, b"").await.unwrap();
+    assert_eq!((answer.status, answer.problem().as_str()), (431, "headers-too-large"));
+    assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+}
+
+#[test]
+fn a_head_without_end_is_cut_off() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    for piece in [Vec::new(), frames::block(&[("x-flood", "1")]), vec![b'x'; 16 << 10]] {
+        let mut client = Frames::connect(gateway.http);
+        client.send(HEADERS, 0, 1, &frames::block(&get("/v1/echo")));
+        let mut sent = 0;
+        while sent < 100_000 && client.send(CONTINUATION, 0, 1, &piece) {
+            sent += 1;
+        }
+        assert!(sent < 100_000, "{} bytes a frame", piece.len());
+    }
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn cookies_in_several_fields_reach_the_upstream_as_one() {
+    let origin = Origin::start("a");
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let gateway = gateway(&origin, protocol, "");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let client = Http2::plain(&gateway).await;
+            let request =
+                client.request("GET", "acme.test", "/v1/echo").header("cookie", "a=1").header("cookie", "b=2");
+            let seen = client.send(request, b"").await.unwrap().json();
+            let cookies: Vec<_> = seen["headers"].as_array().unwrap().iter().filter(|f| f[0] == "cookie").collect();
+            assert_eq!(cookies, [&json!(["cookie", "a=1; b=2"])], "{protocol}");
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_trickles_is_given_up() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { min_body_rate: 1KiB }\n");
+    let client = Http2::plain(&gateway).await;
+    let (response, mut stream) = client.open(client.request("POST", "acme.test", "/v1/upload"), false).await.unwrap();
+    send_all(&mut stream, Bytes::from_static(b"a little"), false).await.unwrap();
+    let answer = receive(response).await.unwrap();
+    assert_eq!((answer.status, answer.problem().as_str()), (408, "request-timeout"));
+    assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+    assert!(comes_true(|| gateway.access_log().contains("408")), "{}", gateway.access_log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_not_as_long_as_announced_is_no_request() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    for body in ["abc", "abcdefgh"] {
+        let mut client = Frames::connect(gateway.http);
+        let mut fields = get("/v1/echo");
+        fields[0].1 = "POST";
+        fields.push(("content-length", "5"));
+        client.send_headers(1, &fields, false);
+        client.send(DATA, END_STREAM, 1, body.as_bytes());
+        let fate = client.fate_of(1);
+        assert!(matches!(fate, Fate::Reset(_) | Fate::GoAway(_) | Fate::Answered(Some(400))), "{body}: {fate:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_does_not_answer_in_time_is_a_504_and_costs_no_other_stream() {
+    let origin = Origin::start("a");
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let policies = "timeouts: { per_try: 300ms, total: 600ms }, retries: { attempts: 0 }";
+        let gateway = Gateway::start(&tenants(&demo(&[origin.address], protocol), "", &open(policies)));
+        let client = Http2::plain(&gateway).await;
+        let late = client.get("acme.test", "/v1/delay/600000").await;
+        assert_eq!((late.status, late.problem().as_str()), (504, "upstream-timeout"), "{protocol}");
+        assert_eq!(late.json()["instance"].as_str(), late.header("x-request-id"));
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+        assert!(comes_true(|| gateway.access_log().contains("504")), "{}", gateway.access_log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_stream_may_be_quiet_for_longer_than_an_answer_may_take() {
+    let origin = Origin::start("a");
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let policies = "timeouts: { per_try: 300ms, total: 600ms }";
+        let gateway = Gateway::start(&tenants(&demo(&[origin.address], protocol), "", &open(policies)));
+        let client = Http2::plain(&gateway).await;
+        let answer = client.get("acme.test", "/v1/stream?count=2&interval_ms=1500").await;
+        assert!(answer.plain().text().contains("\"number\":1"), "{protocol}: {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_says_goodbye_and_lets_streams_end() {
+    let origin = Origin::start("a");
+    let mut gateway = gateway(&origin, "", "");
+    let clients = both(&gateway).await;
+    let mut under_way = Vec::new();
+    for client in &clients {
+        let request = client.request("GET", "acme.test", "/v1/delay/1500");
+        under_way.push(client.open(request, true).await.unwrap().0);
+    }
+    assert!(comes_true(|| in_flight(&gateway) == 2), "{}", gateway.metrics());
+    gateway.process.signal("-TERM");
+    for (client, response) in clients.into_iter().zip(under_way) {
+        assert_eq!(receive(response).await.unwrap().status, 200);
+        // GOAWAY without an error is a good end.
+        patiently(client.ended).await.unwrap().unwrap();
+    }
+    assert!(comes_true(|| has_ended(&gateway)), "{}", gateway.log());
+    assert!(gateway.process.0.wait().unwrap().success());
+}
+
+/// Whether its process only waits to be asked how it ended.
+fn has_ended(gateway: &Gateway) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", gateway.process.0.id())).unwrap_or_default();
+    stat.is_empty() || stat.contains(") Z ")
+}
+
+#[test]
+fn a_client_that_ignores_the_goodbye_keeps_no_node_from_ending() {
+    let origin = Origin::start("a");
+    let mut gateway = gateway(&origin, "", "");
+    let mut client = Frames::connect(gateway.http);
+    client.send_headers(1, &get("/v1/echo"), true);
+    assert_eq!(client.fate_of(1), Fate::Answered(Some(200)));
+    gateway.process.signal("-TERM");
+    // Nothing is read any more, so nothing is acknowledged.
+    assert!(comes_true(|| has_ended(&gateway)), "{}", gateway.log());
+    assert!(gateway.process.0.wait().unwrap().success());
+    drop(client);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handing_over_says_goodbye_and_lets_streams_end() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let client = Http2::plain(&gateway).await;
+    let (response, _) = client.open(client.request("GET", "acme.test", "/v1/delay/2000"), true).await.unwrap();
+    assert!(comes_true(|| in_flight(&gateway) == 1), "{}", gateway.metrics());
+    let folder = gateway.folder.path().to_owned();
+    let next = Gateway::spawn(&folder, &["--upgrade"]);
+    assert!(comes_true(|| folder.join("state/upgrade.sock").exists()));
+    gateway.process.signal("-QUIT");
+    let (http, ..) = Gateway::wait_until_ready(&folder, next.0.id());
+    assert_eq!(receive(response).await.unwrap().status, 200);
+    patiently(client.ended).await.unwrap().unwrap();
+    assert!(comes_true(|| has_ended(&gateway)), "{}", gateway.log());
+    let io = tokio::net::TcpStream::connect(http).await.unwrap();
+    assert_eq!(Http2::over(io, "http").await.get("acme.test", "/v1/echo").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_connection_is_closed_with_a_goodbye() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { keepalive: 500ms }\n");
+    for client in both(&gateway).await {
+        // Longer than an idle connection lives.
+        assert_eq!(client.get("acme.test", "/v1/delay/1200").await.status, 200);
+        patiently(client.ended).await.unwrap().unwrap();
+    }
+    let mut client = Frames::connect(gateway.http);
+    assert_eq!(client.fate_of(1), Fate::GoAway(0));
+}
+
+#[test]
+fn pings_do_not_keep_an_idle_connection_alive() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { keepalive: 500ms }\n");
+    let mut client = Frames::connect(gateway.http);
+    let began = Instant::now();
+    // Each answer shows that a ping was heard.
+    while client.send(PING, 0, 0, &[0; 8]) {
+        match client.receive() {
+            Some(frame) if frame.kind != GOAWAY => assert!(began.elapsed() < PATIENCE, "still open"),
+            _ => break,
+        }
+    }
+}
+
+#[test]
+fn a_preface_has_a_deadline() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { head_timeout: 300ms }\n");
+    for part in ["P", "PRI * HTTP/2.0\r\n\r\n"] {
+        let mut client = gateway.connect();
+        client.send(part.as_bytes());
+        let mut rest = Vec::new();
+        client.stream.get_mut().flush().unwrap();
+        assert!(client.stream.read_to_end(&mut rest).is_ok(), "{part:?} is still waited for");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_so_many_requests_a_connection_says_goodbye() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { keepalive_requests: 5 }\n");
+    let client = Http2::plain(&gateway).await;
+    let mut answered = 0;
+    while let Ok(answer) = client.send(client.request("GET", "acme.test", "/v1/bytes/1"), b"").await {
+        assert_eq!(answer.status, 200);
+        answered += 1;
+        assert!(answered < 100, "no end");
+    }
+    assert!(answered >= 5, "{answered}");
+    patiently(client.ended).await.unwrap().unwrap();
+}
+
+#[test]
+fn a_head_that_is_cut_into_frames_is_one_head() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let mut client = Frames::connect(gateway.http);
+    let block = frames::block(&get("/v1/echo"));
+    let (first, rest) = block.split_at(7);
+    client.send(HEADERS, END_STREAM, 1, first);
+    client.send(CONTINUATION, END_HEADERS, 1, rest);
+    assert_eq!(client.fate_of(1), Fate::Answered(Some(200)));
+}

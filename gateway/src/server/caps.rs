@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(first.belongs_to(ip("10.0.0.1")), Ok(()));
         assert_eq!(second.belongs_to(ip("10.0.0.1")), Err(Full::Address));
         drop((first, second));
-        assert_eq!(caps.open(), 0);
+        assert_eq!(caps.open.load(Ordering::Relaxed), 0);
         assert!(caps.shards.iter().all(|shard| shard.lock().is_empty()));
     }
 

@@ -99,7 +99,7 @@ pub struct Tenant {
 pub struct TenantTls {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<CertificateFiles>,
-    /// PEM file of the authorities that client certificates must come from.
+    /// PEM file of the authorities that client certificates must come from. Re-read when it changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
     /// Refuse connections to this tenant's hosts that show no valid client certificate.

@@ -236,15 +236,15 @@ impl Reloader {
         self.status.set(ReloadStatus { errors, ..(*before).clone() });
     }
 
-    /// Certificate files in use, to notice when they are renewed.
+    /// Certificate files in use, to notice when they are renewed or an authority is replaced.
     fn certificates(&self) -> Vec<PathBuf> {
-        let tenants =
-            self.files.values().flat_map(|file| file.parsed.tenants()).filter_map(|tenant| tenant.tls.as_ref());
-        let node = node_certificates(&self.shared);
-        tenants
+        let tenants = || self.files.values().flat_map(|file| file.parsed.tenants()).filter_map(|t| t.tls.as_ref());
+        let authorities = tenants().filter_map(|tls| tls.client_ca.clone());
+        tenants()
             .flat_map(|tls| tls.certificates.iter().cloned())
-            .chain(node)
+            .chain(node_certificates(&self.shared))
             .flat_map(|files| [files.certificate, files.key])
+            .chain(authorities)
             .collect()
     }
 }

@@ -137,12 +137,15 @@ fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> 
     if let Some(named) = named
         && !same_host(named, host)
     {
-        let of_name = shared.live.find(named.as_bytes()).ok().flatten();
-        if of_name.is_some_and(|other| other.id() != tenant.id()) {
-            return Err(Refusal::new(ProblemKind::Misdirected, "This connection was made for another host."));
-        }
-        if tenant.compiled().asks_for_client_certificate {
-            return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it."));
+        match shared.live.find(named.as_bytes()).ok().flatten() {
+            Some(of_name) if of_name.id() == tenant.id() => {}
+            Some(_) => {
+                return Err(Refusal::new(ProblemKind::Misdirected, "This connection was made for another host."));
+            }
+            None if tenant.compiled().asks_for_client_certificate => {
+                return Err(Refusal::new(ProblemKind::Misdirected, "This host needs a connection made for it."));
+            }
+            None => {}
         }
     } else if named.is_none() {
         let tls = Peer::of(session).is_some_and(|peer| peer.tls.is_some());

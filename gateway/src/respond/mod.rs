@@ -80,6 +80,9 @@ pub(crate) async fn answer(
     session.write_response_header(Box::new(response), no_body).await?;
     if !no_body {
         session.write_response_body(Some(body), true).await?;
+    } else if session.req_header().version == http::Version::HTTP_2 {
+        // Else the stream is taken for one that broke off.
+        session.write_response_body(None, true).await?;
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::{future::poll_fn, io, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use pingora_core::{
     Error, ErrorType, Result,
     protocols::{
@@ -89,6 +89,12 @@ impl WatchedStream {
     }
 }
 
+/// Whether an answer of ours is gRPC's "Trailers-Only".
+fn is_trailers_only(response: &ResponseHeader) -> bool {
+    let empty = response.headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0");
+    empty && response.headers.contains_key("grpc-status")
+}
+
 #[async_trait]
 impl Session for WatchedStream {
     async fn read_body_bytes(&mut self) -> Result<Option<Bytes>> {
@@ -122,6 +128,9 @@ impl Session for WatchedStream {
     }
 
     async fn write_response_header(&mut self, response: Box<ResponseHeader>, end: bool) -> Result<()> {
+        // Pingora never ends a stream with the head. To gRPC that is the difference between an error and
+        // a call that broke off.
+        let end = end || is_trailers_only(&response);
         self.session.write_response_header(response, end)
     }
 
@@ -130,6 +139,9 @@ impl Session for WatchedStream {
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
+        if data.is_empty() {
+            return if end { self.session.finish() } else { Ok(()) };
+        }
         self.session.write_body(data, end).await
     }
 

@@ -153,6 +153,10 @@ impl Transport {
     /// From here on everything is HTTP/2 frames.
     pub(crate) fn begin_h2(&mut self) {
         self.framing = Framing::Open;
+        if let Some(peer) = self.peer() {
+            // Bodies are measured stream by stream; the connection itself may be quiet.
+            peer.watch.body_ended();
+        }
     }
 
     /// Reads whatever is there, regardless of framing. For heads, and before HTTP has begun.

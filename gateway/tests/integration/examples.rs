@@ -281,7 +281,7 @@ fn mtls_lets_in_whom_the_tenants_authority_knows() {
     assert_eq!(ask(Some(company.issue("gateway.initrode.example"))), None, "of another authority");
     assert_eq!(ask(None), None, "without a certificate");
     // Without TLS there is no certificate to show.
-    assert_eq!(gateway.get(NAME, "/orders/echo", "").status, 401);
+    assert_eq!(gateway.get(NAME, "/orders/echo", "").status, 421);
 }
 
 /// A copy of the folder of examples with this text in place of one of them.

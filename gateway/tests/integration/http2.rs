@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use crate::{
-    fixtures::{comes_true, demo, open, tenants},
+    fixtures::{Stub, comes_true, demo, open, tenants},
     support::{
         Gateway, KEY, Origin, PATIENCE,
         frames::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, RST_STREAM},
@@ -169,6 +169,8 @@ async fn refusals_are_problems_with_what_every_answer_carries() {
         }
         let with_body = client.send(client.request("POST", "acme.test", "/nothing"), b"hello").await.unwrap();
         assert_eq!(with_body.problem(), "no-route");
+        let head = client.send(client.request("HEAD", "acme.test", "/nothing"), b"").await.unwrap();
+        assert_eq!((head.status, head.body.len()), (404, 0));
         let preflight = client
             .request("OPTIONS", "acme.test", "/v1/secure/echo")
             .header("origin", "https://app.acme.test")
@@ -497,6 +499,82 @@ async fn an_upstream_that_does_not_answer_in_time_is_a_504_and_costs_no_other_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_that_does_not_answer_in_time_is_given_up_for_another() {
+    let (slow, quick) = (Origin::start("slow"), Origin::start("quick"));
+    slow.behave(&json!({ "delay_ms": 60_000 }));
+    for protocol in ["protocol: http1", "protocol: http2"] {
+        let policies = "timeouts: { per_try: 300ms, total: 30s }, retries: { on: [timeout] }";
+        let upstream = demo(&[slow.address, quick.address], &format!("balance: round_robin, {protocol}"));
+        let gateway = Gateway::start(&tenants(&upstream, "", &open(policies)));
+        let client = Http2::plain(&gateway).await;
+        for _ in 0..4 {
+            let answer = client.get("acme.test", "/v1/echo").await;
+            assert_eq!((answer.status, answer.header("x-origin-region")), (200, Some("quick")), "{protocol}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_read_before_it_goes_on_has_the_same_bounds() {
+    let origin = Origin::start("a");
+    let policies = "transform: { request_body: '.' }";
+    let yaml = tenants(&demo(&[origin.address], ""), "", &open(policies));
+    let gateway = Gateway::start_with(&yaml, "protection: { min_body_rate: 1KiB }\n");
+    let client = Http2::plain(&gateway).await;
+    let post = || client.request("POST", "acme.test", "/v1/echo").header("content-type", "application/json");
+    let whole = client.send(post(), b"{\"a\":1}").await.unwrap();
+    assert_eq!(whole.json()["body"].as_str(), Some("{\"a\":1}"));
+    let large = client.send(post(), &[b' '; 70 << 10]).await.unwrap();
+    assert_eq!((large.status, large.problem().as_str()), (413, "payload-too-large"));
+    let (response, mut stream) = client.open(post(), false).await.unwrap();
+    send_all(&mut stream, Bytes::from_static(b"{"), false).await.unwrap();
+    let slow = receive(response).await.unwrap();
+    assert_eq!((slow.status, slow.problem().as_str()), (408, "request-timeout"));
+}
+
+#[test]
+fn an_upgrade_to_http2_is_not_passed_on() {
+    let stub = Stub::answering("", "ok");
+    let gateway = Gateway::start(&tenants(&demo(&[stub.address], ""), "", &open("")));
+    let mut client = gateway.connect();
+    let upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n";
+    let answer = client.request(&format!("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n{upgrade}\r\n"));
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+    let seen = stub.seen();
+    assert_eq!((seen[0].header("upgrade"), seen[0].header("http2-settings")), (None, None), "{}", seen[0].head);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_cannot_be_reached_is_a_503_also_without_a_body() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    drop(origin);
+    for client in both(&gateway).await {
+        let head = client.send(client.request("HEAD", "acme.test", "/v1/echo"), b"").await.unwrap();
+        assert_eq!((head.status, head.header("content-type")), (503, Some("application/problem+json")));
+        assert_eq!(client.get("acme.test", "/v1/echo").await.problem(), "upstream-unavailable");
+        let post = client.send(client.request("POST", "acme.test", "/v1/echo"), b"hello").await.unwrap();
+        assert_eq!(post.problem(), "upstream-unavailable");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_connection_is_no_slow_body() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "protocol: http2", "");
+    for protocol in ["plain", "tls"] {
+        let client = match protocol {
+            "tls" => Http2::tls(&gateway, "acme.test").await,
+            _ => Http2::plain(&gateway).await,
+        };
+        // Longer than bodies are measured.
+        let late = client.get("acme.test", "/v1/delay/11000");
+        assert_eq!(late.await.status, 200, "{protocol}");
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200, "{protocol}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_event_stream_may_be_quiet_for_longer_than_an_answer_may_take() {
     let origin = Origin::start("a");
     for protocol in ["protocol: http1", "protocol: http2"] {
@@ -572,7 +650,8 @@ async fn handing_over_says_goodbye_and_lets_streams_end() {
 async fn an_idle_connection_is_closed_with_a_goodbye() {
     let origin = Origin::start("a");
     let gateway = gateway(&origin, "", "protection: { keepalive: 500ms }\n");
-    for client in both(&gateway).await {
+    for tls in [false, true] {
+        let client = if tls { Http2::tls(&gateway, "acme.test").await } else { Http2::plain(&gateway).await };
         // Longer than an idle connection lives.
         assert_eq!(client.get("acme.test", "/v1/delay/1200").await.status, 200);
         patiently(client.ended).await.unwrap().unwrap();

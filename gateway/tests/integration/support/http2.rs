@@ -38,6 +38,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     pub body: Vec<u8>,
     pub trailers: Option<HeaderMap>,
+    /// The head was all of it: there was not even an empty body.
+    pub head_only: bool,
 }
 
 impl Http2 {
@@ -81,7 +83,8 @@ impl Http2 {
     pub async fn send(&self, request: http::request::Builder, body: &[u8]) -> Result<Answer, h2::Error> {
         let (response, mut stream) = self.open(request, body.is_empty()).await?;
         if !body.is_empty() {
-            send_all(&mut stream, Bytes::copy_from_slice(body), true).await?;
+            // A refusal may come before all of it is sent, and is an answer too.
+            let _ = send_all(&mut stream, Bytes::copy_from_slice(body), true).await;
         }
         receive(response).await
     }
@@ -118,12 +121,13 @@ pub async fn send_all(stream: &mut SendStream<Bytes>, mut body: Bytes, end: bool
 
 pub async fn receive(response: ResponseFuture) -> Result<Answer, h2::Error> {
     let (head, mut stream) = patiently(response).await?.into_parts();
+    let head_only = stream.is_end_stream();
     let mut body = Vec::new();
     while let Some(piece) = next(&mut stream).await {
         body.extend_from_slice(&piece?);
     }
     let trailers = patiently(stream.trailers()).await?;
-    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body, trailers })
+    Ok(Answer { status: head.status.as_u16(), headers: head.headers, body, trailers, head_only })
 }
 
 /// The next piece of a body.

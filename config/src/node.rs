@@ -117,6 +117,8 @@ pub struct Protection {
     pub head_timeout: Span,
     /// From a connection to the end of its TLS handshake.
     pub handshake_timeout: Span,
+    /// A client that takes nothing of an answer for this long is cut off.
+    pub write_timeout: Span,
     /// How long a connection may stay idle between requests.
     pub keepalive: Span,
     /// Requests on one connection, after which it is closed.
@@ -141,6 +143,7 @@ impl Default for Protection {
             connections: 0,
             head_timeout: Span::from_secs(10),
             handshake_timeout: Span::from_secs(10),
+            write_timeout: Span::from_secs(60),
             keepalive: Span::from_secs(75),
             keepalive_requests: 10_000,
             max_head: ByteSize::new(32 << 10),

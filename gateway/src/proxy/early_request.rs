@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use http::{HeaderName, header};
+use http::{HeaderName, Version, header};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_identity::forged;
@@ -29,8 +29,9 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     let (client, trusted) = (peer.ip(), peer.trusted);
     ctx.client = if trusted { forwarded_for(session.req_header(), client, shared) } else { client };
     let downstream = session.as_downstream_mut();
-    downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
+    // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
+    downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);
     let request = downstream.req_header_mut();
     ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
     ctx.trace = shared.tracer.begin(&request.headers);
@@ -44,6 +45,10 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
         for name in &FORWARDING {
             request.remove_header(name);
         }
+    }
+    if downstream.req_header().version == Version::HTTP_2 {
+        // In HTTP/1 the transport sees to it; here one stream may be stuck while others go on.
+        downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
     }
     // The silence of a WebSocket or of a gRPC stream is not a slow body.
     let may_pause = ctx.websocket || ctx.grpc;

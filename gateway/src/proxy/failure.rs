@@ -1,14 +1,14 @@
 //! When an attempt fails: whether there will be another, and what the client is told if not.
 
-use http::StatusCode;
-use pingora_core::{Error, ErrorSource, ErrorType};
+use http::{StatusCode, Version, header};
+use pingora_core::{Error, ErrorSource, ErrorType, protocols::http::ServerSession};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::{RequestContext, Shared};
 use crate::{
     policy::Refusal,
     respond::{self, problem::ProblemKind},
-    server::{peer::Peer, watch::Overdue},
+    server::{chunked::ChunkError, peer::Peer, transport::Transport, watch::Overdue},
     upstream::{
         endpoint::Outcome,
         retry::{Attempt, Failure, Verdict},
@@ -26,7 +26,7 @@ pub(super) fn may_retry(
     let Some(retries) = ctx.route().map(|route| route.policies.retries.clone()) else { return false };
     let Some(pool) = ctx.exchange.pool.clone() else { return false };
     let downstream = session.as_downstream_mut();
-    let untouched = downstream.is_body_empty();
+    let untouched = downstream.is_body_empty() || downstream.body_bytes_read() == 0;
     let replayable = untouched || (downstream.is_body_done() && !downstream.retry_buffer_truncated());
     if ctx.websocket && may_have_arrived {
         return false;
@@ -93,7 +93,7 @@ pub(super) fn while_proxying(
     if matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Upstream {
         return error;
     }
-    let answered = session.response_written().is_some() || ctx.exchange.status.is_some();
+    let answered = is_answered(session) || ctx.exchange.status.is_some();
     let (failure, outcome) = match (Overdue::in_error(&error), error.esource(), error.etype()) {
         (Some(Overdue::Response), ..) => (Failure::Timeout, Outcome::Timeout),
         (Some(Overdue::RequestBody), ..) => {
@@ -129,6 +129,11 @@ pub(super) fn while_proxying(
     error
 }
 
+/// Whether the client has the head of a response. Hints on the way to it (RFC 9110 §15.2) leave everything open.
+fn is_answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|response| !response.status.is_informational())
+}
+
 /// An upstream may close a pooled connection at the very moment we use it. That is nobody's fault, and
 /// no reason to spend the retry budget: such a request is sent again, once, if that is safe.
 fn may_repeat_once(session: &mut Session, ctx: &mut RequestContext) -> bool {
@@ -150,25 +155,53 @@ pub(super) async fn answer(
 ) -> FailToProxy {
     if let Some(peer) = Peer::of(session) {
         peer.watch.disarm();
-        if Overdue::in_error(error) == Some(Overdue::RequestBody) && ctx.refusal.is_none() {
-            ctx.refusal = Some(Refusal::new(ProblemKind::RequestTimeout, "The body came too slowly."));
-        }
         if matches!(error.etype(), ErrorType::H2Error) && *error.esource() == ErrorSource::Downstream {
             peer.count_reset();
         }
     }
+    if let Some(refusal) = of_body(error) {
+        ctx.refusal.get_or_insert(refusal);
+    }
     let gone = *error.esource() == ErrorSource::Downstream
         && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed)
         && ctx.refusal.is_none();
-    if gone || session.response_written().is_some_and(|response| !response.status.is_informational()) {
+    if let Some(response) = session.response_written().filter(|response| !response.status.is_informational()) {
+        let ends_with_connection = !response.headers.contains_key(header::CONTENT_LENGTH)
+            && !response.headers.contains_key(header::TRANSFER_ENCODING);
+        if ends_with_connection {
+            break_off(session);
+        }
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }
+    if gone {
+        return FailToProxy { error_code: 0, can_reuse_downstream: false };
+    }
+    // Pingora drops the connection after any error; the client is told, so that it sends nothing more on it.
+    session.set_keepalive(None);
     let refusal = ctx.refusal.take().unwrap_or_else(|| refusal(error));
     let status = refusal.status();
     let sent = respond::refuse(shared, session, ctx, &refusal).await;
-    FailToProxy {
-        error_code: status.as_u16(),
-        can_reuse_downstream: sent.is_ok() && *error.esource() == ErrorSource::Upstream,
+    if sent.is_ok() && session.req_header().version != Version::HTTP_2 {
+        session.as_downstream_mut().shutdown().await;
+    }
+    FailToProxy { error_code: status.as_u16(), can_reuse_downstream: false }
+}
+
+/// What was wrong with the request's body, if that is what the exchange failed of.
+fn of_body(error: &Error) -> Option<Refusal> {
+    if Overdue::in_error(error) == Some(Overdue::RequestBody) {
+        return Some(Refusal::new(ProblemKind::RequestTimeout, "The body came too slowly."));
+    }
+    ChunkError::in_error(error).map(|error| Refusal::new(ProblemKind::BadRequest, error.to_string()))
+}
+
+/// Where the connection's end is the end of the body, only a broken connection tells the client that
+/// it has not got the whole.
+fn break_off(session: &Session) {
+    if let ServerSession::H1(session) = session.as_downstream()
+        && let Some(transport) = session.stream().as_any().downcast_ref::<Transport>()
+    {
+        transport.reset_on_close();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which tenant and route a request is for, who is calling, and whether it may go on.
 
 use http::{HeaderValue, Method, StatusCode, header};
-use pingora_core::Result;
+use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_config::policy::ValidationMode;
@@ -337,10 +337,14 @@ async fn read_body(session: &mut Session, route: &CompiledRoute) -> Result<Resul
     // What is read here is kept by Pingora and sent upstream again.
     downstream.enable_retry_buffering();
     if downstream.req_header().headers.contains_key(header::EXPECT) && !downstream.is_body_done() {
-        downstream.write_continue_response().await?;
+        // Pingora takes an answer before the end of the request for a reason to close; a go-ahead is none.
+        downstream.set_close_on_response_before_downstream_finish(false);
+        let told = downstream.write_continue_response().await;
+        downstream.set_close_on_response_before_downstream_finish(true);
+        told.map_err(Error::into_down)?;
     }
     let mut body = bytes::BytesMut::new();
-    while let Some(piece) = downstream.read_request_body().await? {
+    while let Some(piece) = downstream.read_request_body().await.map_err(Error::into_down)? {
         if let Err(exceeded) = counter.count(piece.len()) {
             return Ok(Err(exceeded.into()));
         }

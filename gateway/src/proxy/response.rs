@@ -1,7 +1,7 @@
 //! The head of a response on its way to the client. Answers of the gateway's own are made in
 //! [`crate::respond`] and get the same headers there.
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, StatusCode, Version, header};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -10,8 +10,11 @@ use super::{RequestContext, request};
 use crate::respond;
 
 pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestContext) -> Result<()> {
-    if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(());
+    let interim = response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS;
+    // Pingora takes an answer before the end of the request for a reason to close; a go-ahead is none.
+    session.as_downstream_mut().set_close_on_response_before_downstream_finish(!interim);
+    if interim {
+        return only_hints(response);
     }
     let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
     let tenant = entry.compiled();
@@ -55,12 +58,31 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
             chunked(session, response)?;
         }
     }
+    if has_body && session.req_header().version == Version::HTTP_10 {
+        end_with_connection(session, response);
+    }
     Ok(())
 }
 
-/// A body whose length is not known in advance: chunked in HTTP/1.1; in HTTP/1.0 the connection's end ends it.
+/// What is removed from responses must not get out ahead of them: interim ones carry links and nothing
+/// else (RFC 8297 §2).
+fn only_hints(response: &mut ResponseHeader) -> Result<()> {
+    let links: Vec<HeaderValue> = response.headers.get_all(header::LINK).iter().cloned().collect();
+    *response = ResponseHeader::build(response.status, Some(links.len()))?;
+    links.into_iter().try_for_each(|link| response.append_header(header::LINK, link).map(drop))
+}
+
+/// HTTP/1.0 knows no chunks (RFC 9112 §7.1): a body of unknown length ends with the connection.
+fn end_with_connection(session: &mut Session, response: &mut ResponseHeader) {
+    response.remove_header(&header::TRANSFER_ENCODING);
+    if !response.headers.contains_key(header::CONTENT_LENGTH) {
+        session.set_keepalive(None);
+    }
+}
+
+/// A body whose length is not known in advance: chunked in HTTP/1.1.
 fn chunked(session: &Session, response: &mut ResponseHeader) -> Result<()> {
-    if session.req_header().version == http::Version::HTTP_11 {
+    if session.req_header().version == Version::HTTP_11 {
         response.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }
     Ok(())

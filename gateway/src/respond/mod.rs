@@ -121,7 +121,13 @@ pub(crate) fn may_have_body(request: &RequestHeader, status: StatusCode) -> bool
 /// Pingora closes the connection when a response is sent before the request's body was read. Where the
 /// body is small, reading it costs less than a new connection.
 fn keep_open_if_cheap(session: &mut Session) {
-    let announced = session.req_header().headers.get(header::CONTENT_LENGTH);
+    let headers = &session.req_header().headers;
+    // Whoever waits for a go-ahead may send the body or not (RFC 9110 §10.1.1): what comes next could be
+    // either it or another request.
+    if headers.contains_key(header::EXPECT) {
+        return;
+    }
+    let announced = headers.get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|length| length <= DRAINED_BODY) {
         session.as_downstream_mut().set_close_on_response_before_downstream_finish(false);

@@ -68,7 +68,8 @@ fn peer_digest(addresses: SocketAddresses, tls: Option<ClientTls>, worker: &Work
 }
 
 fn plain_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) -> Option<Box<Transport>> {
-    Some(Box::new(Transport::new(Socket::Plain(tcp), peer_digest(addresses, None, worker)?, addresses)))
+    let peer = peer_digest(addresses, None, worker)?;
+    Some(Box::new(Transport::new(Socket::Plain(tcp), peer, addresses, worker.protection.write_timeout)))
 }
 
 async fn tls_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) -> Option<Box<Transport>> {
@@ -96,7 +97,7 @@ async fn tls_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Work
             .map(Arc::new),
     };
     let peer = peer_digest(addresses, Some(tls), worker)?;
-    Some(Box::new(Transport::new(Socket::Tls(Box::new(stream)), peer, addresses)))
+    Some(Box::new(Transport::new(Socket::Tls(Box::new(stream)), peer, addresses, worker.protection.write_timeout)))
 }
 
 async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<TlsStream<TcpStream>> {

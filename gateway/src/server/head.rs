@@ -4,7 +4,7 @@
 //! another's request. So nothing ambiguous gets through: what a lenient parser would mend is refused
 //! here, with a reason, and the connection is closed. What passes means the same to every parser.
 
-use super::transport::Framing;
+use super::{chunked::ChunkScanner, transport::Framing};
 
 /// What a head may measure. See [`seiketsu_config::node::Protection`].
 #[derive(Debug, Clone, Copy)]
@@ -293,7 +293,13 @@ impl HeadScanner {
         if upgrade && (self.chunked || self.length.is_some_and(|n| n > 0)) {
             return Err(HeadError::UpgradeWithBody);
         }
-        let framing = if upgrade || self.chunked { Framing::Open } else { Framing::Length(self.length.unwrap_or(0)) };
+        let framing = if upgrade {
+            Framing::Open
+        } else if self.chunked {
+            Framing::Chunked(ChunkScanner::default())
+        } else {
+            Framing::Length(self.length.unwrap_or(0))
+        };
         Ok(Head { start: self.start, end: self.line, framing, authority_form: self.target_form(bytes)? })
     }
 
@@ -422,7 +428,8 @@ mod tests {
     #[test]
     fn framing_is_read_from_the_head() {
         assert_eq!(get("Content-Length: 42\r\n").unwrap().unwrap().framing, Framing::Length(42));
-        assert_eq!(get("transfer-encoding: Chunked\r\n").unwrap().unwrap().framing, Framing::Open);
+        let chunked = get("transfer-encoding: Chunked\r\n").unwrap().unwrap();
+        assert_eq!(chunked.framing, Framing::Chunked(ChunkScanner::default()));
         let upgrade = get("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n").unwrap().unwrap();
         assert_eq!(upgrade.framing, Framing::Open);
         let no_upgrade = get("Upgrade: websocket\r\n").unwrap().unwrap();

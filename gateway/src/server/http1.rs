@@ -20,6 +20,7 @@ use pingora_timeout::timeout;
 use tokio::io::{AsyncWriteExt, ReadBuf};
 
 use super::{
+    chunked::ChunkError,
     head::{Head, HeadError, HeadScanner},
     shutdown,
     transport::{Framing, Transport},
@@ -39,7 +40,7 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
         let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, heard_at).await {
             Next::Head(bytes, head) => (bytes, head),
             Next::Closed => {
-                let _ = transport.shutdown().await;
+                let _ = AsyncWriteExt::shutdown(&mut transport).await;
                 return;
             }
             Next::TimedOut => {
@@ -53,7 +54,14 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
                 return;
             }
         };
-        let prefix = hand_over(&mut transport, bytes, &head);
+        let prefix = match hand_over(&mut transport, bytes, &head) {
+            Ok(prefix) => prefix,
+            Err(error) => {
+                worker.metrics.early_error("chunk");
+                refuse(&mut transport, 400, &error.to_string()).await;
+                return;
+            }
+        };
         requests_left = requests_left.saturating_sub(1);
         let mut session = ServerSession::new_http1(transport as Stream);
         session.set_keepalive((requests_left > 0).then_some(worker.protection.keepalive_seconds));
@@ -141,20 +149,23 @@ pub(super) async fn receive(transport: &mut Transport, into: &mut BytesMut) -> i
 }
 
 /// Divides what was received: this head and the part of its body go to Pingora, the rest waits.
-fn hand_over(transport: &mut Transport, mut bytes: BytesMut, head: &Head) -> BytesMut {
-    let received = (bytes.len() - head.end) as u64;
-    let (framing, mine) = match head.framing {
-        Framing::Open => (Framing::Open, bytes.len()),
-        Framing::Length(length) => {
-            let now = received.min(length);
-            // `now` is at most what was received, so it fits.
-            (Framing::Length(length - now), head.end + usize::try_from(now).unwrap_or(0))
+fn hand_over(transport: &mut Transport, mut bytes: BytesMut, head: &Head) -> Result<BytesMut, ChunkError> {
+    let received = &bytes[head.end..];
+    let mut framing = head.framing;
+    let of_body = match &mut framing {
+        Framing::Open => received.len(),
+        Framing::Chunked(chunks) => chunks.scan(received)?,
+        Framing::Length(left) => {
+            let now = usize::try_from(*left).unwrap_or(usize::MAX).min(received.len());
+            *left -= now as u64;
+            now
         }
     };
+    let mine = head.end + of_body;
     let ahead = if mine == bytes.len() { BytesMut::new() } else { bytes.split_off(mine) };
     transport.begin_request(framing, ahead);
     bytes.advance(head.start);
-    match &head.authority_form {
+    Ok(match &head.authority_form {
         None => bytes,
         Some(form) => {
             let mut origin_form = BytesMut::with_capacity(bytes.len() + 1);
@@ -165,15 +176,15 @@ fn hand_over(transport: &mut Transport, mut bytes: BytesMut, head: &Head) -> Byt
             origin_form.extend_from_slice(&bytes[form.end - head.start..]);
             origin_form
         }
-    }
+    })
 }
 
 /// Answers a request that was not understood, and closes.
 async fn refuse(transport: &mut Transport, status: u16, reason: &str) {
     let answer = respond::early_error(status, reason);
-    if transport.write_all(&answer).await.is_ok() && transport.flush().await.is_ok() {
-        // More of the request may be on its way; the client must get to read the answer first.
-        transport.begin_request(Framing::Open, BytesMut::new());
+    // Where it ends is not known, and there may be more of it on its way.
+    transport.begin_request(Framing::Open, BytesMut::new());
+    if transport.write_all(&answer).await.is_ok() {
         let _ = AsyncWriteExt::shutdown(transport).await;
     }
 }

@@ -5,6 +5,7 @@
 
 mod active;
 pub(crate) mod caps;
+pub(crate) mod chunked;
 mod connection;
 pub(crate) mod handover;
 pub mod head;
@@ -16,7 +17,7 @@ mod proxy_protocol;
 mod shutdown;
 mod stream;
 pub(crate) mod tls;
-mod transport;
+pub(crate) mod transport;
 pub(crate) mod watch;
 mod worker;
 

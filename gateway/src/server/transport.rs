@@ -1,7 +1,7 @@
 //! The transport of one client connection, as Pingora sees it.
 //!
 //! Pingora reads and writes a client through its [`IO`](pingora_core::protocols::IO) traits. This type
-//! implements them over TCP or TLS, and owns three things that Pingora's own stream leaves open:
+//! implements them over TCP or TLS, and owns what Pingora's own stream leaves open:
 //!
 //! - **Where a request ends.** The strict head parser has read its framing, so the transport hands
 //!   out exactly the bytes of that request's body. What a client sends beyond it (the next request of
@@ -10,6 +10,8 @@
 //! - **Writes in few pieces.** Header and body leave in one system call where they fit in 16 KiB. The
 //!   buffer is allocated with the first write of a response and given back when it was flushed, so
 //!   that an idle connection holds none.
+//! - **Clients that take nothing.** A client that reads nothing of its answer for too long is cut off,
+//!   whatever the answer is and whoever is writing it.
 //! - **Nothing while idle.** There is no read buffer at all: heads are read from a stack buffer.
 
 use std::{
@@ -18,6 +20,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -29,10 +32,12 @@ use pingora_core::protocols::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
+    time::{Instant, Sleep, sleep, sleep_until},
 };
 use tokio_rustls::server::TlsStream;
 
 use super::{
+    chunked::ChunkScanner,
     peer::Peer,
     watch::{Overdue, WatchTimer},
 };
@@ -42,6 +47,9 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 
 /// How much of a pipeline is read ahead while a request is being answered.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
+
+/// A client that was refused may still be sending: it is read from for this long after the answer.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// A client connection, plain or TLS.
 pub(crate) enum Socket {
@@ -63,8 +71,20 @@ impl Socket {
 pub(crate) enum Framing {
     /// Exactly this many.
     Length(u64),
-    /// Whatever comes: a chunked body, whose end Pingora finds, or a protocol the connection was upgraded to.
+    /// Up to the end of the last chunk.
+    Chunked(ChunkScanner),
+    /// Whatever comes: HTTP/2, or a protocol that the connection was upgraded to.
     Open,
+}
+
+impl Framing {
+    fn has_ended(&self) -> bool {
+        match self {
+            Self::Length(left) => *left == 0,
+            Self::Chunked(chunks) => chunks.has_ended(),
+            Self::Open => false,
+        }
+    }
 }
 
 /// See the [module documentation](self).
@@ -77,6 +97,32 @@ pub(crate) struct Transport {
     unsent: BytesMut,
     digests: Digests,
     timer: WatchTimer,
+    /// A turn of the event loop that [`Transport::poll_forgotten`] waits for.
+    turn: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
+    stall: Stall,
+    /// The write side is closed.
+    said_all: bool,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+/// The timer of a client that takes nothing. It is moved when a stall begins, not with each write.
+struct Stall {
+    limit: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    began: bool,
+}
+
+impl Stall {
+    /// Ready once nothing has been taken for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let due = Instant::now() + self.limit;
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if !self.began {
+            self.began = true;
+            timer.as_mut().reset(due);
+        }
+        timer.as_mut().poll(cx)
+    }
 }
 
 /// What Pingora asks of every stream once per request; made once per connection.
@@ -88,7 +134,13 @@ struct Digests {
 }
 
 impl Transport {
-    pub(crate) fn new(socket: Socket, peer: Arc<ProxyDigest>, addresses: SocketAddresses) -> Self {
+    /// A client that takes nothing of an answer for `write_timeout` is cut off.
+    pub(crate) fn new(
+        socket: Socket,
+        peer: Arc<ProxyDigest>,
+        addresses: SocketAddresses,
+        write_timeout: Duration,
+    ) -> Self {
         let tls = match &socket {
             Socket::Plain(_) => None,
             Socket::Tls(tls) => Some(Arc::new(tls_digest(tls))),
@@ -104,6 +156,10 @@ impl Transport {
             unsent: BytesMut::new(),
             digests: Digests { tls, socket: Arc::new(digest), peer },
             timer: WatchTimer::default(),
+            turn: None,
+            stall: Stall { limit: write_timeout, timer: None, began: false },
+            said_all: false,
+            linger: None,
         }
     }
 
@@ -144,7 +200,7 @@ impl Transport {
         self.ahead = ahead;
         if let Some(peer) = Peer::from_digest(&self.digests.peer) {
             match framing {
-                Framing::Length(0) => peer.watch.body_ended(),
+                framing if framing.has_ended() => peer.watch.body_ended(),
                 _ => peer.watch.body_begins(),
             }
         }
@@ -187,11 +243,51 @@ impl Transport {
             Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, data),
             Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, data),
         };
+        self.poll_taken(cx, sent)
+    }
+
+    /// Gives up on a client that takes nothing.
+    fn poll_taken<T>(&mut self, cx: &mut Context<'_>, taken: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if taken.is_ready() {
+            self.stall.began = false;
+            return taken;
+        }
         // A client that takes its answer slowly is not an upstream that is silent.
-        if let (Poll::Pending, Some(peer)) = (&sent, Peer::from_digest(&self.digests.peer)) {
+        if let Some(peer) = Peer::from_digest(&self.digests.peer) {
             peer.watch.progress();
         }
-        sent
+        ready!(self.stall.poll(cx));
+        self.reset_on_close();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Once this is closed, the client sees a broken connection, and the kernel keeps nothing for it.
+    pub(crate) fn reset_on_close(&self) {
+        // Without it the client sees an end, which is less than it should know, but nothing worse.
+        let _ = socket2::SockRef::from(self.socket.tcp()).set_linger(Some(Duration::ZERO));
+    }
+
+    /// Sends what Pingora has written and not flushed. It flushes a body of known length when that is
+    /// whole; until then, what has come would wait here for as long as the upstream pauses. Since
+    /// the rest of a small answer mostly follows at once, one turn of the event loop is waited for.
+    fn poll_forgotten(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.unsent.is_empty() {
+            self.turn = None;
+            return Poll::Ready(Ok(()));
+        }
+        let turn = self.turn.get_or_insert_with(|| Box::pin(tokio::task::yield_now()));
+        ready!(turn.as_mut().poll(cx));
+        self.turn = None;
+        self.poll_flush_all(cx)
+    }
+
+    fn poll_flush_all(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send_unsent(cx))?;
+        let flushed = match &mut self.socket {
+            Socket::Plain(_) => return Poll::Ready(Ok(())),
+            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+        };
+        self.poll_taken(cx, flushed)
     }
 
     fn poll_send_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -207,6 +303,30 @@ impl Transport {
         // Given back: the next answer allocates again, an idle connection holds nothing.
         self.unsent = BytesMut::new();
         Poll::Ready(Ok(()))
+    }
+
+    /// Ends the connection so that the client can read what was said last: while it is still sending,
+    /// it is read from, since closing a socket with unread bytes resets it (RFC 9112 §9.6).
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.said_all {
+            ready!(self.poll_flush_all(cx))?;
+            ready!(match &mut self.socket {
+                Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+                Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+            })?;
+            self.said_all = true;
+        }
+        if self.framing.has_ended() && self.ahead.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut space = [0; 8192];
+        loop {
+            let mut buf = ReadBuf::new(&mut space);
+            ready!(self.poll_receive(cx, &mut buf))?;
+            if buf.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
@@ -240,12 +360,12 @@ impl Transport {
     fn poll_body(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         match self.framing {
+            framing if framing.has_ended() => return self.poll_closed(cx),
             Framing::Open if !self.ahead.is_empty() => {
                 let received = self.ahead.len().min(buf.remaining());
                 buf.put_slice(&self.ahead.split_to(received));
             }
-            Framing::Open => ready!(self.poll_receive(cx, buf))?,
-            Framing::Length(0) => return self.poll_closed(cx),
+            Framing::Open | Framing::Chunked(_) => ready!(self.poll_receive(cx, buf))?,
             Framing::Length(left) => {
                 let limit = usize::try_from(left).unwrap_or(usize::MAX);
                 if limit >= buf.remaining() {
@@ -258,14 +378,19 @@ impl Transport {
                 }
             }
         }
+        if let Framing::Chunked(chunks) = &mut self.framing {
+            let mine = before + chunks.scan(&buf.filled()[before..])?;
+            self.ahead.extend_from_slice(&buf.filled()[mine..]);
+            buf.set_filled(mine);
+        }
         let received = (buf.filled().len() - before) as u64;
         let watch = Peer::from_digest(&self.digests.peer).map(|peer| &peer.watch);
         watch.inspect(|watch| watch.body_received(received));
         if let Framing::Length(left) = &mut self.framing {
             *left -= received;
-            if *left == 0 {
-                watch.inspect(|watch| watch.body_ended());
-            }
+        }
+        if self.framing.has_ended() {
+            watch.inspect(|watch| watch.body_ended());
         }
         Poll::Ready(Ok(()))
     }
@@ -275,7 +400,12 @@ impl AsyncRead for Transport {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.poll_body(cx, buf) {
             Poll::Ready(done) => Poll::Ready(done),
-            Poll::Pending => self.poll_overdue(cx).map(Err),
+            Poll::Pending => {
+                if let Poll::Ready(Err(error)) = self.poll_forgotten(cx) {
+                    return Poll::Ready(Err(error));
+                }
+                self.poll_overdue(cx).map(Err)
+            }
         }
     }
 }
@@ -300,7 +430,7 @@ impl AsyncWrite for Transport {
             let both = [io::IoSlice::new(&unsent), io::IoSlice::new(data)];
             let sent = Pin::new(tcp).poll_write_vectored(cx, &both);
             this.unsent = unsent;
-            let sent = ready!(sent)?;
+            let sent = ready!(this.poll_taken(cx, sent))?;
             let of_unsent = sent.min(this.unsent.len());
             this.unsent.advance(of_unsent);
             if sent > of_unsent {
@@ -313,19 +443,16 @@ impl AsyncWrite for Transport {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send_unsent(cx))?;
-        match &mut self.socket {
-            Socket::Plain(_) => Poll::Ready(Ok(())),
-            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
-        }
+        self.poll_flush_all(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send_unsent(cx))?;
-        match &mut self.socket {
-            Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
-            Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+        let ended = self.poll_end(cx);
+        if ended.is_ready() {
+            return ended;
         }
+        let linger = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        linger.as_mut().poll(cx).map(Ok)
     }
 }
 

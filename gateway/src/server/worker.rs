@@ -49,6 +49,7 @@ pub(super) struct Protection {
     pub(super) head: HeadLimits,
     pub(super) head_timeout: Duration,
     pub(super) handshake_timeout: Duration,
+    pub(super) write_timeout: Duration,
     pub(super) keepalive: Duration,
     pub(super) keepalive_seconds: u64,
     pub(super) keepalive_requests: u32,
@@ -69,6 +70,7 @@ impl Protection {
             },
             head_timeout: protection.head_timeout.get(),
             handshake_timeout: protection.handshake_timeout.get(),
+            write_timeout: protection.write_timeout.get(),
             keepalive,
             // To Pingora, 0 means for ever.
             keepalive_seconds: keepalive.as_secs().max(1),

@@ -174,13 +174,13 @@ fn versioning_tells_old_from_new() {
 }
 
 /// Certificates and keys of one authority, as PEM files in a folder.
-struct Authority {
+pub struct Authority {
     issuer: rcgen::Issuer<'static, KeyPair>,
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -205,7 +205,7 @@ impl Authority {
 }
 
 /// The demo origin with TLS.
-fn tls_origin(authority: &Authority, name: &str, folder: &Path) -> (SocketAddr, Process) {
+pub fn tls_origin(authority: &Authority, name: &str, folder: &Path) -> (SocketAddr, Process) {
     let (certificate, key) = (folder.join("origin.pem"), folder.join("origin.key"));
     authority.write(name, &certificate, &key);
     let test = std::env::current_exe().unwrap();

@@ -1,8 +1,18 @@
 //! What operators rely on: reloads, bad files, draining, replacing the binary.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    io::{BufReader, Write},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
-use crate::support::{self, Gateway, KEY, Origin, Process, two_tenants, wait_for};
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use crate::{
+    fixtures::with_policies,
+    support::{self, Client, Gateway, KEY, Origin, Process, tls::connect_tls, two_tenants, wait_for},
+    websocket::{assert_echo, open_socket},
+};
 
 const REQUEST: &str = "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
 
@@ -75,7 +85,7 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     busy.send(b"GET /v1/delay/1000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
     // The origin has it once the gateway counts it as in flight.
     let metrics =
-        || support::Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
+        || Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
     wait_for(&|| metrics().contains("in_flight{tenant=\"acme\"} 1").then_some(())).unwrap();
     gateway.process.signal("-TERM");
     assert!(idle.is_closed());
@@ -93,23 +103,18 @@ fn quit_hands_the_sockets_over_without_a_failed_request() {
     let _next = std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
-                let mut client = support::Client::connect(address);
+                let mut client = Client::connect(address);
                 while !stop.load(Ordering::Relaxed) {
                     let answer = client.request(REQUEST);
                     assert_eq!(answer.status, 200);
                     served.fetch_add(1, Ordering::Relaxed);
                     if answer.header("connection") == Some("close") {
-                        client = support::Client::connect(address);
+                        client = Client::connect(address);
                     }
                 }
             });
         }
-        let folder = gateway.folder.path().to_owned();
-        let next = Gateway::spawn(&folder, &["--upgrade"]);
-        wait_for(&|| folder.join("state/upgrade.sock").exists().then_some(())).unwrap();
-        gateway.process.signal("-QUIT");
-        let (http, ..) = Gateway::wait_until_ready(&folder, next.0.id());
-        assert_eq!(http, address);
+        let next = hand_over(&gateway);
         assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
         let before = served.load(Ordering::Relaxed);
         wait_for(&|| (served.load(Ordering::Relaxed) > before + 100).then_some(())).unwrap();
@@ -117,6 +122,128 @@ fn quit_hands_the_sockets_over_without_a_failed_request() {
         // The clients end first.
         next
     });
+}
+
+#[test]
+fn term_ends_a_node_whose_clients_are_idle_at_once() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = with_policies(origin.address, "");
+    let mut clients: Vec<Client> = (0..10).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        // Of a chunked request, of an ordinary one, and of a refused one.
+        let chunked = "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+        assert_eq!(client.request(chunked).status, 200);
+        assert_eq!(client.request(REQUEST).status, 200);
+        assert_eq!(client.request("GET /nothing HTTP/1.1\r\nHost: acme.test\r\n\r\n").status, 404);
+    }
+    let mut silent = connect_tls(gateway.https);
+    silent.flush().unwrap();
+    let began = Instant::now();
+    gateway.process.signal("-TERM");
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(clients.iter_mut().all(Client::is_closed));
+}
+
+#[test]
+fn term_lets_a_websocket_talk_to_its_end() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = with_policies(origin.address, "");
+    let mut socket = open_socket(&gateway);
+    assert_echo(&mut socket, Message::text("before"));
+    gateway.process.signal("-TERM");
+    assert!(wait_for(&|| std::net::TcpStream::connect(gateway.http).is_err().then_some(())).is_some());
+    for _ in 0..5 {
+        assert_echo(&mut socket, Message::text("while draining"));
+    }
+    assert!(gateway.process.0.try_wait().unwrap().is_none(), "it waits for the socket");
+    socket.close(None).unwrap();
+    assert!(matches!(socket.read(), Ok(Message::Close(_))));
+    assert!(matches!(socket.read(), Err(Error::ConnectionClosed)));
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+}
+
+#[test]
+fn a_websocket_is_cut_when_its_time_to_drain_is_over() {
+    let origin = Origin::start("eu-west");
+    let tenants = two_tenants(&[origin.address], KEY);
+    let mut gateway = Gateway::start_with(&tenants, "drain: { timeout: 500ms }\n");
+    let mut socket = open_socket(&gateway);
+    assert_echo(&mut socket, Message::text("before"));
+    gateway.process.signal("-TERM");
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+    assert!(socket.read().is_err());
+}
+
+#[test]
+fn quit_keeps_websockets_on_the_old_process_while_the_new_one_serves() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = with_policies(origin.address, "");
+    let mut old = open_socket(&gateway);
+    assert_echo(&mut old, Message::text("before"));
+    let next = hand_over(&gateway);
+    // The old process has stopped accepting once every new connection is served by the new one.
+    for _ in 0..20 {
+        assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+        assert_echo(&mut old, Message::binary(vec![1; 100_000]));
+    }
+    let mut new = open_socket(&gateway);
+    assert_echo(&mut new, Message::text("after"));
+    assert!(gateway.process.0.try_wait().unwrap().is_none(), "the old process waits for its socket");
+    old.close(None).unwrap();
+    while old.read().is_ok() {}
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+    assert_echo(&mut new, Message::text("the old one has gone"));
+    drop(next);
+}
+
+#[test]
+fn quit_under_load_loses_nothing_over_tls() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = with_policies(origin.address, "");
+    let (stop, served) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let address = gateway.https;
+    let _next = std::thread::scope(|scope| {
+        for per_connection in [1, 3, 1000] {
+            let (stop, served) = (&stop, &served);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut stream = BufReader::new(connect_tls(address));
+                    for _ in 0..per_connection {
+                        stream.get_mut().write_all(REQUEST.as_bytes()).unwrap();
+                        let answer = support::receive(&mut stream).expect("an answer");
+                        assert_eq!(answer.status, 200);
+                        served.fetch_add(1, Ordering::Relaxed);
+                        if answer.header("connection") == Some("close") || stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                    }
+                }
+            });
+        }
+        let more = |by| {
+            let before = served.load(Ordering::Relaxed);
+            wait_for(&|| (served.load(Ordering::Relaxed) > before + by).then_some(())).expect("requests are served");
+        };
+        more(50);
+        let next = hand_over(&gateway);
+        assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+        more(100);
+        stop.store(true, Ordering::Relaxed);
+        // The clients end first.
+        next
+    });
+}
+
+/// Starts a second process and has the first hand its sockets over.
+fn hand_over(gateway: &Gateway) -> Process {
+    let folder = gateway.folder.path();
+    let next = Gateway::spawn(folder, &["--upgrade"]);
+    wait_for(&|| folder.join("state/upgrade.sock").exists().then_some(())).unwrap();
+    gateway.process.signal("-QUIT");
+    let (http, https, _) = Gateway::wait_until_ready(folder, next.0.id());
+    assert_eq!((http, https), (gateway.http, gateway.https));
+    next
 }
 
 fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {

@@ -4,6 +4,7 @@
 pub mod frames;
 pub mod http2;
 pub mod pki;
+pub mod tls;
 
 use std::{
     fs,
@@ -221,36 +222,7 @@ impl Client {
 
     /// The next response; none if the connection ends instead.
     pub fn receive(&mut self) -> Option<Response> {
-        let mut head = String::new();
-        loop {
-            let mut line = String::new();
-            match self.stream.read_line(&mut line) {
-                Ok(read) if read > 0 => {}
-                _ => return None,
-            }
-            if line == "\r\n" {
-                break;
-            }
-            head.push_str(&line);
-        }
-        let mut response = Response { status: head.split(' ').nth(1)?.parse().ok()?, head, body: Vec::new() };
-        if response.header("transfer-encoding").is_some() {
-            loop {
-                let mut line = String::new();
-                self.stream.read_line(&mut line).unwrap();
-                let size = usize::from_str_radix(line.trim(), 16).unwrap();
-                let mut piece = vec![0; size + 2];
-                self.stream.read_exact(&mut piece).unwrap();
-                if size == 0 {
-                    break;
-                }
-                response.body.extend_from_slice(&piece[..size]);
-            }
-        } else if let Some(length) = response.header("content-length") {
-            response.body = vec![0; length.parse().unwrap()];
-            self.stream.read_exact(&mut response.body).unwrap();
-        }
-        Some(response)
+        receive(&mut self.stream)
     }
 
     /// Whether the other side closes, now or soon.
@@ -258,6 +230,40 @@ impl Client {
         let mut byte = [0];
         matches!(self.stream.read(&mut byte), Ok(0) | Err(_))
     }
+}
+
+/// The next response; none if the connection ends instead.
+pub fn receive(stream: &mut impl BufRead) -> Option<Response> {
+    let mut head = String::new();
+    loop {
+        let mut line = String::new();
+        match stream.read_line(&mut line) {
+            Ok(read) if read > 0 => {}
+            _ => return None,
+        }
+        if line == "\r\n" {
+            break;
+        }
+        head.push_str(&line);
+    }
+    let mut response = Response { status: head.split(' ').nth(1)?.parse().ok()?, head, body: Vec::new() };
+    if response.header("transfer-encoding").is_some() {
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            let size = usize::from_str_radix(line.trim(), 16).unwrap();
+            let mut piece = vec![0; size + 2];
+            stream.read_exact(&mut piece).unwrap();
+            if size == 0 {
+                break;
+            }
+            response.body.extend_from_slice(&piece[..size]);
+        }
+    } else if let Some(length) = response.header("content-length") {
+        response.body = vec![0; length.parse().unwrap()];
+        stream.read_exact(&mut response.body).unwrap();
+    }
+    Some(response)
 }
 
 /// Two tenants on one upstream: `acme.test` with a key and CORS, `globex.test` plain.

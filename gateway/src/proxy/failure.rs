@@ -113,12 +113,15 @@ pub(super) fn while_proxying(
     };
     // A connection from the pool that the upstream had closed meanwhile says nothing about its health.
     let stale = reused && failure == Failure::Reset && !answered;
+    let refused = was_refused(&error);
     if let Some(mut attempt) = ctx.exchange.attempt.take()
         && !stale
+        && !refused
     {
         attempt.observe(outcome);
     }
-    let retry = !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, true));
+    let retry =
+        !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, !refused));
     error.set_retry(retry);
     if !retry && !answered {
         ctx.refusal = Some(match failure {
@@ -127,6 +130,15 @@ pub(super) fn while_proxying(
         });
     }
     error
+}
+
+/// Whether an upstream on HTTP/2 says that it has not looked at the request (RFC 9113 §8.7): it refused
+/// the stream, or said goodbye before it. The goodbye of one that restarts is no failure.
+fn was_refused(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|cause| {
+        cause.is_remote() && (cause.is_go_away() || cause.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
 }
 
 /// Whether the client has the head of a response. Hints on the way to it (RFC 9110 §15.2) leave everything open.

@@ -159,6 +159,7 @@ impl Transport {
             turn: None,
             stall: Stall { limit: write_timeout, timer: None, began: false },
             said_all: false,
+            h2: false,
             linger: None,
         }
     }
@@ -209,6 +210,7 @@ impl Transport {
     /// From here on everything is HTTP/2 frames.
     pub(crate) fn begin_h2(&mut self) {
         self.framing = Framing::Open;
+        self.h2 = true;
         if let Some(peer) = self.peer() {
             // Bodies are measured stream by stream; the connection itself may be quiet.
             peer.watch.body_ended();
@@ -316,7 +318,8 @@ impl Transport {
             })?;
             self.said_all = true;
         }
-        if self.framing.has_ended() && self.ahead.is_empty() {
+        // HTTP/2 has its own goodbye, and whom it cuts off is not listened to any longer.
+        if self.h2 || self.framing.has_ended() && self.ahead.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let mut space = [0; 8192];

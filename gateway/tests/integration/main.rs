@@ -27,6 +27,7 @@ mod tls;
 mod transforms;
 mod traps;
 mod upstream_answers;
+mod upstream_http2;
 mod upstreams;
 mod validation;
 mod versions;

@@ -71,7 +71,7 @@ fn a_connection_made_under_one_tls_policy_serves_no_other() {
                 assert_eq!(answer.status, 200, "{right}: {}", gateway.log());
             }
             let answer = client.request(&format!("GET /v1/{wrong}/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
-            assert_eq!(answer.status, 503, "{wrong}");
+            assert_eq!(answer.status, 502, "{wrong}");
         }
     }
 }

@@ -44,7 +44,7 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
         errors.push(conflicts.to_string());
     }
     let tenants = || files.iter().flat_map(load::ParsedTenants::tenants);
-    if let Err(error) = tls::Store::load(&node.tls.certificates, tenants().map(|tenant| &**tenant)) {
+    if let Err(error) = tls::Store::load(None, &node.tls.certificates, tenants().map(|tenant| &**tenant)) {
         errors.push(error.to_string());
     }
     if errors.is_empty() {

@@ -15,6 +15,7 @@ use seiketsu_config::{
 };
 use seiketsu_identity::state::IdentityState;
 
+use super::watch::is_tenant_file;
 use crate::{
     telemetry::metrics::Metrics,
     tenancy::{
@@ -146,7 +147,7 @@ pub(super) fn list(path: &Path) -> Result<Vec<PathBuf>, String> {
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml"))
+        .filter(|path| is_tenant_file(path))
         .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')))
         .collect();
     files.sort();

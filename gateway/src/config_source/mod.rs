@@ -28,8 +28,10 @@ pub(crate) use self::{events::log_upstream_events, status::StatusCell, view::Run
 use self::{reload::Reloader, watch::FileWatch};
 use crate::{proxy::Shared, server::tls::LiveTls};
 
-/// Changes that come in quick succession (an editor's write and rename) are taken as one.
+/// Changes that come in quick succession (an editor's write and rename) are taken as one …
 const QUIET: Duration = Duration::from_millis(30);
+/// … but not more of them: what never comes to rest must not keep changes from getting into force.
+const MOST_TOGETHER: usize = 100;
 /// Notifications can be missed, and certificates are not watched: so files are looked at this often.
 const POLL: Duration = Duration::from_secs(2);
 
@@ -90,18 +92,21 @@ fn follow(inbox: &mpsc::Receiver<Message>, mut reloader: Reloader, watch: FileWa
         match inbox.recv_timeout(POLL) {
             Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Ok(Message::ReloadAll) => all = true,
-            Ok(Message::Changed) => loop {
-                match inbox.recv_timeout(QUIET) {
-                    Ok(Message::Changed) => {}
-                    Ok(Message::ReloadAll) => all = true,
-                    Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                    Err(mpsc::RecvTimeoutError::Timeout) => break,
+            Ok(Message::Changed) => {
+                for _ in 0..MOST_TOGETHER {
+                    match inbox.recv_timeout(QUIET) {
+                        Ok(Message::Changed) => {}
+                        Ok(Message::ReloadAll) => all = true,
+                        Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                        Err(mpsc::RecvTimeoutError::Timeout) => break,
+                    }
                 }
-            },
-            Err(mpsc::RecvTimeoutError::Timeout) if !reloader.files_changed() => continue,
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        reloader.reload(all);
+        if all || reloader.files_changed() {
+            reloader.reload(all);
+        }
     }
     drop(watch);
 }

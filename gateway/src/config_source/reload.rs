@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -43,10 +44,22 @@ pub(super) struct Reloader {
     /// The files in force.
     files: BTreeMap<PathBuf, FileInForce>,
     /// Sizes and times of all files that were looked at, also of certificates.
-    stamps: BTreeMap<PathBuf, Stamp>,
+    stamps: BTreeMap<PathBuf, Option<Stamp>>,
 }
 
-type Stamp = Option<(u64, SystemTime)>;
+/// What tells whether a file has changed.
+#[derive(Debug, Clone, Copy)]
+struct Stamp {
+    size: u64,
+    modified: SystemTime,
+    inode: u64,
+    /// Whether it had only just been written: it may have been written again within the same tick of the
+    /// file system's clock, so it is read once more.
+    is_young: bool,
+}
+
+/// Longer than any tick.
+const YOUNG: Duration = Duration::from_millis(100);
 
 impl Reloader {
     pub(super) fn new(shared: Arc<Shared>, tls: Arc<LiveTls>, status: Arc<StatusCell>, runtime: Handle) -> Self {
@@ -79,7 +92,7 @@ impl Reloader {
     pub(super) fn files_changed(&self) -> bool {
         let listed = list(&self.shared.node.tenants).unwrap_or_default();
         listed.iter().any(|path| !self.stamps.contains_key(path))
-            || self.stamps.iter().any(|(path, stamp)| stamp_of(path) != *stamp)
+            || self.stamps.iter().any(|(path, stamp)| has_changed(*stamp, stamp_of(path)))
     }
 
     /// Reads the files and puts in force what is good. `all`: also what they refer to is read again.
@@ -136,7 +149,7 @@ impl Reloader {
         let tenants_after: HashSet<&Id> =
             parsed_after.iter().flat_map(|file| file.tenants()).map(|tenant| &tenant.id).collect();
         let certificates = parsed_after.iter().flat_map(|file| file.tenants()).map(|tenant| &**tenant);
-        let store = match tls::Store::load(&node_certificates(&self.shared), certificates) {
+        let store = match tls::Store::load(Some(&self.tls.current()), &node_certificates(&self.shared), certificates) {
             Ok(store) => store,
             Err(error) => {
                 errors.push(error.to_string());
@@ -256,9 +269,22 @@ pub(crate) fn node_certificates(shared: &Shared) -> Vec<CertificateFiles> {
     certificates
 }
 
-fn stamp_of(path: &Path) -> Stamp {
+fn has_changed(before: Option<Stamp>, now: Option<Stamp>) -> bool {
+    match (before, now) {
+        (Some(before), Some(now)) => {
+            before.is_young || (before.size, before.modified, before.inode) != (now.size, now.modified, now.inode)
+        }
+        (None, None) => false,
+        _ => true,
+    }
+}
+
+fn stamp_of(path: &Path) -> Option<Stamp> {
     let metadata = fs::metadata(path).ok()?;
-    Some((metadata.len(), metadata.modified().ok()?))
+    let modified = metadata.modified().ok()?;
+    // A time in the future has no age.
+    let is_young = modified.elapsed().is_ok_and(|age| age < YOUNG);
+    Some(Stamp { size: metadata.len(), modified, inode: metadata.ino(), is_young })
 }
 
 fn unix_seconds() -> u64 {

@@ -46,13 +46,13 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
             request.remove_header(name);
         }
     }
+    // The silence of a WebSocket or of a gRPC stream is not a slow body.
+    let may_pause = ctx.websocket || ctx.grpc;
+    downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
     if downstream.req_header().version == Version::HTTP_2 {
         // In HTTP/1 the transport sees to it; here one stream may be stuck while others go on.
         downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
     }
-    // The silence of a WebSocket or of a gRPC stream is not a slow body.
-    let may_pause = ctx.websocket || ctx.grpc;
-    downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
     if may_pause && let Some(peer) = Peer::of(session) {
         peer.watch.body_ended();
     }

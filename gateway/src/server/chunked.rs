@@ -90,7 +90,7 @@ impl ChunkScanner {
 impl State {
     fn after(self, byte: u8) -> Result<Self, ChunkError> {
         Ok(match (self, byte) {
-            (Self::Size { digits: 1.., size }, b'\r') => Self::SizeEnd { size },
+            (Self::Size { digits: 1.., size } | Self::Extension { size, .. }, b'\r') => Self::SizeEnd { size },
             (Self::Size { digits: 1.., size }, b';') => Self::Extension { size, length: 0 },
             (Self::Size { digits, size }, _) => {
                 let digit = char::from(byte).to_digit(16).ok_or(ChunkError::Size)?;
@@ -99,7 +99,6 @@ impl State {
                 }
                 Self::Size { size: size << 4 | u64::from(digit), digits: digits + 1 }
             }
-            (Self::Extension { size, .. }, b'\r') => Self::SizeEnd { size },
             (Self::Extension { size, length }, _) => {
                 if length == MOST_EXTENSION_BYTES || !is_text(byte) {
                     return Err(ChunkError::Extension);

@@ -15,16 +15,17 @@ use foldhash::fast::RandomState;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use seiketsu_config::{
     tenant::{CertificateFiles, Tenant},
-    values::HostPattern,
+    values::{HostPattern, Id},
 };
 use seiketsu_identity::certificate::ClientCertificate;
+use sha2::{Digest, Sha256};
 use x509_parser::{extensions::GeneralName, prelude::FromDer};
 
 /// Why certificates could not be put to use.
@@ -53,6 +54,10 @@ pub(crate) struct LiveTls {
 impl LiveTls {
     pub(crate) fn new(store: Store) -> Self {
         Self { current: ArcSwap::from_pointee(store) }
+    }
+
+    pub(crate) fn current(&self) -> Arc<Store> {
+        self.current.load_full()
     }
 
     pub(crate) fn replace(&self, store: Store) {
@@ -117,11 +122,21 @@ pub(crate) struct Store {
     open: Arc<ServerConfig>,
     /// For those whose tenant does, and for the others that would be found under a wildcard of these.
     verified: Names<Arc<ServerConfig>>,
+    tickets: Tickets,
 }
 
+/// The keys of session tickets, by what a session that they resume was verified against. They outlive a
+/// revision in which that has not changed, or every change of any tenant would cost all clients a handshake.
+type Tickets = HashMap<TicketKey, Arc<dyn ProducesTickets>, RandomState>;
+
+/// `None` where clients are not verified; else the tenant, and a digest of its authorities.
+type TicketKey = Option<(Id, [u8; 32])>;
+
 impl Store {
-    /// Reads every certificate that is named, and refuses the lot if one cannot be used.
+    /// Reads every certificate that is named, and refuses the lot if one cannot be used. `before` is what
+    /// this takes the place of.
     pub(crate) fn load<'a>(
+        before: Option<&Self>,
         node: &[CertificateFiles],
         tenants: impl Iterator<Item = &'a Tenant>,
     ) -> Result<Self, TlsError> {
@@ -159,10 +174,26 @@ impl Store {
             }
         }
         let resolver = Arc::new(resolver);
-        let open = Arc::new(config(&provider, &resolver, None)?);
+        let mut tickets = Tickets::default();
+        let mut ticketer = |key: TicketKey| -> Result<Arc<dyn ProducesTickets>, TlsError> {
+            let kept = before.and_then(|before| before.tickets.get(&key)).cloned();
+            let ticketer =
+                kept.map_or_else(rustls::crypto::aws_lc_rs::Ticketer::new, Ok).map_err(TlsError::Provider)?;
+            tickets.insert(key, ticketer.clone());
+            Ok(ticketer)
+        };
+        let open = Arc::new(config(&provider, &resolver, None, ticketer(None)?)?);
         let mut verified = Names::default();
         for (tenant, ca, required) in asking {
-            let config = Arc::new(config(&provider, &resolver, Some((ca, required)))?);
+            let authorities = read_certificates(ca)?;
+            let mut digest = Sha256::new();
+            digest.update([u8::from(required)]);
+            for authority in &authorities {
+                digest.update(authority);
+            }
+            let ticketer = ticketer(Some((tenant.id.clone(), digest.finalize().into())))?;
+            let clients = Clients { ca, authorities, required };
+            let config = Arc::new(config(&provider, &resolver, Some(clients), ticketer)?);
             for host in &tenant.hosts {
                 verified.insert(host.name(), host.is_wildcard(), config.clone());
             }
@@ -174,7 +205,7 @@ impl Store {
                 verified.insert(host.name(), host.is_wildcard(), open.clone());
             }
         }
-        Ok(Self { open, verified })
+        Ok(Self { open, verified, tickets })
     }
 }
 
@@ -182,20 +213,28 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
+/// Whose client certificates are accepted.
+struct Clients<'a> {
+    ca: &'a Path,
+    authorities: Vec<CertificateDer<'static>>,
+    required: bool,
+}
+
 fn config(
     provider: &Arc<CryptoProvider>,
     resolver: &Arc<Resolver>,
-    clients: Option<(&Path, bool)>,
+    clients: Option<Clients<'_>>,
+    ticketer: Arc<dyn ProducesTickets>,
 ) -> Result<ServerConfig, TlsError> {
     let builder = ServerConfig::builder_with_provider(provider.clone())
         .with_protocol_versions(&[&TLS13, &TLS12])
         .map_err(TlsError::Provider)?;
     let builder = match clients {
         None => builder.with_no_client_auth(),
-        Some((ca, required)) => {
+        Some(Clients { ca, authorities, required }) => {
             let refused = |reason: String| TlsError::ClientCa { path: ca.to_owned(), reason };
             let mut roots = RootCertStore::empty();
-            for certificate in read_certificates(ca)? {
+            for certificate in authorities {
                 roots.add(certificate).map_err(|error| refused(error.to_string()))?;
             }
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
@@ -206,7 +245,7 @@ fn config(
     let mut config = builder.with_cert_resolver(resolver.clone());
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     // Resumption without a store: tickets under a key of this configuration, rotated by rustls.
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Provider)?;
+    config.ticketer = ticketer;
     // One ticket instead of two: a client resumes with the latest, and each costs CPU and a packet.
     config.send_tls13_tickets = 1;
     Ok(config)

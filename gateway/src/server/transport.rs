@@ -100,6 +100,8 @@ pub(crate) struct Transport {
     /// A turn of the event loop that [`Transport::poll_forgotten`] waits for.
     turn: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     stall: Stall,
+    /// What goes over it is HTTP/2.
+    h2: bool,
     /// The write side is closed.
     said_all: bool,
     linger: Option<Pin<Box<Sleep>>>,

@@ -36,7 +36,7 @@ fn in_flight(gateway: &Gateway) -> u64 {
     line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).map_or(0, |count| count as u64)
 }
 
-fn get<'a>(path: &'a str) -> Vec<(&'a str, &'a str)> {
+fn get(path: &str) -> Vec<(&str, &str)> {
     vec![(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "acme.test")]
 }
 

@@ -5,7 +5,13 @@
     dead_code,
     unreachable_pub,
     missing_debug_implementations,
-    clippy::format_collect
+    // Numbers in tests are small, and each constant stands beside the test that needs it.
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::items_after_statements,
+    clippy::large_stack_arrays,
+    clippy::format_collect,
+    clippy::format_push_string
 )]
 
 mod callers;

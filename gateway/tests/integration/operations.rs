@@ -84,8 +84,7 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     let mut busy = gateway.connect();
     busy.send(b"GET /v1/delay/1000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
     // The origin has it once the gateway counts it as in flight.
-    let metrics =
-        || Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
+    let metrics = || Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
     wait_for(&|| metrics().contains("in_flight{tenant=\"acme\"} 1").then_some(())).unwrap();
     gateway.process.signal("-TERM");
     assert!(idle.is_closed());

@@ -328,5 +328,4 @@ fn a_large_body_that_is_refused_leaves_the_client_its_answer() {
         let answer = client.receive().expect("an answer");
         assert_eq!((answer.status, answer.header("connection")), (413, Some("close")), "{framing}");
     }
-    let _ = Client::connect(gateway.http);
 }

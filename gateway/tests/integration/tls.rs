@@ -464,6 +464,11 @@ async fn a_resumed_session_carries_a_certificate_to_its_own_tenant_only() {
         assert_eq!(ask("strict.test").await.unwrap().1, HandshakeKind::Full);
         let (answer, kind) = ask("strict.test").await.unwrap();
         assert_eq!((answer.status, kind), (200, HandshakeKind::Resumed), "{version:?}");
+        // A reload in which nothing changes for this tenant costs nobody a handshake.
+        let reloads = mutual.gateway.log().matches("HUP").count();
+        mutual.gateway.process.signal("-HUP");
+        assert!(comes_true(|| mutual.gateway.log().matches("HUP").count() > reloads));
+        assert_eq!(ask("strict.test").await.unwrap().1, HandshakeKind::Resumed, "{version:?}");
         // Its certificate is from the wrong authority for this one, which a resumed session would hide.
         assert!(ask("lax.test").await.is_none(), "{version:?}");
         assert_eq!(ask("strict.test").await.unwrap().0.status, 200);

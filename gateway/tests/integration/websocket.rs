@@ -42,6 +42,7 @@ fn open_on(gateway: &Gateway, path: &str, fields: &[(&str, &str)]) -> WebSocket<
     client(upgrade(path, fields), stream).unwrap().0
 }
 
+#[allow(clippy::needless_pass_by_value)] // Tests hand over what they make.
 pub fn assert_echo<S: Read + Write>(socket: &mut WebSocket<S>, message: Message) {
     socket.send(message.clone()).unwrap();
     assert!(socket.read().unwrap() == message, "another message");

@@ -4,7 +4,11 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, bail};
 
-use super::{OTHER_CORE, peer::Running, scenario::Scenario};
+use super::{
+    OTHER_CORE,
+    peer::{API_KEY, Running},
+    scenario::Scenario,
+};
 use crate::{process::command, report::measured::quantile};
 
 const CONNECTIONS: &str = "64";
@@ -41,7 +45,7 @@ fn wrk(scenario: Scenario, gateway: &Running, duration: Duration) -> anyhow::Res
     wrk.args(["-t", "1", "-c", CONNECTIONS, "-d", &format!("{}s", duration.as_secs()), "--latency"])
         .args(["-H", &format!("Host: {}", scenario.host())]);
     if scenario == Scenario::Policies {
-        wrk.args(["-H", ORIGIN]);
+        wrk.args(["-H", ORIGIN, "-H", &format!("X-API-Key: {API_KEY}")]);
     }
     wrk.arg(format!("http://{}{PATH}", gateway.address(scenario)));
     parse_wrk(&output(wrk)?).context("wrk printed something else than expected")

@@ -26,6 +26,9 @@ const ENVOY: &str = include_str!("../../peers/envoy.yaml");
 const SEIKETSU_NODE: &str = include_str!("../../peers/seiketsu-node.yaml");
 const SEIKETSU_TENANTS: &str = include_str!("../../peers/seiketsu-tenants.yaml");
 
+/// Of the caller in the scenario with policies. It opens nothing else.
+pub const API_KEY: &str = "sk_benchapp_9Xr2TqLw7Zk4Vn8Hd3Fs6Gj1Pb5Mc0Ya";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
@@ -126,6 +129,7 @@ impl Running {
                 .arg("--key")
                 .arg(folder.join("key.pem")),
             Peer::Seiketsu => {
+                fs::write(folder.join("api-key"), API_KEY)?;
                 write("seiketsu-tenants.yaml", SEIKETSU_TENANTS)?;
                 start.arg("--config").arg(write("seiketsu-node.yaml", SEIKETSU_NODE)?)
             }

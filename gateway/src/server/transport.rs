@@ -48,8 +48,12 @@ const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 /// How much of a pipeline is read ahead while a request is being answered.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
-/// A client that was refused may still be sending: it is read from for this long after the answer.
+/// A client that was refused may still be sending: it is read from for this long after the answer, …
 const LINGER: Duration = Duration::from_secs(2);
+/// … but no more than this, …
+const LINGER_BYTES: usize = 16 << 20;
+/// … and much less where it sends frames: that is a flood, and no body that was under way.
+const LINGER_BYTES_H2: usize = 64 << 10;
 
 /// A client connection, plain or TLS.
 pub(crate) enum Socket {
@@ -100,11 +104,10 @@ pub(crate) struct Transport {
     /// A turn of the event loop that [`Transport::poll_forgotten`] waits for.
     turn: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     stall: Stall,
-    /// What goes over it is HTTP/2.
-    h2: bool,
     /// The write side is closed.
     said_all: bool,
     linger: Option<Pin<Box<Sleep>>>,
+    linger_bytes: usize,
 }
 
 /// The timer of a client that takes nothing. It is moved when a stall begins, not with each write.
@@ -161,8 +164,8 @@ impl Transport {
             turn: None,
             stall: Stall { limit: write_timeout, timer: None, began: false },
             said_all: false,
-            h2: false,
             linger: None,
+            linger_bytes: LINGER_BYTES,
         }
     }
 
@@ -212,7 +215,7 @@ impl Transport {
     /// From here on everything is HTTP/2 frames.
     pub(crate) fn begin_h2(&mut self) {
         self.framing = Framing::Open;
-        self.h2 = true;
+        self.linger_bytes = LINGER_BYTES_H2;
         if let Some(peer) = self.peer() {
             // Bodies are measured stream by stream; the connection itself may be quiet.
             peer.watch.body_ended();
@@ -320,17 +323,18 @@ impl Transport {
             })?;
             self.said_all = true;
         }
-        // HTTP/2 has its own goodbye, and whom it cuts off is not listened to any longer.
-        if self.h2 || self.framing.has_ended() && self.ahead.is_empty() {
+        if self.framing.has_ended() && self.ahead.is_empty() {
             return Poll::Ready(Ok(()));
         }
         let mut space = [0; 8192];
         loop {
             let mut buf = ReadBuf::new(&mut space);
             ready!(self.poll_receive(cx, &mut buf))?;
+            let Some(left) = self.linger_bytes.checked_sub(buf.filled().len()) else { return Poll::Ready(Ok(())) };
             if buf.filled().is_empty() {
                 return Poll::Ready(Ok(()));
             }
+            self.linger_bytes = left;
         }
     }
 }

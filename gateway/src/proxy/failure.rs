@@ -1,6 +1,6 @@
 //! When an attempt fails: whether there will be another, and what the client is told if not.
 
-use http::{StatusCode, header};
+use http::{StatusCode, Version, header};
 use pingora_core::{Error, ErrorSource, ErrorType, protocols::http::ServerSession};
 use pingora_proxy::{FailToProxy, Session};
 
@@ -93,7 +93,7 @@ pub(super) fn while_proxying(
     if matches!(error.etype(), ErrorType::HTTPStatus(_)) && *error.esource() == ErrorSource::Upstream {
         return error;
     }
-    let answered = session.response_written().is_some() || ctx.exchange.status.is_some();
+    let answered = is_answered(session) || ctx.exchange.status.is_some();
     let (failure, outcome) = match (Overdue::in_error(&error), error.esource(), error.etype()) {
         (Some(Overdue::Response), ..) => (Failure::Timeout, Outcome::Timeout),
         (Some(Overdue::RequestBody), ..) => {
@@ -113,12 +113,15 @@ pub(super) fn while_proxying(
     };
     // A connection from the pool that the upstream had closed meanwhile says nothing about its health.
     let stale = reused && failure == Failure::Reset && !answered;
+    let refused = was_refused(&error);
     if let Some(mut attempt) = ctx.exchange.attempt.take()
         && !stale
+        && !refused
     {
         attempt.observe(outcome);
     }
-    let retry = !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, true));
+    let retry =
+        !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, !refused));
     error.set_retry(retry);
     if !retry && !answered {
         ctx.refusal = Some(match failure {
@@ -127,6 +130,20 @@ pub(super) fn while_proxying(
         });
     }
     error
+}
+
+/// Whether an upstream on HTTP/2 says that it has not looked at the request (RFC 9113 §8.7): it refused
+/// the stream, or said goodbye before it. The goodbye of one that restarts is no failure.
+fn was_refused(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<h2::Error>();
+    cause.is_some_and(|cause| {
+        cause.is_remote() && (cause.is_go_away() || cause.reason() == Some(h2::Reason::REFUSED_STREAM))
+    })
+}
+
+/// Whether the client has the head of a response. Hints on the way to it (RFC 9110 §15.2) leave everything open.
+fn is_answered(session: &Session) -> bool {
+    session.response_written().is_some_and(|response| !response.status.is_informational())
 }
 
 /// An upstream may close a pooled connection at the very moment we use it. That is nobody's fault, and
@@ -150,9 +167,6 @@ pub(super) async fn answer(
 ) -> FailToProxy {
     if let Some(peer) = Peer::of(session) {
         peer.watch.disarm();
-        if Overdue::in_error(error) == Some(Overdue::RequestBody) && ctx.refusal.is_none() {
-            ctx.refusal = Some(Refusal::new(ProblemKind::RequestTimeout, "The body came too slowly."));
-        }
         if matches!(error.etype(), ErrorType::H2Error) && *error.esource() == ErrorSource::Downstream {
             peer.count_reset();
         }
@@ -179,7 +193,7 @@ pub(super) async fn answer(
     let refusal = ctx.refusal.take().unwrap_or_else(|| refusal(error));
     let status = refusal.status();
     let sent = respond::refuse(shared, session, ctx, &refusal).await;
-    if sent.is_ok() && session.req_header().version != http::Version::HTTP_2 {
+    if sent.is_ok() && session.req_header().version != Version::HTTP_2 {
         session.as_downstream_mut().shutdown().await;
     }
     FailToProxy { error_code: status.as_u16(), can_reuse_downstream: false }

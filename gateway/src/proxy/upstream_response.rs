@@ -1,6 +1,6 @@
 //! The head of an upstream's response: how the attempt went, and whether there will be another.
 
-use http::{StatusCode, header};
+use http::{HeaderName, StatusCode, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -11,6 +11,9 @@ use crate::{
     upstream::{endpoint::Outcome, retry::Failure},
 };
 
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+
 pub(super) fn filter(
     shared: &Shared,
     session: &mut Session,
@@ -18,8 +21,16 @@ pub(super) fn filter(
     ctx: &mut RequestContext,
 ) -> Result<()> {
     // Hints on the way to the response (RFC 9110 §15.2) are not it.
-    if response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+    let switches = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    if response.status.is_informational() && !switches {
         return Ok(());
+    }
+    if switches && !session.as_downstream().is_upgrade_req() {
+        let error = Error::explain(ErrorType::InvalidHTTPHeader, "the upstream switches protocols unasked");
+        return Err(error.into_up());
+    }
+    if !switches {
+        remove_hop_by_hop(response);
     }
     if let Some(attempt) = &mut ctx.exchange.attempt {
         attempt.observe(Outcome::Status(response.status));
@@ -34,7 +45,7 @@ pub(super) fn filter(
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| at.elapsed());
     if let (Some(peer), Some(route)) = (Peer::of(session), ctx.route()) {
         let quiet = ctx.may_be_quiet
-            || response.status == StatusCode::SWITCHING_PROTOCOLS
+            || switches
             || response
                 .headers
                 .get(header::CONTENT_TYPE)
@@ -46,4 +57,25 @@ pub(super) fn filter(
         }
     }
     Ok(())
+}
+
+/// What the upstream says of its connection with the gateway is nothing to the client (RFC 9110 §7.6.1).
+/// `Connection` itself is written anew by Pingora.
+fn remove_hop_by_hop(response: &mut ResponseHeader) {
+    let nominated: Vec<HeaderName> = response
+        .headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        // Where a body ends is not for the upstream to conceal.
+        .filter(|name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING)
+        .collect();
+    // 426 says there what the client should upgrade to (RFC 9110 §15.5.22).
+    let keeps_upgrade = response.status == StatusCode::UPGRADE_REQUIRED;
+    for name in nominated.iter().chain([&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE]) {
+        if !(keeps_upgrade && *name == header::UPGRADE) {
+            response.remove_header(name);
+        }
+    }
 }

@@ -18,7 +18,13 @@ use super::{profile::Profile, registry::PoolKey};
 
 /// Concurrent streams on one HTTP/2 connection; the upstream's own limit applies below it. RFC 9113
 /// §6.5.2 advises servers to allow at least 100. Pingora's default is 1.
-const H2_STREAMS: usize = 100;
+const H2_STREAMS: u32 = 100;
+
+/// How much of a response may wait here for a client that does not read it. All streams of a connection
+/// together have room for as much as each of them, or one client that stands still would hold up all
+/// others on that connection. Pingora's default is 8 MiB for either.
+const H2_STREAM_WINDOW: u32 = 512 * 1024;
+const H2_CONNECTION_WINDOW: u32 = H2_STREAM_WINDOW * H2_STREAMS;
 
 /// How often an HTTP/2 connection in use is pinged, so that a silent one is found out.
 const H2_PING: Duration = Duration::from_secs(30);
@@ -95,7 +101,9 @@ fn template(key: &PoolKey, profile: &Profile, host: &str, address: SocketAddr, a
     options.alpn = alpn;
     options.idle_timeout = Some(profile.config.keepalive.get());
     options.tcp_keepalive = Some(TCP_KEEPALIVE);
-    options.max_h2_streams = H2_STREAMS;
+    options.max_h2_streams = H2_STREAMS as usize;
+    options.h2_stream_window_size = Some(H2_STREAM_WINDOW);
+    options.h2_connection_window_size = Some(H2_CONNECTION_WINDOW);
     options.h2_ping_interval = Some(H2_PING);
     if let Some(tls) = &profile.tls {
         options.ca.clone_from(&tls.ca);

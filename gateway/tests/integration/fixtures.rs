@@ -234,7 +234,7 @@ fn serve(connection: usize, stream: &TcpStream, log: &Mutex<Vec<Seen>>, answer: 
     }
 }
 
-fn read_request(connection: usize, reader: &mut BufReader<&TcpStream>) -> Option<Seen> {
+pub fn read_request(connection: usize, reader: &mut BufReader<&TcpStream>) -> Option<Seen> {
     let mut head = String::new();
     loop {
         let before = head.len();

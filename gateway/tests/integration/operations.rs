@@ -10,8 +10,7 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::{
     fixtures::with_policies,
-    support::{self, Client, Gateway, KEY, Origin, Process, two_tenants, wait_for},
-    support_tls::connect_tls,
+    support::{self, Client, Gateway, KEY, Origin, Process, tls::connect_tls, two_tenants, wait_for},
     websocket::{assert_echo, open_socket},
 };
 

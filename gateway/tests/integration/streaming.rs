@@ -12,8 +12,7 @@ use serde_json::Value;
 
 use crate::{
     fixtures::{comes_true, demo, open, tenants, with_policies},
-    support::{Gateway, Origin, PATIENCE},
-    support_tls::connect_tls,
+    support::{Gateway, Origin, PATIENCE, tls::connect_tls},
 };
 
 const MIB: usize = 1 << 20;

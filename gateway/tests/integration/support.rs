@@ -4,6 +4,7 @@
 pub mod frames;
 pub mod http2;
 pub mod pki;
+pub mod tls;
 
 use std::{
     fs,

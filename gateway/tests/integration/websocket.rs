@@ -15,8 +15,7 @@ use tokio_tungstenite::tungstenite::{
 
 use crate::{
     fixtures::{comes_true, demo, let_pass, open, tenants, with_policies},
-    support::{Gateway, KEY, Origin, PATIENCE, two_tenants},
-    support_tls::connect_tls,
+    support::{Gateway, KEY, Origin, PATIENCE, tls::connect_tls, two_tenants},
 };
 
 fn upgrade(path: &str, fields: &[(&str, &str)]) -> http::Request<()> {

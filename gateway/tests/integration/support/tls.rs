@@ -1,0 +1,21 @@
+//! A TLS client that blocks, for tests that look at bytes.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::Arc,
+};
+
+use rustls::{ClientConnection, StreamOwned};
+
+use super::{PATIENCE, pki};
+
+pub type TlsClient = StreamOwned<ClientConnection, TcpStream>;
+
+/// Connects with `acme.test` as the server's name, for HTTP/1.1.
+pub fn connect_tls(address: SocketAddr) -> TlsClient {
+    let config = pki::client(&["http/1.1"], pki::BOTH, None);
+    let connection = ClientConnection::new(Arc::new(config), "acme.test".try_into().unwrap()).unwrap();
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    StreamOwned::new(connection, socket)
+}

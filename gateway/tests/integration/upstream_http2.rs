@@ -1,0 +1,143 @@
+//! Upstreams on HTTP/2 that turn requests away: what they say of them decides what may be sent again.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use crate::{
+    fixtures::{demo, open, tenants},
+    support::{
+        Gateway,
+        frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS},
+        http2::Http2,
+    },
+};
+
+const INTERNAL_ERROR: u32 = 2;
+const REFUSED_STREAM: u32 = 7;
+const CANCEL: u32 = 8;
+
+/// What becomes of a request.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Answered,
+    /// This stream is reset, for this reason.
+    Reset(u32),
+    /// The connection takes no more streams, and has not looked at this one.
+    GoAway,
+    /// The connection takes no more streams, and may have looked at this one; then it ends.
+    GoAwayLate,
+}
+
+/// An upstream that does this with its first requests, and answers all further ones.
+struct Upstream {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    fn start(first: &'static [Fate]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (stream, counter) = (stream.unwrap(), counter.clone());
+                std::thread::spawn(move || {
+                    let fate = || first.get(counter.fetch_add(1, Ordering::Relaxed)).copied();
+                    // The connection ends when the gateway has had enough of it.
+                    let _ = serve(stream, &|| fate().unwrap_or(Fate::Answered));
+                });
+            }
+        });
+        Self { address, asked }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+fn serve(mut stream: TcpStream, fate: &dyn Fn() -> Fate) -> std::io::Result<()> {
+    let mut preface = [0; 24];
+    stream.read_exact(&mut preface)?;
+    send(&mut stream, SETTINGS, 0, 0, &[])?;
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head)?;
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload)?;
+        match head[3] {
+            SETTINGS if head[4] == 0 => send(&mut stream, SETTINGS, 1, 0, &[])?,
+            HEADERS => match fate() {
+                // 0x88 is `:status: 200` (RFC 7541, appendix A).
+                Fate::Answered => send(&mut stream, HEADERS, END_STREAM | END_HEADERS, id, &[0x88])?,
+                Fate::Reset(reason) => send(&mut stream, RST_STREAM, 0, id, &reason.to_be_bytes())?,
+                Fate::GoAway => send(&mut stream, GOAWAY, 0, 0, &[0; 8])?,
+                Fate::GoAwayLate => {
+                    return send(&mut stream, GOAWAY, 0, 0, &[id.to_be_bytes(), [0; 4]].concat());
+                }
+            },
+            // Bodies and windows are of no interest.
+            _ => {}
+        }
+    }
+}
+
+fn send(stream: &mut TcpStream, kind: u8, flags: u8, id: u32, payload: &[u8]) -> std::io::Result<()> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [length[1], length[2], length[3], kind, flags];
+    stream.write_all(&[&head[..], &id.to_be_bytes(), payload].concat())
+}
+
+fn gateway(upstream: &Upstream) -> Gateway {
+    Gateway::start(&tenants(&demo(&[upstream.address], "protocol: http2"), "", &open("")))
+}
+
+fn post(body: &str) -> String {
+    format!("POST /v1/x HTTP/1.1\r\nHost: acme.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_upstream_has_not_looked_at_is_sent_again_whatever_its_method() {
+    for first in [&[Fate::Reset(REFUSED_STREAM)][..], &[Fate::GoAway], &[Fate::GoAway, Fate::Reset(REFUSED_STREAM)]] {
+        for body in ["", "hello"] {
+            let upstream = Upstream::start(first);
+            let answer = gateway(&upstream).connect().request(&post(body));
+            assert_eq!((answer.status, upstream.asked()), (200, first.len() + 1), "{first:?} {body:?}: {answer:?}");
+            let upstream = Upstream::start(first);
+            let gateway = gateway(&upstream);
+            let client = Http2::plain(&gateway).await;
+            let answer = client.send(client.request("POST", "acme.test", "/v1/x"), body.as_bytes()).await.unwrap();
+            assert_eq!((answer.status, upstream.asked()), (200, first.len() + 1), "{first:?} {body:?}");
+        }
+    }
+}
+
+#[test]
+fn what_it_may_have_looked_at_is_not_sent_again_unless_that_is_safe() {
+    for fate in [&[Fate::Reset(INTERNAL_ERROR)][..], &[Fate::Reset(CANCEL)], &[Fate::GoAwayLate]] {
+        let upstream = Upstream::start(fate);
+        let answer = gateway(&upstream).connect().request(&post(""));
+        assert_eq!((answer.status, upstream.asked()), (502, 1), "{fate:?}");
+        assert_eq!(answer.problem(), "upstream-error");
+        let upstream = Upstream::start(fate);
+        let answer = gateway(&upstream).get("acme.test", "/v1/x", "");
+        assert_eq!((answer.status, upstream.asked()), (200, 2), "{fate:?}");
+    }
+}
+
+#[test]
+fn an_upstream_that_takes_nothing_is_not_asked_without_end() {
+    let upstream = Upstream::start(&[Fate::Reset(REFUSED_STREAM); 20]);
+    let answer = gateway(&upstream).connect().request(&post("hello"));
+    assert_eq!((answer.status, upstream.asked()), (502, 3), "{answer:?}");
+}

@@ -92,7 +92,8 @@ fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
 
-fn listening_at(addresses: &Path) -> SocketAddr {
+/// The first address that a gateway says it listens at.
+pub fn listening_at(addresses: &Path) -> SocketAddr {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
         let listening =
@@ -126,7 +127,9 @@ fn answer_all(mut connection: TcpStream) {
     while connection.read(&mut request).is_ok_and(|read| read > 0) && connection.write_all(&answer).is_ok() {}
 }
 
-struct Silent;
+/// A log whose level nobody changes.
+#[derive(Debug)]
+pub struct Silent;
 
 impl LogLevel for Silent {
     fn current(&self) -> Option<String> {

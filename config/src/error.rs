@@ -46,6 +46,12 @@ impl From<ConfigError> for ConfigErrors {
     }
 }
 
+impl FromIterator<ConfigError> for ConfigErrors {
+    fn from_iter<I: IntoIterator<Item = ConfigError>>(errors: I) -> Self {
+        Self::new(errors.into_iter().collect(), 0)
+    }
+}
+
 impl<'a> IntoIterator for &'a ConfigErrors {
     type Item = &'a ConfigError;
     type IntoIter = std::slice::Iter<'a, ConfigError>;

@@ -51,7 +51,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("background").enable_all().build()?;
     let shared = Arc::new(Shared::new(node, runtime.handle())?);
     let status = Arc::new(StatusCell::default());
-    let live_tls = Arc::new(tls::LiveTls::new(tls::Store::load(None, &[], std::iter::empty())?));
+    let live_tls = Arc::new(tls::LiveTls::new(&shared.live)?);
     let source = ConfigSource::start(shared.clone(), live_tls.clone(), status.clone(), runtime.handle().clone())?;
     if !status.get().loaded {
         return Err(RunError::NoConfiguration(status.get().errors.join("\n")));

@@ -1,7 +1,7 @@
 //! What only shows when several values are seen together.
 //!
-//! [`tenant`] and [`head`] check one tenant file, [`node`] a node's file, [`across`] what several
-//! tenant files may not both have. Each gives all that it finds.
+//! [`tenant`] and [`head`] check one tenant file, [`node`] a node's file. Each gives all that it finds.
+//! [`Member`] tells of what two tenants may not both have.
 
 mod forms;
 mod node;
@@ -12,11 +12,9 @@ mod tenant;
 mod unique;
 mod upstream;
 
-pub use self::rule::Rule;
-pub(crate) use self::unique::{Member, duplicates};
+pub(crate) use self::unique::duplicates;
+pub use self::{rule::Rule, unique::Member};
 use crate::{
-    error::{Cause, ConfigError, ConfigErrors, Position},
-    load::ParsedTenants,
     node::NodeConfig,
     path::{At, ConfigPath},
     tenant::{Tenant, TenantHead},
@@ -61,27 +59,6 @@ pub fn tenant(tenant: &Tenant, head: &TenantHead) -> Vec<Problem> {
     let mut findings = Findings::default();
     tenant::check(At::ROOT, tenant, head, &mut findings);
     findings.problems
-}
-
-/// Checks that no two tenants of several files have the same id or host, wildcards included.
-pub fn across<'a>(files: impl IntoIterator<Item = &'a ParsedTenants>) -> Result<(), ConfigErrors> {
-    let files: Vec<_> = files.into_iter().collect();
-    let members = files.iter().enumerate().flat_map(|(file, parsed)| {
-        parsed.tenants().iter().enumerate().map(move |(index, tenant)| Member { file, index, tenant: tenant.as_ref() })
-    });
-    let errors: Vec<_> = duplicates(members, |member| {
-        format!("{}:{}", files[member.file].origin().display(), files[member.file].line(member.index))
-    })
-    .into_iter()
-    .map(|(member, problem)| ConfigError {
-        position: Some(Position { line: files[member.file].line(member.index), column: 1 }),
-        path: problem.path,
-        tenant: Some(member.tenant.id.to_string()),
-        value: problem.value,
-        ..ConfigError::of_file(files[member.file].origin(), Cause::Rule(problem.rule))
-    })
-    .collect();
-    if errors.is_empty() { Ok(()) } else { Err(ConfigErrors::new(errors, 0)) }
 }
 
 /// What was found so far.
@@ -537,22 +514,15 @@ mod tests {
     }
 
     #[test]
-    fn tenants_of_several_files_do_not_share_ids_or_hosts() {
-        let file = |name: &str, id: &str, host: &str| {
-            let text = format!("revision: 1\ntenants:\n  - id: {id}\n    hosts: ['{host}']\n    routes: []\n");
-            load::tenants_with(None, &text, Path::new(name)).unwrap()
-        };
-        let a = file("a.yaml", "one", "*.one.example");
-        assert!(across([&a, &file("b.yaml", "two", "api.one.example")]).is_ok());
-
-        let clash = file("b.yaml", "two", "*.ONE.example");
-        let errors = across([&a, &clash]).unwrap_err();
+    fn what_two_files_both_have_is_told_with_its_place() {
+        let text = "revision: 1\ntenants:\n  - id: two\n    hosts: ['*.ONE.example']\n    routes: []\n";
+        let file = load::tenants_with(None, text, Path::new("b.yaml")).unwrap();
+        let two = Member { file: &file, number: 0 };
         assert_eq!(
-            errors.to_string(),
+            two.has_host_of(0, &"one".parse().unwrap()).to_string(),
             "b.yaml:3:1: tenants[0].hosts[0] (tenant two): the host *.one.example is served by the tenant one already\n    fix: a host belongs to one tenant: remove it from one of them"
         );
-        let same = file("b.yaml", "one", "other.example");
-        let errors = across([&a, &same]).unwrap_err();
-        assert!(errors.to_string().contains("the tenant one stands in a.yaml:3 already"), "{errors}");
+        let error = two.has_id_of(Path::new("a.yaml"), 7);
+        assert!(error.to_string().contains("the tenant two stands in a.yaml:7 already"), "{error}");
     }
 }

@@ -7,6 +7,7 @@
 
 mod files;
 mod locate;
+pub mod parallel;
 mod parsed;
 mod split;
 mod yaml;
@@ -17,7 +18,7 @@ use std::{
     path::Path,
 };
 
-pub use self::parsed::{ParsedTenants, tenants_with};
+pub use self::parsed::{Difference, ParsedTenants, clashes, tenants_with};
 use self::{
     files::Resolver,
     locate::{Found, locate},
@@ -57,17 +58,19 @@ pub fn node_file(path: &Path) -> Result<NodeConfig, ConfigErrors> {
 
 /// Reads and checks a file of tenants. Relative paths in it begin at the folder of `origin`.
 pub fn tenants(text: &str, origin: &Path) -> Result<TenantFile, ConfigErrors> {
-    tenants_with(None, text, origin).map(ParsedTenants::into_file)
+    let parsed = tenants_with(None, text, origin)?;
+    clashes(&parsed)?;
+    Ok(parsed.into_file())
 }
 
 /// Reads and checks a file of tenants of 256 MiB at most.
 pub fn tenants_file(path: &Path) -> Result<TenantFile, ConfigErrors> {
-    tenants_file_with(None, path).map(ParsedTenants::into_file)
+    tenants(&read_text(path, MOST_TENANT_BYTES)?, path)
 }
 
 /// As [`tenants_with`], from a file of 256 MiB at most.
 pub fn tenants_file_with(previous: Option<&ParsedTenants>, path: &Path) -> Result<ParsedTenants, ConfigErrors> {
-    tenants_with(previous, &read_text(path, MOST_TENANT_BYTES)?, path)
+    tenants_with(previous, read_text(path, MOST_TENANT_BYTES)?, path)
 }
 
 /// Reads a JSON or YAML document that configuration refers to, such as a schema, of 16 MiB at most.
@@ -85,8 +88,14 @@ fn read_text(path: &Path, limit: u64) -> Result<String, ConfigErrors> {
         _ => refused(Cause::Unreadable(error)),
     };
     let mut text = String::new();
-    // One byte more than is allowed tells a file that is too large, even if it grows meanwhile.
-    File::open(path).and_then(|file| file.take(limit + 1).read_to_string(&mut text)).map_err(unreadable)?;
+    let read = File::open(path).and_then(|file| {
+        // Room for all of it and the look at its end, so that it is not copied while it grows.
+        let length = file.metadata()?.len().min(limit) + 1;
+        text.reserve_exact(usize::try_from(length).unwrap_or_default());
+        // One byte more than is allowed tells a file that is too large, even if it grows meanwhile.
+        file.take(limit + 1).read_to_string(&mut text)
+    });
+    read.map_err(unreadable)?;
     if text.len() as u64 > limit { Err(refused(Cause::TooLarge { limit })) } else { Ok(text) }
 }
 

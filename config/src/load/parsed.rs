@@ -2,26 +2,21 @@
 
 use std::{
     collections::HashMap,
-    num::NonZero,
     ops::Range,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
-
-use sha2::{Digest, Sha256};
 
 use super::{
     Fault, describe,
     files::Resolver,
     locate::{Found, locate},
+    parallel,
     split::{Piece, Pieces, split},
     yaml::{self, Anchors, Node, Refusal},
 };
 use crate::{
-    check::{self, Member, Problem},
+    check::{self, Problem},
     error::ConfigErrors,
     path::{ConfigPath, PathStep},
     tenant::{Tenant, TenantFile, TenantHead},
@@ -32,21 +27,33 @@ use crate::{
 #[derive(Debug)]
 pub struct ParsedTenants {
     origin: PathBuf,
+    text: String,
     head: Arc<TenantHead>,
     tenants: Vec<Arc<Tenant>>,
     /// For each tenant the line it begins in.
     lines: Vec<u32>,
-    /// For each tenant what its text hashes to; none if the document was read in one go.
-    prints: Vec<Print>,
+    /// For each tenant where its text stands; none if the document was read in one go.
+    pieces: Vec<Range<usize>>,
 }
 
-/// SHA-256 of a tenant's text: two texts with the same hash are the same text.
-type Print = [u8; 32];
+/// What a reading of a file has that an earlier one has not, and the other way round.
+#[derive(Debug, Default)]
+pub struct Difference {
+    /// The numbers of tenants that are new or have changed.
+    pub put: Vec<usize>,
+    /// Tenants of the earlier reading that have changed or are no longer there.
+    pub gone: Vec<Arc<Tenant>>,
+}
 
 impl ParsedTenants {
     /// The file it was read from.
     pub fn origin(&self) -> &Path {
         &self.origin
+    }
+
+    /// What was read.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// What stands beside the tenants. The same `Arc` as before the file was re-read, if it is the same.
@@ -64,55 +71,80 @@ impl ParsedTenants {
         self.lines.get(tenant).copied().unwrap_or_default()
     }
 
+    /// What has changed since `previous`; everything, if there is none. A tenant that stands twice, though
+    /// only once before, is new.
+    pub fn since(&self, previous: Option<&Self>) -> Difference {
+        let before = previous.map_or(&[][..], |previous| &previous.tenants);
+        let middle = Middle::of(&self.tenants, before, Arc::ptr_eq);
+        let before = &before[middle.before];
+        let mut gone: HashMap<*const Tenant, &Arc<Tenant>> =
+            before.iter().map(|tenant| (Arc::as_ptr(tenant), tenant)).collect();
+        let put = middle.now.filter(|index| gone.remove(&Arc::as_ptr(&self.tenants[*index])).is_none()).collect();
+        let gone = before.iter().filter(|tenant| gone.contains_key(&Arc::as_ptr(tenant))).cloned().collect();
+        Difference { put, gone }
+    }
+
     pub fn into_file(self) -> TenantFile {
         let TenantHead { revision, defaults, plans, upstreams } = Arc::unwrap_or_clone(self.head);
         let tenants = self.tenants.into_iter().map(Arc::unwrap_or_clone).collect();
         TenantFile { revision, defaults, plans, upstreams, tenants }
+    }
+
+    fn piece(&self, tenant: usize) -> Option<&str> {
+        self.text.get(self.pieces.get(tenant)?.clone())
+    }
+
+    /// Takes from an earlier reading what has the same value, though it was written differently.
+    fn share_with(&mut self, previous: &Self) {
+        if self.head == previous.head {
+            self.head = Arc::clone(&previous.head);
+        }
+        let Difference { put, gone } = self.since(Some(previous));
+        let before: HashMap<&Id, &Arc<Tenant>> = gone.iter().map(|tenant| (&tenant.id, tenant)).collect();
+        for index in put {
+            if let Some(same) = before.get(&self.tenants[index].id).filter(|same| ***same == self.tenants[index]) {
+                self.tenants[index] = Arc::clone(same);
+            }
+        }
     }
 }
 
 /// Reads and checks a file of tenants. What `previous`, an earlier reading of the same file, has
 /// already and is unchanged is taken from there: neither parsed nor checked again, and the same `Arc`.
 ///
+/// That no two tenants have the same id or host is for the caller to see, who knows those of other files
+/// as well; [`clashes`] tells of those within the file.
+///
 /// Relative paths begin at the folder of `origin`.
 pub fn tenants_with(
     previous: Option<&ParsedTenants>,
-    text: &str,
+    text: impl Into<String>,
     origin: &Path,
 ) -> Result<ParsedTenants, ConfigErrors> {
+    let text = text.into();
     let previous = previous.filter(|previous| previous.origin == origin);
-    match split(text).and_then(|pieces| in_pieces(previous, &pieces, origin)) {
-        Some(read) => Ok(read),
-        None => in_one_go(previous, text, origin),
+    let mut parsed = match split(&text).and_then(|pieces| in_pieces(previous, &pieces, origin)) {
+        Some(read) => read,
+        None => in_one_go(&text, origin)?,
+    };
+    if let Some(previous) = previous {
+        parsed.share_with(previous);
     }
+    parsed.text = text;
+    Ok(parsed)
 }
 
-/// A document of which each part is read, or refused.
-struct Document {
-    head: Result<TenantHead, Box<Refusal>>,
-    tenants: Vec<Result<ReadTenant, Box<Refusal>>>,
-    lines: Vec<u32>,
-    prints: Vec<Print>,
-}
-
-struct ReadTenant {
-    tenant: Arc<Tenant>,
-    problems: Vec<Problem>,
-    /// Whether it was taken from the previous reading.
-    kept: bool,
-}
-
-impl ReadTenant {
-    /// Checks a tenant (against the head, unless that is wrong itself) and resolves its paths.
-    fn new(mut tenant: Tenant, head: Option<&TenantHead>, origin: &Path) -> Self {
-        let problems = head.map(|head| check::tenant(&tenant, head)).unwrap_or_default();
-        Resolver::beside(origin).tenant(&mut tenant);
-        Self { tenant: Arc::new(tenant), problems, kept: false }
+/// The ids and hosts that a tenant of the file has from another one before it, if there are any.
+pub fn clashes(parsed: &ParsedTenants) -> Result<(), ConfigErrors> {
+    if check::duplicates(&parsed.tenants, |_| String::new()).is_empty() {
+        return Ok(());
     }
+    // Reading in one go says where exactly.
+    in_one_go(&parsed.text, &parsed.origin).map(drop)
 }
 
 /// Reads a document of any form. What this gives is the measure of what reading in pieces gives.
-fn in_one_go(previous: Option<&ParsedTenants>, text: &str, origin: &Path) -> Result<ParsedTenants, ConfigErrors> {
+fn in_one_go(text: &str, origin: &Path) -> Result<ParsedTenants, ConfigErrors> {
     let locate = |paths: &[ConfigPath]| locate(text, paths);
     let mut root = match yaml::parse(text, Anchors::Allowed) {
         Ok(root) => root,
@@ -120,81 +152,53 @@ fn in_one_go(previous: Option<&ParsedTenants>, text: &str, origin: &Path) -> Res
     };
     let items = root.take_list("tenants");
     let head = head_of(&root);
-    let tenants = items.iter().map(|item| {
+    let read = items.iter().map(|item| {
         let tenant = yaml::value(item)?;
         Ok(ReadTenant::new(tenant, head.as_ref().ok(), origin))
     });
-    let document = Document {
-        tenants: tenants.collect(),
-        lines: items.iter().map(|item| item.position().line).collect(),
-        prints: Vec::new(),
-        head,
-    };
-    document.accept(previous, origin, locate)
+    let read: Vec<Result<ReadTenant, Box<Refusal>>> = read.collect();
+    let lines: Vec<u32> = items.iter().map(|item| item.position().line).collect();
+    accept(head, read, lines, origin, locate)
 }
 
-/// Reads a document in pieces, each on its own. Gives nothing if a piece does not stand alone, or if
-/// anything is wrong: reading in one go tells what.
-fn in_pieces(previous: Option<&ParsedTenants>, pieces: &Pieces<'_>, origin: &Path) -> Option<ParsedTenants> {
-    let root = yaml::parse(&pieces.head, Anchors::Refused).ok()?;
-    let head = head_of(&root).ok()?;
-    let reader = Reader { pieces: &pieces.tenants, head: &head, known: Known::of(previous, &head, origin), origin };
-    let (prints, tenants): (_, Vec<_>) = reader.read_all()?.into_iter().unzip();
-    let lines = pieces.tenants.iter().map(|piece| piece.line).collect();
-    let tenants = tenants.into_iter().map(Ok).collect();
-    Document { head: Ok(head), tenants, lines, prints }.accept(previous, origin, |_| Vec::new()).ok()
-}
-
-fn head_of(root: &Node<'_>) -> Result<TenantHead, Box<Refusal>> {
-    yaml::value::<TenantFile>(root).map(|file| file.into_parts().0)
-}
-
-impl Document {
-    /// Puts head and tenants together, or tells all that is wrong with them.
-    fn accept(
-        self,
-        previous: Option<&ParsedTenants>,
-        origin: &Path,
-        locate: impl FnOnce(&[ConfigPath]) -> Vec<Option<Found>>,
-    ) -> Result<ParsedTenants, ConfigErrors> {
-        let Self { head, tenants: read, lines, prints } = self;
-        let mut refusals: Vec<Fault> = Vec::new();
-        let mut tenants = Vec::with_capacity(read.len());
-        let mut problems = Vec::new();
-        let mut fresh = Vec::new();
-        for (index, read) in read.into_iter().enumerate() {
-            match read {
-                Ok(read) => {
-                    if !read.kept {
-                        fresh.push(index);
-                    }
-                    tenants.push(read.tenant);
-                    problems.extend(read.problems.into_iter().map(|problem| in_tenant(index, problem.into())));
-                }
-                Err(refusal) => refusals.push(in_tenant(index, (*refusal).into())),
+/// Puts head and tenants together, or tells all that is wrong with them.
+fn accept(
+    head: Result<TenantHead, Box<Refusal>>,
+    read: Vec<Result<ReadTenant, Box<Refusal>>>,
+    lines: Vec<u32>,
+    origin: &Path,
+    locate: impl FnOnce(&[ConfigPath]) -> Vec<Option<Found>>,
+) -> Result<ParsedTenants, ConfigErrors> {
+    let mut refusals: Vec<Fault> = Vec::new();
+    let mut tenants = Vec::with_capacity(read.len());
+    let mut problems = Vec::new();
+    for (index, read) in read.into_iter().enumerate() {
+        match read {
+            Ok(read) => {
+                tenants.push(read.tenant);
+                problems.extend(read.problems.into_iter().map(|problem| in_tenant(index, problem.into())));
             }
+            Err(refusal) => refusals.push(in_tenant(index, (*refusal).into())),
         }
-        let mut head = match head {
-            Ok(head) if refusals.is_empty() => head,
-            Ok(_) => return Err(describe(refusals, origin, locate)),
-            Err(refusal) => {
-                refusals.insert(0, (*refusal).into());
-                return Err(describe(refusals, origin, locate));
-            }
-        };
-        let mut faults: Vec<Fault> = check::head(&head).into_iter().map(Fault::from).collect();
-        faults.extend(problems);
-        faults.extend(clashes(&tenants, &lines));
-        if !faults.is_empty() {
-            return Err(describe(faults, origin, locate));
-        }
-        Resolver::beside(origin).head(&mut head);
-        let mut parsed = ParsedTenants { origin: origin.to_owned(), head: Arc::new(head), tenants, lines, prints };
-        if let Some(previous) = previous {
-            parsed.share_with(previous, fresh);
-        }
-        Ok(parsed)
     }
+    let mut head = match head {
+        Ok(head) if refusals.is_empty() => head,
+        Ok(_) => return Err(describe(refusals, origin, locate)),
+        Err(refusal) => {
+            refusals.insert(0, (*refusal).into());
+            return Err(describe(refusals, origin, locate));
+        }
+    };
+    let mut faults: Vec<Fault> = check::head(&head).into_iter().map(Fault::from).collect();
+    faults.extend(problems);
+    let line = |index: usize| format!("line {}", lines.get(index).copied().unwrap_or_default());
+    faults.extend(check::duplicates(&tenants, line).into_iter().map(Fault::from));
+    if !faults.is_empty() {
+        return Err(describe(faults, origin, locate));
+    }
+    Resolver::beside(origin).head(&mut head);
+    let (head, origin) = (Arc::new(head), origin.to_owned());
+    Ok(ParsedTenants { origin, text: String::new(), head, tenants, lines, pieces: Vec::new() })
 }
 
 fn in_tenant(index: usize, mut fault: Fault) -> Fault {
@@ -203,129 +207,104 @@ fn in_tenant(index: usize, mut fault: Fault) -> Fault {
     fault
 }
 
-/// Ids and hosts that two tenants of the file have.
-fn clashes(tenants: &[Arc<Tenant>], lines: &[u32]) -> impl Iterator<Item = Fault> {
-    let members = tenants.iter().enumerate().map(|(index, tenant)| Member { file: 0, index, tenant });
-    let place = |member: Member<'_>| format!("line {}", lines.get(member.index).copied().unwrap_or_default());
-    check::duplicates(members, place).into_iter().map(|(_, problem)| problem.into())
+struct ReadTenant {
+    tenant: Arc<Tenant>,
+    problems: Vec<Problem>,
 }
 
-/// Reads the pieces of a document on as many threads as there are processors.
-struct Reader<'a> {
-    pieces: &'a [Piece<'a>],
-    head: &'a TenantHead,
-    known: Known<'a>,
-    origin: &'a Path,
+impl ReadTenant {
+    /// Checks a tenant (against the head, unless that is wrong itself) and resolves its paths.
+    fn new(mut tenant: Tenant, head: Option<&TenantHead>, origin: &Path) -> Self {
+        let problems = head.map(|head| check::tenant(&tenant, head)).unwrap_or_default();
+        Resolver::beside(origin).tenant(&mut tenant);
+        Self { tenant: Arc::new(tenant), problems }
+    }
 }
 
-type ReadPiece = (Print, ReadTenant);
-
-/// Pieces that a thread takes at once: few enough that all end at about the same time.
+/// Pieces that a thread takes at once.
 const BATCH: usize = 256;
 
-impl Reader<'_> {
-    fn read_all(&self) -> Option<Vec<ReadPiece>> {
-        let batches = self.pieces.len().div_ceil(BATCH);
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get).min(batches);
-        let next = AtomicUsize::new(0);
-        let work = || {
-            let mut done = Vec::new();
-            loop {
-                let batch = next.fetch_add(1, Ordering::Relaxed);
-                if batch >= batches {
-                    return done;
-                }
-                let range = batch * BATCH..((batch + 1) * BATCH).min(self.pieces.len());
-                done.push((batch, self.read(range)));
-            }
-        };
-        let mut done: Vec<(usize, Option<Vec<ReadPiece>>)> = std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            let mut done = work();
-            for helper in helpers {
-                match helper.join() {
-                    Ok(others) => done.extend(others),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            done
-        });
-        done.sort_unstable_by_key(|(batch, _)| *batch);
-        let mut all = Vec::with_capacity(self.pieces.len());
-        for (_, read) in done {
-            all.append(&mut read?);
-        }
-        Some(all)
+/// Reads a document in pieces, each on its own. Gives nothing if a piece does not stand alone, or if
+/// anything is wrong: reading in one go tells what.
+fn in_pieces(previous: Option<&ParsedTenants>, pieces: &Pieces<'_>, origin: &Path) -> Option<ParsedTenants> {
+    let root = yaml::parse(&pieces.head, Anchors::Refused).ok()?;
+    let as_written = head_of(&root).ok()?;
+    let mut head = as_written.clone();
+    Resolver::beside(origin).head(&mut head);
+    let same_head = previous.is_some_and(|previous| *previous.head == head);
+    if !same_head && !check::head(&as_written).is_empty() {
+        return None;
     }
-
-    /// Nothing if one of the pieces does not stand alone.
-    fn read(&self, range: Range<usize>) -> Option<Vec<ReadPiece>> {
-        range.map(|index| self.read_one(index)).collect()
+    let known = known(previous, &pieces.tenants);
+    // What a kept tenant refers to may have changed, even if it has not.
+    let kept: Vec<_> = known.iter().flatten().filter(|_| !same_head).collect();
+    if parallel::map(&kept, BATCH, |tenant| check::tenant(tenant, &as_written).is_empty()).contains(&false) {
+        return None;
     }
-
-    fn read_one(&self, index: usize) -> Option<ReadPiece> {
-        let piece = &self.pieces[index];
-        let print: Print = Sha256::digest(piece.text).into();
-        let read = match self.known.tenant(index, &print) {
-            Some(tenant) => {
-                // What it refers to may have changed, even if it has not.
-                let problems = if self.known.same_head { Vec::new() } else { check::tenant(tenant, self.head) };
-                ReadTenant { tenant: Arc::clone(tenant), problems, kept: true }
-            }
-            None => self.parse(piece)?,
-        };
-        Some((print, read))
-    }
-
-    fn parse(&self, piece: &Piece<'_>) -> Option<ReadTenant> {
+    let fresh: Vec<&Piece<'_>> =
+        pieces.tenants.iter().zip(&known).filter(|(_, known)| known.is_none()).map(|(piece, _)| piece).collect();
+    let read = parallel::map(&fresh, BATCH, |piece| {
         let list = yaml::parse(piece.text, Anchors::Refused).ok()?;
         let tenant = yaml::value(list.only_item()?).ok()?;
-        Some(ReadTenant::new(tenant, Some(self.head), self.origin))
-    }
+        let read = ReadTenant::new(tenant, Some(&as_written), origin);
+        read.problems.is_empty().then_some(read.tenant)
+    });
+    let mut read = read.into_iter();
+    let tenants = known.into_iter().map(|known| known.cloned().or_else(|| read.next().flatten()));
+    let tenants: Vec<Arc<Tenant>> = tenants.collect::<Option<_>>()?;
+    Some(ParsedTenants {
+        origin: origin.to_owned(),
+        text: String::new(),
+        head: Arc::new(head),
+        tenants,
+        lines: pieces.tenants.iter().map(|piece| piece.line).collect(),
+        pieces: pieces.tenants.iter().map(|piece| piece.start..piece.start + piece.text.len()).collect(),
+    })
 }
 
-/// The tenants of a previous reading, by what their text hashes to.
-struct Known<'a> {
-    previous: Option<&'a ParsedTenants>,
-    by_print: HashMap<&'a Print, usize>,
-    same_head: bool,
+fn head_of(root: &Node<'_>) -> Result<TenantHead, Box<Refusal>> {
+    yaml::value::<TenantFile>(root).map(|file| file.into_parts().0)
 }
 
-impl<'a> Known<'a> {
-    fn of(previous: Option<&'a ParsedTenants>, head: &TenantHead, origin: &Path) -> Self {
-        let by_print = previous
-            .map(|previous| previous.prints.iter().enumerate().map(|(index, print)| (print, index)).collect())
-            .unwrap_or_default();
-        let same_head = previous.is_some_and(|previous| {
-            let mut resolved = head.clone();
-            Resolver::beside(origin).head(&mut resolved);
-            *previous.head == resolved
+/// For each piece the tenant that an earlier reading made of the same text.
+fn known<'a>(previous: Option<&'a ParsedTenants>, pieces: &[Piece<'_>]) -> Vec<Option<&'a Arc<Tenant>>> {
+    let Some(previous) = previous else { return vec![None; pieces.len()] };
+    let numbers: Vec<usize> = (0..previous.pieces.len()).collect();
+    let middle = Middle::of(pieces, &numbers, |piece, number| previous.piece(*number) == Some(piece.text));
+    // Most tenants stand where they stood, counted from the start or from the end; only if some do not,
+    // all between the first and the last change are looked for.
+    let mut by_text: Option<HashMap<&str, usize>> = None;
+    let find = |index: usize| {
+        if index < middle.now.start {
+            return Some(index);
+        }
+        if index >= middle.now.end {
+            return Some(index - middle.now.end + middle.before.end);
+        }
+        let text = pieces[index].text;
+        if middle.before.contains(&index) && previous.piece(index) == Some(text) {
+            return Some(index);
+        }
+        let by_text = by_text.get_or_insert_with(|| {
+            middle.before.clone().filter_map(|number| Some((previous.piece(number)?, number))).collect()
         });
-        Self { previous, by_print, same_head }
-    }
-
-    /// The tenant with this text, most likely at the number that it had.
-    fn tenant(&self, index: usize, print: &Print) -> Option<&'a Arc<Tenant>> {
-        let previous = self.previous?;
-        let index = if previous.prints.get(index) == Some(print) { index } else { *self.by_print.get(print)? };
-        previous.tenants.get(index)
-    }
+        by_text.get(text).copied()
+    };
+    (0..pieces.len()).map(find).map(|number| previous.tenants.get(number?)).collect()
 }
 
-impl ParsedTenants {
-    /// Takes from an earlier reading what has the same value, though it was written differently.
-    fn share_with(&mut self, previous: &ParsedTenants, fresh: impl IntoIterator<Item = usize>) {
-        if !Arc::ptr_eq(&self.head, &previous.head) && self.head == previous.head {
-            self.head = Arc::clone(&previous.head);
-        }
-        let mut before: Option<HashMap<&Id, &Arc<Tenant>>> = None;
-        for index in fresh {
-            let before =
-                before.get_or_insert_with(|| previous.tenants.iter().map(|tenant| (&tenant.id, tenant)).collect());
-            if let Some(same) = before.get(&self.tenants[index].id).filter(|same| ***same == self.tenants[index]) {
-                self.tenants[index] = Arc::clone(same);
-            }
-        }
+/// What is left of two lists without that with which both begin, and that with which both end.
+struct Middle {
+    now: Range<usize>,
+    before: Range<usize>,
+}
+
+impl Middle {
+    fn of<A, B>(now: &[A], before: &[B], same: impl Fn(&A, &B) -> bool) -> Self {
+        let start = now.iter().zip(before).take_while(|(now, before)| same(now, before)).count();
+        let rest = now[start..].iter().rev().zip(before[start..].iter().rev());
+        let end = rest.take_while(|(now, before)| same(now, before)).count();
+        Self { now: start..now.len() - end, before: start..before.len() - end }
     }
 }
 
@@ -379,11 +358,12 @@ plans:
 "#;
 
     fn in_pieces_only(text: &str) -> Option<ParsedTenants> {
-        in_pieces(None, &split(text)?, Path::new(ORIGIN))
+        let parsed = in_pieces(None, &split(text)?, Path::new(ORIGIN))?;
+        check::duplicates(&parsed.tenants, |_| String::new()).is_empty().then_some(parsed)
     }
 
     fn whole(text: &str) -> Result<ParsedTenants, ConfigErrors> {
-        in_one_go(None, text, Path::new(ORIGIN))
+        in_one_go(text, Path::new(ORIGIN))
     }
 
     /// Both ways of reading give the same.
@@ -476,6 +456,32 @@ plans:
     }
 
     #[test]
+    fn the_difference_names_what_came_and_what_went() {
+        let origin = Path::new(ORIGIN);
+        let one = |id: &str, host: &str| format!("- id: {id}\n  hosts: [{host}.example]\n  routes: []\n");
+        let file = |tenants: &[(&str, &str)]| {
+            let tenants: String = tenants.iter().map(|(id, host)| one(id, host)).collect();
+            format!("revision: 1\ntenants:\n{tenants}")
+        };
+        let first = tenants_with(None, file(&[("a", "a"), ("b", "b"), ("c", "c"), ("d", "d")]), origin).unwrap();
+        assert_eq!((first.since(None).put.len(), first.since(Some(&first)).put.len()), (4, 0));
+        for (tenants, put, gone) in [
+            (&[("a", "a"), ("b", "x"), ("c", "c"), ("d", "d")][..], &[1][..], &["b"][..]),
+            (&[("a", "a"), ("c", "c"), ("d", "d")], &[], &["b"]),
+            (&[("a", "a"), ("b", "b"), ("n", "n"), ("c", "c"), ("d", "d")], &[2], &[]),
+            (&[("d", "d"), ("c", "c"), ("b", "b"), ("a", "a")], &[], &[]),
+            (&[("d", "d"), ("c", "x"), ("a", "a")], &[1], &["b", "c"]),
+            // What stands twice is there once more than before.
+            (&[("a", "a"), ("b", "b"), ("c", "c"), ("b", "b"), ("d", "d")], &[3], &[]),
+        ] {
+            let second = tenants_with(Some(&first), file(tenants), origin).unwrap();
+            let difference = second.since(Some(&first));
+            let names: Vec<_> = difference.gone.iter().map(|tenant| tenant.id.as_str()).collect();
+            assert_eq!((&*difference.put, &*names), (put, gone), "{tenants:?}");
+        }
+    }
+
+    #[test]
     fn another_file_shares_nothing() {
         let first = tenants_with(None, DOCUMENT, Path::new("a/tenants.yaml")).unwrap();
         let second = tenants_with(Some(&first), DOCUMENT, Path::new("b/tenants.yaml")).unwrap();
@@ -487,8 +493,9 @@ plans:
         let origin = Path::new(ORIGIN);
         let first = tenants_with(None, DOCUMENT, origin).unwrap();
         let text = DOCUMENT.replace("hosts: [initech.example]", "hosts: [globex.example]");
-        let errors = tenants_with(Some(&first), &text, origin).unwrap_err();
-        assert_eq!(errors.iter().next().unwrap().cause.code(), "duplicate_host");
+        let errors = clashes(&tenants_with(Some(&first), &text, origin).unwrap()).unwrap_err();
+        let error = errors.iter().next().unwrap();
+        assert_eq!((error.cause.code(), error.position.unwrap().line), ("duplicate_host", 33));
         assert_same(&text);
     }
 

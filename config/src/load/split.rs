@@ -22,6 +22,8 @@ pub(super) struct Pieces<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Piece<'a> {
     pub(super) text: &'a str,
+    /// Where it begins in the document, in bytes.
+    pub(super) start: usize,
     /// The number of its first line in the document.
     pub(super) line: u32,
 }
@@ -110,7 +112,7 @@ fn items<'a>(lines: &mut Lines<'a>) -> Option<(Vec<Piece<'a>>, Line<'a>)> {
         }
         if depth == list && is_item {
             if let Some((start, number)) = open.replace((line.offset, line.number)) {
-                pieces.push(Piece { text: &document[start..line.offset], line: number });
+                pieces.push(Piece { text: &document[start..line.offset], start, line: number });
             }
         } else if depth > list {
             // A part of the item.
@@ -121,7 +123,7 @@ fn items<'a>(lines: &mut Lines<'a>) -> Option<(Vec<Piece<'a>>, Line<'a>)> {
         }
     };
     let (start, number) = open?;
-    pieces.push(Piece { text: &document[start..end.offset], line: number });
+    pieces.push(Piece { text: &document[start..end.offset], start, line: number });
     Some((pieces, end))
 }
 

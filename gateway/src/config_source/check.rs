@@ -1,13 +1,20 @@
 //! `--check-config`: everything a start would refuse, without starting.
 
-use seiketsu_config::{check, load, node::NodeConfig};
+use std::sync::Arc;
+
+use seiketsu_config::{load, node::NodeConfig};
 use tokio::runtime::Builder;
 
-use super::compile::{FileCompiler, list};
+use super::{
+    compile::{FileChange, FileCompiler, Files, Refresh},
+    conflicts,
+    tenant_files::{Scope, TenantFiles},
+};
 use crate::{
     proxy,
-    server::{tls, worker_count},
+    server::{tls::LiveTls, worker_count},
     telemetry::metrics::Metrics,
+    tenancy::{Live, Snapshot},
     upstream::{outbound::OutboundClient, registry::UpstreamRegistry, resolver::Resolver, tls::SystemRoots},
 };
 
@@ -25,30 +32,31 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
         Resolver::new(&node.dns, (&node.egress).into(), runtime.handle().clone()).map_err(|e| refused(&e))?;
     let roots = SystemRoots::default();
     let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.handle().clone()).map_err(|e| refused(&e))?;
-    let identity = std::sync::Arc::new(proxy::identity(&outbound));
+    let identity = Arc::new(proxy::identity(&outbound));
     let upstreams = UpstreamRegistry::new(node, resolver, roots, runtime.handle().clone());
     let metrics = Metrics::new(worker_count(node)).map_err(|error| refused(&error))?;
-    let compiler = FileCompiler { upstreams: &upstreams, identity: &identity, metrics: &metrics };
+    let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
+    let tls = LiveTls::new(&live).map_err(|error| refused(&error))?;
+    let compiler = FileCompiler {
+        upstreams: &upstreams,
+        identity: &identity,
+        metrics: &metrics,
+        resolver: &tls.resolver(),
+        snapshot: &live.load(),
+    };
     let _inside = runtime.enter();
 
-    let mut errors = Vec::new();
-    let mut files = Vec::new();
-    for path in list(&node.tenants).map_err(|error| refused(&error))? {
-        let parsed = load::tenants_file_with(None, &path).map_err(|errors| vec![errors.to_string()]);
-        match parsed.and_then(|parsed| compiler.file(None, &path, parsed, true)) {
-            Ok(ready) => files.push(ready.in_force.parsed),
-            Err(found) => errors.extend(found),
-        }
-    }
-    if let Err(conflicts) = check::across(&files) {
-        errors.push(conflicts.to_string());
-    }
-    let tenants = || files.iter().flat_map(load::ParsedTenants::tenants);
-    if let Err(error) = tls::Store::load(None, &node.tls.certificates, tenants().map(|tenant| &**tenant)) {
-        errors.push(error.to_string());
-    }
+    let found = TenantFiles::new(&node.tenants).look(&Scope::All).map_err(|error| refused(&error))?;
+    let read = found.read.into_iter().map(|path| (load::tenants_file_with(None, &path), path));
+    let read = read.map(|(parsed, path)| (path, parsed)).collect();
+    let (mut changes, wrong) = compiler.files(&Files::new(), read, |_| Refresh::All);
+    let conflicts = conflicts::take_out(&mut changes, &Files::new(), &live.load());
+    let certificates = tls.load_node(&node.tls.certificates).err().map(|error| error.to_string());
+    let errors: Vec<String> =
+        wrong.into_values().flatten().chain(conflicts.into_values()).chain(certificates).collect();
     if errors.is_empty() {
-        Ok(format!("The configuration is good: {} tenants in {} file(s).", tenants().count(), files.len()))
+        let tenants = changes.values().flat_map(FileChange::put).count();
+        Ok(format!("The configuration is good: {tenants} tenants in {} file(s).", changes.len()))
     } else {
         Err(ConfigRefused(errors))
     }

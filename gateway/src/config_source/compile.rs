@@ -1,26 +1,28 @@
 //! Compiling one file of tenants: what is new or has changed, and nothing else.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    fs,
+    collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use seiketsu_config::{
+    error::ConfigErrors,
     layers::SharedLayers,
-    load::ParsedTenants,
+    load::{Difference, ParsedTenants},
     tenant::{Tenant, TenantHead, Upstream},
     values::Id,
 };
 use seiketsu_identity::state::IdentityState;
 
-use super::watch::is_tenant_file;
+use super::certificates::files_of;
 use crate::{
     telemetry::metrics::Metrics,
     tenancy::{
+        Snapshot,
         compile::{CompiledTenant, Compiler, Pools},
-        snapshot::{Change, ContentHash, TenantEntry},
+        snapshot::{ContentHash, TenantEntry},
+        tls::{Resolver, TenantTls},
     },
     upstream::{
         pool::UpstreamPool,
@@ -32,15 +34,38 @@ use crate::{
 pub(super) struct FileInForce {
     pub(super) parsed: ParsedTenants,
     layers: Arc<SharedLayers>,
-    pub(super) pools: BTreeSet<PoolKey>,
 }
 
-/// One file, checked and compiled, ready to be put in force.
-pub(super) struct ReadyFile {
-    pub(super) in_force: FileInForce,
-    pub(super) changes: Vec<Change<CompiledTenant>>,
+/// What is to become of one file: checked and compiled, ready to be put in force.
+#[derive(Default)]
+pub(super) struct FileChange {
+    /// None where the file is gone.
+    pub(super) next: Option<FileInForce>,
+    pub(super) difference: Difference,
+    /// In the order of `difference.put`.
+    pub(super) entries: Vec<TenantEntry<CompiledTenant>>,
     pub(super) prepared: Vec<Prepared>,
+    /// Upstreams of what goes, and of what comes.
+    pub(super) pools_before: Vec<PoolKey>,
+    pub(super) pools: Vec<PoolKey>,
     pub(super) changed: bool,
+}
+
+/// Files by their paths.
+pub(super) type Files = BTreeMap<PathBuf, FileInForce>;
+pub(super) type Changes = BTreeMap<PathBuf, FileChange>;
+
+/// What was read, of each file.
+pub(super) type Read = Vec<(PathBuf, Result<ParsedTenants, ConfigErrors>)>;
+
+/// What of a file is compiled again though its text is the same.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Refresh<'a> {
+    Nothing,
+    /// Tenants that use one of these certificate files.
+    Certificates(&'a HashSet<PathBuf>),
+    /// Tenants that refer to any file, whose content may have changed.
+    All,
 }
 
 /// What compiling needs of the node.
@@ -49,112 +74,189 @@ pub(super) struct FileCompiler<'a> {
     pub(super) upstreams: &'a UpstreamRegistry,
     pub(super) identity: &'a Arc<IdentityState>,
     pub(super) metrics: &'a Metrics,
+    pub(super) resolver: &'a Resolver,
+    /// What is in force.
+    pub(super) snapshot: &'a Snapshot<CompiledTenant>,
 }
 
 impl FileCompiler<'_> {
+    /// What is to become of each file, and what is wrong with the others.
+    pub(super) fn files<'a>(
+        &self,
+        in_force: &Files,
+        read: Read,
+        refresh: impl Fn(&Path) -> Refresh<'a>,
+    ) -> (Changes, BTreeMap<PathBuf, Vec<String>>) {
+        let (mut changes, mut wrong) = (Changes::new(), BTreeMap::new());
+        for (path, parsed) in read {
+            let change = parsed
+                .map_err(|errors| vec![errors.to_string()])
+                .and_then(|parsed| self.file(in_force.get(&path), &path, parsed, refresh(&path)));
+            match change {
+                Ok(change) => {
+                    changes.insert(path, change);
+                }
+                Err(errors) => {
+                    wrong.insert(path, errors);
+                }
+            }
+        }
+        (changes, wrong)
+    }
+
     /// Compiles what is new or changed in a file.
-    /// `all`: also tenants that are unchanged but refer to files, whose content may have changed.
-    pub(super) fn file(
+    fn file(
         &self,
         before: Option<&FileInForce>,
         path: &Path,
         parsed: ParsedTenants,
-        all: bool,
-    ) -> Result<ReadyFile, Vec<String>> {
+        refresh: Refresh<'_>,
+    ) -> Result<FileChange, Vec<String>> {
         let same_head = before.filter(|before| same_but_for_revision(before.parsed.head(), parsed.head()));
         let layers = match same_head {
             Some(before) => before.layers.clone(),
             None => Arc::new(SharedLayers::new(parsed.head())),
         };
-        let mut prepared = Vec::new();
-        let mut pools = BTreeSet::new();
-        let mut prepare = |key: PoolKey, upstream: &Upstream, prepared: &mut Vec<Prepared>| {
-            let ready = self
-                .upstreams
-                .prepare(&key, &Arc::new(upstream.clone()))
-                .map_err(|error| format!("upstream {key}: {error}"))?;
-            let pool = ready.pool().clone();
-            pools.insert(key);
-            prepared.push(ready);
-            Ok::<_, String>(pool)
-        };
+        let difference = difference(before, same_head.is_some(), &parsed, refresh);
+        let mut upstreams = Upstreams { registry: self.upstreams, prepared: Vec::new(), keys: Vec::new() };
         let mut errors = Vec::new();
-        let mut shared_pools: HashMap<Id, Arc<UpstreamPool>> = HashMap::new();
-        for (id, upstream) in &parsed.head().upstreams {
-            let key = PoolKey { owner: Owner::Shared(path.to_string_lossy().into()), upstream: id.clone() };
-            match prepare(key, upstream, &mut prepared) {
-                Ok(pool) => {
-                    shared_pools.insert(id.clone(), pool);
-                }
-                Err(error) => errors.push(format!("{}: {error}", path.display())),
-            }
-        }
-        let former: HashMap<&Id, &Arc<Tenant>> = same_head
-            .map(|before| before.parsed.tenants().iter().map(|tenant| (&tenant.id, tenant)).collect())
-            .unwrap_or_default();
-        let mut compiler = Compiler::new(self.identity, self.metrics);
-        let mut changes = Vec::new();
-        for tenant in parsed.tenants() {
-            let unchanged = former.get(&tenant.id).is_some_and(|before| Arc::ptr_eq(before, tenant));
-            let mut own_pools = HashMap::new();
-            for (id, upstream) in &tenant.upstreams {
-                let key = PoolKey { owner: Owner::Tenant(tenant.id.clone()), upstream: id.clone() };
-                match prepare(key, upstream, &mut prepared) {
-                    Ok(pool) => {
-                        own_pools.insert(id.clone(), pool);
-                    }
-                    Err(error) => errors.push(format!("{}: {error}", path.display())),
-                }
-            }
-            if unchanged && !(all && refers_to_files(tenant)) {
-                continue;
-            }
+        let owner = Owner::Shared(path.to_string_lossy().into());
+        let shared_pools = upstreams.prepare(&owner, &parsed.head().upstreams, &mut errors);
+        let mut compiler = Compiler::new(self.identity, self.metrics, path);
+        let mut entries = Vec::with_capacity(difference.put.len());
+        for tenant in difference.put.iter().map(|number| &parsed.tenants()[*number]) {
+            let owner = Owner::Tenant(tenant.id.clone());
+            let own_pools = upstreams.prepare(&owner, &tenant.upstreams, &mut errors);
+            let former = self.snapshot.tenant(tenant.id.as_str());
+            let tls = TenantTls::compile(tenant, former.and_then(|it| it.compiled().tls.as_ref()), self.resolver);
             let of_tenant = layers.tenant(tenant);
             let of_routes = tenant.routes.iter().map(|route| of_tenant.for_route(route)).collect();
-            match compiler.tenant(tenant, &of_tenant, of_routes, &FilePools { own: &own_pools, shared: &shared_pools })
-            {
+            let pools = FilePools { own: &own_pools, shared: &shared_pools };
+            match compiler.tenant(tenant, tls, &of_tenant, of_routes, &pools) {
                 Ok(compiled) => {
                     let hash = ContentHash::of(&serde_json::to_vec(&**tenant).unwrap_or_default());
-                    changes.push(Change::Put(TenantEntry::new(
-                        tenant.id.clone(),
-                        tenant.hosts.iter().cloned(),
-                        hash,
-                        compiled,
-                    )));
+                    entries.push(TenantEntry::new(tenant.id.clone(), tenant.hosts.iter().cloned(), hash, compiled));
                 }
-                Err(error) => errors.push(format!("{}: {error}", path.display())),
+                Err(error) => errors.push(error.to_string()),
             }
             if errors.len() > 20 {
                 break;
             }
         }
         if !errors.is_empty() {
-            return Err(errors);
+            return Err(errors.into_iter().map(|error| format!("{}: {error}", path.display())).collect());
         }
-        let changed = !changes.is_empty()
-            || prepared.iter().any(Prepared::is_change)
+        let changed = !entries.is_empty()
+            || !difference.gone.is_empty()
+            || upstreams.prepared.iter().any(Prepared::is_change)
             || before.is_none_or(|before| before.parsed.head().revision != parsed.head().revision);
-        Ok(ReadyFile { in_force: FileInForce { parsed, layers, pools }, changes, prepared, changed })
+        Ok(FileChange {
+            pools_before: before
+                .map(|before| pools_of(path, before.parsed.head(), &difference.gone))
+                .unwrap_or_default(),
+            pools: upstreams.keys,
+            prepared: upstreams.prepared,
+            next: Some(FileInForce { parsed, layers }),
+            difference,
+            entries,
+            changed,
+        })
     }
 }
 
-/// The file, or the `*.yaml` files of the folder, by name.
-pub(super) fn list(path: &Path) -> Result<Vec<PathBuf>, String> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+impl FileChange {
+    /// The file is no longer there, and with it all that it had.
+    pub(super) fn removal(before: &FileInForce) -> Self {
+        let gone = before.parsed.tenants().to_vec();
+        Self {
+            pools_before: pools_of(before.parsed.origin(), before.parsed.head(), &gone),
+            difference: Difference { put: Vec::new(), gone },
+            changed: true,
+            ..Self::default()
+        }
     }
-    let entries = fs::read_dir(path).map_err(|error| format!("cannot read the folder {}: {error}", path.display()))?;
-    let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| is_tenant_file(path))
-        .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')))
-        .collect();
-    files.sort();
-    if files.is_empty() {
-        return Err(format!("the folder {} has no *.yaml file; write the tenants into one", path.display()));
+
+    /// The tenants that are new or changed.
+    pub(super) fn put(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        let parsed = self.next.as_ref().map(|next| &next.parsed);
+        parsed.into_iter().flat_map(|parsed| self.difference.put.iter().map(|number| &parsed.tenants()[*number]))
     }
-    Ok(files)
+}
+
+/// What has to be compiled, and what this takes the place of.
+fn difference(
+    before: Option<&FileInForce>,
+    same_head: bool,
+    parsed: &ParsedTenants,
+    refresh: Refresh<'_>,
+) -> Difference {
+    let before = before.map(|before| &before.parsed);
+    if !same_head {
+        let gone = before.map(|before| before.tenants().to_vec()).unwrap_or_default();
+        return Difference { gone, ..parsed.since(None) };
+    }
+    let mut difference = parsed.since(before);
+    if matches!(refresh, Refresh::Nothing) {
+        return difference;
+    }
+    let changed: HashSet<usize> = difference.put.iter().copied().collect();
+    for (number, tenant) in parsed.tenants().iter().enumerate() {
+        if refresh.concerns(tenant) && !changed.contains(&number) {
+            difference.put.push(number);
+            difference.gone.push(tenant.clone());
+        }
+    }
+    difference
+}
+
+/// Upstreams that were checked, of one file.
+struct Upstreams<'a> {
+    registry: &'a UpstreamRegistry,
+    prepared: Vec<Prepared>,
+    keys: Vec<PoolKey>,
+}
+
+impl Upstreams<'_> {
+    fn prepare<'u>(
+        &mut self,
+        owner: &Owner,
+        upstreams: impl IntoIterator<Item = (&'u Id, &'u Upstream)>,
+        errors: &mut Vec<String>,
+    ) -> HashMap<Id, Arc<UpstreamPool>> {
+        let mut pools = HashMap::new();
+        for (id, upstream) in upstreams {
+            let key = PoolKey { owner: owner.clone(), upstream: id.clone() };
+            match self.registry.prepare(&key, &Arc::new(upstream.clone())) {
+                Ok(ready) => {
+                    pools.insert(id.clone(), ready.pool().clone());
+                    self.prepared.push(ready);
+                    self.keys.push(key);
+                }
+                Err(error) => errors.push(format!("upstream {key}: {error}")),
+            }
+        }
+        pools
+    }
+}
+
+/// The upstreams of a file's head and of these of its tenants.
+fn pools_of(path: &Path, head: &TenantHead, tenants: &[Arc<Tenant>]) -> Vec<PoolKey> {
+    let shared = Owner::Shared(path.to_string_lossy().into());
+    let shared = head.upstreams.keys().map(|id| PoolKey { owner: shared.clone(), upstream: id.clone() });
+    let own = tenants.iter().flat_map(|tenant| {
+        tenant.upstreams.keys().map(|id| PoolKey { owner: Owner::Tenant(tenant.id.clone()), upstream: id.clone() })
+    });
+    shared.chain(own).collect()
+}
+
+impl Refresh<'_> {
+    fn concerns(self, tenant: &Tenant) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Certificates(files) => files_of(tenant).any(|file| files.contains(file)),
+            Self::All => refers_to_files(tenant),
+        }
+    }
 }
 
 /// Finds the pools that a tenant's routes name.
@@ -176,7 +278,11 @@ fn same_but_for_revision(one: &TenantHead, other: &TenantHead) -> bool {
 
 /// Whether the tenant's meaning depends on files beside its configuration.
 fn refers_to_files(tenant: &Tenant) -> bool {
+    let certificates = tenant.tls.is_some() || tenant.upstreams.values().any(|upstream| upstream.tls.is_some());
     let keys = tenant.consumers.iter().any(|consumer| !consumer.keys.is_empty());
     let policies = tenant.routes.iter().map(|route| &route.policies).chain([&tenant.policies]);
-    keys || !tenant.jwt_issuers.is_empty() || policies.into_iter().any(|policies| policies.validation.is_some())
+    certificates
+        || keys
+        || !tenant.jwt_issuers.is_empty()
+        || policies.into_iter().any(|policies| policies.validation.is_some())
 }

@@ -1,14 +1,19 @@
 //! The configuration that was last in force, kept on disk.
 //!
-//! Copies of the files and a manifest with their hashes, which is replaced last: a crash in between
-//! leaves the former manifest with the former copies.
+//! Copies of the files, and a journal of which copy is of which file. A change writes its copies and then
+//! one line: a crash in between leaves the former state with the former copies. The journal is written anew
+//! when most of it has been overtaken.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
+    ffi::OsStr,
     fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
+use seiketsu_config::load::parallel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -18,74 +23,170 @@ use crate::files;
 #[derive(Debug)]
 pub(super) struct LastKnownGood {
     folder: PathBuf,
+    copies: BTreeMap<PathBuf, Hash>,
+    /// How many files the lines of the journal name in all.
+    named: usize,
 }
 
+/// Of a file's path and text; also the name of its copy.
+type Hash = [u8; 32];
+
+/// One line of the journal: files, and the names of their copies; none where a file is gone.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Manifest {
-    /// From the path of a configuration file to the hash of its text, which is also its copy's name.
-    files: BTreeMap<PathBuf, String>,
+struct Line {
+    files: BTreeMap<PathBuf, Option<String>>,
 }
+
+/// Files that change together and are more than this are not made durable one by one.
+const FEW: usize = 64;
+/// Files that a thread takes at once.
+const BATCH: usize = 64;
 
 impl LastKnownGood {
-    pub(super) fn new(state_dir: &Path) -> Self {
-        Self { folder: state_dir.join("last-known-good") }
-    }
-
-    /// Keeps these files, and forgets all others.
-    pub(super) fn store<'a>(&self, files: impl Iterator<Item = &'a Path>) -> std::io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
-        let mut manifest = Manifest::default();
-        for path in files {
-            let text = fs::read(path)?;
-            let hash = hash_of(&text);
-            let copy = self.folder.join(&hash);
-            if !copy.exists() {
-                // Readable by the gateway only: configuration holds hashes of keys, and whom they belong to.
-                files::write_secret(&copy, &text)?;
+    /// What is kept there, or nothing if there is nothing that can be read.
+    pub(super) fn open(state_dir: &Path) -> Self {
+        let mut kept = Self { folder: state_dir.join("last-known-good"), copies: BTreeMap::new(), named: 0 };
+        let journal = fs::read(kept.journal()).unwrap_or_default();
+        for line in journal.split_inclusive(|byte| *byte == b'\n') {
+            let Some(Line { files }) = serde_json::from_slice(line).ok().filter(|_| line.ends_with(b"\n")) else {
+                // A crash cut it off, so it was not in force yet. The next line needs a beginning.
+                let _ = kept.rewrite();
+                break;
+            };
+            kept.named += files.len();
+            for (path, hash) in files {
+                match hash.as_deref().and_then(from_hex) {
+                    Some(hash) => kept.copies.insert(path, hash),
+                    None => kept.copies.remove(&path),
+                };
             }
-            manifest.files.insert(path.to_owned(), hash);
         }
-        files::write_secret(&self.manifest_path(), &serde_json::to_vec_pretty(&manifest)?)?;
-        self.remove_others(&manifest);
-        Ok(())
+        kept
     }
 
-    /// The text of every file, as it was when it was last in force. Nothing, if nothing was ever kept;
-    /// a copy that was changed or lost counts as not kept.
-    pub(super) fn load(&self) -> BTreeMap<PathBuf, String> {
-        let manifest: Option<Manifest> =
-            fs::read(self.manifest_path()).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let files = manifest.unwrap_or_default().files.into_iter();
-        files
-            .filter_map(|(path, hash)| {
-                let text = fs::read(self.folder.join(&hash)).ok().filter(|text| hash_of(text) == hash)?;
-                Some((path, String::from_utf8(text).ok()?))
-            })
-            .collect()
+    /// Keeps these texts in place of the former ones; without a text, nothing.
+    pub(super) fn keep(&mut self, changes: &[(&Path, Option<&str>)]) -> io::Result<()> {
+        let hashes = parallel::map(changes, BATCH, |(path, text)| text.map(|text| hash_of(path, text)));
+        let changes = changes.iter().zip(hashes).map(|((path, text), hash)| (*path, *text, hash));
+        let changes: Vec<_> = changes.filter(|(path, _, hash)| self.copies.get(*path) != hash.as_ref()).collect();
+        if changes.is_empty() {
+            return Ok(());
+        }
+        fs::create_dir_all(&self.folder)?;
+        for (_, text, hash) in &changes {
+            if let (Some(text), Some(hash)) = (text, hash) {
+                self.write_copy(hash, text, changes.len() <= FEW)?;
+            }
+        }
+        if changes.len() > FEW {
+            rustix::fs::syncfs(fs::File::open(&self.folder)?)?;
+        }
+        let files = changes.iter().map(|(path, _, hash)| ((*path).to_owned(), hash.as_ref().map(hex))).collect();
+        self.append(&Line { files })?;
+        for (path, _, hash) in changes {
+            let former = match hash {
+                Some(hash) => self.copies.insert(path.to_owned(), hash),
+                None => self.copies.remove(path),
+            };
+            if let Some(former) = former {
+                let _ = fs::remove_file(self.folder.join(hex(&former)));
+            }
+        }
+        // Writing it anew costs as much as all changes since the last time have cost together.
+        if self.named > 2 * self.copies.len() + FEW { self.rewrite() } else { Ok(()) }
     }
 
-    fn manifest_path(&self) -> PathBuf {
-        self.folder.join("manifest.json")
-    }
-
-    fn remove_others(&self, manifest: &Manifest) {
-        let Ok(entries) = fs::read_dir(&self.folder) else { return };
-        for entry in entries.flatten() {
+    /// Forgets all other files, and removes what no line names: after a crash there may be such copies.
+    pub(super) fn keep_only(&mut self, paths: &HashSet<&Path>) -> io::Result<()> {
+        self.copies.retain(|path, _| paths.contains(&**path));
+        if !self.folder.exists() {
+            return Ok(());
+        }
+        self.rewrite()?;
+        let names: HashSet<String> = self.copies.values().map(hex).collect();
+        for entry in fs::read_dir(&self.folder)?.flatten() {
             let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name != "manifest.json" && !manifest.files.values().any(|hash| *hash == name) {
+            if name != OsStr::new(JOURNAL) && !name.to_str().is_some_and(|name| names.contains(name)) {
                 let _ = fs::remove_file(entry.path());
             }
         }
+        Ok(())
+    }
+
+    /// The files that are kept.
+    pub(super) fn paths(&self) -> Vec<PathBuf> {
+        self.copies.keys().cloned().collect()
+    }
+
+    /// The text of a file as it was when it was last in force; a copy that was changed or lost counts as
+    /// not kept.
+    pub(super) fn text(&self, path: &Path) -> Option<String> {
+        let hash = self.copies.get(path)?;
+        let text = fs::read_to_string(self.folder.join(hex(hash))).ok()?;
+        (hash_of(path, &text) == *hash).then_some(text)
+    }
+
+    fn write_copy(&self, hash: &Hash, text: &str, durable: bool) -> io::Result<()> {
+        // Readable by the gateway only: configuration holds hashes of keys, and whom they belong to.
+        let copy = self.folder.join(hex(hash));
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(copy)?;
+        file.write_all(text.as_bytes())?;
+        if durable { file.sync_all() } else { Ok(()) }
+    }
+
+    fn append(&mut self, line: &Line) -> io::Result<()> {
+        let mut text = serde_json::to_vec(line)?;
+        text.push(b'\n');
+        let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.journal())?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        self.named += line.files.len();
+        Ok(())
+    }
+
+    fn rewrite(&mut self) -> io::Result<()> {
+        let files = self.copies.iter().map(|(path, hash)| (path.clone(), Some(hex(hash)))).collect();
+        let mut text = serde_json::to_vec(&Line { files })?;
+        text.push(b'\n');
+        files::write_secret(&self.journal(), &text)?;
+        self.named = self.copies.len();
+        Ok(())
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.folder.join(JOURNAL)
     }
 }
 
-fn hash_of(text: &[u8]) -> String {
-    Sha256::digest(text).iter().fold(String::with_capacity(64), |mut hex, byte| {
-        use std::fmt::Write;
+const JOURNAL: &str = "journal.json";
+
+fn hash_of(path: &Path, text: &str) -> Hash {
+    let path = path.as_os_str().as_encoded_bytes();
+    let mut hash = Sha256::new();
+    hash.update((path.len() as u64).to_be_bytes());
+    hash.update(path);
+    hash.update(text);
+    hash.finalize().into()
+}
+
+fn hex(hash: &Hash) -> String {
+    use std::fmt::Write;
+    hash.iter().fold(String::with_capacity(64), |mut hex, byte| {
         let _ = write!(hex, "{byte:02x}");
         hex
     })
+}
+
+fn from_hex(text: &str) -> Option<Hash> {
+    let mut hash = Hash::default();
+    let digits = text.as_bytes();
+    if digits.len() != 2 * hash.len() || !digits.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(hash)
 }
 
 #[cfg(test)]
@@ -94,29 +195,82 @@ mod tests {
 
     use super::*;
 
+    const A: &str = "/conf/a.yaml";
+    const B: &str = "/conf/b.yaml";
+
+    fn keep(kept: &mut LastKnownGood, changes: &[(&str, Option<&str>)]) {
+        let changes: Vec<_> = changes.iter().map(|(path, text)| (Path::new(path), *text)).collect();
+        kept.keep(&changes).unwrap();
+    }
+
+    fn texts(folder: &Path) -> Vec<(String, Option<String>)> {
+        let kept = LastKnownGood::open(folder);
+        kept.paths().iter().map(|path| (path.display().to_string(), kept.text(path))).collect()
+    }
+
+    fn count(folder: &Path) -> usize {
+        fs::read_dir(folder.join("last-known-good")).unwrap().count()
+    }
+
     #[test]
-    fn what_was_stored_comes_back_and_nothing_else_stays() {
+    fn what_was_kept_comes_back_and_nothing_else_stays() {
         let folder = tempfile::tempdir().unwrap();
-        let (a, b) = (folder.path().join("a.yaml"), folder.path().join("b.yaml"));
-        fs::write(&a, "one").unwrap();
-        fs::write(&b, "two").unwrap();
-        let kept = LastKnownGood::new(folder.path());
-        kept.store([&*a, &*b].into_iter()).unwrap();
-        fs::write(&a, "three").unwrap();
-        assert_eq!(kept.load()[&a], "one");
-        kept.store([&*a].into_iter()).unwrap();
-        assert_eq!(kept.load(), BTreeMap::from([(a, "three".to_owned())]));
-        assert_eq!(fs::read_dir(folder.path().join("last-known-good")).unwrap().count(), 2);
+        let mut kept = LastKnownGood::open(folder.path());
+        keep(&mut kept, &[(A, Some("one")), (B, Some("one"))]);
+        keep(&mut kept, &[(A, Some("two"))]);
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(texts(folder.path()), [(A.to_owned(), text("two")), (B.to_owned(), text("one"))]);
+        keep(&mut kept, &[(A, None)]);
+        assert_eq!(texts(folder.path()), [(B.to_owned(), text("one"))]);
+        assert_eq!(count(folder.path()), 2);
+        kept.keep_only(&HashSet::new()).unwrap();
+        assert_eq!((texts(folder.path()).len(), count(folder.path())), (0, 1));
+    }
+
+    #[test]
+    fn many_changes_leave_a_short_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut kept = LastKnownGood::open(folder.path());
+        let paths: Vec<String> = (0..200).map(|number| format!("/conf/{number}.yaml")).collect();
+        keep(&mut kept, &paths.iter().map(|path| (&**path, Some("first"))).collect::<Vec<_>>());
+        for path in &paths {
+            keep(&mut kept, &[(path, Some("second")), (A, None)]);
+            keep(&mut kept, &[(path, Some("third"))]);
+        }
+        assert!(kept.named <= 2 * 200 + FEW);
+        let texts = texts(folder.path());
+        assert_eq!((texts.len(), count(folder.path())), (200, 201));
+        assert!(texts.iter().all(|(_, text)| text.as_deref() == Some("third")));
     }
 
     #[test]
     fn a_copy_that_was_changed_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
-        let a = folder.path().join("a.yaml");
-        fs::write(&a, "one").unwrap();
-        let kept = LastKnownGood::new(folder.path());
-        kept.store([&*a].into_iter()).unwrap();
-        fs::write(folder.path().join("last-known-good").join(hash_of(b"one")), "evil").unwrap();
-        assert!(kept.load().is_empty());
+        keep(&mut LastKnownGood::open(folder.path()), &[(A, Some("one"))]);
+        let name = hex(&hash_of(Path::new(A), "one"));
+        fs::write(folder.path().join("last-known-good").join(name), "evil").unwrap();
+        assert_eq!(texts(folder.path()), [(A.to_owned(), None)]);
+    }
+
+    #[test]
+    fn a_line_that_a_crash_cut_off_counts_as_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut kept = LastKnownGood::open(folder.path());
+        keep(&mut kept, &[(A, Some("one"))]);
+        keep(&mut kept, &[(B, Some("one"))]);
+        let whole = fs::read(kept.journal()).unwrap();
+        let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+        for length in 0..=whole.len() {
+            fs::write(kept.journal(), &whole[..length]).unwrap();
+            let mut kept = LastKnownGood::open(folder.path());
+            assert_eq!(kept.paths().len(), usize::from(length >= first) + usize::from(length == whole.len()));
+            // And what comes then is read again.
+            keep(&mut kept, &[("/conf/c.yaml", Some("one"))]);
+            assert_eq!(LastKnownGood::open(folder.path()).paths(), kept.paths());
+        }
+        // The copies of what was never said to be in force go with the next start.
+        fs::write(kept.journal(), &whole[..whole.len() - 3]).unwrap();
+        LastKnownGood::open(folder.path()).keep_only(&HashSet::from([Path::new(A)])).unwrap();
+        assert_eq!(count(folder.path()), 2);
     }
 }

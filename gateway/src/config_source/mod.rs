@@ -1,43 +1,58 @@
 //! Where tenant configuration comes from, and how it gets into force.
 //!
 //! A file, or a folder of files. A change goes parse → check → compile → swap, on a thread of its own;
-//! requests notice nothing. A file with an error changes nothing: its tenants keep their former state,
+//! requests notice nothing. It costs what has changed: of a folder only the files that the watch names are
+//! looked at, and tenants that are as they were stay what they are. A file with an error changes nothing: its tenants keep their former state,
 //! and the error stands in `/readyz`, in the log and in a metric until it is mended. What was last in
 //! force is kept on disk, so that a node starts even from a file that somebody has just broken.
 
+mod certificates;
 mod check;
 mod compile;
+mod conflicts;
 mod events;
+mod in_force;
 mod last_known_good;
+mod pace;
 mod reload;
+mod stamp;
 mod status;
+mod tenant_files;
 mod view;
 mod watch;
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     io,
     sync::{Arc, mpsc},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::runtime::Handle;
 
 pub use self::check::check_config;
 pub(crate) use self::{events::log_upstream_events, status::StatusCell, view::RunningConfig};
-use self::{reload::Reloader, watch::FileWatch};
+use self::{
+    pace::Pace,
+    reload::{Look, Reloader},
+    watch::{FileWatch, Notice},
+};
 use crate::{proxy::Shared, server::tls::LiveTls};
 
-/// Changes that come in quick succession (an editor's write and rename) are taken as one …
+/// Changes that come in quick succession (an editor's write and rename, a deployment) are taken as one …
 const QUIET: Duration = Duration::from_millis(30);
-/// … but not more of them: what never comes to rest must not keep changes from getting into force.
-const MOST_TOGETHER: usize = 100;
-/// Notifications can be missed, and certificates are not watched: so files are looked at this often.
+/// … but not for longer: what never comes to rest must not keep changes from getting into force.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Certificates are not watched, and neither are files that are links; without a watch nothing is.
 const POLL: Duration = Duration::from_secs(2);
+/// Notifications can be missed even if there is a watch.
+const RARE_POLL: Duration = Duration::from_secs(30);
 
 enum Message {
-    /// A file may have changed.
-    Changed,
+    Notice(Notice),
     /// Read everything again, also what configuration refers to.
     ReloadAll,
     Stop,
@@ -61,8 +76,8 @@ impl ConfigSource {
         let (messages, inbox) = mpsc::channel();
         let watch = FileWatch::new(&shared.node.tenants, {
             let messages = messages.clone();
-            move || {
-                let _ = messages.send(Message::Changed);
+            move |notice| {
+                let _ = messages.send(Message::Notice(notice));
             }
         });
         let mut reloader = Reloader::new(shared, tls, status, runtime);
@@ -86,27 +101,42 @@ impl Drop for ConfigSource {
     }
 }
 
-fn follow(inbox: &mpsc::Receiver<Message>, mut reloader: Reloader, watch: FileWatch) {
-    loop {
-        let mut all = false;
-        match inbox.recv_timeout(POLL) {
-            Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            Ok(Message::ReloadAll) => all = true,
-            Ok(Message::Changed) => {
-                for _ in 0..MOST_TOGETHER {
-                    match inbox.recv_timeout(QUIET) {
-                        Ok(Message::Changed) => {}
-                        Ok(Message::ReloadAll) => all = true,
-                        Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-                        Err(mpsc::RecvTimeoutError::Timeout) => break,
-                    }
-                }
-            }
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
+fn follow(inbox: &mpsc::Receiver<Message>, mut reloader: Reloader, mut watch: FileWatch) {
+    let (mut polled, mut rare_poll, mut watched_before) = (Instant::now(), Pace::new(RARE_POLL), true);
+    while let Some(mut look) = next_look(inbox) {
+        let began = Instant::now();
+        if polled.elapsed() >= POLL {
+            polled = began;
+            look.certificates = true;
+            let watched = watch.works();
+            // A watch that begins has not seen what happened before.
+            look.all |= !(watched && watched_before) || rare_poll.is_due();
+            watched_before = watched;
         }
-        if all || reloader.files_changed() {
-            reloader.reload(all);
+        reloader.look(&look);
+        if look.all {
+            rare_poll.looked(began);
         }
     }
-    drop(watch);
+}
+
+/// What the messages that have come ask to be looked at; nothing, when it is time to end.
+fn next_look(inbox: &mpsc::Receiver<Message>) -> Option<Look> {
+    let mut look = Look::default();
+    let mut until = None;
+    loop {
+        let patience = if until.is_some() { QUIET } else { POLL };
+        match inbox.recv_timeout(patience) {
+            Ok(Message::Notice(Notice::File(name))) => {
+                look.named.insert(name);
+            }
+            Ok(Message::Notice(Notice::Anything)) => look.all = true,
+            Ok(Message::ReloadAll) => look.again = true,
+            Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            Err(mpsc::RecvTimeoutError::Timeout) => return Some(look),
+        }
+        if Instant::now() > *until.get_or_insert_with(|| Instant::now() + LONGEST) {
+            return Some(look);
+        }
+    }
 }

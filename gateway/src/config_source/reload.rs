@@ -1,38 +1,42 @@
-//! One reload: parse, check, compile, put in force. All or nothing for each file.
+//! One reload: look, parse, check, compile, put in force. All or nothing for each file, and at the price
+//! of what has changed: reading everything for the first time is a change of everything.
 
 use std::{
-    collections::{BTreeMap, HashSet},
-    fs,
-    os::unix::fs::MetadataExt,
+    collections::{BTreeMap, BTreeSet, HashSet},
+    ffi::OsString,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use seiketsu_config::{
-    check,
-    error::ConfigErrors,
-    load::{self, ParsedTenants},
+    load::{self, ParsedTenants, parallel},
     tenant::CertificateFiles,
     values::Id,
 };
 use tokio::runtime::Handle;
 
 use super::{
-    compile::{FileCompiler, FileInForce, ReadyFile, list},
+    certificates::{CertificatesInUse, Renewed},
+    compile::{Changes, FileChange, FileCompiler, Read, Refresh},
+    conflicts,
+    in_force::InForce,
     last_known_good::LastKnownGood,
     status::{ReloadStatus, StatusCell},
+    tenant_files::{Changed, Scope, TenantFiles},
 };
 use crate::{
     proxy::Shared,
-    server::tls::{self, LiveTls},
+    server::tls::LiveTls,
     telemetry::metrics::Reload,
-    tenancy::snapshot::Change,
+    tenancy::{Change, TenantEntry, compile::CompiledTenant},
     upstream::registry::{PoolKey, Prepared},
 };
 
 /// How long a reload waits for the names of new upstreams; later answers are taken when they come.
 const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
+/// Files that a thread reads at once.
+const BATCH: usize = 64;
 
 /// Everything a reload needs to know of the one before.
 pub(super) struct Reloader {
@@ -41,250 +45,325 @@ pub(super) struct Reloader {
     status: Arc<StatusCell>,
     runtime: Handle,
     kept: LastKnownGood,
-    /// The files in force.
-    files: BTreeMap<PathBuf, FileInForce>,
-    /// Sizes and times of all files that were looked at, also of certificates.
-    stamps: BTreeMap<PathBuf, Option<Stamp>>,
+    tenant_files: TenantFiles,
+    certificates: CertificatesInUse,
+    in_force: InForce,
+    /// Files of which what is in force is what was kept.
+    from_kept: BTreeSet<PathBuf>,
+    wrong: Wrong,
 }
 
-/// What tells whether a file has changed.
-#[derive(Debug, Clone, Copy)]
-struct Stamp {
-    size: u64,
-    modified: SystemTime,
-    inode: u64,
-    /// Whether it had only just been written: it may have been written again within the same tick of the
-    /// file system's clock, so it is read once more.
-    is_young: bool,
+/// What to look at.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// These files of the folder.
+    pub(super) named: BTreeSet<OsString>,
+    /// Certificates.
+    pub(super) certificates: bool,
+    /// Whether any file is new, other or gone.
+    pub(super) all: bool,
+    /// Everything, and to read it again whether or not it seems to have changed.
+    pub(super) again: bool,
 }
 
-/// Longer than any tick.
-const YOUNG: Duration = Duration::from_millis(100);
+/// What is wrong with the configuration as it is written now.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Wrong {
+    folder: Option<String>,
+    node_certificates: Option<String>,
+    /// Files that keep their former state. Each is looked at again with every reload, since what is wrong
+    /// with it may have been mended elsewhere.
+    files: BTreeMap<PathBuf, Vec<String>>,
+}
+
+/// What became of a reload.
+#[derive(Debug, Default)]
+struct Outcome {
+    changed: bool,
+    changes: usize,
+    compiled: usize,
+}
 
 impl Reloader {
     pub(super) fn new(shared: Arc<Shared>, tls: Arc<LiveTls>, status: Arc<StatusCell>, runtime: Handle) -> Self {
-        let kept = LastKnownGood::new(&shared.node.state_dir);
-        Self { shared, tls, status, runtime, kept, files: BTreeMap::new(), stamps: BTreeMap::new() }
+        Self {
+            kept: LastKnownGood::open(&shared.node.state_dir),
+            tenant_files: TenantFiles::new(&shared.node.tenants),
+            certificates: CertificatesInUse::of_node(&node_certificates(&shared)),
+            shared,
+            tls,
+            status,
+            runtime,
+            in_force: InForce::default(),
+            from_kept: BTreeSet::new(),
+            wrong: Wrong::default(),
+        }
     }
 
     /// The first load: from the files, or where they are wrong, from what was last in force.
     pub(super) fn load_first(&mut self) {
-        self.reload(true);
-        if self.status.get().loaded {
+        self.look(&Look { again: true, ..Look::default() });
+        if self.wrong.folder.is_none() && self.wrong.files.is_empty() || self.wrong.node_certificates.is_some() {
             return;
         }
-        let errors = self.status.get().errors.clone();
-        let kept = self.kept.load();
-        if kept.is_empty() {
+        let is_missing = |path: &PathBuf| self.wrong.folder.is_some() || self.wrong.files.contains_key(path);
+        let kept: Vec<PathBuf> = self.kept.paths().into_iter().filter(is_missing).collect();
+        let texts = kept.into_iter().filter_map(|path| Some((self.kept.text(&path)?, path)));
+        let read: Read = texts.map(|(text, path)| (path.clone(), load::tenants_with(None, text, &path))).collect();
+        if read.is_empty() {
             return;
         }
-        tracing::warn!("starting from the last known good configuration, since the present one is wrong");
-        let parsed = kept.iter().map(|(path, text)| (path.clone(), load::tenants_with(None, text, path)));
-        let parsed: Vec<_> = parsed.collect();
-        self.put_in_force(parsed, true, true);
-        let mut status = (*self.status.get()).clone();
-        status.from_last_known_good = status.loaded;
-        status.errors = errors;
-        self.status.set(status);
+        tracing::warn!(
+            files = read.len(),
+            "starting from the last known good configuration, since the present one is wrong"
+        );
+        let (began, files) = (Instant::now(), read.len());
+        let wrong = self.wrong.clone();
+        let (mut changes, _) = self.compile(read, |_| Refresh::All);
+        conflicts::take_out(&mut changes, self.in_force.files(), &self.shared.live.load());
+        self.from_kept = changes.keys().cloned().collect();
+        let outcome = self.put_in_force(changes, SystemTime::now());
+        self.report(&wrong, &outcome, files, began);
     }
 
-    /// Whether any file that matters has another size or time than when it was last read.
-    pub(super) fn files_changed(&self) -> bool {
-        let listed = list(&self.shared.node.tenants).unwrap_or_default();
-        listed.iter().any(|path| !self.stamps.contains_key(path))
-            || self.stamps.iter().any(|(path, stamp)| has_changed(*stamp, stamp_of(path)))
-    }
-
-    /// Reads the files and puts in force what is good. `all`: also what they refer to is read again.
-    pub(super) fn reload(&mut self, all: bool) {
-        let paths = match list(&self.shared.node.tenants) {
-            Ok(paths) => paths,
-            Err(error) => return self.refused(vec![error]),
+    /// Looks, and puts in force what has changed and is good.
+    pub(super) fn look(&mut self, look: &Look) {
+        let (began, now, before) = (Instant::now(), SystemTime::now(), self.wrong.clone());
+        let renewed =
+            if look.certificates || look.again { self.certificates.look(look.again) } else { Renewed::default() };
+        if look.again || renewed.of_node {
+            let loaded = self.tls.load_node(&node_certificates(&self.shared));
+            self.wrong.node_certificates = loaded.err().map(|error| error.to_string());
+        }
+        let Changed { read: mut changed, gone } = self.look_at_files(look);
+        if look.again {
+            changed.extend(self.tenant_files.paths().cloned());
+        }
+        let users = self.files_with(&renewed.tenants);
+        changed.extend(users.iter().cloned());
+        if changed.is_empty() && gone.is_empty() && !renewed.of_node && self.wrong == before {
+            return;
+        }
+        changed.extend(before.files.keys().cloned());
+        let mut read: BTreeSet<PathBuf> = changed.difference(&gone).cloned().collect();
+        let refresh = |path: &Path| match () {
+            () if look.again || before.files.contains_key(path) => Refresh::All,
+            () if users.contains(path) => Refresh::Certificates(&renewed.files),
+            () => Refresh::Nothing,
         };
-        self.stamps =
-            paths.iter().cloned().chain(self.certificates()).map(|path| (path.clone(), stamp_of(&path))).collect();
-        let parsed = paths
-            .into_iter()
-            .map(|path| {
-                let before = self.files.get(&path).map(|file| &file.parsed);
-                let result = load::tenants_file_with(before, &path);
-                (path, result)
-            })
-            .collect();
-        self.put_in_force(parsed, all, false);
+        let (mut gone, mut files, mut total) = (gone, 0, Outcome::default());
+        loop {
+            files += read.len();
+            let (outcome, conflicts) = self.step(read, std::mem::take(&mut gone), refresh, now);
+            total.add(&outcome);
+            // What was put in force may have left what others asked for in vain.
+            if !outcome.changed || conflicts.is_empty() {
+                break;
+            }
+            read = conflicts;
+        }
+        self.report(&before, &total, files, began);
     }
 
-    fn put_in_force(&mut self, parsed: Vec<(PathBuf, Result<ParsedTenants, ConfigErrors>)>, all: bool, kept: bool) {
-        let began = Instant::now();
-        let mut errors: Vec<String> = Vec::new();
-        let mut ready: BTreeMap<PathBuf, ReadyFile> = BTreeMap::new();
-        let mut stay: HashSet<PathBuf> = HashSet::new();
-        for (path, result) in parsed {
-            let file = result
-                .map_err(|errors| vec![errors.to_string()])
-                .and_then(|parsed| self.compiler().file(self.files.get(&path), &path, parsed, all));
-            match file {
-                Ok(file) => {
-                    ready.insert(path, file);
-                }
-                Err(mut found) => {
-                    errors.append(&mut found);
-                    stay.insert(path);
-                }
+    /// Reads and puts in force what is good of these files; gives those that clash with others.
+    fn step<'a>(
+        &mut self,
+        read: BTreeSet<PathBuf>,
+        gone: BTreeSet<PathBuf>,
+        refresh: impl Fn(&Path) -> Refresh<'a>,
+        now: SystemTime,
+    ) -> (Outcome, BTreeSet<PathBuf>) {
+        for path in read.iter().chain(&gone) {
+            self.wrong.files.remove(path);
+        }
+        let read = self.read(read);
+        let (mut changes, wrong) = self.compile(read, refresh);
+        for path in gone {
+            if let Some(file) = self.in_force.files().get(&path) {
+                changes.insert(path, FileChange::removal(file));
             }
         }
-        if ready.is_empty() && self.files.is_empty() {
-            return self.refused(errors);
+        let conflicts = conflicts::take_out(&mut changes, self.in_force.files(), &self.shared.live.load());
+        let clashing = conflicts.keys().cloned().collect();
+        self.wrong.files.extend(wrong);
+        self.wrong.files.extend(conflicts.into_iter().map(|(path, errors)| (path, vec![errors])));
+        // A node that cannot show the certificates it was given does not start with others.
+        let may_start = !changes.is_empty() && self.wrong.node_certificates.is_none();
+        if self.in_force.files().is_empty() && !may_start {
+            return (Outcome::default(), clashing);
         }
-        // What is in force afterwards: the new files, the old state of the wrong ones, not those that are gone.
-        let parsed_after = ready
-            .values()
-            .map(|file| &file.in_force.parsed)
-            .chain(self.files.iter().filter(|(path, _)| stay.contains(*path)).map(|(_, file)| &file.parsed));
-        let parsed_after: Vec<&ParsedTenants> = parsed_after.collect();
-        if let Err(conflicts) = check::across(parsed_after.iter().copied()) {
-            errors.push(conflicts.to_string());
-            return self.refused(errors);
-        }
-        let tenants_after: HashSet<&Id> =
-            parsed_after.iter().flat_map(|file| file.tenants()).map(|tenant| &tenant.id).collect();
-        let certificates = parsed_after.iter().flat_map(|file| file.tenants()).map(|tenant| &**tenant);
-        let store = match tls::Store::load(Some(&self.tls.current()), &node_certificates(&self.shared), certificates) {
-            Ok(store) => store,
+        self.from_kept.retain(|path| !changes.contains_key(path));
+        (self.put_in_force(changes, now), clashing)
+    }
+
+    /// The files that these tenants stand in.
+    fn files_with(&self, tenants: &BTreeSet<Id>) -> BTreeSet<PathBuf> {
+        let snapshot = self.shared.live.load();
+        let tenants = tenants.iter().filter_map(|id| snapshot.tenant(id.as_str()));
+        tenants.map(|tenant| tenant.compiled().file.to_path_buf()).collect()
+    }
+
+    fn look_at_files(&mut self, look: &Look) -> Changed {
+        let all = look.all || look.again;
+        let scope = if all { Scope::All } else { Scope::Named(look.named.clone()) };
+        match self.tenant_files.look(&scope) {
+            Ok(mut changed) => {
+                self.wrong.folder = None;
+                if all {
+                    let there: HashSet<&PathBuf> = self.tenant_files.paths().collect();
+                    changed.gone.extend(self.in_force.others(&there));
+                }
+                changed
+            }
             Err(error) => {
-                errors.push(error.to_string());
-                return self.refused(errors);
+                self.wrong.folder = Some(error);
+                Changed::default()
             }
-        };
-        let revision = parsed_after.iter().map(|file| file.head().revision).max().unwrap_or_default();
-        let gone: Vec<Id> = self
-            .files
-            .values()
-            .flat_map(|file| file.parsed.tenants())
-            .map(|tenant| &tenant.id)
-            .filter(|id| !tenants_after.contains(id))
-            .cloned()
-            .collect();
-        let changed = ready.values().any(|file| file.changed)
-            || !gone.is_empty()
-            || self.files.len() != ready.len() + stay.iter().filter(|path| self.files.contains_key(*path)).count();
-        drop(tenants_after);
+        }
+    }
 
-        let prepared: Vec<Prepared> = ready.values_mut().flat_map(|file| std::mem::take(&mut file.prepared)).collect();
+    fn read(&self, paths: BTreeSet<PathBuf>) -> Read {
+        let paths: Vec<PathBuf> = paths.into_iter().collect();
+        let read = parallel::map(&paths, BATCH, |path| load::tenants_file_with(self.in_force.parsed(path), path));
+        paths.into_iter().zip(read).collect()
+    }
+
+    /// What is to become of each file, and what is wrong with the others.
+    fn compile<'a>(
+        &self,
+        read: Read,
+        refresh: impl Fn(&Path) -> Refresh<'a>,
+    ) -> (Changes, BTreeMap<PathBuf, Vec<String>>) {
+        let compiler = FileCompiler {
+            upstreams: &self.shared.upstreams,
+            identity: &self.shared.identity,
+            metrics: &self.shared.metrics,
+            resolver: &self.tls.resolver(),
+            snapshot: &self.shared.live.load(),
+        };
+        compiler.files(self.in_force.files(), read, refresh)
+    }
+
+    /// `read`: the files that the changes refer to were read at this time or later.
+    fn put_in_force(&mut self, mut changes: Changes, read: SystemTime) -> Outcome {
+        let prepared: Vec<Prepared> =
+            changes.values_mut().flat_map(|change| std::mem::take(&mut change.prepared)).collect();
         self.runtime.block_on(self.shared.upstreams.resolve(&prepared, RESOLVE_PATIENCE));
         self.shared.upstreams.apply(prepared, &[]);
-        let removals = gone.into_iter().map(Change::Remove);
-        let puts = ready.values_mut().flat_map(|file| std::mem::take(&mut file.changes));
-        let changes: Vec<_> = removals.chain(puts).collect();
-        let changes_made = changes.len();
-        let next = self.shared.live.load().with_changes(revision, changes);
-        match next {
-            Ok(next) => self.shared.live.store(next),
-            // Cannot be: `check::across` has looked at the same hosts.
-            Err(conflicts) => {
-                errors.extend(conflicts.iter().map(ToString::to_string));
-                return self.refused(errors);
-            }
-        }
-        self.tls.replace(store);
-        let before: HashSet<PoolKey> = self.files.values().flat_map(|file| file.pools.iter().cloned()).collect();
-        self.files.retain(|path, _| stay.contains(path));
-        self.files.extend(ready.into_iter().map(|(path, file)| (path, file.in_force)));
-        let now: HashSet<&PoolKey> = self.files.values().flat_map(|file| &file.pools).collect();
-        let unused: Vec<PoolKey> = before.into_iter().filter(|key| !now.contains(key)).collect();
+        let entries: Vec<_> = changes.values_mut().flat_map(|change| std::mem::take(&mut change.entries)).collect();
+        let outcome = Outcome {
+            changed: changes.values().any(|change| change.changed),
+            compiled: entries.len(),
+            changes: self.swap(&changes, entries),
+        };
+        let pools: HashSet<&PoolKey> = changes.values().flat_map(|change| &change.pools).collect();
+        let unused = changes.values().flat_map(|change| &change.pools_before).filter(|key| !pools.contains(key));
+        let unused: Vec<PoolKey> = unused.cloned().collect();
         self.shared.upstreams.apply(Vec::new(), &unused);
-        self.stamps.extend(self.certificates().into_iter().map(|path| (path.clone(), stamp_of(&path))));
-        if !kept
-            && errors.is_empty()
-            && changed
-            && let Err(error) = self.kept.store(self.files.keys().map(PathBuf::as_path))
-        {
-            tracing::warn!(%error, "the last known good configuration could not be kept");
+        let gone = changes.values().flat_map(|change| &change.difference.gone);
+        self.certificates.replace(gone, changes.values().flat_map(FileChange::put), read);
+        self.keep(&changes);
+        for (path, change) in changes {
+            self.in_force.replace(path, change.next);
         }
-        self.applied(errors, changed, revision, changes_made, began);
+        outcome
     }
 
-    fn applied(&self, errors: Vec<String>, changed: bool, revision: u64, changes: usize, began: Instant) {
-        let now = unix_seconds();
-        let before = self.status.get();
-        let result = match (errors.is_empty(), changed) {
+    /// Puts the next snapshot in force; says of how many tenants it differs from the one before.
+    fn swap(&self, changes: &Changes, entries: Vec<TenantEntry<CompiledTenant>>) -> usize {
+        let put: HashSet<&Id> = changes.values().flat_map(FileChange::put).map(|tenant| &tenant.id).collect();
+        let gone = changes.values().flat_map(|change| &change.difference.gone).map(|tenant| &tenant.id);
+        let removals: Vec<_> = gone.filter(|id| !put.contains(id)).cloned().map(Change::Remove).collect();
+        let revision = self.in_force.revision_with(changes);
+        let snapshot = self.shared.live.load();
+        let count = removals.len() + entries.len();
+        if count == 0 && snapshot.revision() == revision {
+            return 0;
+        }
+        match snapshot.with_changes(revision, removals.into_iter().chain(entries.into_iter().map(Change::Put))) {
+            Ok(next) => self.shared.live.store(next),
+            // Cannot be: conflicts were taken out.
+            Err(conflicts) => tracing::error!(?conflicts, "the snapshot stays as it was"),
+        }
+        count
+    }
+
+    /// Keeps on disk what comes in force.
+    fn keep(&mut self, changes: &Changes) {
+        let texts = changes.iter().filter_map(|(path, change)| {
+            let text = change.next.as_ref().map(|next| next.parsed.text());
+            let before = self.in_force.parsed(path).map(ParsedTenants::text);
+            (text != before).then_some((path.as_path(), text))
+        });
+        let texts: Vec<_> = texts.collect();
+        let is_first = self.in_force.files().is_empty() && self.wrong.folder.is_none();
+        let forgotten = if is_first {
+            self.kept.keep_only(&self.tenant_files.paths().map(PathBuf::as_path).collect())
+        } else {
+            Ok(())
+        };
+        if let Err(error) = forgotten.and_then(|()| self.kept.keep(&texts)) {
+            tracing::warn!(%error, "the last known good configuration could not be kept");
+        }
+    }
+
+    fn report(&self, before: &Wrong, outcome: &Outcome, files: usize, began: Instant) {
+        let errors = self.wrong.errors();
+        for error in self.wrong.since(before) {
+            tracing::error!("configuration refused: {error}");
+        }
+        let loaded = !self.in_force.files().is_empty();
+        let snapshot = self.shared.live.load();
+        let (revision, tenants) = (snapshot.revision(), snapshot.tenant_count());
+        let result = match (errors.is_empty(), outcome.changed) {
             (true, _) => Reload::Applied,
             (false, true) => Reload::Partial,
             (false, false) => Reload::Refused,
         };
-        if changed || !errors.is_empty() {
-            self.shared.metrics.node.config_reloaded(result, revision, now as f64);
+        let metrics = &self.shared.metrics.node;
+        let now = unix_seconds();
+        if outcome.changed || !errors.is_empty() {
+            metrics.config_reloaded(result, revision, now as f64);
         }
-        for error in &errors {
-            tracing::error!("configuration refused: {error}");
+        if outcome.changed {
+            let (changes, took) = (outcome.changes, began.elapsed());
+            tracing::info!(revision, tenants, files, changes, ?took, "configuration applied");
         }
-        if changed {
-            let tenants = self.shared.live.load().tenant_count();
-            let took = began.elapsed();
-            tracing::info!(revision, tenants, changes, ?took, "configuration applied");
-        }
-        self.status.set(ReloadStatus {
-            loaded: true,
-            revision,
-            tenants: self.shared.live.load().tenant_count(),
-            // Until the files are good, what was kept is what is in force.
-            from_last_known_good: before.from_last_known_good && !errors.is_empty(),
-            errors,
-            applied_at: if changed { now } else { before.applied_at },
-        });
+        let applied_at = if outcome.changed { now } else { self.status.get().applied_at };
+        let from_last_known_good = !self.from_kept.is_empty();
+        self.status.set(ReloadStatus { loaded, revision, tenants, from_last_known_good, errors, applied_at });
+        metrics.config_read(files, outcome.compiled);
+    }
+}
+
+impl Outcome {
+    fn add(&mut self, other: &Self) {
+        self.changed |= other.changed;
+        self.changes += other.changes;
+        self.compiled += other.compiled;
+    }
+}
+
+impl Wrong {
+    fn errors(&self) -> Vec<String> {
+        let of_node = self.folder.iter().chain(&self.node_certificates);
+        of_node.chain(self.files.values().flatten()).cloned().collect()
     }
 
-    fn compiler(&self) -> FileCompiler<'_> {
-        let shared = &*self.shared;
-        FileCompiler { upstreams: &shared.upstreams, identity: &shared.identity, metrics: &shared.metrics }
-    }
-
-    /// Nothing has changed but what is known to be wrong.
-    fn refused(&self, errors: Vec<String>) {
-        for error in &errors {
-            tracing::error!("configuration refused: {error}");
-        }
-        let before = self.status.get();
-        self.shared.metrics.node.config_reloaded(Reload::Refused, before.revision, unix_seconds() as f64);
-        self.status.set(ReloadStatus { errors, ..(*before).clone() });
-    }
-
-    /// Certificate files in use, to notice when they are renewed or an authority is replaced.
-    fn certificates(&self) -> Vec<PathBuf> {
-        let tenants = || self.files.values().flat_map(|file| file.parsed.tenants()).filter_map(|t| t.tls.as_ref());
-        let authorities = tenants().filter_map(|tls| tls.client_ca.clone());
-        tenants()
-            .flat_map(|tls| tls.certificates.iter().cloned())
-            .chain(node_certificates(&self.shared))
-            .flat_map(|files| [files.certificate, files.key])
-            .chain(authorities)
-            .collect()
+    /// What was not wrong before, or in another way.
+    fn since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a String> {
+        let folder = self.folder.iter().filter(|_| self.folder != before.folder);
+        let certificates = self.node_certificates.iter().filter(|_| self.node_certificates != before.node_certificates);
+        let files = self.files.iter().filter(|(path, errors)| before.files.get(*path) != Some(errors));
+        folder.chain(certificates).chain(files.flat_map(|(_, errors)| errors))
     }
 }
 
 /// The certificates of the node, with the development certificate where it is asked for.
-pub(crate) fn node_certificates(shared: &Shared) -> Vec<CertificateFiles> {
+fn node_certificates(shared: &Shared) -> Vec<CertificateFiles> {
     let mut certificates = shared.node.tls.certificates.clone();
     certificates.extend(shared.development_certificate.clone());
     certificates
-}
-
-fn has_changed(before: Option<Stamp>, now: Option<Stamp>) -> bool {
-    match (before, now) {
-        (Some(before), Some(now)) => {
-            before.is_young || (before.size, before.modified, before.inode) != (now.size, now.modified, now.inode)
-        }
-        (None, None) => false,
-        _ => true,
-    }
-}
-
-fn stamp_of(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    let modified = metadata.modified().ok()?;
-    // A time in the future has no age.
-    let is_young = modified.elapsed().is_ok_and(|age| age < YOUNG);
-    Some(Stamp { size: metadata.len(), modified, inode: metadata.ino(), is_young })
 }
 
 fn unix_seconds() -> u64 {

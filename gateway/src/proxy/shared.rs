@@ -41,7 +41,7 @@ const REMEMBERED_CREDENTIALS: usize = 100_000;
 
 /// The state of a node that requests use. Made once at start; what changes does so inside it.
 pub(crate) struct Shared {
-    pub(crate) live: Live<CompiledTenant>,
+    pub(crate) live: Arc<Live<CompiledTenant>>,
     pub(crate) upstreams: UpstreamRegistry,
     pub(crate) outbound: OutboundClient,
     pub(crate) identity: Arc<IdentityState>,
@@ -93,7 +93,7 @@ impl Shared {
         let development_certificate =
             node.tls.development_certificate.then(|| tls::development_certificate(&node.state_dir)).transpose()?;
         Ok(Self {
-            live: Live::new(Snapshot::empty())?,
+            live: Arc::new(Live::new(Snapshot::empty())?),
             upstreams: UpstreamRegistry::new(&node, resolver, roots, runtime.clone()),
             identity: Arc::new(identity(&outbound)),
             outbound,

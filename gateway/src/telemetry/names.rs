@@ -77,6 +77,10 @@ metrics! {
         "Revision of the running configuration.";
     CONFIG_LAST_SUCCESS = "seiketsu_config_last_success_timestamp_seconds" []
         "When a configuration was last taken into use, as a Unix time.";
+    CONFIG_FILES_READ = "seiketsu_config_files_read_total" []
+        "Files of tenants read by reloads.";
+    CONFIG_TENANTS_COMPILED = "seiketsu_config_tenants_compiled_total" []
+        "Tenants that reloads found new or changed.";
     ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]
         "Access-log lines that were not written, by reason.";
     SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []

@@ -1,6 +1,6 @@
 //! From configuration to what requests use: everything that can be computed once is computed here.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, path::Path, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
 use seiketsu_config::{
@@ -17,7 +17,10 @@ use seiketsu_identity::{
     state::IdentityState,
 };
 
-use super::router::Router;
+use super::{
+    router::Router,
+    tls::{TenantTls, TlsError},
+};
 use crate::{
     policy::{
         access::AccessPolicy,
@@ -50,6 +53,9 @@ pub struct CompiledTenant {
     pub(crate) requires_client_certificate: bool,
     pub(crate) metrics: Arc<TenantMetrics>,
     pub(crate) route_metrics: Arc<RouteTable>,
+    pub(crate) tls: Option<TenantTls>,
+    /// The file that it stands in.
+    pub(crate) file: Arc<Path>,
     /// What was compiled, for the config dump.
     pub(crate) config: Arc<Tenant>,
     pub(crate) effective: Box<[Arc<Effective>]>,
@@ -124,6 +130,8 @@ pub struct CompiledPolicies {
 pub enum CompileError {
     #[error("tenant {tenant}: {source}")]
     Callers { tenant: Id, source: authenticate::CompileError },
+    #[error("tenant {tenant}: tls: {source}")]
+    Tls { tenant: Id, source: TlsError },
     #[error("tenant {tenant}: versions: {source}")]
     Versions { tenant: Id, source: VersioningError },
     #[error("tenant {tenant}, route {route}: {source}")]
@@ -162,24 +170,27 @@ pub(crate) trait Pools {
 pub(crate) struct Compiler<'a> {
     pub(crate) identity: &'a Arc<IdentityState>,
     pub(crate) metrics: &'a Metrics,
+    file: Arc<Path>,
     /// Policies by the merged settings that they were compiled from.
     policies: HashMap<*const Effective, (Arc<Effective>, Arc<CompiledPolicies>)>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(crate) fn new(identity: &'a Arc<IdentityState>, metrics: &'a Metrics) -> Self {
-        Self { identity, metrics, policies: HashMap::new() }
+    pub(crate) fn new(identity: &'a Arc<IdentityState>, metrics: &'a Metrics, file: &Path) -> Self {
+        Self { identity, metrics, file: file.into(), policies: HashMap::new() }
     }
 
-    /// `tenant_effective` and `effective` are the merged settings of the tenant, and of each of its routes.
+    /// `tls` is what [`TenantTls`] made of the tenant, or why it could not. `tenant_effective` and `effective` are the merged settings of the tenant, and of each of its routes.
     pub(crate) fn tenant(
         &mut self,
         tenant: &Arc<Tenant>,
+        tls: Result<Option<TenantTls>, TlsError>,
         tenant_effective: &Arc<Effective>,
         effective: Vec<Arc<Effective>>,
         pools: &dyn Pools,
     ) -> Result<CompiledTenant, CompileError> {
         let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source: Box::new(source) };
+        let tls = tls.map_err(|source| CompileError::Tls { tenant: tenant.id.clone(), source })?;
         let auth = TenantAuth::compile(tenant, self.identity)
             .map_err(|source| CompileError::Callers { tenant: tenant.id.clone(), source })?;
         let versions = tenant.versions.as_ref().map(Versions::compile).transpose();
@@ -208,6 +219,8 @@ impl<'a> Compiler<'a> {
                 .is_some_and(|tls| tls.client_ca.is_some() && tls.require_client_certificate),
             asks_for_client_certificate: tenant.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             metrics,
+            tls,
+            file: self.file.clone(),
             config: tenant.clone(),
             effective: effective.into(),
         })

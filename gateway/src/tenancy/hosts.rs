@@ -133,25 +133,23 @@ impl<V: Clone> Default for HostTable<V> {
 impl<V: Clone> HostTable<V> {
     /// What a normalised host belongs to.
     pub(super) fn find(&self, host: &str) -> Option<&V> {
-        self.exact.get(host).or_else(|| self.find_wildcard(host))
+        self.exact.get(host).or_else(|| self.wildcards_above(host).next())
     }
 
-    fn find_wildcard(&self, host: &str) -> Option<&V> {
-        if self.wildcards.len() == 0 || host.starts_with('[') {
-            return None;
-        }
-        let mut labels = label_count(host);
-        let mut suffix = host;
-        while let Some((_, rest)) = suffix.split_once('.') {
-            suffix = rest;
-            labels -= 1;
-            if self.wildcards_by_labels[labels] > 0
-                && let Some(found) = self.wildcards.get(suffix)
-            {
-                return Some(found);
-            }
-        }
-        None
+    /// What is held for the host and for the wildcards above it, the longest suffix first.
+    pub(super) fn matches<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a V> {
+        self.exact.get(host).into_iter().chain(self.wildcards_above(host))
+    }
+
+    fn wildcards_above<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a V> {
+        let none = self.wildcards.len() == 0 || host.starts_with('[');
+        let labels = if none { 0 } else { label_count(host) };
+        let suffixes = std::iter::successors(Some(host), |suffix| Some(suffix.split_once('.')?.1)).skip(1);
+        (0..labels)
+            .rev()
+            .zip(suffixes)
+            .filter(|(labels, _)| self.wildcards_by_labels[*labels] > 0)
+            .filter_map(|(_, suffix)| self.wildcards.get(suffix))
     }
 
     /// What is held for this very pattern.

@@ -11,6 +11,7 @@ pub mod path;
 pub mod router;
 mod shards;
 pub mod snapshot;
+pub mod tls;
 
 pub use live::Live;
 pub use router::Router;

@@ -72,6 +72,16 @@ impl<T> Snapshot<T> {
         self.hosts.find(host)
     }
 
+    /// The tenant of a host as [`hosts::normalise`] returns it, and those that it would belong to if that one had it not, the closest first.
+    pub(crate) fn matches<'a>(&'a self, host: &str) -> impl Iterator<Item = &'a Arc<TenantEntry<T>>> {
+        self.hosts.matches(host)
+    }
+
+    /// The tenant that has this very pattern.
+    pub fn holder(&self, pattern: &HostPattern) -> Option<&Arc<TenantEntry<T>>> {
+        self.hosts.get(pattern)
+    }
+
     /// The tenant of this id.
     pub fn tenant(&self, id: &str) -> Option<&Arc<TenantEntry<T>>> {
         self.tenants.get(id)

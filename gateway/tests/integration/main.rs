@@ -29,6 +29,7 @@ mod proxy_protocol;
 mod proxying;
 mod streaming;
 mod support;
+mod tenant_folder;
 mod tls;
 mod transforms;
 mod traps;

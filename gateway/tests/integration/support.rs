@@ -76,7 +76,7 @@ impl Origin {
     }
 }
 
-/// A gateway with one file of tenants.
+/// A gateway with its tenants.
 pub struct Gateway {
     pub folder: tempfile::TempDir,
     pub http: SocketAddr,
@@ -99,10 +99,15 @@ impl Gateway {
     pub fn start_listening(tenants: &str, listeners: &str, node: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("tenants.yaml"), tenants).unwrap();
+        Self::start_in(folder, "tenants.yaml", listeners, node)
+    }
+
+    /// In a folder where its tenants are already, in this file or folder.
+    pub fn start_in(folder: tempfile::TempDir, tenants: &str, listeners: &str, node: &str) -> Self {
         let node = format!(
             "id: test\n\
              listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0'{listeners} }}\n\
-             tls: {{ development_certificate: true }}\ntenants: tenants.yaml\nstate_dir: state\nthreads: 2\n\
+             tls: {{ development_certificate: true }}\ntenants: {tenants}\nstate_dir: state\nthreads: 2\n\
              egress: {{ allow_loopback: true }}\naccess_log: {{ output: {{ file: access.log }} }}\n{node}"
         );
         fs::write(folder.path().join("node.yaml"), node).unwrap();

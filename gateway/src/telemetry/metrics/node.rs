@@ -94,6 +94,8 @@ pub struct NodeMetrics {
     config_reloads: Counters<Reload>,
     config_revision: IntGauge,
     config_last_success: Gauge,
+    config_files_read: IntCounter,
+    config_tenants_compiled: IntCounter,
 }
 
 impl NodeMetrics {
@@ -117,7 +119,15 @@ impl NodeMetrics {
             config_reloads: counters(registry, names::CONFIG_RELOADS)?,
             config_revision: gauge(registry, names::CONFIG_REVISION)?,
             config_last_success: register(registry, Gauge::with_opts(opts(names::CONFIG_LAST_SUCCESS))?)?,
+            config_files_read: counter(registry, names::CONFIG_FILES_READ)?,
+            config_tenants_compiled: counter(registry, names::CONFIG_TENANTS_COMPILED)?,
         })
+    }
+
+    /// A reload has read so many files, and found so many tenants new or changed.
+    pub fn config_read(&self, files: usize, tenants: usize) {
+        self.config_files_read.inc_by(files as u64);
+        self.config_tenants_compiled.inc_by(tenants as u64);
     }
 
     /// A configuration was read; `revision` is the one that is running now, and `unix_seconds` the

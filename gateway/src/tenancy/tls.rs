@@ -1,0 +1,248 @@
+//! What a tenant brings for TLS: certificates for its hosts, and whose client certificates it accepts.
+//!
+//! Tenants that ask for client certificates get a configuration of their own, so that a session resumed
+//! there was verified against that tenant's authorities.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use foldhash::fast::RandomState;
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::CryptoProvider,
+    server::{ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use seiketsu_config::{
+    tenant::{CertificateFiles, Tenant},
+    values::HostPattern,
+};
+use sha2::{Digest, Sha256};
+use x509_parser::{extensions::GeneralName, prelude::FromDer};
+
+/// Why certificates could not be put to use.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error("cannot read {what} from {path}: {reason}; give a PEM file that the gateway may read")]
+    Read { what: &'static str, path: PathBuf, reason: String },
+    #[error(
+        "the key {key} does not belong to the certificate {certificate}, or is of a kind that cannot sign: {reason}"
+    )]
+    KeyMismatch { certificate: PathBuf, key: PathBuf, reason: rustls::Error },
+    #[error("the authorities in {path} cannot be used to verify clients: {reason}")]
+    ClientCa { path: PathBuf, reason: String },
+    #[error("cannot make a development certificate: {0}")]
+    Development(String),
+    #[error("this build offers no TLS: {0}")]
+    Provider(rustls::Error),
+}
+
+/// Finds the certificate for a client's hello.
+pub(crate) type Resolver = Arc<dyn ResolvesServerCert>;
+
+/// The TLS of one tenant.
+#[derive(Debug)]
+pub(crate) struct TenantTls {
+    /// By the tenant's hosts.
+    keys: Names<Arc<CertifiedKey>>,
+    verified: Option<Verified>,
+}
+
+/// How clients of a tenant are verified.
+#[derive(Debug)]
+struct Verified {
+    /// Of the authorities.
+    digest: [u8; 32],
+    config: Arc<ServerConfig>,
+}
+
+impl TenantTls {
+    /// Reads the tenant's certificates. `before` is the TLS that this takes the place of.
+    pub(crate) fn compile(
+        tenant: &Tenant,
+        before: Option<&Self>,
+        resolver: &Resolver,
+    ) -> Result<Option<Self>, TlsError> {
+        let Some(tls) = &tenant.tls else { return Ok(None) };
+        let certificates: Vec<_> = tls.certificates.iter().map(certified_key).collect::<Result<_, _>>()?;
+        let mut keys = Names::default();
+        for host in &tenant.hosts {
+            let fits = certificates.iter().find(|(_, names)| names.iter().any(|name| covers(name, host)));
+            // A certificate that names other hosts is still better than another tenant's.
+            if let Some((key, _)) = fits.or(certificates.first()) {
+                keys.insert(host.name(), host.is_wildcard(), key.clone());
+            }
+        }
+        let required = tls.require_client_certificate;
+        let verified = tls.client_ca.as_deref().map(|ca| {
+            let authorities = read_certificates(ca)?;
+            let mut digest = Sha256::new();
+            digest.update([u8::from(required)]);
+            for authority in &authorities {
+                digest.update(authority);
+            }
+            let digest: [u8; 32] = digest.finalize().into();
+            let before = before.and_then(|before| before.verified.as_ref()).filter(|before| before.digest == digest);
+            let config = match before {
+                // With its ticket keys, or every change of the tenant would cost all its clients a handshake.
+                Some(before) => before.config.clone(),
+                None => config(resolver, Some(Clients { ca, authorities, required }))?,
+            };
+            Ok(Verified { digest, config })
+        });
+        Ok(Some(Self { keys, verified: verified.transpose()? }))
+    }
+
+    /// The certificate for this name, if one of the tenant's hosts is or covers it.
+    pub(crate) fn key(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        self.keys.find(name)
+    }
+
+    /// The configuration of its own that a tenant has which asks for client certificates.
+    pub(crate) fn config(&self) -> Option<&Arc<ServerConfig>> {
+        self.verified.as_ref().map(|verified| &verified.config)
+    }
+}
+
+/// The configuration for all who need not show a certificate.
+pub(crate) fn open_config(resolver: &Resolver) -> Result<Arc<ServerConfig>, TlsError> {
+    config(resolver, None)
+}
+
+/// Names, exact and with a wildcard, and what belongs to them.
+#[derive(Debug)]
+pub(crate) struct Names<T> {
+    exact: HashMap<Box<str>, T, RandomState>,
+    /// By the part behind `*.`.
+    wildcard: HashMap<Box<str>, T, RandomState>,
+}
+
+impl<T> Default for Names<T> {
+    fn default() -> Self {
+        Self { exact: HashMap::default(), wildcard: HashMap::default() }
+    }
+}
+
+impl<T> Names<T> {
+    pub(crate) fn insert(&mut self, name: &str, wildcard: bool, value: T) {
+        let names = if wildcard { &mut self.wildcard } else { &mut self.exact };
+        names.entry(name.to_ascii_lowercase().into()).or_insert(value);
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&T> {
+        let lower;
+        let name = if name.bytes().any(|b| b.is_ascii_uppercase()) {
+            lower = name.to_ascii_lowercase();
+            &lower
+        } else {
+            name
+        };
+        if let Some(found) = self.exact.get(name) {
+            return Some(found);
+        }
+        // The longest suffix wins: `*.eu.example.com` before `*.example.com`.
+        let mut rest = name;
+        while let Some((_, suffix)) = rest.split_once('.') {
+            if let Some(found) = self.wildcard.get(suffix) {
+                return Some(found);
+            }
+            rest = suffix;
+        }
+        None
+    }
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// Whose client certificates are accepted.
+struct Clients<'a> {
+    ca: &'a Path,
+    authorities: Vec<CertificateDer<'static>>,
+    required: bool,
+}
+
+/// A configuration with ticket keys of its own.
+fn config(resolver: &Resolver, clients: Option<Clients<'_>>) -> Result<Arc<ServerConfig>, TlsError> {
+    let provider = provider();
+    let builder = ServerConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(TlsError::Provider)?;
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(Clients { ca, authorities, required }) => {
+            let refused = |reason: String| TlsError::ClientCa { path: ca.to_owned(), reason };
+            let mut roots = RootCertStore::empty();
+            for certificate in authorities {
+                roots.add(certificate).map_err(|error| refused(error.to_string()))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            let verifier = if required { verifier } else { verifier.allow_unauthenticated() };
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| refused(error.to_string()))?)
+        }
+    };
+    let mut config = builder.with_cert_resolver(resolver.clone());
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    // Resumption without a store: tickets under a key of this configuration, rotated by rustls.
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(TlsError::Provider)?;
+    // One ticket instead of two: a client resumes with the latest, and each costs CPU and a packet.
+    config.send_tls13_tickets = 1;
+    Ok(Arc::new(config))
+}
+
+fn covers((name, wildcard): &(String, bool), host: &HostPattern) -> bool {
+    match (*wildcard, host.is_wildcard()) {
+        (false, false) | (true, true) => name == host.name(),
+        // A wildcard certificate stands for exactly one label (RFC 9525 §6.3).
+        (true, false) => host.name().split_once('.').is_some_and(|(_, rest)| rest == name),
+        (false, true) => false,
+    }
+}
+
+/// A chain with its key, and the DNS names of its first certificate (behind `*.` where they are wildcards).
+pub(crate) fn certified_key(files: &CertificateFiles) -> Result<(Arc<CertifiedKey>, Vec<(String, bool)>), TlsError> {
+    let chain = read_certificates(&files.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| TlsError::Read {
+        what: "a private key",
+        path: files.key.clone(),
+        reason: error.to_string(),
+    })?;
+    let names = chain.first().map(|first| dns_names(first)).unwrap_or_default();
+    let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|reason| TlsError::KeyMismatch {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+        reason,
+    })?;
+    Ok((Arc::new(key), names))
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let refused = |reason: String| TlsError::Read { what: "certificates", path: path.to_owned(), reason };
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| refused(error.to_string()))?;
+    if certificates.is_empty() {
+        return Err(refused("it holds none".to_owned()));
+    }
+    Ok(certificates)
+}
+
+fn dns_names(certificate: &CertificateDer<'_>) -> Vec<(String, bool)> {
+    let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate) else { return Vec::new() };
+    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+    let names = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        _ => None,
+    });
+    names
+        .map(|name| match name.strip_prefix("*.") {
+            Some(rest) => (rest.to_owned(), true),
+            None => (name, false),
+        })
+        .collect()
+}

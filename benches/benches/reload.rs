@@ -69,12 +69,12 @@ fn measure(files: usize) -> io::Result<()> {
     let (began, before) = (Instant::now(), gateway_time());
     thread::spawn(move || seiketsu_gateway::run(node, false, Arc::new(Silent)));
     listening_at(&state.join("addresses.json"));
-    let (start, start_cpu) = (began.elapsed(), gateway_time() - before);
+    let (start, start_cpu) = (began.elapsed(), gateway_time().saturating_sub(before));
 
     settle();
     let before = gateway_time();
     thread::park_timeout(IDLE);
-    let idle = (gateway_time() - before).div_f64(IDLE.as_secs_f64());
+    let idle = (gateway_time().saturating_sub(before)).div_f64(IDLE.as_secs_f64());
 
     let mut costs: Vec<Duration> = (0..CHANGES)
         .map(|change| {
@@ -87,7 +87,7 @@ fn measure(files: usize) -> io::Result<()> {
                 thread::park_timeout(Duration::from_millis(5));
             }
             thread::park_timeout(AFTERWARDS);
-            gateway_time() - before
+            gateway_time().saturating_sub(before)
         })
         .collect();
     costs.sort_unstable();
@@ -114,7 +114,7 @@ fn settle() {
     loop {
         let before = gateway_time();
         thread::park_timeout(STEP);
-        if gateway_time() - before < STEP / 100 {
+        if gateway_time().saturating_sub(before) < STEP / 100 {
             return;
         }
     }
@@ -123,5 +123,6 @@ fn settle() {
 /// Processor time of the process so far, but for this thread.
 fn gateway_time() -> Duration {
     let time = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
-    time(ClockId::ProcessCPUTime) - time(ClockId::ThreadCPUTime)
+    let own = time(ClockId::ThreadCPUTime);
+    time(ClockId::ProcessCPUTime).saturating_sub(own)
 }

@@ -204,7 +204,8 @@ impl Reloader {
     }
 
     fn look_at_files(&mut self, look: &Look) -> Changed {
-        let all = look.all || look.again;
+        // Where there was nothing to look at, everything is new.
+        let all = look.all || look.again || self.wrong.folder.is_some();
         let scope = if all { Scope::All } else { Scope::Named(look.named.clone()) };
         match self.tenant_files.look(&scope) {
             Ok(mut changed) => {

@@ -284,6 +284,8 @@ proptest! {
     #[test]
     fn what_is_read_file_by_file_ends_where_reading_everything_ends(edits in prop::collection::vec(edit(), 1..12)) {
         let (mut incremental, mut whole) = (Node::new(), Node::new());
+        incremental.look_at_everything();
+        whole.look_at_everything();
         for edit in &edits {
             let names: Vec<&str> = edit.make(&incremental).into_iter().collect();
             edit.make(&whole);

@@ -129,14 +129,20 @@ impl Reloader {
     /// Looks, and puts in force what has changed and is good.
     pub(super) fn look(&mut self, look: &Look) {
         let (began, now, before) = (Instant::now(), SystemTime::now(), self.wrong.clone());
-        let renewed =
-            if look.certificates || look.again { self.certificates.look(look.again) } else { Renewed::default() };
-        if look.again || renewed.of_node {
+        // Where there was nothing to look at, nothing is known.
+        let again = look.again || before.folder.is_some();
+        let renewed = if look.certificates || again { self.certificates.look(again) } else { Renewed::default() };
+        if again || renewed.of_node {
             let loaded = self.tls.load_node(&node_certificates(&self.shared));
             self.wrong.node_certificates = loaded.err().map(|error| error.to_string());
         }
-        let Changed { read: mut changed, gone } = self.look_at_files(look);
-        if look.again {
+        let Some(Changed { read: mut changed, gone }) = self.look_at_files(look, again) else {
+            if self.wrong != before {
+                self.report(&before, &Outcome::default(), 0, began);
+            }
+            return;
+        };
+        if again {
             changed.extend(self.tenant_files.paths().cloned());
         }
         let users = self.files_with(&renewed.tenants);
@@ -147,7 +153,7 @@ impl Reloader {
         changed.extend(before.files.keys().cloned());
         let mut read: BTreeSet<PathBuf> = changed.difference(&gone).cloned().collect();
         let refresh = |path: &Path| match () {
-            () if look.again || before.files.contains_key(path) => Refresh::All,
+            () if again || before.files.contains_key(path) => Refresh::All,
             () if users.contains(path) => Refresh::Certificates(&renewed.files),
             () => Refresh::Nothing,
         };
@@ -203,9 +209,9 @@ impl Reloader {
         tenants.map(|tenant| tenant.compiled().file.to_path_buf()).collect()
     }
 
-    fn look_at_files(&mut self, look: &Look) -> Changed {
-        // Where there was nothing to look at, everything is new.
-        let all = look.all || look.again || self.wrong.folder.is_some();
+    /// Nothing, if there is nothing to look at.
+    fn look_at_files(&mut self, look: &Look, again: bool) -> Option<Changed> {
+        let all = look.all || again;
         let scope = if all { Scope::All } else { Scope::Named(look.named.clone()) };
         match self.tenant_files.look(&scope) {
             Ok(mut changed) => {
@@ -214,11 +220,11 @@ impl Reloader {
                     let there: HashSet<&PathBuf> = self.tenant_files.paths().collect();
                     changed.gone.extend(self.in_force.others(&there));
                 }
-                changed
+                Some(changed)
             }
             Err(error) => {
                 self.wrong.folder = Some(error);
-                Changed::default()
+                None
             }
         }
     }

@@ -18,7 +18,7 @@ use rustls_pki_types::CertificateDer;
 use seiketsu_config::tenant::CertificateFiles;
 use seiketsu_identity::certificate::ClientCertificate;
 
-pub use crate::tenancy::tls::TlsError;
+pub(crate) use crate::tenancy::tls::TlsError;
 use crate::tenancy::{
     Live,
     compile::CompiledTenant,

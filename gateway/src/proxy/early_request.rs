@@ -2,12 +2,11 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use http::{HeaderName, Version, header};
-use pingora_http::RequestHeader;
+use http::{HeaderMap, HeaderName, Method, Version, header};
 use pingora_proxy::Session;
 use seiketsu_identity::forged;
 
-use super::{RequestContext, Shared, context};
+use super::{RequestContext, Shared, context, parts};
 use crate::{server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -27,25 +26,31 @@ const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
 pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
     let Some(peer) = Peer::of(session) else { return };
     let (client, trusted) = (peer.ip(), peer.trusted);
-    ctx.client = if trusted { forwarded_for(session.req_header(), client, shared) } else { client };
+    ctx.client = if trusted { forwarded_for(&session.req_header().headers, client, shared) } else { client };
     let downstream = session.as_downstream_mut();
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
     downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);
-    let request = downstream.req_header_mut();
-    ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
-    ctx.trace = shared.tracer.begin(&request.headers);
-    ctx.grpc = context::is_grpc(request);
-    ctx.websocket = is_websocket(request);
-    ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(request);
-    for name in forged::forged_headers(&request.headers) {
-        request.remove_header(&name);
-    }
-    if !trusted {
-        for name in &FORWARDING {
-            request.remove_header(name);
+    parts::change_request(downstream.req_header_mut(), |request| {
+        let fields = &mut request.headers;
+        let sent = trusted.then(|| sent_request_id(fields)).flatten();
+        ctx.request_id = sent.unwrap_or_else(|| RequestId::generate(ctx.started_at));
+        ctx.trace = shared.tracer.begin(fields);
+        ctx.grpc = request.method == Method::POST && context::is_grpc(fields);
+        ctx.websocket = is_websocket(fields);
+        ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(fields);
+        for name in forged::forged_headers(fields) {
+            fields.remove(name);
         }
-    }
+        if !trusted {
+            for name in &FORWARDING {
+                // A comparison with the few names that are there costs less than a lookup.
+                if fields.keys().any(|sent| sent == name) {
+                    fields.remove(name);
+                }
+            }
+        }
+    });
     // The silence of a WebSocket or of a gRPC stream is not a slow body.
     let may_pause = ctx.websocket || ctx.grpc;
     downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
@@ -60,8 +65,8 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
 
 /// The address that the first trusted proxy was called from: the last in the list that is not itself one
 /// of ours. What stands before it was written by somebody we do not know.
-fn forwarded_for(request: &RequestHeader, peer: IpAddr, shared: &Shared) -> IpAddr {
-    let lines = request.headers.get_all(X_FORWARDED_FOR);
+fn forwarded_for(fields: &HeaderMap, peer: IpAddr, shared: &Shared) -> IpAddr {
+    let lines = fields.get_all(X_FORWARDED_FOR);
     let list: Vec<&str> = lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
     let mut client = peer;
     for entry in list.iter().rev() {
@@ -81,16 +86,16 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     address.map(|address: IpAddr| address.to_canonical())
 }
 
-fn sent_request_id(request: &RequestHeader) -> Option<RequestId> {
-    RequestId::parse(request.headers.get(X_REQUEST_ID)?.to_str().ok()?)
+fn sent_request_id(fields: &HeaderMap) -> Option<RequestId> {
+    RequestId::parse(fields.get(X_REQUEST_ID)?.to_str().ok()?)
 }
 
-fn is_websocket(request: &RequestHeader) -> bool {
-    request.headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+fn is_websocket(fields: &HeaderMap) -> bool {
+    fields.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-fn accepts_event_stream(request: &RequestHeader) -> bool {
-    let accept = request.headers.get(header::ACCEPT);
+fn accepts_event_stream(fields: &HeaderMap) -> bool {
+    let accept = fields.get(header::ACCEPT);
     accept.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 

@@ -17,7 +17,7 @@ impl Layout {
     /// Writes all files into the folder.
     pub fn write(self, folder: &Path) {
         for file in 0..self.files {
-            write(&self.path(folder, file), &self.text(file, 1));
+            write(&path(folder, file), &self.text(file, 1));
         }
     }
 
@@ -25,11 +25,7 @@ impl Layout {
     pub fn replace_one_tenant(self, folder: &Path, file: usize, generation: usize) {
         let next = folder.join("next");
         write(&next, &self.text(file, generation));
-        fs::rename(&next, self.path(folder, file)).unwrap_or_else(|error| panic!("{error}"));
-    }
-
-    fn path(self, folder: &Path, file: usize) -> PathBuf {
-        folder.join(format!("tenants-{file:06}.yaml"))
+        fs::rename(&next, path(folder, file)).unwrap_or_else(|error| panic!("{error}"));
     }
 
     fn text(self, file: usize, generation: usize) -> String {
@@ -79,6 +75,10 @@ impl std::fmt::Display for Tenant {
     }
 }
 
+fn path(folder: &Path, file: usize) -> PathBuf {
+    folder.join(format!("tenants-{file:06}.yaml"))
+}
+
 fn write(path: &Path, text: &str) {
     fs::write(path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
 }
@@ -95,7 +95,7 @@ mod tests {
         let layout = Layout { files: 3, tenants_in_each: 4 };
         layout.write(folder.path());
         let read = |file| {
-            load::tenants_file(&layout.path(folder.path(), file)).unwrap_or_else(|errors| panic!("{errors}")).tenants
+            load::tenants_file(&path(folder.path(), file)).unwrap_or_else(|errors| panic!("{errors}")).tenants
         };
         let before = read(1);
         assert_eq!((before.len(), before[0].routes.len(), before[0].id.as_str()), (4, 5, "tenant-000004"));

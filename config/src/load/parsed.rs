@@ -441,7 +441,7 @@ plans:
         // One tenant fewer in front: the others have other numbers.
         let start = text.find("  - id: acme").unwrap();
         let end = text.find("  - id: globex").unwrap();
-        let third = tenants_with(Some(&second), &format!("{}{}", &text[..start], &text[end..]), origin).unwrap();
+        let third = tenants_with(Some(&second), format!("{}{}", &text[..start], &text[end..]), origin).unwrap();
         assert_eq!(third.tenants.len(), 2);
         assert!(Arc::ptr_eq(&third.tenants[0], &first.tenants[1]));
     }
@@ -569,7 +569,7 @@ plans:
         #[test]
         fn any_text_is_read_or_refused(text in "(?s).{0,200}") {
             let _ = tenants_with(None, &text, Path::new(ORIGIN));
-            let _ = tenants_with(None, &format!("revision: 1\ntenants:\n  - {text}"), Path::new(ORIGIN));
+            let _ = tenants_with(None, format!("revision: 1\ntenants:\n  - {text}"), Path::new(ORIGIN));
             let _ = super::super::node(&text, Path::new(ORIGIN));
         }
     }

@@ -49,7 +49,7 @@ struct Claims<'a> {
     left_ids: HashSet<&'a Id>,
     left_hosts: HashSet<&'a HostPattern>,
     ids: HashMap<&'a Id, Member<'a>>,
-    hosts: HashMap<&'a HostPattern, &'a Id>,
+    hosts: HashMap<&'a HostPattern, &'a Tenant>,
 }
 
 impl<'a> Claims<'a> {
@@ -89,7 +89,7 @@ impl<'a> Claims<'a> {
                     self.ids.remove(&tenant.id);
                 }
                 for host in &tenant.hosts {
-                    if self.hosts.get(host).is_some_and(|holder| std::ptr::eq(*holder, &tenant.id)) {
+                    if self.hosts.get(host).is_some_and(|holder| std::ptr::eq(*holder, tenant)) {
                         self.hosts.remove(host);
                     }
                 }
@@ -113,7 +113,7 @@ impl<'a> Claims<'a> {
             match self.holder(host, tenant) {
                 Some(holder) => errors.push(member.has_host_of(number, holder)),
                 None => {
-                    self.hosts.insert(host, &tenant.id);
+                    self.hosts.insert(host, tenant);
                 }
             }
         }
@@ -137,7 +137,7 @@ impl<'a> Claims<'a> {
     /// The tenant that has this host already.
     fn holder(&self, host: &HostPattern, claimant: &Tenant) -> Option<&'a Id> {
         if let Some(holder) = self.hosts.get(host) {
-            return Some(holder);
+            return Some(&holder.id);
         }
         let in_force = self.snapshot.holder(host).filter(|_| !self.left_hosts.contains(host));
         in_force.map(|holder| holder.id()).filter(|id| **id != claimant.id)

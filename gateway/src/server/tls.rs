@@ -23,7 +23,7 @@ use crate::tenancy::{
     Live,
     compile::CompiledTenant,
     hosts::{HostBuffer, normalise},
-    tls::{self, Names, Resolver},
+    tls::{self, Certificate, Names, Resolver},
 };
 
 /// The certificates in use. Connections that are open keep theirs when they are replaced.
@@ -47,7 +47,7 @@ impl LiveTls {
     pub(crate) fn load_node(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
         let mut node = NodeCertificates::default();
         for files in files {
-            let (key, names) = tls::certified_key(files)?;
+            let Certificate { key, names } = tls::certified_key(files)?;
             for (name, wildcard) in names {
                 node.by_name.insert(&name, wildcard, key.clone());
             }

@@ -131,7 +131,7 @@ pub enum CompileError {
     #[error("tenant {tenant}: {source}")]
     Callers { tenant: Id, source: authenticate::CompileError },
     #[error("tenant {tenant}: tls: {source}")]
-    Tls { tenant: Id, source: TlsError },
+    Tls { tenant: Id, source: Box<TlsError> },
     #[error("tenant {tenant}: versions: {source}")]
     Versions { tenant: Id, source: VersioningError },
     #[error("tenant {tenant}, route {route}: {source}")]
@@ -190,7 +190,7 @@ impl<'a> Compiler<'a> {
         pools: &dyn Pools,
     ) -> Result<CompiledTenant, CompileError> {
         let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source: Box::new(source) };
-        let tls = tls.map_err(|source| CompileError::Tls { tenant: tenant.id.clone(), source })?;
+        let tls = tls.map_err(|source| CompileError::Tls { tenant: tenant.id.clone(), source: source.into() })?;
         let auth = TenantAuth::compile(tenant, self.identity)
             .map_err(|source| CompileError::Callers { tenant: tenant.id.clone(), source })?;
         let versions = tenant.versions.as_ref().map(Versions::compile).transpose();

@@ -72,10 +72,10 @@ impl TenantTls {
         let certificates: Vec<_> = tls.certificates.iter().map(certified_key).collect::<Result<_, _>>()?;
         let mut keys = Names::default();
         for host in &tenant.hosts {
-            let fits = certificates.iter().find(|(_, names)| names.iter().any(|name| covers(name, host)));
+            let fits = certificates.iter().find(|it| it.names.iter().any(|name| covers(name, host)));
             // A certificate that names other hosts is still better than another tenant's.
-            if let Some((key, _)) = fits.or(certificates.first()) {
-                keys.insert(host.name(), host.is_wildcard(), key.clone());
+            if let Some(certificate) = fits.or(certificates.first()) {
+                keys.insert(host.name(), host.is_wildcard(), certificate.key.clone());
             }
         }
         let required = tls.require_client_certificate;
@@ -205,8 +205,14 @@ fn covers((name, wildcard): &(String, bool), host: &HostPattern) -> bool {
     }
 }
 
-/// A chain with its key, and the DNS names of its first certificate (behind `*.` where they are wildcards).
-pub(crate) fn certified_key(files: &CertificateFiles) -> Result<(Arc<CertifiedKey>, Vec<(String, bool)>), TlsError> {
+/// A chain with its key.
+pub(crate) struct Certificate {
+    pub(crate) key: Arc<CertifiedKey>,
+    /// The DNS names of the first certificate, and whether they are wildcards; of these the part behind `*.`.
+    pub(crate) names: Vec<(String, bool)>,
+}
+
+pub(crate) fn certified_key(files: &CertificateFiles) -> Result<Certificate, TlsError> {
     let chain = read_certificates(&files.certificate)?;
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| TlsError::Read {
         what: "a private key",
@@ -219,7 +225,7 @@ pub(crate) fn certified_key(files: &CertificateFiles) -> Result<(Arc<CertifiedKe
         key: files.key.clone(),
         reason,
     })?;
-    Ok((Arc::new(key), names))
+    Ok(Certificate { key: Arc::new(key), names })
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

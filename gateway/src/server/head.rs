@@ -220,7 +220,7 @@ impl HeadScanner {
         if method == b"CONNECT" {
             return Err(HeadError::Connect);
         }
-        if target.is_empty() || !target.iter().all(|b| matches!(b, b'!'..=b'~')) {
+        if target.is_empty() || !all(target, |b| matches!(b, b'!'..=b'~')) {
             return Err(HeadError::Target);
         }
         self.options = method == b"OPTIONS";
@@ -242,7 +242,7 @@ impl HeadScanner {
         if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
             return Err(HeadError::FieldName);
         }
-        if !raw.iter().all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f)) {
+        if !all(raw, |b| b == b'\t' || (b >= b' ' && b != 0x7f)) {
             return Err(HeadError::FieldValue);
         }
         // The fields that decide about framing and routing; all others are not looked at here.
@@ -398,6 +398,12 @@ fn is_token(byte: u8) -> bool {
 
 fn memchr(needle: u8, haystack: &[u8]) -> Option<usize> {
     memchr::memchr(needle, haystack)
+}
+
+/// Whether all bytes are of a kind. Looks at every one, also behind one that is not: without a way out
+/// the compiler compares many at a time.
+fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & is(*byte))
 }
 
 #[cfg(test)]

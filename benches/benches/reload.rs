@@ -81,7 +81,7 @@ fn measure(files: usize) -> io::Result<()> {
             let before = gateway_time();
             let kept = kept(&state);
             layout.replace_one_tenant(&tenants, (change * 7919) % files, change + 2);
-            let until = Instant::now() + Duration::from_secs(60);
+            let until = Instant::now() + Duration::from_mins(1);
             while kept == self::kept(&state) {
                 assert!(Instant::now() < until, "the change did not come into force");
                 thread::park_timeout(Duration::from_millis(5));

@@ -94,9 +94,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap_or_else(|error| panic!("{error}"));
         let layout = Layout { files: 3, tenants_in_each: 4 };
         layout.write(folder.path());
-        let read = |file| {
-            load::tenants_file(&path(folder.path(), file)).unwrap_or_else(|errors| panic!("{errors}")).tenants
-        };
+        let read =
+            |file| load::tenants_file(&path(folder.path(), file)).unwrap_or_else(|errors| panic!("{errors}")).tenants;
         let before = read(1);
         assert_eq!((before.len(), before[0].routes.len(), before[0].id.as_str()), (4, 5, "tenant-000004"));
         layout.replace_one_tenant(folder.path(), 1, 2);

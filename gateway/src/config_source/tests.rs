@@ -128,19 +128,19 @@ fn file(revision: u64, tenants: &[(&str, Vec<&str>, bool)]) -> String {
     )
 }
 
-fn one(id: &str, host: &str) -> Option<String> {
-    Some(file(1, &[(id, vec![host], false)]))
+fn one(id: &str, host: &str) -> String {
+    file(1, &[(id, vec![host], false)])
 }
 
 #[test]
 fn a_file_that_clashes_is_taken_when_the_other_one_gives_way() {
     let mut node = Node::new();
-    node.write(&[("a.yaml", one("a", "x")), ("b.yaml", one("b", "y")), ("c.yaml", one("c", "z"))]);
+    node.write(&[("a.yaml", Some(one("a", "x"))), ("b.yaml", Some(one("b", "y"))), ("c.yaml", Some(one("c", "z")))]);
     node.look_at_everything();
     assert_eq!(node.status().errors, [""; 0]);
 
     // A change of one file clashes with another that has not changed; others go on.
-    node.write(&[("a.yaml", one("a", "y")), ("c.yaml", one("c", "w"))]);
+    node.write(&[("a.yaml", Some(one("a", "y"))), ("c.yaml", Some(one("c", "w")))]);
     node.look_at(&["a.yaml", "c.yaml"]);
     let state = node.state();
     assert_eq!(
@@ -155,13 +155,13 @@ fn a_file_that_clashes_is_taken_when_the_other_one_gives_way() {
     );
 
     // The other one gives way.
-    node.write(&[("b.yaml", one("b", "v"))]);
+    node.write(&[("b.yaml", Some(one("b", "v")))]);
     node.look_at(&["b.yaml"]);
     let state = node.state();
     assert_eq!((state.errors.len(), &*state.tenants["a"].2), (0, &["y.example".to_owned()][..]));
 
     // The same tenant in another file, until the first is removed.
-    node.write(&[("d.yaml", one("a", "u"))]);
+    node.write(&[("d.yaml", Some(one("a", "u")))]);
     node.look_at(&["d.yaml"]);
     let errors = &node.state().errors;
     assert!(errors[0].contains("the tenant a stands in /tenants/a.yaml:4 already"), "{errors:?}");
@@ -186,7 +186,7 @@ fn tenants_of_one_file_clash_with_their_exact_place() {
 fn a_head_changes_all_tenants_of_its_file_and_no_others() {
     let mut node = Node::new();
     let both = file(1, &[("a", vec!["x"], false), ("b", vec!["y"], true)]);
-    node.write(&[("a.yaml", Some(both.clone())), ("c.yaml", one("c", "z"))]);
+    node.write(&[("a.yaml", Some(both.clone())), ("c.yaml", Some(one("c", "z")))]);
     node.look_at_everything();
     let entry = |node: &Node, id| node.shared.live.load().tenant(id).unwrap().clone();
     let before = ["a", "b", "c"].map(|id| entry(&node, id));
@@ -203,7 +203,7 @@ fn a_head_changes_all_tenants_of_its_file_and_no_others() {
 #[test]
 fn a_node_starts_each_wrong_file_from_what_was_kept() {
     let mut node = Node::new();
-    node.write(&[("a.yaml", one("a", "x")), ("b.yaml", one("b", "y")), ("c.yaml", one("c", "z"))]);
+    node.write(&[("a.yaml", Some(one("a", "x"))), ("b.yaml", Some(one("b", "y"))), ("c.yaml", Some(one("c", "z")))]);
     node.reloader.load_first();
     assert!(node.status().loaded && !node.status().from_last_known_good);
     let before = node.state();
@@ -216,7 +216,7 @@ fn a_node_starts_each_wrong_file_from_what_was_kept() {
     assert!(node.status().from_last_known_good && state.errors.len() == 1, "{state:?}");
     assert_eq!(state.tenants.keys().collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(state.tenants["b"], before.tenants["b"]);
-    node.write(&[("b.yaml", one("b", "w"))]);
+    node.write(&[("b.yaml", Some(one("b", "w")))]);
     node.look_at(&["b.yaml"]);
     assert!(!node.status().from_last_known_good);
     assert_eq!(node.state().tenants["b"].2, ["w.example"]);

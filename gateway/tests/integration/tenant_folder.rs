@@ -48,7 +48,7 @@ impl Folder<'_> {
 fn put(path: &Path, text: &str) {
     let next = path.with_extension("next");
     fs::write(&next, text).unwrap();
-    let long_ago = SystemTime::now() - Duration::from_secs(3600);
+    let long_ago = SystemTime::now() - Duration::from_hours(1);
     File::options().append(true).open(&next).unwrap().set_modified(long_ago).unwrap();
     fs::rename(next, path).unwrap();
 }

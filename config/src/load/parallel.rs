@@ -10,6 +10,10 @@ use std::{
 /// all threads end at about the same time. What is less than a batch is done on this thread.
 pub fn map<T: Sync, R: Send>(items: &[T], batch: usize, work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let batches = items.len().div_ceil(batch);
+    if batches <= 1 {
+        // How many processors there are is read from files, which can cost more than the work.
+        return items.iter().map(work).collect();
+    }
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(batches);
     let next = AtomicUsize::new(0);
     let take = || {

@@ -19,7 +19,7 @@ use std::{
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program of the workspace: built into the folder above that of the tests.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(Path::parent).unwrap().join(name);
     assert!(path.exists(), "{} is missing: run the tests with `--workspace`", path.display());

@@ -122,6 +122,7 @@ impl FileCompiler<'_> {
                         compiled,
                     )));
                 }
+                Err(error) if error.is_missing_upstream() && !errors.is_empty() => {}
                 Err(error) => errors.push(format!("{}: {error}", path.display())),
             }
             if errors.len() > 20 {

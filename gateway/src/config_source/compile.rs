@@ -144,10 +144,13 @@ pub(super) fn list(path: &Path) -> Result<Vec<PathBuf>, String> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let entries = fs::read_dir(path).map_err(|error| format!("cannot read the folder {}: {error}", path.display()))?;
+    let unreadable = |error| format!("cannot read the folder {}: {error}", path.display());
+    let entries = fs::read_dir(path).map_err(unreadable)?;
+    // A list with gaps would take the tenants of the files that are missing in it out of force.
+    let entries: Vec<fs::DirEntry> = entries.collect::<Result<_, _>>().map_err(unreadable)?;
     let mut files: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
+        .iter()
+        .map(fs::DirEntry::path)
         .filter(|path| is_tenant_file(path))
         .filter(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')))
         .collect();

@@ -136,6 +136,11 @@ impl Reloader {
         if ready.is_empty() && self.files.is_empty() {
             return self.refused(errors);
         }
+        // A wrong file that is not in force may hold the tenants of one that is gone: a file was renamed, or the
+        // whole folder is away for a moment. Nothing goes out of force for the sake of an error.
+        if stay.iter().any(|path| !self.files.contains_key(path)) {
+            stay.extend(self.files.keys().filter(|path| !ready.contains_key(*path)).cloned());
+        }
         // What is in force afterwards: the new files, the old state of the wrong ones, not those that are gone.
         let parsed_after = ready
             .values()

@@ -1,7 +1,9 @@
 //! What operators rely on: reloads, bad files, draining, replacing the binary.
 
 use std::{
+    fs,
     io::{BufReader, Write},
+    process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -33,6 +35,67 @@ fn a_change_is_live_and_a_broken_file_changes_nothing() {
     assert!(reported.is_some(), "{}", gateway.readyz().text());
     assert_eq!(gateway.get("globex2.test", "/v1/echo", "").status, 200);
     assert!(gateway.log().contains("rutes"));
+}
+
+/// A gateway whose tenants are the files of the folder `conf`, beginning with `a.yaml`.
+fn with_folder_of_tenants(tenants: &str) -> Gateway {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("conf")).unwrap();
+    fs::write(folder.path().join("conf/a.yaml"), tenants).unwrap();
+    let node = "listeners: { http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0' }\n\
+                tls: { development_certificate: true }\ntenants: conf\nstate_dir: state\n\
+                egress: { allow_loopback: true }\n";
+    fs::write(folder.path().join("node.yaml"), node).unwrap();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let (http, https, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    Gateway { folder, http, https, operations, process }
+}
+
+#[test]
+fn a_folder_that_is_gone_takes_no_tenant_with_it() {
+    let origin = Origin::start("eu-west");
+    let tenants = two_tenants(&[origin.address], KEY);
+    let gateway = with_folder_of_tenants(&tenants);
+    let (conf, away) = (gateway.folder.path().join("conf"), gateway.folder.path().join("away"));
+    let errors = || gateway.readyz().json()["last_reload"]["errors"].to_string();
+    fs::rename(&conf, &away).unwrap();
+    assert!(wait_for(&|| (errors() != "[]").then_some(())).is_some(), "{}", errors());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    fs::create_dir(&conf).unwrap();
+    assert!(wait_for(&|| errors().contains("no *.yaml file").then_some(())).is_some(), "{}", errors());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    // And back: what it says now is in force.
+    let next = tenants.replace("revision: 1", "revision: 2").replace("globex.test", "globex2.test");
+    fs::write(conf.join("a.yaml"), next).unwrap();
+    let live = wait_for(&|| (gateway.get("globex2.test", "/v1/echo", "").status == 200).then_some(()));
+    assert!(live.is_some(), "{}", errors());
+    assert!(wait_for(&|| (errors() == "[]").then_some(())).is_some(), "{}", errors());
+}
+
+#[test]
+fn a_file_that_is_renamed_and_broken_at_once_takes_no_tenant_with_it() {
+    let origin = Origin::start("eu-west");
+    let tenants = two_tenants(&[origin.address], KEY);
+    let gateway = with_folder_of_tenants(&tenants);
+    let conf = gateway.folder.path().join("conf");
+    fs::write(conf.join("b.txt"), "revision: [broken").unwrap();
+    let errors = || gateway.readyz().json()["last_reload"]["errors"].to_string();
+    fs::rename(conf.join("b.txt"), conf.join("b.yaml")).unwrap();
+    fs::rename(conf.join("a.yaml"), conf.join("a.txt")).unwrap();
+    assert!(wait_for(&|| errors().contains("b.yaml").then_some(())).is_some(), "{}", errors());
+    // The next look at the folder finds the same.
+    gateway.process.signal("-HUP");
+    let looked = || gateway.log().matches("b.yaml").count() > 1;
+    assert!(wait_for(&|| looked().then_some(())).is_some(), "{}", gateway.log());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    // Once everything can be read, what is gone is gone.
+    fs::remove_file(conf.join("b.yaml")).unwrap();
+    let others = [("id: acme", "id: acme2"), ("acme.test", "acme2.test"), ("globex", "globex2")];
+    let others = others.iter().fold(tenants.clone(), |text, (from, to)| text.replace(from, to));
+    fs::write(conf.join("c.yaml"), others.replace("testglobex2", "testglobex")).unwrap();
+    let gone = wait_for(&|| (gateway.get("acme.test", "/v1/echo", "").status == 404).then_some(()));
+    assert!(gone.is_some(), "{}", errors());
+    assert_eq!(gateway.get("acme2.test", "/v1/echo", "").status, 200);
 }
 
 #[test]
@@ -243,6 +306,102 @@ fn hand_over(gateway: &Gateway) -> Process {
     let (http, https, _) = Gateway::wait_until_ready(folder, next.0.id());
     assert_eq!((http, https), (gateway.http, gateway.https));
     next
+}
+
+/// A folder for a node with addresses of its own, whose tenants are read from a pipe: loading lasts until
+/// something is written into it.
+fn node_that_is_loading() -> (tempfile::TempDir, std::net::SocketAddr) {
+    let folder = tempfile::tempdir().unwrap();
+    // Among the addresses of the loopback network nobody else has chosen the same.
+    let number = std::process::id().to_le_bytes();
+    let operations = std::net::SocketAddr::from(([127, number[0] | 1, number[1] | 1, 9], 19_090));
+    let node = format!(
+        "listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '{operations}' }}\n\
+         tls: {{ development_certificate: true }}\ntenants: tenants.yaml\nstate_dir: state\n\
+         egress: {{ allow_loopback: true }}\n"
+    );
+    fs::write(folder.path().join("node.yaml"), node).unwrap();
+    let made = Command::new("mkfifo").arg(folder.path().join("tenants.yaml")).status().unwrap();
+    assert!(made.success());
+    (folder, operations)
+}
+
+fn probe(operations: std::net::SocketAddr, target: &str) -> Option<support::Response> {
+    let mut stream = BufReader::new(std::net::TcpStream::connect(operations).ok()?);
+    write!(stream.get_mut(), "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    support::receive(&mut stream)
+}
+
+#[test]
+fn a_node_that_is_still_loading_is_live_and_says_why_it_is_not_ready() {
+    let origin = Origin::start("eu-west");
+    let (folder, operations) = node_that_is_loading();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let live = wait_for(&|| probe(operations, "/livez")).expect("probes are answered");
+    assert_eq!(live.status, 200);
+    let waiting = probe(operations, "/readyz").unwrap();
+    assert_eq!(waiting.status, 503);
+    assert_eq!(waiting.json()["checks"]["configuration_loaded"], false);
+    assert!(waiting.json()["reason"].as_str().unwrap().contains("no configuration"), "{}", waiting.text());
+    // Signals that are meant for a node that serves do no harm to one that does not yet.
+    process.signal("-HUP");
+    process.signal("-QUIT");
+    assert_eq!(probe(operations, "/livez").unwrap().status, 200);
+    let tenants = folder.path().join("tenants.yaml");
+    let mut pipe = fs::OpenOptions::new().write(true).open(&tenants).unwrap();
+    // Later looks at the file find an ordinary one.
+    fs::write(folder.path().join("next"), two_tenants(&[origin.address], KEY)).unwrap();
+    fs::rename(folder.path().join("next"), &tenants).unwrap();
+    pipe.write_all(two_tenants(&[origin.address], KEY).as_bytes()).unwrap();
+    drop(pipe);
+    let (http, _, _) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let ready = probe(operations, "/readyz").unwrap();
+    assert_eq!((ready.status, ready.json().get("reason")), (200, None), "{}", ready.text());
+    assert_eq!(Client::connect(http).request(REQUEST).status, 200);
+}
+
+#[test]
+fn term_ends_a_node_that_is_still_loading() {
+    let (folder, operations) = node_that_is_loading();
+    let mut process = Gateway::spawn(folder.path(), &[]);
+    wait_for(&|| probe(operations, "/livez")).expect("probes are answered");
+    process.signal("-TERM");
+    assert!(wait_for_end(&mut process).success());
+}
+
+#[test]
+fn a_second_node_on_the_same_ports_is_refused_and_the_first_serves_on() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let second = Command::new(support::binary("seiketsu-gateway"))
+        .args(["--config", gateway.folder.path().join("node.yaml").to_str().unwrap()])
+        .args(["--http", &gateway.http.to_string()])
+        .args(["--state-dir", gateway.folder.path().join("second").to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success(), "{said}");
+    assert!(said.contains(&format!("cannot listen on {}", gateway.http)), "{said}");
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn after_a_handover_only_the_new_process_answers_probes() {
+    let origin = Origin::start("eu-west");
+    let gateway = with_policies(origin.address, "");
+    let node = fs::read_to_string(gateway.folder.path().join("node.yaml")).unwrap();
+    // The same address for both, as in practice.
+    let next_node = node.replace("operations: '127.0.0.1:0'", &format!("operations: '{}'", gateway.operations));
+    fs::write(gateway.folder.path().join("node.yaml"), next_node).unwrap();
+    let mut old = open_socket(&gateway);
+    let _next = hand_over(&gateway);
+    assert_echo(&mut old, Message::text("the old process still has work to do"));
+    wait_for(&|| gateway.log().contains("draining").then_some(())).unwrap();
+    let ready = || probe(gateway.operations, "/readyz").is_some_and(|answer| answer.status == 200);
+    assert!(wait_for(&|| (0..30).all(|_| ready()).then_some(())).is_some(), "some find a node that drains");
+    for _ in 0..30 {
+        assert_eq!(probe(gateway.operations, "/readyz").unwrap().status, 200);
+    }
 }
 
 fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {

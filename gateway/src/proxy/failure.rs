@@ -57,6 +57,9 @@ pub(super) fn to_connect(
     if let Some(attempt) = ctx.exchange.attempt.take() {
         attempt.finish(Outcome::ConnectFailed);
     }
+    if let Some(place) = &mut ctx.exchange.place {
+        place.failed();
+    }
     let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {

@@ -167,6 +167,16 @@ fn an_address_has_a_bound_of_connections() {
 }
 
 #[test]
+fn a_trusted_proxy_has_no_bound_of_connections_for_all_its_clients() {
+    let origin = Origin::start("eu-west");
+    let node = "protection: { connections_per_address: 3 }\nforwarding: { trusted_proxies: ['127.0.0.1/32'] }\n";
+    let gateway = Gateway::start_with(&two_tenants(&[origin.address], KEY), node);
+    let request = "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
+    let mut open: Vec<Client> = (0..10).map(|_| gateway.connect()).collect();
+    assert!(open.iter_mut().all(|client| client.request(request).status == 200));
+}
+
+#[test]
 fn a_killed_origin_costs_no_idempotent_request() {
     let (first, second) = (Origin::start("a"), Origin::start("b"));
     let gateway = Gateway::start(&two_tenants(&[first.address, second.address], KEY));

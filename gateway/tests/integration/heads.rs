@@ -45,6 +45,7 @@ fn heads_that_could_be_read_in_two_ways_are_refused_and_counted() {
         ("GET /v1/echo HTTP/1.1\r\nHost: acme.test/evil\r\n\r\n".into(), 400, "host"),
         ("GET /v1/echo HTTP/1.1\r\nHost: user@acme.test\r\n\r\n".into(), 400, "host"),
         ("GET /v1/echo HTTP/1.1\r\nHost: acme.test, globex.test\r\n\r\n".into(), 400, "host"),
+        ("GET /v1/echo#/../x HTTP/1.1\r\nHost: acme.test\r\n\r\n".into(), 400, "target"),
         (get(": empty\r\n"), 400, "field_name"),
         (get("no colon\r\n"), 400, "field_name"),
         (get("a\0b: c\r\n"), 400, "field_name"),

@@ -1,12 +1,19 @@
 //! A node from start to end: build, serve, answer signals, drain.
 
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::TcpListener,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use seiketsu_config::node::NodeConfig;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
+    task::JoinHandle,
 };
 
 use crate::{
@@ -14,8 +21,9 @@ use crate::{
     operations::{LogLevel, OperationsServer, OperationsState, Readiness},
     proxy::{Shared, SharedError},
     server::{
-        self, Server, ServerError, handover,
-        listener::{self, BindError},
+        self, Server, ServerError,
+        handover::{self, HandoverError},
+        listener::{self, BindError, Listener},
         tls,
     },
 };
@@ -32,7 +40,7 @@ pub enum RunError {
     #[error(transparent)]
     Server(#[from] ServerError),
     #[error("cannot take over from the running gateway: {0}")]
-    Handover(#[from] handover::HandoverError),
+    Handover(#[from] HandoverError),
     #[error("{0}")]
     Tls(#[from] tls::TlsError),
     #[error("there is no configuration to start with:\n{0}")]
@@ -48,6 +56,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     // rustls refuses to choose between providers that happen to be linked in; an error means that one
     // is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    raise_limit_of_open_files();
     // Health checks, name resolution and the like. Workers have runtimes of their own.
     let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("background").enable_all().build()?;
     // Before anything that takes time: a HUP or QUIT that comes early must not end the process.
@@ -123,11 +132,22 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     Ok(())
 }
 
+/// Systems give a process some thousand descriptors unless it asks for what it may have: for a gateway that is
+/// a few hundred clients.
+fn raise_limit_of_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 /// Everything that may take its time before a node can serve.
 struct Prepared {
     source: ConfigSource,
     live_tls: Arc<tls::LiveTls>,
-    listeners: Vec<listener::Listener>,
+    listeners: Vec<Listener>,
     inherited: Option<handover::Inherited>,
 }
 
@@ -197,8 +217,26 @@ async fn wait_for_end(
     server: &Server,
     signals: &mut Signals,
 ) -> &'static str {
+    let mut handover: Option<JoinHandle<Result<(), HandoverError>>> = None;
     loop {
+        // A new process that hangs must not keep the old one from hearing anything else.
+        let handed_over = async {
+            match &mut handover {
+                Some(handover) => handover.await.unwrap_or_else(|error| Err(HandoverError::Failed(error.to_string()))),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
+            handed_over = handed_over => match handed_over {
+                Ok(()) => return HANDED_OVER,
+                Err(error) => {
+                    handover = None;
+                    tracing::error!(
+                        %error,
+                        "the sockets were not handed over; going on. Start the new process with --upgrade first"
+                    );
+                }
+            },
             _ = signals.terminate.recv() => return "TERM",
             _ = signals.interrupt.recv() => return "INT",
             _ = signals.hangup.recv() => {
@@ -210,21 +248,33 @@ async fn wait_for_end(
                 }
             }
             _ = signals.quit.recv() => {
-                let path = handover::socket_path(&shared.node.state_dir);
-                let sent = tokio::task::block_in_place(|| handover::send(&path, server.listeners()));
-                match sent {
-                    Ok(()) => return HANDED_OVER,
-                    Err(error) => tracing::error!(%error, "the sockets were not handed over; going on"),
+                if handover.is_some() {
+                    tracing::warn!("the sockets are being handed over already");
+                    continue;
                 }
+                let path = handover::socket_path(&shared.node.state_dir);
+                let listeners = server.listeners().iter().map(Listener::try_clone).collect::<Result<Vec<_>, _>>();
+                handover = Some(tokio::task::spawn_blocking(move || {
+                    let listeners = listeners.map_err(|error| HandoverError::Failed(error.to_string()))?;
+                    handover::send(&path, &listeners)
+                }));
             }
         }
     }
 }
 
+/// Signals that come this soon after the first are the same one.
+const ONE_BREATH: Duration = Duration::from_millis(250);
+
 /// Somebody who sends a second TERM does not want to wait for the last WebSocket.
 fn end_at_second_signal(runtime: &Runtime, mut signals: Signals) {
+    let first = Instant::now();
     runtime.spawn(async move {
         signals.end().await;
+        // A terminal and a supervisor both say it, in the same breath: that is one wish, and no impatience.
+        while first.elapsed() < ONE_BREATH {
+            signals.end().await;
+        }
         tracing::warn!("second signal: ending at once");
         std::process::exit(1);
     });
@@ -268,7 +318,7 @@ fn operations_listener(node: &NodeConfig) -> io::Result<TcpListener> {
     bound.pop().map(|listener| listener.socket).ok_or_else(|| io::ErrorKind::AddrNotAvailable.into())
 }
 
-fn spawn_background(shared: &Arc<Shared>, runtime: &Handle) -> tokio::task::JoinHandle<()> {
+fn spawn_background(shared: &Arc<Shared>, runtime: &Handle) -> JoinHandle<()> {
     let events = config_source::log_upstream_events(shared.clone());
     let identity = shared.identity.clone();
     runtime.spawn(async move {

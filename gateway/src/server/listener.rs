@@ -27,6 +27,13 @@ pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
 }
 
+impl Listener {
+    /// The same socket once more.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { endpoint: self.endpoint, socket: self.socket.try_clone()? })
+    }
+}
+
 /// Why a node cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}; is another process using it, or is the address not this machine's?")]

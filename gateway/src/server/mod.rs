@@ -19,7 +19,7 @@ mod stream;
 pub(crate) mod tls;
 pub(crate) mod transport;
 pub(crate) mod watch;
-mod worker;
+pub(crate) mod worker;
 
 use std::{
     io,

@@ -170,7 +170,8 @@ fn refuse(tcp: TcpStream, full: Full, worker: &Worker) {
     drop(tcp);
 }
 
-fn is_exhausted(error: &io::Error) -> bool {
+/// Whether there are no file descriptors or no memory for another socket.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
         .into_iter()

@@ -11,7 +11,7 @@ use std::{
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::{
-    fixtures::with_policies,
+    fixtures::{let_pass, with_policies},
     support::{self, Client, Gateway, KEY, Origin, Process, tls::connect_tls, two_tenants, wait_for},
     websocket::{assert_echo, open_socket},
 };
@@ -154,6 +154,62 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     assert_eq!(busy.receive().unwrap().status, 200);
     let ended = wait_for_end(&mut gateway.process);
     assert!(ended.success(), "{}", gateway.log());
+}
+
+#[test]
+fn a_signal_that_comes_twice_at_once_cuts_nothing_and_a_later_one_does() {
+    let origin = Origin::start("eu-west");
+    for patient in [true, false] {
+        let mut gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+        let mut busy = gateway.connect();
+        busy.send(b"GET /v1/delay/2000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        let in_flight = || gateway.metrics().contains("in_flight{tenant=\"acme\"} 1");
+        wait_for(&|| in_flight().then_some(())).unwrap();
+        // To a process group, and by whoever started it: Ctrl-C in a terminal does both.
+        gateway.process.signal("-INT");
+        gateway.process.signal("-TERM");
+        if patient {
+            assert_eq!(busy.receive().expect("an answer").status, 200);
+        } else {
+            let draining = || gateway.log().contains("draining");
+            wait_for(&|| draining().then_some(())).unwrap();
+            let_pass(Duration::from_millis(300));
+            gateway.process.signal("-TERM");
+            assert!(busy.receive().is_none());
+        }
+        assert_eq!(wait_for_end(&mut gateway.process).success(), patient, "{}", gateway.log());
+    }
+}
+
+#[test]
+fn a_handover_that_hangs_keeps_the_node_from_nothing() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    // It takes the sockets and never says that it serves.
+    let hangs = std::os::unix::net::UnixListener::bind(gateway.folder.path().join("state/upgrade.sock")).unwrap();
+    gateway.process.signal("-QUIT");
+    let (connection, _) = hangs.accept().unwrap();
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    gateway.process.signal("-TERM");
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+    drop(connection);
+}
+
+#[test]
+fn probes_are_answered_when_clients_have_taken_all_descriptors() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let pid = gateway.process.0.id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=100:100"]).status().unwrap();
+    assert!(limited.success());
+    let clients: Vec<Client> = (0..150).map(|_| gateway.connect()).collect();
+    assert!(wait_for(&|| gateway.log().contains("raise the limit of open files").then_some(())).is_some());
+    for _ in 0..10 {
+        let answered = || probe(gateway.operations, "/livez").is_some_and(|answer| answer.status == 200);
+        assert!(wait_for(&|| answered().then_some(())).is_some(), "{}", gateway.log());
+    }
+    drop(clients);
+    assert!(wait_for(&|| (gateway.get("acme.test", "/v1/echo", "").status == 200).then_some(())).is_some());
 }
 
 #[test]

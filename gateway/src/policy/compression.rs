@@ -13,8 +13,8 @@ use http::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
         ETAG,
     },
+    response,
 };
-use pingora_http::ResponseHeader;
 use seiketsu_config::policy::{self, Encoding};
 
 pub use self::encoder::{EncodeError, Encoder};
@@ -83,12 +83,12 @@ impl CompressionPolicy {
         &self,
         accepted: AcceptedEncodings,
         method: &Method,
-        response: &mut ResponseHeader,
+        response: &mut response::Parts,
     ) -> Option<Encoder> {
         if !self.is_compressible(response) {
             return None;
         }
-        vary::add(response, &["Accept-Encoding"]);
+        vary::add(&mut response.headers, &["Accept-Encoding"]);
         // To HEAD there is nothing to compress, and its head would not tell GET's length anyway.
         if *method == Method::HEAD {
             return None;
@@ -96,7 +96,7 @@ impl CompressionPolicy {
         let encoding = self.choose(accepted)?;
         let streamed = !response.headers.contains_key(CONTENT_LENGTH);
         let encoder = Encoder::new(encoding, streamed).ok()?;
-        change_head(response, encoding);
+        change_head(&mut response.headers, encoding);
         Some(encoder)
     }
 
@@ -113,7 +113,7 @@ impl CompressionPolicy {
         best.filter(|(quality, _)| *quality >= accepted.identity).map(|(_, encoding)| encoding)
     }
 
-    fn is_compressible(&self, response: &ResponseHeader) -> bool {
+    fn is_compressible(&self, response: &response::Parts) -> bool {
         let headers = &response.headers;
         let has_whole_body = !response.status.is_informational()
             && !matches!(
@@ -249,32 +249,31 @@ fn forbids_transform(headers: &HeaderMap) -> bool {
     })
 }
 
-fn change_head(response: &mut ResponseHeader, encoding: Encoding) {
+fn change_head(headers: &mut HeaderMap, encoding: Encoding) {
     let name = match encoding {
         Encoding::Gzip => "gzip",
         Encoding::Br => "br",
         Encoding::Zstd => "zstd",
     };
     for digest in DIGESTS {
-        response.remove_header(digest);
+        headers.remove(digest);
     }
     // The length is not known ahead, and ranges of the compressed bytes cannot be served.
-    response.remove_header(&CONTENT_LENGTH);
-    response.remove_header(&ACCEPT_RANGES);
+    headers.remove(&CONTENT_LENGTH);
+    headers.remove(&ACCEPT_RANGES);
     // Two encodings of one resource are not the same bytes, so a strong validator (RFC 9110 §8.8.1)
     // becomes a weak one; what is neither is no validator and goes.
-    if let Some(etag) = response.remove_header(&ETAG) {
+    if let Some(etag) = headers.remove(&ETAG) {
         let weak = match etag.as_bytes() {
             [b'W', b'/', ..] => Some(etag),
             [b'"', ..] => HeaderValue::from_bytes(&[b"W/", etag.as_bytes()].concat()).ok(),
             _ => None,
         };
         if let Some(weak) = weak {
-            let _ = response.insert_header(ETAG, weak);
+            headers.insert(ETAG, weak);
         }
     }
-    // Checked name and value: inserting does not fail.
-    let _ = response.insert_header(CONTENT_ENCODING, HeaderValue::from_static(name));
+    headers.insert(CONTENT_ENCODING, HeaderValue::from_static(name));
 }
 
 #[cfg(test)]
@@ -302,10 +301,10 @@ mod tests {
         policy(json!({})).choose(accepted(&[accept]))
     }
 
-    fn response(status: u16, fields: &[(&'static str, &str)]) -> ResponseHeader {
-        let mut response = ResponseHeader::build(status, None).unwrap();
+    fn response(status: u16, fields: &[(&'static str, &str)]) -> response::Parts {
+        let mut response = http::Response::builder().status(status).body(()).unwrap().into_parts().0;
         for (name, value) in fields {
-            response.append_header(*name, *value).unwrap();
+            response.headers.append(*name, value.parse().unwrap());
         }
         response
     }

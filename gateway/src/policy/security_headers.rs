@@ -1,7 +1,6 @@
 //! Security headers on every response.
 
-use http::{HeaderName, HeaderValue, header};
-use pingora_http::ResponseHeader;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use seiketsu_config::layers;
 
 /// Removed unless a layer says something about them: they tell an attacker what runs behind the gateway.
@@ -35,24 +34,23 @@ impl SecurityHeaders {
 
     /// Writes the headers over those of the upstream. `downstream_tls` says whether the client's
     /// connection is encrypted: `Strict-Transport-Security` must not be sent otherwise (RFC 6797 §7.2).
-    pub fn apply(&self, response: &mut ResponseHeader, downstream_tls: bool) {
+    pub fn apply(&self, response: &mut HeaderMap, downstream_tls: bool) {
         for name in &self.remove {
             // A comparison with the few names that are there costs less than a lookup.
-            if response.headers.keys().any(|have| have == name) {
-                response.remove_header(name);
+            if response.keys().any(|have| have == name) {
+                response.remove(name);
             }
         }
         for (name, value) in &self.set {
-            // Inserting a checked name and value does not fail.
-            let _ = response.insert_header(name, value.clone());
+            response.insert(name, value.clone());
         }
         match &self.strict_transport_security {
             Some(value) if downstream_tls => {
-                let _ = response.insert_header(header::STRICT_TRANSPORT_SECURITY, value.clone());
+                response.insert(header::STRICT_TRANSPORT_SECURITY, value.clone());
             }
             None if downstream_tls => {}
             _ => {
-                response.remove_header(&header::STRICT_TRANSPORT_SECURITY);
+                response.remove(header::STRICT_TRANSPORT_SECURITY);
             }
         }
     }
@@ -73,17 +71,17 @@ mod tests {
         )
     }
 
-    fn applied(policy: &SecurityHeaders, upstream: &[(&'static str, &str)], tls: bool) -> ResponseHeader {
-        let mut response = ResponseHeader::build(200, None).unwrap();
+    fn applied(policy: &SecurityHeaders, upstream: &[(&'static str, &str)], tls: bool) -> HeaderMap {
+        let mut response = HeaderMap::new();
         for (name, value) in upstream {
-            response.append_header(*name, *value).unwrap();
+            response.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
         policy.apply(&mut response, tls);
         response
     }
 
-    fn all(response: &ResponseHeader, name: &str) -> Vec<String> {
-        response.headers.get_all(name).iter().map(|v| v.to_str().unwrap().to_owned()).collect()
+    fn all(response: &HeaderMap, name: &str) -> Vec<String> {
+        response.get_all(name).iter().map(|v| v.to_str().unwrap().to_owned()).collect()
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! API versions: which one a request means, and what its answers say about that version's future.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::RequestHeader;
 use seiketsu_config::{
     tenant::{self, VersionSource},
     values::Id,
@@ -137,13 +137,12 @@ impl Versions {
 
     /// Writes `Deprecation`, `Sunset` and `Link` of the version and the `Vary` of its choice. The
     /// upstream's `Deprecation` and `Sunset` give way; its links stay.
-    pub fn apply(&self, index: usize, response: &mut ResponseHeader) {
+    pub fn apply(&self, index: usize, response: &mut HeaderMap) {
         for (name, value) in self.list.get(index).into_iter().flat_map(|version| &version.headers) {
-            // Checked names and values: writing them does not fail.
             if name == header::LINK {
-                let _ = response.append_header(name, value.clone());
+                response.append(name, value.clone());
             } else {
-                let _ = response.insert_header(name, value.clone());
+                response.insert(name, value.clone());
             }
         }
         if let Some(name) = self.varies_on() {
@@ -350,12 +349,11 @@ mod tests {
     fn answers_of_a_deprecated_version_say_so() {
         let versions = versions(&json!({ "header": "X-Api-Version" }));
         let picked = versions.pick(&request("/", &[("x-api-version", "v1")])).unwrap();
-        let mut response = ResponseHeader::build(200, None).unwrap();
-        response.append_header("Sunset", "never").unwrap();
-        response.append_header("Link", "</next>; rel=\"next\"").unwrap();
+        let mut response = HeaderMap::new();
+        response.append("sunset", HeaderValue::from_static("never"));
+        response.append("link", HeaderValue::from_static("</next>; rel=\"next\""));
         versions.apply(picked, &mut response);
-        let all =
-            |name: &str| -> Vec<_> { response.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect() };
+        let all = |name: &str| -> Vec<_> { response.get_all(name).iter().map(|v| v.to_str().unwrap()).collect() };
         assert_eq!(all("deprecation"), ["@1735689600"]);
         assert_eq!(all("sunset"), ["Thu, 01 Jan 2026 00:00:00 GMT"]);
         assert_eq!(all("link"), ["</next>; rel=\"next\"", "<https://docs.example/v1?a=%3Cb%3E>; rel=\"deprecation\""]);

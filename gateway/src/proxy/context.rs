@@ -6,8 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
-use pingora_http::RequestHeader;
+use http::{HeaderMap, StatusCode};
 use seiketsu_identity::principal::Principal;
 
 use crate::{
@@ -138,10 +137,10 @@ impl RequestContext {
     }
 }
 
-/// Whether an error must be told in gRPC's own way (the content type begins with `application/grpc`).
-pub(crate) fn is_grpc(request: &RequestHeader) -> bool {
-    request.method == Method::POST
-        && request.headers.get(http::header::CONTENT_TYPE).is_some_and(|value| {
-            value.as_bytes().starts_with(b"application/grpc") && !value.as_bytes().starts_with(b"application/grpc-web")
-        })
+/// Whether a POST with these fields is a call of gRPC, to which errors are told in gRPC's own way (the
+/// content type begins with `application/grpc`).
+pub(super) fn is_grpc(fields: &HeaderMap) -> bool {
+    fields.get(http::header::CONTENT_TYPE).is_some_and(|value| {
+        value.as_bytes().starts_with(b"application/grpc") && !value.as_bytes().starts_with(b"application/grpc-web")
+    })
 }

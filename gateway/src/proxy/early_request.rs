@@ -2,12 +2,11 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use http::{HeaderMap, HeaderName, Method, Version, header};
-use pingora_http::RequestHeader;
+use http::{HeaderMap, HeaderName, Method, Version, header, request};
 use pingora_proxy::Session;
 use seiketsu_identity::forged;
 
-use super::{RequestContext, Shared, context};
+use super::{RequestContext, Shared, context, parts};
 use crate::{server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -23,28 +22,31 @@ const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
 pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
     let Some(peer) = Peer::of(session) else { return };
     let (client, trusted) = (peer.ip(), peer.trusted);
-    ctx.client = if trusted { forwarded_for(session.req_header(), client, shared) } else { client };
+    ctx.client = if trusted { forwarded_for(&session.req_header().headers, client, shared) } else { client };
     let downstream = session.as_downstream_mut();
     let is_http2 = downstream.req_header().version == Version::HTTP_2;
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
     downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);
-    let request = downstream.req_header_mut();
-    ctx.request_id = trusted.then(|| sent_request_id(request)).flatten().unwrap_or_else(RequestId::generate);
-    ctx.trace = shared.tracer.begin(&request.headers);
-    ctx.grpc = context::is_grpc(request);
-    ctx.websocket = is_websocket(request);
-    if !ctx.websocket {
-        // To Pingora the field alone is an upgrade; nothing else is passed on.
-        request.remove_header(&header::UPGRADE);
-    }
-    ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(request);
-    for name in forged::forged_headers(&request.headers) {
-        request.remove_header(&name);
-    }
-    for name in foreign_forwarding(&request.headers, trusted) {
-        request.remove_header(&name);
-    }
+    parts::change_request(downstream.req_header_mut(), |request| {
+        ctx.websocket = is_websocket(request);
+        let fields = &mut request.headers;
+        let sent = trusted.then(|| sent_request_id(fields)).flatten();
+        ctx.request_id = sent.unwrap_or_else(|| RequestId::generate(ctx.started_at));
+        ctx.trace = shared.tracer.begin(fields);
+        ctx.grpc = request.method == Method::POST && context::is_grpc(fields);
+        if !ctx.websocket {
+            // To Pingora the field alone is an upgrade; nothing else is passed on.
+            fields.remove(header::UPGRADE);
+        }
+        ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(fields);
+        for name in forged::forged_headers(fields) {
+            fields.remove(name);
+        }
+        for name in foreign_forwarding(fields, trusted) {
+            fields.remove(name);
+        }
+    });
     // The silence of a WebSocket or of a gRPC stream is not a slow body. Neither is to be had by a word in the
     // head: the one needs an upgrade, the other HTTP/2.
     let may_pause = ctx.websocket || ctx.grpc && is_http2;
@@ -86,8 +88,8 @@ fn is_forwarding(name: &str) -> bool {
 
 /// The address that the first trusted proxy was called from: the last in the list that is not itself one
 /// of ours. What stands before it was written by somebody we do not know.
-fn forwarded_for(request: &RequestHeader, peer: IpAddr, shared: &Shared) -> IpAddr {
-    let lines = request.headers.get_all(X_FORWARDED_FOR);
+fn forwarded_for(fields: &HeaderMap, peer: IpAddr, shared: &Shared) -> IpAddr {
+    let lines = fields.get_all(X_FORWARDED_FOR);
     let list: Vec<&str> = lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
     let mut client = peer;
     for entry in list.iter().rev() {
@@ -107,16 +109,17 @@ fn parse_address(text: &str) -> Option<IpAddr> {
     address.map(|address: IpAddr| address.to_canonical())
 }
 
-fn sent_request_id(request: &RequestHeader) -> Option<RequestId> {
-    RequestId::parse(request.headers.get(X_REQUEST_ID)?.to_str().ok()?)
+fn sent_request_id(fields: &HeaderMap) -> Option<RequestId> {
+    RequestId::parse(fields.get(X_REQUEST_ID)?.to_str().ok()?)
 }
 
 /// RFC 6455 §4.1. The check of the head and Pingora must agree with this, or the two would differ on where the
 /// request ends.
-fn is_websocket(request: &RequestHeader) -> bool {
-    let mut upgrades = request.headers.get_all(header::UPGRADE).iter();
+fn is_websocket(request: &request::Parts) -> bool {
+    let fields = &request.headers;
+    let mut upgrades = fields.get_all(header::UPGRADE).iter();
     let mut options =
-        request.headers.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
+        fields.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
     request.version == Version::HTTP_11
         && request.method == Method::GET
         && upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
@@ -124,8 +127,8 @@ fn is_websocket(request: &RequestHeader) -> bool {
         && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
-fn accepts_event_stream(request: &RequestHeader) -> bool {
-    let accept = request.headers.get(header::ACCEPT);
+fn accepts_event_stream(fields: &HeaderMap) -> bool {
+    let accept = fields.get(header::ACCEPT);
     accept.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 

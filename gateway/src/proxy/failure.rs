@@ -23,6 +23,9 @@ pub(super) fn may_retry(
     failure: Failure,
     may_have_arrived: bool,
 ) -> bool {
+    if !failure.is_ever_retried() {
+        return false;
+    }
     let Some(retries) = ctx.route().map(|route| route.policies.retries.clone()) else { return false };
     let Some(pool) = ctx.exchange.pool.clone() else { return false };
     let downstream = session.as_downstream_mut();

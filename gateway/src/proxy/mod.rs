@@ -5,6 +5,7 @@ mod context;
 mod early_request;
 mod failure;
 mod logging;
+mod parts;
 mod request;
 mod request_body;
 mod response;
@@ -24,6 +25,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 pub(crate) use self::context::RequestContext;
+pub(crate) use self::parts::{change_request, change_response};
 pub(crate) use self::shared::{Shared, SharedError, identity};
 use crate::upstream::joining::Joining;
 

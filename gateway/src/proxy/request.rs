@@ -38,11 +38,12 @@ pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut Req
     match decision {
         Ok(Decision::Proxy) => Ok(false),
         Ok(Decision::Answer(status, headers, body)) => {
-            respond::answer(shared, session, ctx, status, headers, body).await?;
+            // Boxed, here and below, so that what few requests need makes no room in the future of all.
+            Box::pin(respond::answer(shared, session, ctx, status, headers, body)).await?;
             Ok(true)
         }
         Err(refusal) => {
-            respond::refuse(shared, session, ctx, &refusal).await?;
+            Box::pin(respond::refuse(shared, session, ctx, &refusal)).await?;
             Ok(true)
         }
     }
@@ -125,7 +126,7 @@ async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Result
         return Ok(Err(unauthenticated(&failure)));
     }
     if route.looks_at_body()
-        && let Err(refusal) = check_body(session, ctx, route).await?
+        && let Err(refusal) = Box::pin(check_body(session, ctx, route)).await?
     {
         return Ok(Err(refusal));
     }

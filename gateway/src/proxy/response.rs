@@ -1,12 +1,12 @@
 //! The head of a response on its way to the client. Answers of the gateway's own are made in
 //! [`crate::respond`] and get the same headers there.
 
-use http::{HeaderValue, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header, response::Parts};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{RequestContext, request};
+use super::{RequestContext, change_response, request};
 use crate::respond;
 
 pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestContext) -> Result<()> {
@@ -16,52 +16,56 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     if interim {
         return only_hints(response);
     }
-    let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
-    let tenant = entry.compiled();
-    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
-    let policies = &route.policies;
-    let upgraded = response.status == StatusCode::SWITCHING_PROTOCOLS;
+    change_response(response, |response| change(session, response, ctx));
+    Ok(())
+}
 
-    policies.response_headers.apply_to_response(response);
+fn change(session: &mut Session, response: &mut Parts, ctx: &mut RequestContext) {
+    let Some(entry) = ctx.tenant.clone() else { return };
+    let tenant = entry.compiled();
+    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return };
+    let policies = &route.policies;
+    let fields = &mut response.headers;
+
+    policies.response_headers.apply(fields);
     if let Some(versions) = &tenant.versions
         && let Some(version) = ctx.version
     {
-        versions.apply(version, response);
+        versions.apply(version, fields);
     }
     if let Some(cookie) = ctx.sticky_cookie.take() {
-        response.append_header(header::SET_COOKIE, cookie)?;
+        fields.append(header::SET_COOKIE, cookie);
     }
     if let Some(cors) = &policies.cors {
-        cors.remove_foreign(response);
+        cors.remove_foreign(fields);
     }
-    respond::common_headers(session, ctx, policies, response)?;
-    if upgraded {
-        return Ok(());
+    respond::common_headers(session, ctx, policies, fields);
+    if response.status == StatusCode::SWITCHING_PROTOCOLS {
+        return;
     }
     let has_body = respond::may_have_body(session.req_header(), response.status);
     if policies.response_body.is_some()
-        && response.headers.get(header::CONTENT_TYPE).is_some_and(request::is_json_type)
-        && !response.headers.contains_key(header::CONTENT_ENCODING)
+        && fields.get(header::CONTENT_TYPE).is_some_and(request::is_json_type)
+        && !fields.contains_key(header::CONTENT_ENCODING)
     {
         // Also to HEAD: they speak of bytes that nobody will get.
-        response.remove_header(&header::CONTENT_LENGTH);
-        response.remove_header(&header::ETAG);
+        fields.remove(header::CONTENT_LENGTH);
+        fields.remove(header::ETAG);
         if has_body {
             ctx.response_body.collected = Some(Vec::new());
-            chunked(session, response)?;
+            chunked(session, fields);
         }
     }
     if let Some(compression) = &policies.compression {
         let accepted = crate::policy::compression::AcceptedEncodings::of(&session.req_header().headers);
         ctx.response_body.encoder = compression.apply(accepted, &session.req_header().method, response);
         if ctx.response_body.encoder.is_some() {
-            chunked(session, response)?;
+            chunked(session, &mut response.headers);
         }
     }
     if has_body && session.req_header().version == Version::HTTP_10 {
-        end_with_connection(session, response);
+        end_with_connection(session, &mut response.headers);
     }
-    Ok(())
 }
 
 /// What is removed from responses must not get out ahead of them: interim ones carry links and nothing
@@ -73,17 +77,16 @@ fn only_hints(response: &mut ResponseHeader) -> Result<()> {
 }
 
 /// HTTP/1.0 knows no chunks (RFC 9112 §7.1): a body of unknown length ends with the connection.
-fn end_with_connection(session: &mut Session, response: &mut ResponseHeader) {
-    response.remove_header(&header::TRANSFER_ENCODING);
-    if !response.headers.contains_key(header::CONTENT_LENGTH) {
+fn end_with_connection(session: &mut Session, fields: &mut HeaderMap) {
+    fields.remove(header::TRANSFER_ENCODING);
+    if !fields.contains_key(header::CONTENT_LENGTH) {
         session.set_keepalive(None);
     }
 }
 
 /// A body whose length is not known in advance: chunked in HTTP/1.1.
-fn chunked(session: &Session, response: &mut ResponseHeader) -> Result<()> {
+fn chunked(session: &Session, fields: &mut HeaderMap) {
     if session.req_header().version == Version::HTTP_11 {
-        response.insert_header(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
+        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
-    Ok(())
 }

@@ -21,7 +21,8 @@ pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut Req
         }
         Err(refused) => {
             let refusal = refusal(refused, pool);
-            respond::refuse(shared, session, ctx, &refusal).await?;
+            // Boxed, so that what few requests need makes no room in the future of all.
+            Box::pin(respond::refuse(shared, session, ctx, &refusal)).await?;
             Ok(false)
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use http::{HeaderValue, header};
+use http::{HeaderValue, header, request};
 use pingora_core::{
     Error, ErrorType, Result,
     upstreams::peer::{HttpPeer, Peer as _},
@@ -73,7 +73,7 @@ fn cookie<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
 
 /// Sends a copy to the route's mirror, if this request is one of its share. The copy is of what the
 /// upstream gets, with the caller's signed identity and without the credential.
-pub(super) fn mirror(shared: &Shared, request: &RequestHeader, ctx: &RequestContext, route: &CompiledRoute) {
+pub(super) fn mirror(shared: &Shared, request: &request::Parts, ctx: &RequestContext, route: &CompiledRoute) {
     let Some(mirror) = &route.mirror else { return };
     if ctx.exchange.attempts > 1 || ctx.websocket || fastrand::f64() >= mirror.share {
         return;
@@ -99,8 +99,9 @@ pub(super) async fn pick(joining: &Joining, session: &mut Session, ctx: &mut Req
     else {
         return Err(Error::explain(ErrorType::InternalError, "a request without a route has no upstream"));
     };
-    let began = *ctx.exchange.first_attempt_at.get_or_insert_with(Instant::now);
-    let left = timeouts.total.get().saturating_sub(began.elapsed());
+    let now = Instant::now();
+    let began = *ctx.exchange.first_attempt_at.get_or_insert(now);
+    let left = timeouts.total.get().saturating_sub(now - began);
     if left.is_zero() {
         ctx.refusal = Some(Refusal::new(ProblemKind::UpstreamTimeout, "The service did not answer in time."));
         return Err(Error::explain(ErrorType::HTTPStatus(504), "no time left for another attempt"));
@@ -138,13 +139,15 @@ pub(super) async fn pick(joining: &Joining, session: &mut Session, ctx: &mut Req
     exchange.attempt = exchange.permit.as_ref().map(|permit| picked.endpoint.begin(permit));
     exchange.endpoint = Some(picked.endpoint);
     exchange.place = None;
+    let mut now = now;
     // Where HTTP/2 is not certain before there is a connection, it may not be one that others can share.
     if peer.options.alpn.get_min_http_version() == 2 {
         let patience = timeouts.connect.get().min(left);
         exchange.place = Some(joining.place(peer.reuse_hash(), patience).await);
+        now = Instant::now();
     }
     if let Some(peer) = Peer::of(session) {
-        peer.watch.arm(timeouts.per_try.get().min(left));
+        peer.watch.arm(timeouts.per_try.get().min(left), now);
     }
     Ok(peer)
 }

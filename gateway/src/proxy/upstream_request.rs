@@ -1,15 +1,14 @@
 //! What the upstream receives.
 
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header, request::Parts};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_identity::{assertion::IDENTITY_HEADER, plain_headers::plain_headers};
 
 use super::{
-    RequestContext, Shared,
+    RequestContext, Shared, change_request,
     early_request::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID},
-    request,
 };
 use crate::{
     respond,
@@ -20,100 +19,112 @@ use crate::{
 const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
 const TRACESTATE: http::HeaderName = http::HeaderName::from_static("tracestate");
 
+/// Forwarding, request id, trace, identity.
+const ADDED_FIELDS: usize = 6;
+
 pub(super) fn filter(
     shared: &Shared,
     session: &Session,
     request: &mut RequestHeader,
     ctx: &mut RequestContext,
 ) -> Result<()> {
-    let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
-    let tenant = entry.compiled();
+    change_request(request, |request| change(shared, session, request, ctx))
+}
+
+fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut RequestContext) -> Result<()> {
+    let Some(tenant) = ctx.tenant() else { return Ok(()) };
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
     let policies = &route.policies;
+    let fields = &mut request.headers;
+    // A clone has no room for more; what follows mostly fits.
+    fields.reserve(ADDED_FIELDS);
 
     if !policies.auth.forward_credential {
         for name in tenant.auth.credential_headers() {
-            request.remove_header(name);
+            fields.remove(name);
         }
     }
-    forwarding(session, request)?;
+    forwarding(session, fields);
     // In HTTP/2 the client may have named it in `:authority` only.
-    if !request.headers.contains_key(header::HOST)
+    if !fields.contains_key(header::HOST)
         && let Some(authority) = request.uri.authority()
     {
-        request.insert_header(
-            header::HOST,
-            HeaderValue::from_str(authority.as_str())
-                .or_err(ErrorType::InvalidHTTPHeader, "the authority is no field value")?,
-        )?;
+        let host = HeaderValue::from_str(authority.as_str());
+        fields.insert(header::HOST, host.or_err(ErrorType::InvalidHTTPHeader, "the authority is no field value")?);
     }
-    join_cookies(request)?;
-    request.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
+    join_cookies(fields)?;
+    fields.insert(X_REQUEST_ID, ctx.request_id.header_value());
     if let Some(traceparent) = ctx.trace.traceparent_for_upstream() {
-        request.insert_header(TRACEPARENT, traceparent)?;
+        fields.insert(TRACEPARENT, traceparent);
     }
     if !ctx.trace.keeps_tracestate() {
-        request.remove_header(&TRACESTATE);
+        fields.remove(TRACESTATE);
     }
-    identity(shared, request, ctx, route)?;
+    identity(shared, fields, ctx, route)?;
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
-        request.insert_header(header::TE, HeaderValue::from_static("trailers"))?;
+        fields.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    transform_target(request, route)?;
     if ctx.request_body.read.is_some() {
         // It is here already: there is nothing to ask the client for, again.
-        request.remove_header(&header::EXPECT);
+        fields.remove(header::EXPECT);
     }
     if let Some(replacement) = &ctx.request_body.replacement {
-        request.remove_header(&header::TRANSFER_ENCODING);
-        request.insert_header(header::CONTENT_LENGTH, HeaderValue::from(replacement.len()))?;
+        fields.remove(header::TRANSFER_ENCODING);
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(replacement.len()));
     }
-    policies.request_headers.apply_to_request(request);
+    transform_target(request, route)?;
+    policies.request_headers.apply(&mut request.headers);
     super::upstream_peer::mirror(shared, request, ctx, route);
     if let Some(host) = ctx.exchange.endpoint.as_ref().and_then(|endpoint| endpoint.host_header.clone()) {
-        set_host(request, host)?;
+        set_host(request, host);
     }
     Ok(())
 }
 
 /// HTTP/2 clients may send each cookie in a field of its own; everybody else expects one (RFC 9113 §8.2.3).
-fn join_cookies(request: &mut RequestHeader) -> Result<()> {
-    let mut fields = request.headers.get_all(header::COOKIE).iter();
-    let (Some(first), Some(second)) = (fields.next(), fields.next()) else { return Ok(()) };
+fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
+    let mut cookies = fields.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return Ok(()) };
     let mut joined = first.as_bytes().to_vec();
-    for field in std::iter::once(second).chain(fields) {
+    for cookie in std::iter::once(second).chain(cookies) {
         joined.extend_from_slice(b"; ");
-        joined.extend_from_slice(field.as_bytes());
+        joined.extend_from_slice(cookie.as_bytes());
     }
     let joined = HeaderValue::from_bytes(&joined).or_err(ErrorType::InvalidHTTPHeader, "joining cookies")?;
-    request.insert_header(header::COOKIE, joined)
-}
-
-fn forwarding(session: &Session, request: &mut RequestHeader) -> Result<()> {
-    let Some(peer) = Peer::of(session) else { return Ok(()) };
-    let peer_address = peer.ip();
-    // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
-    let list = request.headers.get(X_FORWARDED_FOR).and_then(|value| value.to_str().ok());
-    let list = match list {
-        Some(list) => format!("{list}, {peer_address}"),
-        None => peer_address.to_string(),
-    };
-    request.insert_header(X_FORWARDED_FOR, list)?;
-    if !peer.trusted || !request.headers.contains_key(X_FORWARDED_PROTO) {
-        let proto = if peer.tls.is_some() { "https" } else { "http" };
-        request.insert_header(X_FORWARDED_PROTO, HeaderValue::from_static(proto))?;
-    }
-    if !peer.trusted || !request.headers.contains_key(X_FORWARDED_HOST) {
-        let host = request::request_host(session.req_header()).and_then(|host| HeaderValue::from_bytes(host).ok());
-        if let Some(host) = host {
-            request.insert_header(X_FORWARDED_HOST, host)?;
-        }
-    }
+    fields.insert(header::COOKIE, joined);
     Ok(())
 }
 
-fn identity(shared: &Shared, request: &mut RequestHeader, ctx: &RequestContext, route: &CompiledRoute) -> Result<()> {
+fn forwarding(session: &Session, fields: &mut HeaderMap) {
+    let Some(peer) = Peer::of(session) else { return };
+    // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
+    let list = if peer.trusted { fields.get(X_FORWARDED_FOR) } else { None };
+    let list = list.and_then(|list| {
+        HeaderValue::from_bytes(&[list.as_bytes(), b", ", peer.address_text.as_bytes()].concat()).ok()
+    });
+    fields.insert(X_FORWARDED_FOR, list.unwrap_or_else(|| peer.address_text.clone()));
+    if !peer.trusted || !fields.contains_key(X_FORWARDED_PROTO) {
+        let proto = if peer.tls.is_some() { "https" } else { "http" };
+        fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    }
+    if (!peer.trusted || !fields.contains_key(X_FORWARDED_HOST))
+        && let Some(host) = host_field(session.req_header())
+    {
+        fields.insert(X_FORWARDED_HOST, host);
+    }
+}
+
+/// The host that the client named, as the value of a field.
+fn host_field(request: &RequestHeader) -> Option<HeaderValue> {
+    match request.uri.authority() {
+        Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+        // A clone of what is there copies nothing.
+        None => request.headers.get(header::HOST).cloned(),
+    }
+}
+
+fn identity(shared: &Shared, fields: &mut HeaderMap, ctx: &RequestContext, route: &CompiledRoute) -> Result<()> {
     let Some(principal) = ctx.principal.as_deref() else { return Ok(()) };
     let auth = &route.policies.auth;
     if auth.forward_assertion {
@@ -121,17 +132,17 @@ fn identity(shared: &Shared, request: &mut RequestHeader, ctx: &RequestContext, 
         let assertion = shared.assertions.assertion(principal, audience.unwrap_or(&route.audience));
         // Without it the upstream would take the caller for nobody, or worse.
         let assertion = assertion.map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
-        request.insert_header(IDENTITY_HEADER, assertion)?;
+        fields.insert(IDENTITY_HEADER, assertion);
     }
     if auth.forward_headers {
         for (name, value) in plain_headers(principal) {
-            request.insert_header(name, value)?;
+            fields.insert(name, value);
         }
     }
     Ok(())
 }
 
-fn transform_target(request: &mut RequestHeader, route: &CompiledRoute) -> Result<()> {
+fn transform_target(request: &mut Parts, route: &CompiledRoute) -> Result<()> {
     let Some(transform) = &route.transform else { return Ok(()) };
     let target = request.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let parameters: Vec<&str> =
@@ -142,20 +153,19 @@ fn transform_target(request: &mut RequestHeader, route: &CompiledRoute) -> Resul
     if changed == target {
         return Ok(());
     }
-    let uri = respond::uri_with_target(&request.uri, &changed)
+    request.uri = respond::uri_with_target(&request.uri, &changed)
         .map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
-    request.set_uri(uri);
     Ok(())
 }
 
-fn set_host(request: &mut RequestHeader, host: HeaderValue) -> Result<()> {
+fn set_host(request: &mut Parts, host: HeaderValue) {
     if request.uri.authority().is_some() {
         // HTTP/2 carries it as `:authority`.
         let mut parts = request.uri.clone().into_parts();
         parts.authority = host.to_str().ok().and_then(|host| host.parse().ok());
         if let Ok(uri) = http::Uri::from_parts(parts) {
-            request.set_uri(uri);
+            request.uri = uri;
         }
     }
-    request.insert_header(header::HOST, host)
+    request.headers.insert(header::HOST, host);
 }

@@ -6,9 +6,9 @@
 pub(crate) mod problem;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, Uri, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use pingora_core::Result;
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
 use self::problem::{Problem, ProblemKind};
@@ -59,25 +59,28 @@ pub(crate) async fn answer(
     headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
 ) -> Result<()> {
-    let mut response = ResponseHeader::build(status, Some(headers.len() + 16))?;
+    let mut response = Response::new(()).into_parts().0;
+    response.status = status;
+    let fields = &mut response.headers;
+    fields.reserve(headers.len() + 16);
     for (name, value) in headers {
-        response.append_header(name, value)?;
+        fields.append(name, value);
     }
     if status != StatusCode::NO_CONTENT {
-        response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(body.len()))?;
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
     let entry = ctx.tenant.clone();
     let route = ctx.route;
     if let Some(tenant) = entry.as_deref().map(crate::tenancy::snapshot::TenantEntry::compiled) {
         let policies = route.and_then(|index| tenant.routes.get(index)).map_or(&tenant.policies, |r| &r.policies);
-        common_headers(session, ctx, policies, &mut response)?;
+        common_headers(session, ctx, policies, fields);
     } else {
-        response.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
-        default_security_headers(&mut response)?;
+        fields.insert(X_REQUEST_ID, ctx.request_id.header_value());
+        default_security_headers(fields);
     }
     keep_open_if_cheap(session);
     let no_body = body.is_empty() || !may_have_body(session.req_header(), status);
-    session.write_response_header(Box::new(response), no_body).await?;
+    session.write_response_header(Box::new(response.into()), no_body).await?;
     if !no_body {
         session.write_response_body(Some(body), true).await?;
     } else if session.req_header().version == http::Version::HTTP_2 {
@@ -92,22 +95,21 @@ pub(crate) fn common_headers(
     session: &Session,
     ctx: &RequestContext,
     policies: &CompiledPolicies,
-    response: &mut ResponseHeader,
-) -> Result<()> {
-    response.insert_header(X_REQUEST_ID, ctx.request_id.header_value())?;
+    fields: &mut HeaderMap,
+) {
+    fields.insert(X_REQUEST_ID, ctx.request_id.header_value());
     if let Some(cors) = &policies.cors {
-        cors.apply(session.req_header().headers.get(header::ORIGIN), response);
+        cors.apply(session.req_header().headers.get(header::ORIGIN), fields);
     }
     let tls = Peer::of(session).is_some_and(|peer| peer.tls.is_some());
-    policies.security_headers.apply(response, tls);
-    Ok(())
+    policies.security_headers.apply(fields, tls);
 }
 
 /// For hosts that nobody has: there is no tenant whose settings could apply.
-fn default_security_headers(response: &mut ResponseHeader) -> Result<()> {
-    response.insert_header(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"))?;
-    response.insert_header(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"))?;
-    response.insert_header(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"))
+fn default_security_headers(fields: &mut HeaderMap) {
+    fields.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    fields.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));
+    fields.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
 /// Whether a response to this request can have a body (RFC 9110 §6.4.1).
@@ -152,7 +154,8 @@ pub(crate) fn early_error(status: u16, reason: &str) -> Vec<u8> {
         505 => ProblemKind::VersionNotSupported,
         _ => ProblemKind::BadRequest,
     };
-    let id = RequestId::generate();
+    let now = std::time::SystemTime::now();
+    let id = RequestId::generate(now);
     let body = Problem::new(kind, reason).with_instance(id.as_str()).body();
     let status = kind.status();
     let head = format!(
@@ -169,7 +172,7 @@ pub(crate) fn early_error(status: u16, reason: &str) -> Vec<u8> {
         status.as_u16(),
         status.canonical_reason().unwrap_or("Error"),
         body.len(),
-        httpdate::fmt_http_date(std::time::SystemTime::now()),
+        httpdate::fmt_http_date(now),
     );
     [head.as_bytes(), &body].concat()
 }

@@ -226,7 +226,7 @@ impl HeadScanner {
             return Err(HeadError::Connect);
         }
         // A fragment is for the client alone (RFC 9110 §4.2.5); servers differ on where a path with one ends.
-        if target.is_empty() || !target.iter().all(|b| matches!(b, b'!'..=b'~') && *b != b'#') {
+        if target.is_empty() || !all(target, |b| matches!(b, b'!'..=b'~') && b != b'#') {
             return Err(HeadError::Target);
         }
         self.options = method == b"OPTIONS";
@@ -249,7 +249,7 @@ impl HeadScanner {
         if name.is_empty() || !name.iter().all(|b| is_token(*b)) {
             return Err(HeadError::FieldName);
         }
-        if !raw.iter().all(|b| *b == b'\t' || (*b >= b' ' && *b != 0x7f)) {
+        if !all(raw, |b| b == b'\t' || (b >= b' ' && b != 0x7f)) {
             return Err(HeadError::FieldValue);
         }
         // The fields that decide about framing and routing; all others are not looked at here.
@@ -410,6 +410,12 @@ fn is_token(byte: u8) -> bool {
 
 fn memchr(needle: u8, haystack: &[u8]) -> Option<usize> {
     memchr::memchr(needle, haystack)
+}
+
+/// Whether all bytes are of a kind. Looks at every one, also behind one that is not: without a way out
+/// the compiler compares many at a time.
+fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |all, byte| all & is(*byte))
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use std::{
     future::poll_fn,
     io,
     mem::MaybeUninit,
+    pin::Pin,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -18,7 +19,10 @@ use pingora_core::{
     server::ShutdownWatch,
 };
 use pingora_timeout::timeout;
-use tokio::io::{AsyncWriteExt, ReadBuf};
+use tokio::{
+    io::{AsyncWriteExt, ReadBuf},
+    time::{Sleep, sleep_until},
+};
 
 use super::{
     chunked::ChunkError,
@@ -37,10 +41,10 @@ const DRAIN_LINGER: Duration = Duration::from_secs(1);
 /// Serves requests until either side has had enough.
 pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut shutdown: ShutdownWatch) {
     let mut requests_left = worker.protection.keepalive_requests;
-    let mut heard_at = Instant::now();
+    let mut idle = IdleTimer::new(worker.protection.keepalive);
     let digest = transport.peer_digest();
     loop {
-        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, heard_at).await {
+        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, &mut idle).await {
             Next::Head(bytes, head) => (bytes, head),
             Next::Closed => {
                 let _ = AsyncWriteExt::shutdown(&mut transport).await;
@@ -79,7 +83,7 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
             return;
         }
         transport = same;
-        heard_at = Instant::now();
+        idle.begin();
     }
 }
 
@@ -95,23 +99,22 @@ async fn next_head(
     transport: &mut Transport,
     worker: &Worker,
     shutdown: &mut ShutdownWatch,
-    heard_at: Instant,
+    idle: &mut IdleTimer,
 ) -> Next {
     let mut bytes = transport.take_ahead();
     if bytes.is_empty() {
-        let idle = worker.protection.keepalive;
         let first = tokio::select! {
             biased;
-            received = timeout(idle, receive(transport, &mut bytes)) => received,
+            received = receive(transport, &mut bytes) => received.ok(),
+            () = idle.ended() => None,
             () = shutdown::begun(shutdown) => {
                 // Those that have been silent for a while are closed at once, so that an idle node ends at once.
-                let linger = DRAIN_LINGER.saturating_sub(heard_at.elapsed());
-                timeout(linger, receive(transport, &mut bytes)).await
+                let linger = DRAIN_LINGER.saturating_sub(idle.since.elapsed());
+                timeout(linger, receive(transport, &mut bytes)).await.ok().and_then(Result::ok)
             }
         };
-        match first {
-            Ok(Ok(received)) if received > 0 => {}
-            _ => return Next::Closed,
+        if first.is_none_or(|received| received == 0) {
+            return Next::Closed;
         }
     }
     let mut scanner = HeadScanner::new(worker.protection.head);
@@ -135,6 +138,39 @@ async fn next_head(
         }
     };
     timeout(worker.protection.head_timeout, rest).await.unwrap_or(Next::TimedOut)
+}
+
+/// How long a client may be silent between two requests. Its timer is not moved with each of them: when
+/// it fires, it looks how long the present silence has lasted, and waits for the rest.
+struct IdleTimer {
+    limit: Duration,
+    since: Instant,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl IdleTimer {
+    fn new(limit: Duration) -> Self {
+        Self { limit, since: Instant::now(), sleep: None }
+    }
+
+    /// The client has been heard of, and is silent from now on.
+    fn begin(&mut self) {
+        self.since = Instant::now();
+    }
+
+    /// Resolves once the silence has lasted for too long.
+    async fn ended(&mut self) {
+        let due = self.since + self.limit;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+        // It never fires too late: what is due moves on only.
+        loop {
+            sleep.as_mut().await;
+            if Instant::now() >= due {
+                return;
+            }
+            sleep.as_mut().reset(due.into());
+        }
+    }
 }
 
 /// Reads once through a buffer on the stack, so that nothing is held while waiting.

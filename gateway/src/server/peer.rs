@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use bytes::Bytes;
+use http::HeaderValue;
 use parking_lot::Mutex;
 use pingora_core::protocols::{Digest, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
@@ -22,6 +24,8 @@ use super::{transport::Transport, watch::Watch};
 pub(crate) struct Client {
     /// The client's address; behind a PROXY header, the one that it names.
     pub(crate) address: SocketAddr,
+    /// The address without its port, as fields tell it to upstreams; made once for all requests of a connection.
+    pub(crate) address_text: HeaderValue,
     /// Whether what the client says in `X-Forwarded-*` is believed.
     pub(crate) trusted: bool,
     pub(crate) tls: Option<ClientTls>,
@@ -42,7 +46,10 @@ pub(crate) struct ClientTls {
 
 impl Client {
     pub(super) fn new(address: SocketAddr, trusted: bool, tls: Option<ClientTls>) -> Self {
-        Self { address, trusted, tls, resets: AtomicU32::new(0) }
+        let text = Bytes::from(address.ip().to_canonical().to_string());
+        // An address is always a field value.
+        let address_text = HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static("unknown"));
+        Self { address, address_text, trusted, tls, resets: AtomicU32::new(0) }
     }
 
     pub(crate) fn ip(&self) -> IpAddr {

@@ -68,13 +68,17 @@ impl Watch {
     }
 
     fn now(&self) -> u64 {
+        self.millis(Instant::now())
+    }
+
+    fn millis(&self, at: Instant) -> u64 {
         // Never 0, which stands for "not".
-        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX).saturating_add(1)
+        u64::try_from((at - self.born).as_millis()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// From now on, silence longer than this is an error.
-    pub(crate) fn arm(&self, limit: Duration) {
-        self.heard.store(self.now(), Relaxed);
+    pub(crate) fn arm(&self, limit: Duration, now: Instant) {
+        self.heard.store(self.millis(now), Relaxed);
         self.limit.store(u64::try_from(limit.as_millis()).unwrap_or(u64::MAX).max(1), Relaxed);
     }
 
@@ -188,7 +192,7 @@ mod tests {
     fn nothing_is_overdue_unless_armed() {
         let watch = Watch::new(100);
         assert_eq!(watch.check(), Ok(None));
-        watch.arm(Duration::from_secs(5));
+        watch.arm(Duration::from_secs(5), Instant::now());
         assert!(matches!(watch.check(), Ok(Some(left)) if left <= Duration::from_secs(5)));
         watch.disarm();
         assert_eq!(watch.check(), Ok(None));
@@ -197,7 +201,7 @@ mod tests {
     #[test]
     fn silence_is_told_from_progress() {
         let mut watch = Watch::new(0);
-        watch.arm(Duration::from_millis(50));
+        watch.arm(Duration::from_millis(50), Instant::now());
         watch.born -= Duration::from_millis(60);
         assert_eq!(watch.check(), Err(Overdue::Response));
         watch.progress();

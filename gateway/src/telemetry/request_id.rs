@@ -25,8 +25,8 @@ pub struct RequestId {
 impl RequestId {
     /// A UUID of version 7 (RFC 9562 §5.7): sorts by time, and its 74 random bits keep it unique. They come from a
     /// generator of the thread's own that is fast, not secret: an id identifies, it authorises nothing.
-    pub fn generate() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    pub fn generate(now: SystemTime) -> Self {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let millis = since.as_secs() * 1000 + u64::from(since.subsec_millis());
         let mut random = [0; 10];
         random[..8].copy_from_slice(&fastrand::u64(..).to_ne_bytes());
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn an_id_is_a_uuid_of_now() {
         let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
-        let uuid: Uuid = RequestId::generate().as_str().parse().unwrap();
+        let uuid: Uuid = RequestId::generate(SystemTime::now()).as_str().parse().unwrap();
         let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
         assert_eq!((uuid.get_version_num(), uuid.get_variant()), (7, uuid::Variant::RFC4122));
         let (seconds, nanos) = uuid.get_timestamp().unwrap().to_unix();
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn ids_do_not_repeat() {
-        let ids: HashSet<String> = (0..10_000).map(|_| RequestId::generate().to_string()).collect();
+        let ids: HashSet<String> = (0..10_000).map(|_| RequestId::generate(SystemTime::now()).to_string()).collect();
         assert_eq!(ids.len(), 10_000);
     }
 

@@ -23,6 +23,13 @@ pub enum Failure {
     Status(StatusCode),
 }
 
+impl Failure {
+    /// Whether there is a setting by which it leads to another attempt. Most responses are no failure at all.
+    pub fn is_ever_retried(self) -> bool {
+        class(self).is_some()
+    }
+}
+
 /// A failed attempt.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt<'a> {

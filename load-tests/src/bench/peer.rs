@@ -108,6 +108,7 @@ impl Running {
             ("origin", origin.to_string()),
             ("folder", folder.display().to_string()),
             ("tenants", json_path(&folder.join("seiketsu-tenants.yaml"))),
+            ("api_key", API_KEY.to_owned()),
         ];
         let write = |name: &str, template: &str| {
             let path = folder.join(name);
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_to_fill_in() {
-        let names = ["plain", "policies", "tls", "operations", "origin", "folder", "tenants"];
+        let names = ["plain", "policies", "tls", "operations", "origin", "folder", "tenants", "api_key"];
         let values = names.map(|name| (name, String::new()));
         for template in [NGINX, HAPROXY, ENVOY, SEIKETSU_NODE, SEIKETSU_TENANTS] {
             assert!(!fill(template, &values).contains("{{"), "{template}");

@@ -100,7 +100,8 @@ fn put_text_unless_empty(to: &mut Vec<u8>, key: &[u8], text: &[u8]) {
 /// A JSON string (RFC 8259 §7). Bytes that are not UTF-8 become U+FFFD; JSON has no other way.
 fn put_text(to: &mut Vec<u8>, key: &[u8], text: &[u8]) {
     to.extend_from_slice(key);
-    if text.iter().all(|b| matches!(b, b' '..=b'~') && *b != b'"' && *b != b'\\') {
+    // Looks at every byte, also behind one that is not plain: without a way out the compiler compares many at a time.
+    if text.iter().fold(true, |plain, b| plain & matches!(b, b' '..=b'~') & (*b != b'"') & (*b != b'\\')) {
         to.push(b'"');
         to.extend_from_slice(text);
         to.push(b'"');

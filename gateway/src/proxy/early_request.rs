@@ -64,16 +64,16 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
 /// trusted. Nor does anybody write `_` for `-` in good faith: servers that hand headers on as variables do not
 /// tell them apart, and would take it for ours.
 fn foreign_forwarding(headers: &HeaderMap, trusted: bool) -> Vec<HeaderName> {
-    let foreign = |name: &&HeaderName| is_forwarding(name.as_str()) && !(trusted && !name.as_str().contains('_'));
-    headers.keys().filter(foreign).cloned().collect()
+    let believed = |name: &str| trusted && !name.contains('_');
+    headers.keys().filter(|name| is_forwarding(name.as_str()) && !believed(name.as_str())).cloned().collect()
 }
 
 fn is_forwarding(name: &str) -> bool {
+    const FAMILY: &str = "x-forwarded";
     let is_spelled = |part: &str, wanted: &str| {
         part.len() == wanted.len()
             && part.bytes().zip(wanted.bytes()).all(|(byte, wanted)| byte == wanted || byte == b'_' && wanted == b'-')
     };
-    const FAMILY: &str = "x-forwarded";
     match name.as_bytes() {
         [b'f', ..] => name == "forwarded",
         [b'x', ..] => {
@@ -118,13 +118,12 @@ fn sent_request_id(fields: &HeaderMap) -> Option<RequestId> {
 fn is_websocket(request: &request::Parts) -> bool {
     let fields = &request.headers;
     let mut upgrades = fields.get_all(header::UPGRADE).iter();
-    let mut options =
-        fields.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|byte| *byte == b','));
-    request.version == Version::HTTP_11
-        && request.method == Method::GET
-        && upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    let options = || fields.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
         && upgrades.next().is_none()
-        && options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
+        && request.version == Version::HTTP_11
+        && request.method == Method::GET
+        && options().any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
 fn accepts_event_stream(fields: &HeaderMap) -> bool {
@@ -143,7 +142,7 @@ mod tests {
         for name in names.into_iter().chain(more) {
             let name = HeaderName::from_static(name);
             let headers: HeaderMap = [(name.clone(), http::HeaderValue::from_static("1"))].into_iter().collect();
-            assert_eq!(foreign_forwarding(&headers, false), [name.clone()]);
+            assert_eq!(foreign_forwarding(&headers, false), std::slice::from_ref(&name));
             // Of those that are trusted, what could be taken for another field.
             assert_eq!(foreign_forwarding(&headers, true).is_empty(), !name.as_str().contains('_'), "{name}");
         }

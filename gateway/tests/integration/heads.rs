@@ -157,6 +157,9 @@ fn a_body_that_ends_too_early_is_not_a_request() {
             assert!(answer.is_none_or(|answer| answer.status == 400), "{part:?}");
         }
         assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") < 0.5));
+        // Lines keep their order: once this one is there, those before it are.
+        gateway.process.signal("-HUP");
+        assert!(gateway.logs("HUP"));
         let log = gateway.log();
         assert!(!log.contains("failed in the gateway"), "the client's doing is not the gateway's failure: {log}");
     }

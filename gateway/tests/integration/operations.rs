@@ -34,7 +34,7 @@ fn a_change_is_live_and_a_broken_file_changes_nothing() {
     });
     assert!(reported.is_some(), "{}", gateway.readyz().text());
     assert_eq!(gateway.get("globex2.test", "/v1/echo", "").status, 200);
-    assert!(gateway.log().contains("rutes"));
+    assert!(gateway.logs("rutes"), "{}", gateway.log());
 }
 
 /// A gateway whose tenants are the files of the folder `conf`, beginning with `a.yaml`.
@@ -463,4 +463,32 @@ fn after_a_handover_only_the_new_process_answers_probes() {
 fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {
     let process = std::cell::RefCell::new(process);
     wait_for(&|| process.borrow_mut().0.try_wait().unwrap()).expect("the process ends")
+}
+
+/// A pipe to nobody: who reads the log may stop reading.
+#[test]
+fn a_reader_of_the_log_that_stops_holds_nothing_up() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tenants.yaml", "node.yaml"] {
+        fs::copy(gateway.folder.path().join(file), folder.path().join(file)).unwrap();
+    }
+    let child = Command::new(support::binary("seiketsu-gateway"))
+        .args(["--log", "trace", "--config"])
+        .arg(folder.path().join("node.yaml"))
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut process = Process(child);
+    let (http, _, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let mut client = Client::connect(http);
+    // Some lines each: far more than a pipe holds.
+    for _ in 0..3000 {
+        assert_eq!(client.request(REQUEST).status, 200);
+    }
+    assert_eq!(Client::connect(operations).request("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status, 200);
+    process.signal("-TERM");
+    assert!(wait_for_end(&mut process).success());
 }

@@ -156,8 +156,14 @@ impl Gateway {
         Client::connect(self.operations).request("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
     }
 
+    /// What has been written so far: lines come a moment after what they tell of.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("gateway.log")).unwrap()
+    }
+
+    /// Whether the log comes to contain this.
+    pub fn logs(&self, text: &str) -> bool {
+        wait_for(&|| self.log().contains(text).then_some(())).is_some()
     }
 }
 

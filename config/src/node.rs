@@ -109,7 +109,8 @@ pub struct NodeTls {
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Protection {
-    /// Connections from one address (IPv6: one /64) at most; more are closed at once. 0: no bound.
+    /// Connections from one address (IPv6: one /64) at most; more are closed at once. 0: no bound. Trusted
+    /// proxies are exempt, since each carries the connections of many clients.
     pub connections_per_address: u32,
     /// Connections at most. 0: no bound.
     pub connections: u32,

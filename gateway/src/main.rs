@@ -34,9 +34,9 @@ fn start(arguments: &Arguments) -> Result<()> {
         writeln!(std::io::stdout(), "{summary}")?;
         return Ok(());
     }
-    let log = bootstrap::log(&arguments.log).context("--log")?;
+    let log = bootstrap::Log::start(&arguments.log).context("--log")?;
     bootstrap::create_state_dir(&node)?;
-    seiketsu_gateway::run(node, arguments.upgrade, log)?;
+    seiketsu_gateway::run(node, arguments.upgrade, log.level())?;
     Ok(())
 }
 

@@ -8,6 +8,16 @@ export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/sei
 TOOLS="${XDG_CACHE_HOME:-$HOME/.cache}/seiketsu-gateway/tools"
 export PATH="$TOOLS/bin:$PATH"
 
+# free_ports PORT…: whether nobody listens there, before something is started that would only fail later.
+free_ports() {
+  local port
+  for port in "$@"; do
+    if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+      fail "port $port is in use; end what listens there (ss -ltnp 'sport = :$port' shows it) and try again"
+    fi
+  done
+}
+
 say() { printf '\033[1m%s\033[0m\n' "$*" >&2; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
@@ -39,5 +49,6 @@ install_cargo_tool() {
 # What building the gateway needs beyond a Rust toolchain.
 install_build_tools() {
   command -v cargo >/dev/null || fail "no Rust toolchain found; install one from https://rustup.rs"
-  install_packages cc=gcc cmake=cmake curl=curl
+  # gcc alone comes without the headers and start files of the C library.
+  install_packages cc=build-essential make=make cmake=cmake curl=curl
 }

@@ -7,7 +7,7 @@ use std::{fs, io, path::PathBuf};
 
 use seiketsu_config::{error::ConfigErrors, load, node::NodeConfig};
 
-pub use self::{arguments::Arguments, log::log};
+pub use self::{arguments::Arguments, log::Log};
 
 /// Why a node cannot start with what it was given.
 #[derive(Debug, thiserror::Error)]

@@ -137,6 +137,7 @@ impl FileCompiler<'_> {
                     let hash = ContentHash::of(&serde_json::to_vec(&**tenant).unwrap_or_default());
                     entries.push(TenantEntry::new(tenant.id.clone(), tenant.hosts.iter().cloned(), hash, compiled));
                 }
+                Err(error) if error.is_missing_upstream() && !errors.is_empty() => {}
                 Err(error) => errors.push(error.to_string()),
             }
             if errors.len() > 20 {
@@ -174,6 +175,11 @@ impl FileChange {
             changed: true,
             ..Self::default()
         }
+    }
+
+    /// Whether all tenants that it takes away are among these.
+    pub(super) fn goes_over_to(&self, put: &HashSet<Id>) -> bool {
+        self.difference.gone.iter().all(|tenant| put.contains(&tenant.id))
     }
 
     /// The tenants that are new or changed.

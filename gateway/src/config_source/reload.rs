@@ -50,6 +50,8 @@ pub(super) struct Reloader {
     in_force: InForce,
     /// Files of which what is in force is what was kept.
     from_kept: BTreeSet<PathBuf>,
+    /// Files that are gone and still in force.
+    held: BTreeSet<PathBuf>,
     wrong: Wrong,
 }
 
@@ -96,6 +98,7 @@ impl Reloader {
             runtime,
             in_force: InForce::default(),
             from_kept: BTreeSet::new(),
+            held: BTreeSet::new(),
             wrong: Wrong::default(),
         }
     }
@@ -136,7 +139,7 @@ impl Reloader {
             let loaded = self.tls.load_node(&node_certificates(&self.shared));
             self.wrong.node_certificates = loaded.err().map(|error| error.to_string());
         }
-        let Some(Changed { read: mut changed, gone }) = self.look_at_files(look, again) else {
+        let Some(Changed { read: mut changed, mut gone }) = self.look_at_files(look, again) else {
             if self.wrong != before {
                 self.report(&before, &Outcome::default(), 0, began);
             }
@@ -150,6 +153,7 @@ impl Reloader {
         if changed.is_empty() && gone.is_empty() && !renewed.of_node && self.wrong == before {
             return;
         }
+        gone.extend(self.held.difference(&changed).cloned());
         changed.extend(before.files.keys().cloned());
         let mut read: BTreeSet<PathBuf> = changed.difference(&gone).cloned().collect();
         let refresh = |path: &Path| match () {
@@ -157,17 +161,19 @@ impl Reloader {
             () if users.contains(path) => Refresh::Certificates(&renewed.files),
             () => Refresh::Nothing,
         };
-        let (mut gone, mut files, mut total) = (gone, 0, Outcome::default());
+        let (mut files, mut total) = (0, Outcome::default());
         loop {
             files += read.len();
-            let (outcome, conflicts) = self.step(read, std::mem::take(&mut gone), refresh, now);
+            let (outcome, conflicts) = self.step(read, gone, refresh, now);
             total.add(&outcome);
             // What was put in force may have left what others asked for in vain.
             if !outcome.changed || conflicts.is_empty() {
                 break;
             }
-            read = conflicts;
+            (read, gone) = (conflicts, self.held.clone());
         }
+        // Who asks for everything is told of all that is wrong.
+        let before = if look.again { Wrong::default() } else { before };
         self.report(&before, &total, files, began);
     }
 
@@ -184,22 +190,43 @@ impl Reloader {
         }
         let read = self.read(read);
         let (mut changes, wrong) = self.compile(read, refresh);
-        for path in gone {
-            if let Some(file) = self.in_force.files().get(&path) {
-                changes.insert(path, FileChange::removal(file));
+        for path in &gone {
+            if let Some(file) = self.in_force.files().get(path) {
+                changes.insert(path.clone(), FileChange::removal(file));
             }
         }
-        let conflicts = conflicts::take_out(&mut changes, self.in_force.files(), &self.shared.live.load());
-        let clashing = conflicts.keys().cloned().collect();
         self.wrong.files.extend(wrong);
-        self.wrong.files.extend(conflicts.into_iter().map(|(path, errors)| (path, vec![errors])));
+        let clashing = self.take_out(&mut changes);
         // A node that cannot show the certificates it was given does not start with others.
         let may_start = !changes.is_empty() && self.wrong.node_certificates.is_none();
         if self.in_force.files().is_empty() && !may_start {
             return (Outcome::default(), clashing);
         }
         self.from_kept.retain(|path| !changes.contains_key(path));
-        (self.put_in_force(changes, now), clashing)
+        let outcome = self.put_in_force(changes, now);
+        self.held = gone.into_iter().filter(|path| self.in_force.files().contains_key(path)).collect();
+        (outcome, clashing)
+    }
+
+    /// Takes changes out that cannot be made; gives the files that clash with others.
+    fn take_out(&mut self, changes: &mut Changes) -> BTreeSet<PathBuf> {
+        let mut clashing = BTreeSet::new();
+        loop {
+            let conflicts = conflicts::take_out(changes, self.in_force.files(), &self.shared.live.load());
+            clashing.extend(conflicts.keys().cloned());
+            self.wrong.files.extend(conflicts.into_iter().map(|(path, errors)| (path, vec![errors])));
+            // A wrong file that is not in force may hold the tenants of one that is gone: a file was renamed.
+            // Nothing goes out of force for the sake of an error.
+            if self.wrong.files.keys().all(|path| self.in_force.files().contains_key(path)) {
+                return clashing;
+            }
+            let put: HashSet<Id> = changes.values().flat_map(FileChange::put).map(|tenant| tenant.id.clone()).collect();
+            let count = changes.len();
+            changes.retain(|_, change| change.next.is_some() || change.goes_over_to(&put));
+            if changes.len() == count {
+                return clashing;
+            }
+        }
     }
 
     /// The files that these tenants stand in.

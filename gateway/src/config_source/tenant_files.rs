@@ -13,6 +13,8 @@ use super::stamp::Stamp;
 /// The tenant file, or the files of the folder of tenants.
 pub(super) struct TenantFiles {
     path: PathBuf,
+    /// Whether it was a folder when it was last looked at.
+    is_folder: bool,
     stamps: BTreeMap<PathBuf, Stamp>,
     /// Those that are links to files elsewhere, whose changes a watch on the folder does not see.
     links: BTreeSet<PathBuf>,
@@ -41,7 +43,7 @@ enum Presence {
 
 impl TenantFiles {
     pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), stamps: BTreeMap::new(), links: BTreeSet::new() }
+        Self { path: path.to_owned(), is_folder: false, stamps: BTreeMap::new(), links: BTreeSet::new() }
     }
 
     /// All files that there are.
@@ -52,6 +54,10 @@ impl TenantFiles {
     /// Finds out what has changed since the last look. An error (there is no file at all) changes nothing.
     pub(super) fn look(&mut self, scope: &Scope) -> Result<Changed, String> {
         let now = SystemTime::now();
+        if self.is_folder && !self.path.exists() {
+            return Err(format!("the folder {} is gone; nothing of it goes out of force", self.path.display()));
+        }
+        self.is_folder = self.path.is_dir();
         let present = match scope {
             Scope::All => list(&self.path)?,
             Scope::Named(names) => self.named(names),
@@ -92,7 +98,7 @@ impl TenantFiles {
     }
 
     fn named(&self, names: &BTreeSet<OsString>) -> BTreeMap<PathBuf, Presence> {
-        if !self.path.is_dir() {
+        if !self.is_folder {
             // Whether or not it is there: it was named, so it is missing if it is not.
             return BTreeMap::from([(self.path.clone(), Presence::File)]);
         }
@@ -115,9 +121,12 @@ fn list(path: &Path) -> Result<BTreeMap<PathBuf, Presence>, String> {
     if !path.is_dir() {
         return Ok(BTreeMap::from([(path.to_owned(), Presence::File)]));
     }
-    let entries = fs::read_dir(path).map_err(|error| format!("cannot read the folder {}: {error}", path.display()))?;
+    let unreadable = |error| format!("cannot read the folder {}: {error}", path.display());
+    let entries = fs::read_dir(path).map_err(unreadable)?;
+    // A list with gaps would take the tenants of the files that are missing in it out of force.
+    let entries: Vec<fs::DirEntry> = entries.collect::<Result<_, _>>().map_err(unreadable)?;
     let files: BTreeMap<PathBuf, Presence> = entries
-        .flatten()
+        .into_iter()
         .filter(|entry| is_tenant_file(&entry.file_name()))
         .map(|entry| {
             let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
@@ -201,6 +210,12 @@ mod tests {
         for scope in [named(&["a.yaml"]), Scope::All] {
             assert!(files.look(&scope).unwrap_err().contains("no *.yaml file"));
         }
+        let away = folder.path().with_extension("away");
+        fs::rename(folder.path(), &away).unwrap();
+        for scope in [named(&["a.yaml"]), Scope::All] {
+            assert!(files.look(&scope).unwrap_err().contains("is gone"));
+        }
+        fs::rename(away, folder.path()).unwrap();
         fs::write(folder.path().join("b.yaml"), "").unwrap();
         let changed = files.look(&Scope::All).unwrap();
         assert_eq!((names(&changed.read), names(&changed.gone)), (vec!["b.yaml"], vec!["a.yaml"]));

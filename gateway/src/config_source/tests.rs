@@ -222,6 +222,26 @@ fn a_node_starts_each_wrong_file_from_what_was_kept() {
     assert_eq!(node.state().tenants["b"].2, ["w.example"]);
 }
 
+#[test]
+fn what_is_gone_stays_in_force_while_a_new_file_is_wrong() {
+    let mut node = Node::new();
+    node.write(&[("a.yaml", Some(one("a", "x"))), ("b.yaml", Some(one("b", "y")))]);
+    node.look_at_everything();
+    let tenants = |node: &Node| node.state().tenants.into_keys().collect::<Vec<_>>();
+    // It may be what has become of the first one.
+    node.write(&[("a.yaml", None), ("c.yaml", Some("revision: [".to_owned()))]);
+    node.look_at(&["a.yaml", "c.yaml"]);
+    assert_eq!(tenants(&node), ["a", "b"]);
+    // What has certainly another name gets it.
+    node.write(&[("b.yaml", None), ("d.yaml", Some(one("b", "y")))]);
+    node.look_at(&["b.yaml", "d.yaml"]);
+    let state = node.state();
+    assert_eq!((&*state.tenants["b"].0, state.errors.len()), (Path::new("d.yaml"), 1));
+    node.write(&[("c.yaml", Some(one("c", "z")))]);
+    node.look_at(&["c.yaml"]);
+    assert_eq!((tenants(&node), node.status().errors.len()), (vec!["b".to_owned(), "c".to_owned()], 0));
+}
+
 const FILES: [&str; 4] = ["a.yaml", "b.yaml", "c.yaml", "d.yaml"];
 
 fn content() -> impl Strategy<Value = Option<String>> {

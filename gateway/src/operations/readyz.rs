@@ -15,11 +15,20 @@ pub(super) fn get(state: &OperationsState) -> Answer {
     let listening = state.readiness.listening.load(Ordering::Acquire);
     let draining = state.readiness.draining.load(Ordering::Acquire);
     let ready = loaded && listening && !draining;
-    let body = json!({
+    let reason = match (loaded, listening, draining) {
+        (.., true) => Some("the node is draining: it takes no new connections and will end"),
+        (false, ..) => Some("no configuration is in force yet: it is being loaded"),
+        (true, false, _) => Some("the configuration is loaded; the listeners do not accept yet"),
+        (true, true, false) => None,
+    };
+    let mut body = json!({
         "ready": ready,
         "checks": { "configuration_loaded": loaded, "listening": listening, "not_draining": !draining },
         "revision": config.revision,
         "last_reload": config.last_reload,
     });
+    if let Some(reason) = reason {
+        body["reason"] = reason.into();
+    }
     respond::json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }

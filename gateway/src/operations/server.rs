@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fs::File,
     io,
     net::{SocketAddr, TcpListener},
     pin::pin,
@@ -12,6 +13,7 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     net::TcpStream,
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -19,6 +21,7 @@ use tokio::{
 };
 
 use super::{OperationsState, answer};
+use crate::server::worker::is_exhausted;
 
 /// Enough for probes, scrapers and people; nobody else should be here.
 const MAX_CONNECTIONS: usize = 64;
@@ -31,6 +34,28 @@ const CONNECTION_LIFETIME: Duration = Duration::from_mins(10);
 const CONNECTION_GRACE: Duration = Duration::from_secs(10);
 /// When the process is out of file descriptors, accepting pauses for this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Descriptors that are kept for probes and people while clients have taken all others: whoever cannot ask
+/// what is wrong restarts the node, which makes it worse.
+const SPARE_DESCRIPTORS: usize = 4;
+
+/// Holds descriptors, to be let go when one is needed.
+#[derive(Clone, Default)]
+struct Spares(Arc<Mutex<Vec<File>>>);
+
+impl Spares {
+    fn fill(&self) {
+        let mut spares = self.0.lock();
+        while spares.len() < SPARE_DESCRIPTORS {
+            let Ok(spare) = File::open("/dev/null") else { return };
+            spares.push(spare);
+        }
+    }
+
+    /// Makes room for one descriptor, if there is any to be made.
+    fn spend(&self) -> bool {
+        self.0.lock().pop().is_some()
+    }
+}
 
 /// The running server. Dropping it ends it, open connections included.
 #[derive(Debug)]
@@ -80,13 +105,21 @@ impl Drop for OperationsServer {
 
 async fn accept(listener: tokio::net::TcpListener, state: OperationsState) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let spares = Spares::default();
+    spares.fill();
     loop {
         // Never closed, so there is always a permit to wait for.
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(serve(stream, state.clone(), permit));
+                let (state, spares) = (state.clone(), spares.clone());
+                tokio::spawn(async move {
+                    serve(stream, state, permit).await;
+                    // At once, before somebody else takes what this connection had.
+                    spares.fill();
+                });
             }
+            Err(error) if is_exhausted(&error) && spares.spend() => {}
             Err(error) => {
                 tracing::debug!(%error, "the operations server cannot accept a connection");
                 sleep(ACCEPT_PAUSE).await;

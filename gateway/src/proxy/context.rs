@@ -21,6 +21,7 @@ use crate::{
         balance::Tried,
         breaker::Permit,
         endpoint::{AttemptGuard, Endpoint},
+        joining::Place,
         pool::UpstreamPool,
     },
 };
@@ -83,6 +84,8 @@ pub(crate) struct Exchange {
     pub(crate) permit: Option<Permit>,
     pub(crate) attempt: Option<AttemptGuard>,
     pub(crate) endpoint: Option<Arc<Endpoint>>,
+    /// On an HTTP/2 connection that is shared with other requests.
+    pub(crate) place: Option<Place>,
     pub(crate) tried: Tried,
     pub(crate) attempts: u8,
     /// How long to wait before the next attempt.

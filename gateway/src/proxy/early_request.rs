@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use http::{HeaderMap, HeaderName, Method, Version, header};
+use http::{HeaderMap, HeaderName, Method, Version, header, request};
 use pingora_proxy::Session;
 use seiketsu_identity::forged;
 
@@ -14,10 +14,6 @@ pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forw
 pub(super) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// What an untrusted client says about whom it speaks for is forgotten.
-const FORWARDING: [HeaderName; 5] =
-    [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, HeaderName::from_static("x-real-ip"), header::FORWARDED];
-
 /// A body that is left over when the answer is out is read for this long, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Neither a client that takes nothing of an answer, nor one that sends nothing, is waited for longer.
@@ -28,38 +24,65 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     let (client, trusted) = (peer.ip(), peer.trusted);
     ctx.client = if trusted { forwarded_for(&session.req_header().headers, client, shared) } else { client };
     let downstream = session.as_downstream_mut();
+    let is_http2 = downstream.req_header().version == Version::HTTP_2;
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
     downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);
     parts::change_request(downstream.req_header_mut(), |request| {
+        ctx.websocket = is_websocket(request);
         let fields = &mut request.headers;
         let sent = trusted.then(|| sent_request_id(fields)).flatten();
         ctx.request_id = sent.unwrap_or_else(|| RequestId::generate(ctx.started_at));
         ctx.trace = shared.tracer.begin(fields);
         ctx.grpc = request.method == Method::POST && context::is_grpc(fields);
-        ctx.websocket = is_websocket(fields);
+        if !ctx.websocket {
+            // To Pingora the field alone is an upgrade; nothing else is passed on.
+            fields.remove(header::UPGRADE);
+        }
         ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(fields);
         for name in forged::forged_headers(fields) {
             fields.remove(name);
         }
-        if !trusted {
-            for name in &FORWARDING {
-                // A comparison with the few names that are there costs less than a lookup.
-                if fields.keys().any(|sent| sent == name) {
-                    fields.remove(name);
-                }
-            }
+        for name in foreign_forwarding(fields, trusted) {
+            fields.remove(name);
         }
     });
-    // The silence of a WebSocket or of a gRPC stream is not a slow body.
-    let may_pause = ctx.websocket || ctx.grpc;
+    // The silence of a WebSocket or of a gRPC stream is not a slow body. Neither is to be had by a word in the
+    // head: the one needs an upgrade, the other HTTP/2.
+    let may_pause = ctx.websocket || ctx.grpc && is_http2;
     downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
-    if downstream.req_header().version == Version::HTTP_2 {
+    if is_http2 {
         // In HTTP/1 the transport sees to it; here one stream may be stuck while others go on.
         downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
     }
     if may_pause && let Some(peer) = Peer::of(session) {
         peer.watch.body_ended();
+    }
+}
+
+/// What a client says about whom it speaks for, as far as it is not believed: everything from those that are not
+/// trusted. Nor does anybody write `_` for `-` in good faith: servers that hand headers on as variables do not
+/// tell them apart, and would take it for ours.
+fn foreign_forwarding(headers: &HeaderMap, trusted: bool) -> Vec<HeaderName> {
+    let believed = |name: &str| trusted && !name.contains('_');
+    headers.keys().filter(|name| is_forwarding(name.as_str()) && !believed(name.as_str())).cloned().collect()
+}
+
+fn is_forwarding(name: &str) -> bool {
+    const FAMILY: &str = "x-forwarded";
+    let is_spelled = |part: &str, wanted: &str| {
+        part.len() == wanted.len()
+            && part.bytes().zip(wanted.bytes()).all(|(byte, wanted)| byte == wanted || byte == b'_' && wanted == b'-')
+    };
+    match name.as_bytes() {
+        [b'f', ..] => name == "forwarded",
+        [b'x', ..] => {
+            is_spelled(name, "x-real-ip")
+                || is_spelled(name, X_REQUEST_ID.as_str()) && name.contains('_')
+                || name.get(..FAMILY.len()).is_some_and(|start| is_spelled(start, FAMILY))
+                    && matches!(name.as_bytes().get(FAMILY.len()), None | Some(b'-' | b'_'))
+        }
+        _ => false,
     }
 }
 
@@ -90,8 +113,17 @@ fn sent_request_id(fields: &HeaderMap) -> Option<RequestId> {
     RequestId::parse(fields.get(X_REQUEST_ID)?.to_str().ok()?)
 }
 
-fn is_websocket(fields: &HeaderMap) -> bool {
-    fields.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+/// RFC 6455 §4.1. The check of the head and Pingora must agree with this, or the two would differ on where the
+/// request ends.
+fn is_websocket(request: &request::Parts) -> bool {
+    let fields = &request.headers;
+    let mut upgrades = fields.get_all(header::UPGRADE).iter();
+    let options = || fields.get_all(header::CONNECTION).iter().flat_map(|line| line.as_bytes().split(|b| *b == b','));
+    upgrades.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+        && upgrades.next().is_none()
+        && request.version == Version::HTTP_11
+        && request.method == Method::GET
+        && options().any(|option| option.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
 }
 
 fn accepts_event_stream(fields: &HeaderMap) -> bool {
@@ -102,6 +134,22 @@ fn accepts_event_stream(fields: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_spelling_of_a_forwarding_field_passes() {
+        let names = ["forwarded", "x-real-ip", "x_real_ip", "x-forwarded-for", "x_forwarded-for", "x_forwarded_proto"];
+        let more = ["x-forwarded-port", "x-forwarded-prefix", "x-forwarded-ssl", "x-forwarded", "x_request_id"];
+        for name in names.into_iter().chain(more) {
+            let name = HeaderName::from_static(name);
+            let headers: HeaderMap = [(name.clone(), http::HeaderValue::from_static("1"))].into_iter().collect();
+            assert_eq!(foreign_forwarding(&headers, false), std::slice::from_ref(&name));
+            // Of those that are trusted, what could be taken for another field.
+            assert_eq!(foreign_forwarding(&headers, true).is_empty(), !name.as_str().contains('_'), "{name}");
+        }
+        for name in ["x-forwardedfor", "x-real-ips", "forwarded-for", "x-request-id", "x-forward", "from", "x"] {
+            assert!(!is_forwarding(name), "{name}");
+        }
+    }
 
     #[test]
     fn addresses_are_read_as_proxies_write_them() {

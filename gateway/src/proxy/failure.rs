@@ -60,6 +60,9 @@ pub(super) fn to_connect(
     if let Some(attempt) = ctx.exchange.attempt.take() {
         attempt.finish(Outcome::ConnectFailed);
     }
+    if let Some(place) = &mut ctx.exchange.place {
+        place.failed();
+    }
     let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {
@@ -191,15 +194,41 @@ pub(super) async fn answer(
     if gone {
         return FailToProxy { error_code: 0, can_reuse_downstream: false };
     }
-    // Pingora drops the connection after any error; the client is told, so that it sends nothing more on it.
-    session.set_keepalive(None);
+    if !is_innocent(session, error) {
+        // The client is told, so that it sends nothing more on this connection.
+        session.set_keepalive(None);
+    }
     let refusal = ctx.refusal.take().unwrap_or_else(|| refusal(error));
     let status = refusal.status();
     let sent = respond::refuse(shared, session, ctx, &refusal).await;
-    if sent.is_ok() && session.req_header().version != Version::HTTP_2 {
+    if sent.is_ok() && session.req_header().version != Version::HTTP_2 && !keep_connection(session).await {
         session.as_downstream_mut().shutdown().await;
     }
+    // Asked for errors of filters only, and told there for all: the connection is kept in another way.
     FailToProxy { error_code: status.as_u16(), can_reuse_downstream: false }
+}
+
+/// Whether the client had no part in the failure: an upstream that is down must not cost clients their
+/// connections as well.
+fn is_innocent(session: &Session, error: &Error) -> bool {
+    let of_upstream =
+        *error.esource() != ErrorSource::Downstream || Overdue::in_error(error) == Some(Overdue::Response);
+    // What a client may already have sent behind an upgrade cannot be told from a request.
+    of_upstream && of_body(error).is_none() && !session.as_downstream().is_upgrade_req()
+}
+
+/// Leaves the connection open, if the client was told so and nothing of its request is left.
+async fn keep_connection(session: &mut Session) -> bool {
+    let downstream = session.as_downstream_mut();
+    let kept = downstream.get_keepalive().is_some()
+        && downstream.drain_request_body().await.is_ok()
+        && downstream.is_body_done();
+    if let Some(peer) = Peer::of(session)
+        && kept
+    {
+        peer.keep_connection();
+    }
+    kept
 }
 
 /// What was wrong with the request's body, if that is what the exchange failed of.

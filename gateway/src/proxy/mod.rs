@@ -20,22 +20,24 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora_core::{Error, Result, modules::http::HttpModules, upstreams::peer::HttpPeer};
+use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 pub(crate) use self::context::RequestContext;
 pub(crate) use self::parts::{change_request, change_response};
 pub(crate) use self::shared::{Shared, SharedError, identity};
+use crate::upstream::joining::Joining;
 
 /// What Pingora calls. One per worker; all share the same state.
 pub(crate) struct Gateway {
     shared: Arc<Shared>,
+    joining: Joining,
 }
 
 impl Gateway {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+        Self { shared, joining: Joining::default() }
     }
 }
 
@@ -65,7 +67,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
-        upstream_peer::pick(session, ctx).await
+        upstream_peer::pick(&self.joining, session, ctx).await
     }
 
     async fn upstream_request_filter(
@@ -113,6 +115,21 @@ impl ProxyHttp for Gateway {
         ctx: &mut RequestContext,
     ) -> Result<Option<Duration>> {
         response_body::filter(session, body, end_of_stream, ctx)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        _: &HttpPeer,
+        _: std::os::fd::RawFd,
+        _: Option<&Digest>,
+        ctx: &mut RequestContext,
+    ) -> Result<()> {
+        if let Some(place) = &mut ctx.exchange.place {
+            place.connected(reused);
+        }
+        Ok(())
     }
 
     fn error_while_proxy(

@@ -1,6 +1,6 @@
 //! Which tenant and route a request is for, who is calling, and whether it may go on.
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
@@ -55,6 +55,15 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
     // In HTTP/1 they were counted before anything was parsed.
     if session.req_header().headers.len() > usize::from(shared.node.protection.max_header_fields) {
         return Err(Refusal::new(ProblemKind::HeadersTooLarge, "The request has too many header fields."));
+    }
+    let request = session.req_header();
+    // The answer would hold what the gateway adds for the upstream's eyes (RFC 9110 §9.3.8).
+    if request.method == Method::TRACE {
+        return Err(Refusal::new(ProblemKind::MethodNotAllowed, "TRACE is not supported."));
+    }
+    if conceals_framing(&request.headers) {
+        let detail = "Content-Length and Transfer-Encoding are written with a hyphen.";
+        return Err(Refusal::new(ProblemKind::BadRequest, detail));
     }
     normalise_path(session)?;
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
@@ -200,6 +209,12 @@ fn normalise_path(session: &mut Session) -> Result<(), Refusal> {
         session.req_header_mut().set_uri(uri);
     }
     Ok(())
+}
+
+/// Whether a field says `_` for `-` to tell the upstream another length of the body: servers that hand headers on as
+/// variables take it for the real one. In HTTP/1 the check of the head has refused it; HTTP/2 takes any name.
+fn conceals_framing(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| matches!(name.as_str(), "content_length" | "transfer_encoding"))
 }
 
 /// The method that a CORS preflight announces.

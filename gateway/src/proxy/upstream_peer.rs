@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use http::{HeaderValue, header, request};
-use pingora_core::{Error, ErrorType, Result, upstreams::peer::HttpPeer};
+use pingora_core::{
+    Error, ErrorType, Result,
+    upstreams::peer::{HttpPeer, Peer as _},
+};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_config::{policy::Timeouts, tenant::HashKey};
@@ -14,7 +17,7 @@ use crate::{
     respond::problem::ProblemKind,
     server::peer::Peer,
     tenancy::compile::{CompiledCanary, CompiledRoute},
-    upstream::{balance, outbound::Mirrored, peer::PeerTimeouts, pool::Selection},
+    upstream::{balance, joining::Joining, outbound::Mirrored, peer::PeerTimeouts, pool::Selection},
 };
 
 /// Decides between the route's upstream and its canary.
@@ -87,7 +90,7 @@ pub(super) fn mirror(shared: &Shared, request: &request::Parts, ctx: &RequestCon
 }
 
 /// The endpoint for the next attempt.
-pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
+pub(super) async fn pick(joining: &Joining, session: &mut Session, ctx: &mut RequestContext) -> Result<Box<HttpPeer>> {
     if let Some(pause) = ctx.exchange.backoff.take() {
         tokio::time::sleep(pause).await;
     }
@@ -135,6 +138,14 @@ pub(super) async fn pick(session: &mut Session, ctx: &mut RequestContext) -> Res
     exchange.tried.add(picked.endpoint.id());
     exchange.attempt = exchange.permit.as_ref().map(|permit| picked.endpoint.begin(permit));
     exchange.endpoint = Some(picked.endpoint);
+    exchange.place = None;
+    let mut now = now;
+    // Where HTTP/2 is not certain before there is a connection, it may not be one that others can share.
+    if peer.options.alpn.get_min_http_version() == 2 {
+        let patience = timeouts.connect.get().min(left);
+        exchange.place = Some(joining.place(peer.reuse_hash(), patience).await);
+        now = Instant::now();
+    }
     if let Some(peer) = Peer::of(session) {
         peer.watch.arm(timeouts.per_try.get().min(left), now);
     }

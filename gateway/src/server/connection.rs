@@ -64,7 +64,7 @@ pub(super) async fn serve(
 
 fn peer_digest(addresses: SocketAddresses, tls: Option<ClientTls>, worker: &Worker) -> Option<Arc<ProxyDigest>> {
     let client = Client::new(addresses.peer, worker.trusts(addresses.peer.ip()), tls);
-    Peer { client: Arc::new(client), watch: worker.watch() }.into_digest().ok()
+    Peer::new(Arc::new(client), worker.watch()).into_digest().ok()
 }
 
 fn plain_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) -> Option<Box<Transport>> {

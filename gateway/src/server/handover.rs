@@ -47,6 +47,8 @@ pub enum HandoverError {
     TooMany,
     #[error("the new process did not begin to serve")]
     NotServing,
+    #[error("the sockets cannot be sent: {0}")]
+    Failed(String),
 }
 
 /// Where the new process waits.

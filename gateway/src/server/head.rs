@@ -132,11 +132,14 @@ pub struct HeadScanner {
     target: Option<std::ops::Range<usize>>,
     http10: bool,
     options: bool,
+    get: bool,
     fields: usize,
     length: Option<u64>,
     chunked: bool,
     host: Option<std::ops::Range<usize>>,
-    upgrade: bool,
+    /// Fields named `Upgrade`, and whether one of them asks for a WebSocket.
+    upgrades: usize,
+    websocket: bool,
     connection_upgrade: bool,
 }
 
@@ -153,11 +156,13 @@ impl HeadScanner {
             target: None,
             http10: false,
             options: false,
+            get: false,
             fields: 0,
             length: None,
             chunked: false,
             host: None,
-            upgrade: false,
+            upgrades: 0,
+            websocket: false,
             connection_upgrade: false,
         }
     }
@@ -220,10 +225,12 @@ impl HeadScanner {
         if method == b"CONNECT" {
             return Err(HeadError::Connect);
         }
-        if target.is_empty() || !all(target, |b| matches!(b, b'!'..=b'~')) {
+        // A fragment is for the client alone (RFC 9110 §4.2.5); servers differ on where a path with one ends.
+        if target.is_empty() || !all(target, |b| matches!(b, b'!'..=b'~') && b != b'#') {
             return Err(HeadError::Target);
         }
         self.options = method == b"OPTIONS";
+        self.get = method == b"GET";
         let begin = begin + first + 1;
         self.target = Some(begin..begin + target.len());
         Ok(())
@@ -255,7 +262,10 @@ impl HeadScanner {
                 let offset = begin + colon + 1 + (raw.len() - raw.trim_ascii_start().len());
                 self.host = Some(offset..offset + value.len());
             }
-            7 if name.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
+            7 if name.eq_ignore_ascii_case(b"upgrade") => {
+                self.upgrades += 1;
+                self.websocket |= raw.trim_ascii().eq_ignore_ascii_case(b"websocket");
+            }
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 self.connection_upgrade |= list_has(raw, b"upgrade");
             }
@@ -289,8 +299,10 @@ impl HeadScanner {
         if self.host.is_none() && !self.http10 {
             return Err(HeadError::Host);
         }
-        let upgrade = self.upgrade && self.connection_upgrade;
-        if upgrade && (self.chunked || self.length.is_some_and(|n| n > 0)) {
+        // What else asks for an upgrade is served as if it did not (RFC 9110 §7.8): curl does, for HTTP/2.
+        let websocket = self.websocket && self.connection_upgrade;
+        let upgrade = websocket && self.get && !self.http10 && self.upgrades == 1;
+        if websocket && (self.chunked || self.length.is_some_and(|n| n > 0)) {
             return Err(HeadError::UpgradeWithBody);
         }
         let framing = if upgrade {
@@ -438,8 +450,16 @@ mod tests {
         assert_eq!(chunked.framing, Framing::Chunked(ChunkScanner::default()));
         let upgrade = get("Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n").unwrap().unwrap();
         assert_eq!(upgrade.framing, Framing::Open);
-        let no_upgrade = get("Upgrade: websocket\r\n").unwrap().unwrap();
-        assert_eq!(no_upgrade.framing, Framing::Length(0));
+        for no_upgrade in [
+            "Upgrade: websocket\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+            "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+            "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+        ] {
+            assert_eq!(get(no_upgrade).unwrap().unwrap().framing, Framing::Length(0), "{no_upgrade}");
+        }
+        let with_body = get("Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n").unwrap().unwrap();
+        assert_eq!(with_body.framing, Framing::Length(4));
     }
 
     #[test]
@@ -493,6 +513,7 @@ mod tests {
             (" / HTTP/1.1", E::Method),
             ("GET /\u{e9} HTTP/1.1", E::Target),
             ("GET /\x01 HTTP/1.1", E::Target),
+            ("GET /a#b HTTP/1.1", E::Target),
             ("GET a.example/x HTTP/1.1", E::TargetForm),
             ("GET * HTTP/1.1", E::TargetForm),
             ("GET ftp://a.example/ HTTP/1.1", E::TargetForm),

@@ -27,6 +27,7 @@ use tokio::{
 use super::{
     chunked::ChunkError,
     head::{Head, HeadError, HeadScanner},
+    peer::Peer,
     shutdown,
     transport::{Framing, Transport},
     worker::Worker,
@@ -41,6 +42,7 @@ const DRAIN_LINGER: Duration = Duration::from_secs(1);
 pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut shutdown: ShutdownWatch) {
     let mut requests_left = worker.protection.keepalive_requests;
     let mut idle = IdleTimer::new(worker.protection.keepalive);
+    let digest = transport.peer_digest();
     loop {
         let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, &mut idle).await {
             Next::Head(bytes, head) => (bytes, head),
@@ -71,9 +73,12 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
         let mut session = ServerSession::new_http1(transport as Stream);
         session.set_keepalive((requests_left > 0).then_some(worker.protection.keepalive_seconds));
         session.set_pipelined_prefix(prefix);
-        let Some(reusable) = worker.proxy.process_new_http(session, &shutdown).await else { return };
-        let (stream, _settings) = reusable.consume();
-        let Ok(same) = stream.into_any().downcast::<Transport>() else { return };
+        let same = match worker.proxy.process_new_http(session, &shutdown).await {
+            Some(reusable) => reusable.consume().0.into_any().downcast::<Transport>().ok(),
+            // Also after a failure of the upstream, if the client had no part in it.
+            None => Peer::from_digest(&digest).and_then(Peer::take_connection),
+        };
+        let Some(same) = same else { return };
         if requests_left == 0 {
             return;
         }

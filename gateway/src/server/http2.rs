@@ -114,7 +114,7 @@ async fn say_goodbye(mut connection: Connection<Stream, Bytes>, reason: Reason) 
 }
 
 fn stream_peer(client: &Arc<Client>, worker: &Worker) -> Option<Arc<ProxyDigest>> {
-    Peer { client: client.clone(), watch: worker.watch() }.into_digest().ok()
+    Peer::new(client.clone(), worker.watch()).into_digest().ok()
 }
 
 fn options(worker: &Worker) -> H2Options {

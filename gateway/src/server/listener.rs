@@ -27,6 +27,13 @@ pub(crate) struct Listener {
     pub(crate) socket: TcpListener,
 }
 
+impl Listener {
+    /// The same socket once more.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { endpoint: self.endpoint, socket: self.socket.try_clone()? })
+    }
+}
+
 /// Why a node cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {address}: {source}; is another process using it, or is the address not this machine's?")]
@@ -46,6 +53,21 @@ pub(crate) fn bind(mut endpoint: Endpoint, count: usize) -> Result<Vec<Listener>
         listeners.push(Listener { endpoint, socket });
     }
     Ok(listeners)
+}
+
+/// Whether a port is free. Sockets that are shared among workers are shared among processes of one user as
+/// well: without this, a second gateway would take half of the first one's connections, and nobody would know.
+pub(crate) fn check_free(address: SocketAddr) -> Result<(), BindError> {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // Connections that a former process has left behind are no listener.
+        socket.set_reuse_address(true)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&address.into())
+    };
+    bind().map_err(|source| BindError { address, source })
 }
 
 fn open(address: SocketAddr) -> io::Result<TcpListener> {

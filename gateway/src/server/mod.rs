@@ -19,7 +19,7 @@ mod stream;
 pub(crate) mod tls;
 pub(crate) mod transport;
 pub(crate) mod watch;
-mod worker;
+pub(crate) mod worker;
 
 use std::{
     io,
@@ -71,8 +71,14 @@ pub(crate) fn worker_count(node: &NodeConfig) -> usize {
     }
 }
 
+/// Whether all ports of a node are there for it alone.
+pub(crate) fn check_ports(node: &NodeConfig) -> Result<(), BindError> {
+    node.listeners.http.iter().chain(&node.listeners.https).try_for_each(|address| listener::check_free(*address))
+}
+
 /// Opens all listening sockets of a node, one per worker and address.
 pub(crate) fn bind(node: &NodeConfig) -> Result<Vec<Listener>, BindError> {
+    check_ports(node)?;
     let plain = node.listeners.http.iter().map(|address| Endpoint { address: *address, tls: false });
     let tls = node.listeners.https.iter().map(|address| Endpoint { address: *address, tls: true });
     let mut listeners = Vec::new();

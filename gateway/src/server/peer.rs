@@ -5,18 +5,19 @@ use std::{
     ops::Deref,
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use bytes::Bytes;
 use http::HeaderValue;
+use parking_lot::Mutex;
 use pingora_core::protocols::{Digest, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use seiketsu_identity::certificate::ClientCertificate;
 
-use super::watch::Watch;
+use super::{transport::Transport, watch::Watch};
 
 /// What is known of a client's connection before any request.
 #[derive(Debug)]
@@ -70,9 +71,42 @@ impl Client {
 pub(crate) struct Peer {
     pub(super) client: Arc<Client>,
     pub(crate) watch: Watch,
+    kept: Kept,
+}
+
+/// Pingora gives a connection back after requests that went well, and drops it after all others. Where such a
+/// connection is still good, it comes back by this way.
+#[derive(Debug, Default)]
+struct Kept {
+    wanted: AtomicBool,
+    transport: Mutex<Option<Box<Transport>>>,
 }
 
 impl Peer {
+    pub(super) fn new(client: Arc<Client>, watch: Watch) -> Self {
+        Self { client, watch, kept: Kept::default() }
+    }
+
+    /// The request is over and everything was said: the connection can take another one, although Pingora is
+    /// about to drop it.
+    pub(crate) fn keep_connection(&self) {
+        self.kept.wanted.store(true, Ordering::Release);
+    }
+
+    /// Whether the transport that is being dropped is to be kept. Once.
+    pub(super) fn wants_connection(&self) -> bool {
+        self.kept.wanted.swap(false, Ordering::AcqRel)
+    }
+
+    pub(super) fn put_connection(&self, transport: Box<Transport>) {
+        *self.kept.transport.lock() = Some(transport);
+    }
+
+    /// The connection that was kept, if it was.
+    pub(super) fn take_connection(&self) -> Option<Box<Transport>> {
+        self.kept.transport.lock().take()
+    }
+
     /// Packs it into the slot that Pingora has for a connection's user data.
     pub(super) fn into_digest(self) -> Result<Arc<ProxyDigest>, Box<pingora_core::Error>> {
         // The response is that of an HTTP CONNECT proxy, which there is none of here.

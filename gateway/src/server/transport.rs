@@ -59,15 +59,22 @@ const LINGER_BYTES_H2: usize = 64 << 10;
 pub(crate) enum Socket {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// It went on in another transport; see [`Transport::drop`].
+    Moved,
 }
 
 impl Socket {
-    fn tcp(&self) -> &TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
         match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Plain(tcp) => Some(tcp),
+            Self::Tls(tls) => Some(tls.get_ref().0),
+            Self::Moved => None,
         }
     }
+}
+
+fn moved<T>() -> Poll<io::Result<T>> {
+    Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
 }
 
 /// How many more bytes belong to the request that is being served.
@@ -131,6 +138,7 @@ impl Stall {
 }
 
 /// What Pingora asks of every stream once per request; made once per connection.
+#[derive(Clone)]
 struct Digests {
     tls: Option<Arc<SslDigest>>,
     socket: Arc<SocketDigest>,
@@ -147,19 +155,23 @@ impl Transport {
         write_timeout: Duration,
     ) -> Self {
         let tls = match &socket {
-            Socket::Plain(_) => None,
+            Socket::Plain(_) | Socket::Moved => None,
             Socket::Tls(tls) => Some(Arc::new(tls_digest(tls))),
         };
-        let digest = SocketDigest::from_raw_fd(socket.tcp().as_raw_fd());
+        let digest = SocketDigest::from_raw_fd(socket.tcp().map_or(-1, AsRawFd::as_raw_fd));
         // Filled in now, so that nobody needs a system call for them later.
         let _ = digest.peer_addr.set(Some(addresses.peer.into()));
         let _ = digest.local_addr.set(Some(addresses.local.into()));
+        Self::over(socket, Digests { tls, socket: Arc::new(digest), peer }, write_timeout)
+    }
+
+    fn over(socket: Socket, digests: Digests, write_timeout: Duration) -> Self {
         Self {
             socket,
             framing: Framing::Length(0),
             ahead: BytesMut::new(),
             unsent: BytesMut::new(),
-            digests: Digests { tls, socket: Arc::new(digest), peer },
+            digests,
             timer: WatchTimer::default(),
             turn: None,
             stall: Stall { limit: write_timeout, timer: None, began: false },
@@ -172,7 +184,7 @@ impl Transport {
     /// Whether the client and the gateway agreed on HTTP/2 in the TLS handshake.
     pub(crate) fn negotiated_h2(&self) -> bool {
         match &self.socket {
-            Socket::Plain(_) => false,
+            Socket::Plain(_) | Socket::Moved => false,
             Socket::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
         }
     }
@@ -189,6 +201,11 @@ impl Transport {
             proxy_digest: Some(self.digests.peer.clone()),
             socket_digest: Some(self.digests.socket.clone()),
         }
+    }
+
+    /// Pingora's slot with the [`Peer`] in it, for who needs it longer than the transport.
+    pub(crate) fn peer_digest(&self) -> Arc<ProxyDigest> {
+        self.digests.peer.clone()
     }
 
     pub(crate) fn peer(&self) -> Option<&Peer> {
@@ -227,6 +244,7 @@ impl Transport {
         match &mut self.socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
             Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_read(cx, buf),
+            Socket::Moved => moved(),
         }
     }
 
@@ -249,6 +267,7 @@ impl Transport {
         let sent = match &mut self.socket {
             Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, data),
             Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, data),
+            Socket::Moved => moved(),
         };
         self.poll_taken(cx, sent)
     }
@@ -271,7 +290,9 @@ impl Transport {
     /// Once this is closed, the client sees a broken connection, and the kernel keeps nothing for it.
     pub(crate) fn reset_on_close(&self) {
         // Without it the client sees an end, which is less than it should know, but nothing worse.
-        let _ = socket2::SockRef::from(self.socket.tcp()).set_linger(Some(Duration::ZERO));
+        if let Some(tcp) = self.socket.tcp() {
+            let _ = socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
     }
 
     /// Sends what Pingora has written and not flushed. It flushes a body of known length when that is
@@ -293,6 +314,7 @@ impl Transport {
         let flushed = match &mut self.socket {
             Socket::Plain(_) => return Poll::Ready(Ok(())),
             Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_flush(cx),
+            Socket::Moved => moved(),
         };
         self.poll_taken(cx, flushed)
     }
@@ -320,6 +342,7 @@ impl Transport {
             ready!(match &mut self.socket {
                 Socket::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
                 Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_shutdown(cx),
+                Socket::Moved => moved(),
             })?;
             self.said_all = true;
         }
@@ -475,7 +498,7 @@ impl Shutdown for Transport {
 
 impl UniqueID for Transport {
     fn id(&self) -> UniqueIDType {
-        self.socket.tcp().as_raw_fd()
+        self.socket.tcp().map_or(-1, AsRawFd::as_raw_fd)
     }
 }
 
@@ -508,6 +531,23 @@ impl GetSocketDigest for Transport {
 }
 
 impl Peek for Transport {}
+
+/// Pingora drops the connection of a request that failed. If there is nothing wrong with it
+/// ([`Peer::keep_connection`]), it goes on in a transport of its own.
+impl Drop for Transport {
+    fn drop(&mut self) {
+        let digests = self.digests.clone();
+        let Some(peer) = Peer::from_digest(&digests.peer).filter(|peer| peer.wants_connection()) else { return };
+        // Where any of this does not hold, the connection is out of step after all.
+        if self.said_all || !self.unsent.is_empty() || !self.framing.has_ended() {
+            return;
+        }
+        let socket = std::mem::replace(&mut self.socket, Socket::Moved);
+        let mut next = Self::over(socket, digests.clone(), self.stall.limit);
+        next.ahead = self.take_ahead();
+        peer.put_connection(Box::new(next));
+    }
+}
 
 impl fmt::Debug for Transport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -136,8 +136,10 @@ async fn accept(socket: TcpListener, tls: bool, worker: Arc<Worker>, active: Arc
         match accepted {
             Ok((tcp, peer)) => {
                 let Some(addresses) = connection::addresses(&tcp, peer) else { continue };
-                // Load balancers that name their clients are counted by these.
-                let client = (!worker.expects_proxy_header(peer.ip())).then(|| peer.ip());
+                // Load balancers that name their clients in a PROXY header are counted by these. Those that name
+                // them in each request carry all clients on few addresses: the bound is not meant for them.
+                let counts = !worker.expects_proxy_header(peer.ip()) && !worker.trusts(peer.ip());
+                let client = counts.then(|| peer.ip());
                 match worker.caps.admit(client) {
                     Ok(slot) => {
                         let guard = (Active::enter(&active), worker.metrics.accepted());
@@ -168,7 +170,8 @@ fn refuse(tcp: TcpStream, full: Full, worker: &Worker) {
     drop(tcp);
 }
 
-fn is_exhausted(error: &io::Error) -> bool {
+/// Whether there are no file descriptors or no memory for another socket.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     use rustix::io::Errno;
     [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM]
         .into_iter()

@@ -140,6 +140,14 @@ pub enum CompileError {
     Tenant { tenant: Id, source: Box<PolicyError> },
 }
 
+impl CompileError {
+    /// Whether it is about an upstream that is not there. Configuration that names none was refused before,
+    /// so what is missing here is one that could not be made, and that is an error of its own.
+    pub(crate) fn is_missing_upstream(&self) -> bool {
+        matches!(self, Self::Route { source, .. } if matches!(**source, PolicyError::UnknownUpstream(_)))
+    }
+}
+
 /// Which policy cannot be put to use, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {

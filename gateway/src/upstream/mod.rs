@@ -21,6 +21,7 @@ pub mod egress;
 pub mod endpoint;
 pub mod ewma;
 pub mod health;
+pub(crate) mod joining;
 pub mod outbound;
 pub mod outlier;
 pub mod peer;

@@ -18,7 +18,7 @@ use super::{profile::Profile, registry::PoolKey};
 
 /// Concurrent streams on one HTTP/2 connection; the upstream's own limit applies below it. RFC 9113
 /// §6.5.2 advises servers to allow at least 100. Pingora's default is 1.
-const H2_STREAMS: u32 = 100;
+pub(super) const H2_STREAMS: u32 = 100;
 
 /// How much of a response may wait here for a client that does not read it. All streams of a connection
 /// together have room for as much as each of them, or one client that stands still would hold up all

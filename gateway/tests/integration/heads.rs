@@ -45,6 +45,7 @@ fn heads_that_could_be_read_in_two_ways_are_refused_and_counted() {
         ("GET /v1/echo HTTP/1.1\r\nHost: acme.test/evil\r\n\r\n".into(), 400, "host"),
         ("GET /v1/echo HTTP/1.1\r\nHost: user@acme.test\r\n\r\n".into(), 400, "host"),
         ("GET /v1/echo HTTP/1.1\r\nHost: acme.test, globex.test\r\n\r\n".into(), 400, "host"),
+        ("GET /v1/echo#/../x HTTP/1.1\r\nHost: acme.test\r\n\r\n".into(), 400, "target"),
         (get(": empty\r\n"), 400, "field_name"),
         (get("no colon\r\n"), 400, "field_name"),
         (get("a\0b: c\r\n"), 400, "field_name"),
@@ -156,6 +157,9 @@ fn a_body_that_ends_too_early_is_not_a_request() {
             assert!(answer.is_none_or(|answer| answer.status == 400), "{part:?}");
         }
         assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") < 0.5));
+        // Lines keep their order: once this one is there, those before it are.
+        gateway.process.signal("-HUP");
+        assert!(gateway.logs("HUP"));
         let log = gateway.log();
         assert!(!log.contains("failed in the gateway"), "the client's doing is not the gateway's failure: {log}");
     }

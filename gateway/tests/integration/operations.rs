@@ -1,7 +1,9 @@
 //! What operators rely on: reloads, bad files, draining, replacing the binary.
 
 use std::{
+    fs,
     io::{BufReader, Write},
+    process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::{Duration, Instant},
 };
@@ -9,7 +11,7 @@ use std::{
 use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::{
-    fixtures::with_policies,
+    fixtures::{let_pass, with_policies},
     support::{self, Client, Gateway, KEY, Origin, Process, tls::connect_tls, two_tenants, wait_for},
     websocket::{assert_echo, open_socket},
 };
@@ -32,7 +34,68 @@ fn a_change_is_live_and_a_broken_file_changes_nothing() {
     });
     assert!(reported.is_some(), "{}", gateway.readyz().text());
     assert_eq!(gateway.get("globex2.test", "/v1/echo", "").status, 200);
-    assert!(gateway.log().contains("rutes"));
+    assert!(gateway.logs("rutes"), "{}", gateway.log());
+}
+
+/// A gateway whose tenants are the files of the folder `conf`, beginning with `a.yaml`.
+fn with_folder_of_tenants(tenants: &str) -> Gateway {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("conf")).unwrap();
+    fs::write(folder.path().join("conf/a.yaml"), tenants).unwrap();
+    let node = "listeners: { http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0' }\n\
+                tls: { development_certificate: true }\ntenants: conf\nstate_dir: state\n\
+                egress: { allow_loopback: true }\n";
+    fs::write(folder.path().join("node.yaml"), node).unwrap();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let (http, https, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    Gateway { folder, http, https, operations, process }
+}
+
+#[test]
+fn a_folder_that_is_gone_takes_no_tenant_with_it() {
+    let origin = Origin::start("eu-west");
+    let tenants = two_tenants(&[origin.address], KEY);
+    let gateway = with_folder_of_tenants(&tenants);
+    let (conf, away) = (gateway.folder.path().join("conf"), gateway.folder.path().join("away"));
+    let errors = || gateway.readyz().json()["last_reload"]["errors"].to_string();
+    fs::rename(&conf, &away).unwrap();
+    assert!(wait_for(&|| (errors() != "[]").then_some(())).is_some(), "{}", errors());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    fs::create_dir(&conf).unwrap();
+    assert!(wait_for(&|| errors().contains("no *.yaml file").then_some(())).is_some(), "{}", errors());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    // And back: what it says now is in force.
+    let next = tenants.replace("revision: 1", "revision: 2").replace("globex.test", "globex2.test");
+    fs::write(conf.join("a.yaml"), next).unwrap();
+    let live = wait_for(&|| (gateway.get("globex2.test", "/v1/echo", "").status == 200).then_some(()));
+    assert!(live.is_some(), "{}", errors());
+    assert!(wait_for(&|| (errors() == "[]").then_some(())).is_some(), "{}", errors());
+}
+
+#[test]
+fn a_file_that_is_renamed_and_broken_at_once_takes_no_tenant_with_it() {
+    let origin = Origin::start("eu-west");
+    let tenants = two_tenants(&[origin.address], KEY);
+    let gateway = with_folder_of_tenants(&tenants);
+    let conf = gateway.folder.path().join("conf");
+    fs::write(conf.join("b.txt"), "revision: [broken").unwrap();
+    let errors = || gateway.readyz().json()["last_reload"]["errors"].to_string();
+    fs::rename(conf.join("b.txt"), conf.join("b.yaml")).unwrap();
+    fs::rename(conf.join("a.yaml"), conf.join("a.txt")).unwrap();
+    assert!(wait_for(&|| errors().contains("b.yaml").then_some(())).is_some(), "{}", errors());
+    // The next look at the folder finds the same.
+    gateway.process.signal("-HUP");
+    let looked = || gateway.log().matches("b.yaml").count() > 1;
+    assert!(wait_for(&|| looked().then_some(())).is_some(), "{}", gateway.log());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    // Once everything can be read, what is gone is gone.
+    fs::remove_file(conf.join("b.yaml")).unwrap();
+    let others = [("id: acme", "id: acme2"), ("acme.test", "acme2.test"), ("globex", "globex2")];
+    let others = others.iter().fold(tenants.clone(), |text, (from, to)| text.replace(from, to));
+    fs::write(conf.join("c.yaml"), others.replace("testglobex2", "testglobex")).unwrap();
+    let gone = wait_for(&|| (gateway.get("acme.test", "/v1/echo", "").status == 404).then_some(()));
+    assert!(gone.is_some(), "{}", errors());
+    assert_eq!(gateway.get("acme2.test", "/v1/echo", "").status, 200);
 }
 
 #[test]
@@ -91,6 +154,62 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     assert_eq!(busy.receive().unwrap().status, 200);
     let ended = wait_for_end(&mut gateway.process);
     assert!(ended.success(), "{}", gateway.log());
+}
+
+#[test]
+fn a_signal_that_comes_twice_at_once_cuts_nothing_and_a_later_one_does() {
+    let origin = Origin::start("eu-west");
+    for patient in [true, false] {
+        let mut gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+        let mut busy = gateway.connect();
+        busy.send(b"GET /v1/delay/2000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        let in_flight = || gateway.metrics().contains("in_flight{tenant=\"acme\"} 1");
+        wait_for(&|| in_flight().then_some(())).unwrap();
+        // To a process group, and by whoever started it: Ctrl-C in a terminal does both.
+        gateway.process.signal("-INT");
+        gateway.process.signal("-TERM");
+        if patient {
+            assert_eq!(busy.receive().expect("an answer").status, 200);
+        } else {
+            let draining = || gateway.log().contains("draining");
+            wait_for(&|| draining().then_some(())).unwrap();
+            let_pass(Duration::from_millis(300));
+            gateway.process.signal("-TERM");
+            assert!(busy.receive().is_none());
+        }
+        assert_eq!(wait_for_end(&mut gateway.process).success(), patient, "{}", gateway.log());
+    }
+}
+
+#[test]
+fn a_handover_that_hangs_keeps_the_node_from_nothing() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    // It takes the sockets and never says that it serves.
+    let hangs = std::os::unix::net::UnixListener::bind(gateway.folder.path().join("state/upgrade.sock")).unwrap();
+    gateway.process.signal("-QUIT");
+    let (connection, _) = hangs.accept().unwrap();
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    gateway.process.signal("-TERM");
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+    drop(connection);
+}
+
+#[test]
+fn probes_are_answered_when_clients_have_taken_all_descriptors() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let pid = gateway.process.0.id().to_string();
+    let limited = Command::new("prlimit").args(["--pid", &pid, "--nofile=100:100"]).status().unwrap();
+    assert!(limited.success());
+    let clients: Vec<Client> = (0..150).map(|_| gateway.connect()).collect();
+    assert!(wait_for(&|| gateway.log().contains("raise the limit of open files").then_some(())).is_some());
+    for _ in 0..10 {
+        let answered = || probe(gateway.operations, "/livez").is_some_and(|answer| answer.status == 200);
+        assert!(wait_for(&|| answered().then_some(())).is_some(), "{}", gateway.log());
+    }
+    drop(clients);
+    assert!(wait_for(&|| (gateway.get("acme.test", "/v1/echo", "").status == 200).then_some(())).is_some());
 }
 
 #[test]
@@ -245,7 +364,131 @@ fn hand_over(gateway: &Gateway) -> Process {
     next
 }
 
+/// A folder for a node with addresses of its own, whose tenants are read from a pipe: loading lasts until
+/// something is written into it.
+fn node_that_is_loading() -> (tempfile::TempDir, std::net::SocketAddr) {
+    let folder = tempfile::tempdir().unwrap();
+    // Among the addresses of the loopback network nobody else has chosen the same.
+    let number = std::process::id().to_le_bytes();
+    let operations = std::net::SocketAddr::from(([127, number[0] | 1, number[1] | 1, 9], 19_090));
+    let node = format!(
+        "listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '{operations}' }}\n\
+         tls: {{ development_certificate: true }}\ntenants: tenants.yaml\nstate_dir: state\n\
+         egress: {{ allow_loopback: true }}\n"
+    );
+    fs::write(folder.path().join("node.yaml"), node).unwrap();
+    let made = Command::new("mkfifo").arg(folder.path().join("tenants.yaml")).status().unwrap();
+    assert!(made.success());
+    (folder, operations)
+}
+
+fn probe(operations: std::net::SocketAddr, target: &str) -> Option<support::Response> {
+    let mut stream = BufReader::new(std::net::TcpStream::connect(operations).ok()?);
+    write!(stream.get_mut(), "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    support::receive(&mut stream)
+}
+
+#[test]
+fn a_node_that_is_still_loading_is_live_and_says_why_it_is_not_ready() {
+    let origin = Origin::start("eu-west");
+    let (folder, operations) = node_that_is_loading();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let live = wait_for(&|| probe(operations, "/livez")).expect("probes are answered");
+    assert_eq!(live.status, 200);
+    let waiting = probe(operations, "/readyz").unwrap();
+    assert_eq!(waiting.status, 503);
+    assert_eq!(waiting.json()["checks"]["configuration_loaded"], false);
+    assert!(waiting.json()["reason"].as_str().unwrap().contains("no configuration"), "{}", waiting.text());
+    // Signals that are meant for a node that serves do no harm to one that does not yet.
+    process.signal("-HUP");
+    process.signal("-QUIT");
+    assert_eq!(probe(operations, "/livez").unwrap().status, 200);
+    let tenants = folder.path().join("tenants.yaml");
+    let mut pipe = fs::OpenOptions::new().write(true).open(&tenants).unwrap();
+    // Later looks at the file find an ordinary one.
+    fs::write(folder.path().join("next"), two_tenants(&[origin.address], KEY)).unwrap();
+    fs::rename(folder.path().join("next"), &tenants).unwrap();
+    pipe.write_all(two_tenants(&[origin.address], KEY).as_bytes()).unwrap();
+    drop(pipe);
+    let (http, _, _) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let ready = probe(operations, "/readyz").unwrap();
+    assert_eq!((ready.status, ready.json().get("reason")), (200, None), "{}", ready.text());
+    assert_eq!(Client::connect(http).request(REQUEST).status, 200);
+}
+
+#[test]
+fn term_ends_a_node_that_is_still_loading() {
+    let (folder, operations) = node_that_is_loading();
+    let mut process = Gateway::spawn(folder.path(), &[]);
+    wait_for(&|| probe(operations, "/livez")).expect("probes are answered");
+    process.signal("-TERM");
+    assert!(wait_for_end(&mut process).success());
+}
+
+#[test]
+fn a_second_node_on_the_same_ports_is_refused_and_the_first_serves_on() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let second = Command::new(support::binary("seiketsu-gateway"))
+        .args(["--config", gateway.folder.path().join("node.yaml").to_str().unwrap()])
+        .args(["--http", &gateway.http.to_string()])
+        .args(["--state-dir", gateway.folder.path().join("second").to_str().unwrap()])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success(), "{said}");
+    assert!(said.contains(&format!("cannot listen on {}", gateway.http)), "{said}");
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn after_a_handover_only_the_new_process_answers_probes() {
+    let origin = Origin::start("eu-west");
+    let gateway = with_policies(origin.address, "");
+    let node = fs::read_to_string(gateway.folder.path().join("node.yaml")).unwrap();
+    // The same address for both, as in practice.
+    let next_node = node.replace("operations: '127.0.0.1:0'", &format!("operations: '{}'", gateway.operations));
+    fs::write(gateway.folder.path().join("node.yaml"), next_node).unwrap();
+    let mut old = open_socket(&gateway);
+    let _next = hand_over(&gateway);
+    assert_echo(&mut old, Message::text("the old process still has work to do"));
+    wait_for(&|| gateway.log().contains("draining").then_some(())).unwrap();
+    let ready = || probe(gateway.operations, "/readyz").is_some_and(|answer| answer.status == 200);
+    assert!(wait_for(&|| (0..30).all(|_| ready()).then_some(())).is_some(), "some find a node that drains");
+    for _ in 0..30 {
+        assert_eq!(probe(gateway.operations, "/readyz").unwrap().status, 200);
+    }
+}
+
 fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {
     let process = std::cell::RefCell::new(process);
     wait_for(&|| process.borrow_mut().0.try_wait().unwrap()).expect("the process ends")
+}
+
+/// A pipe to nobody: who reads the log may stop reading.
+#[test]
+fn a_reader_of_the_log_that_stops_holds_nothing_up() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["tenants.yaml", "node.yaml"] {
+        fs::copy(gateway.folder.path().join(file), folder.path().join(file)).unwrap();
+    }
+    let child = Command::new(support::binary("seiketsu-gateway"))
+        .args(["--log", "trace", "--config"])
+        .arg(folder.path().join("node.yaml"))
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut process = Process(child);
+    let (http, _, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let mut client = Client::connect(http);
+    // Some lines each: far more than a pipe holds.
+    for _ in 0..3000 {
+        assert_eq!(client.request(REQUEST).status, 200);
+    }
+    assert_eq!(Client::connect(operations).request("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status, 200);
+    process.signal("-TERM");
+    assert!(wait_for_end(&mut process).success());
 }

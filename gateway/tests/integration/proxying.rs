@@ -147,6 +147,32 @@ fn a_head_has_a_deadline_of_its_own() {
 }
 
 #[test]
+fn trace_does_not_show_what_the_gateway_adds() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let mut client = gateway.connect();
+    let answer = client.request("TRACE /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert_eq!((answer.status, answer.problem().as_str()), (405, "method-not-allowed"));
+    assert_eq!(origin.requests("/v1/echo"), 0);
+}
+
+#[test]
+fn nobody_is_believed_about_whom_they_speak_for() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let forged = "X-Forwarded-For: 192.0.2.1\r\nx_forwarded_for: 192.0.2.2\r\nX-Forwarded_Proto: https\r\n\
+                  X-Forwarded-Port: 443\r\nX-Forwarded-Prefix: /admin\r\nForwarded: for=192.0.2.3\r\n\
+                  X_Real_IP: 192.0.2.4\r\nX_Request_Id: forged\r\n";
+    let seen = gateway.get("acme.test", "/v1/echo", forged);
+    let json = seen.json();
+    let said: Vec<&str> = json["headers"].as_array().unwrap().iter().map(|pair| pair[0].as_str().unwrap()).collect();
+    for forged in ["x_forwarded_for", "x-forwarded_proto", "x-forwarded-port", "x-forwarded-prefix", "forwarded"] {
+        assert!(!said.contains(&forged), "{said:?}");
+    }
+    assert!(!seen.text().contains("192.0.2.") && !seen.text().contains("forged"), "{}", seen.text());
+}
+
+#[test]
 fn an_address_has_a_bound_of_connections() {
     let origin = Origin::start("eu-west");
     let node = "protection: { connections_per_address: 3 }\n";
@@ -164,6 +190,16 @@ fn an_address_has_a_bound_of_connections() {
         })
         .is_some()
     );
+}
+
+#[test]
+fn a_trusted_proxy_has_no_bound_of_connections_for_all_its_clients() {
+    let origin = Origin::start("eu-west");
+    let node = "protection: { connections_per_address: 3 }\nforwarding: { trusted_proxies: ['127.0.0.1/32'] }\n";
+    let gateway = Gateway::start_with(&two_tenants(&[origin.address], KEY), node);
+    let request = "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
+    let mut open: Vec<Client> = (0..10).map(|_| gateway.connect()).collect();
+    assert!(open.iter_mut().all(|client| client.request(request).status == 200));
 }
 
 #[test]

@@ -19,7 +19,7 @@ use std::{
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A program of the workspace: built into the folder above that of the tests.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let path = test.parent().and_then(Path::parent).unwrap().join(name);
     assert!(path.exists(), "{} is missing: run the tests with `--workspace`", path.display());
@@ -161,8 +161,14 @@ impl Gateway {
         Client::connect(self.operations).request("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
     }
 
+    /// What has been written so far: lines come a moment after what they tell of.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("gateway.log")).unwrap()
+    }
+
+    /// Whether the log comes to contain this.
+    pub fn logs(&self, text: &str) -> bool {
+        wait_for(&|| self.log().contains(text).then_some(())).is_some()
     }
 }
 

@@ -282,7 +282,7 @@ async fn a_broken_certificate_changes_nothing_and_is_reported() {
         let mended = || !gateway.readyz().text().contains("acme.pem");
         assert!(comes_true(mended), "{}", gateway.readyz().text());
     }
-    assert!(gateway.log().contains("acme.pem"));
+    assert!(gateway.logs("acme.pem"));
 }
 
 /// Two tenants that ask for client certificates (`strict.test` insists), and two that do not.

@@ -1,7 +1,7 @@
 //! What a proxy on Pingora gets wrong unless it takes care: retries, interim responses, refusals, names.
 
 use std::{
-    io::{Read, Write},
+    io::{BufReader, Read, Write},
     net::{SocketAddr, TcpListener},
     sync::{
         Arc,
@@ -13,7 +13,7 @@ use std::{
 use crate::{
     examples::{Authority, tls_origin},
     fixtures::{Seen, Stub, comes_true, demo, ok, open, tenants, with_policies},
-    support::{Client, Gateway, KEY, Origin, two_tenants},
+    support::{Client, Gateway, KEY, Origin, receive, tls::connect_tls, two_tenants},
 };
 
 #[test]
@@ -153,6 +153,49 @@ fn failures_of_the_upstream_carry_it_too_and_say_how_the_connection_goes_on() {
             assert_eq!(client.request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n").status, status);
         }
     }
+}
+
+#[test]
+fn an_upstream_that_is_down_costs_no_client_its_connection() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closes = Stub::start(|_| Vec::new());
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let requests = [
+        "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n",
+        "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 5\r\n\r\nhello",
+        "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n",
+    ];
+    for (address, status) in [(nobody, 503), (closes.address, 502), (silent.local_addr().unwrap(), 504)] {
+        let policies = "timeouts: { per_try: 200ms }, retries: { attempts: 0 }";
+        let gateway = Gateway::start(&tenants(&demo(&[address], ""), "", &open(policies)));
+        let mut client = gateway.connect();
+        let mut tls = BufReader::new(connect_tls(gateway.https));
+        for request in requests {
+            let answer = client.request(request);
+            assert_eq!((answer.status, answer.header("connection")), (status, Some("keep-alive")), "{request}");
+            tls.get_mut().write_all(request.as_bytes()).unwrap();
+            let answer = receive(&mut tls).expect("an answer on the same connection");
+            assert_eq!((answer.status, answer.header("connection")), (status, Some("keep-alive")), "{request}");
+        }
+        // What was sent ahead waits for its turn, as ever.
+        client.send(requests.concat().as_bytes());
+        for _ in requests {
+            assert_eq!(client.receive().expect("an answer").status, status);
+        }
+        assert_eq!(gateway.metric("seiketsu_connections_accepted_total") as u64, 2);
+    }
+}
+
+#[test]
+fn a_failure_in_the_midst_of_an_upload_ends_its_connection() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = with_policies(nobody, "");
+    let mut client = gateway.connect();
+    // Its end is not in sight: what comes next could be its body or another request.
+    client.send(b"POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    let answer = client.receive().unwrap();
+    assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
+    assert!(client.is_closed());
 }
 
 #[test]
@@ -335,4 +378,31 @@ fn one_bad_client_costs_the_others_nothing() {
     });
     assert_eq!(failed.load(Ordering::Relaxed), 0);
     assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") < 0.5));
+}
+
+#[test]
+fn no_word_in_the_head_lets_a_body_trickle() {
+    let origin = Origin::start("a");
+    // The body is read before the request goes on, so nothing but its pace ends it.
+    let yaml = tenants(&demo(&[origin.address], ""), "", &open("transform: { request_body: '.' }"));
+    let gateway = Gateway::start_with(&yaml, "protection: { min_body_rate: 1KiB }\n");
+    let words = ["", "Upgrade: websocket\r\n", "Accept: text/event-stream\r\n"];
+    let types = ["application/json", "application/grpc+json"];
+    let mut clients: Vec<Client> = Vec::new();
+    for (fields, kind) in words.iter().flat_map(|fields| types.map(|kind| (fields, kind))) {
+        let mut client = gateway.connect();
+        client.send(
+            format!(
+                "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\n{fields}Content-Type: {kind}\r\nContent-Length: 100\r\n\r\n{{"
+            )
+            .as_bytes(),
+        );
+        clients.push(client);
+    }
+    for mut client in clients {
+        let answer = client.receive().expect("a refusal in time");
+        // gRPC has its own word for it.
+        let refused = answer.status == 408 || answer.header("grpc-status") == Some("4");
+        assert!(refused, "{answer:?}");
+    }
 }

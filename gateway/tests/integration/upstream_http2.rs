@@ -38,6 +38,7 @@ enum Fate {
 struct Upstream {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Upstream {
@@ -45,10 +46,12 @@ impl Upstream {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let asked = Arc::new(AtomicUsize::new(0));
-        let counter = asked.clone();
+        let connections = Arc::new(AtomicUsize::new(0));
+        let (counter, accepted) = (asked.clone(), connections.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (stream, counter) = (stream.unwrap(), counter.clone());
+                accepted.fetch_add(1, Ordering::Relaxed);
                 std::thread::spawn(move || {
                     let fate = || first.get(counter.fetch_add(1, Ordering::Relaxed)).copied();
                     // The connection ends when the gateway has had enough of it.
@@ -56,7 +59,7 @@ impl Upstream {
                 });
             }
         });
-        Self { address, asked }
+        Self { address, asked, connections }
     }
 
     fn asked(&self) -> usize {
@@ -140,4 +143,17 @@ fn an_upstream_that_takes_nothing_is_not_asked_without_end() {
     let upstream = Upstream::start(&[Fate::Reset(REFUSED_STREAM); 20]);
     let answer = gateway(&upstream).connect().request(&post("hello"));
     assert_eq!((answer.status, upstream.asked()), (502, 3), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_first_calls_at_once_share_one_connection() {
+    let upstream = Upstream::start(&[]);
+    let gateway = gateway(&upstream);
+    // One connection is served by one worker, and each worker has upstream connections of its own.
+    let client = Http2::plain(&gateway).await;
+    let calls = (0..100).map(|_| client.send(client.request("GET", "acme.test", "/v1/x"), b""));
+    for answer in futures::future::join_all(calls).await {
+        assert_eq!(answer.unwrap().status, 200);
+    }
+    assert_eq!((upstream.asked(), upstream.connections.load(Ordering::Relaxed)), (100, 1));
 }

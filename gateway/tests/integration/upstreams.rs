@@ -406,6 +406,20 @@ fn addresses_that_the_node_may_not_connect_to_are_refused() {
 }
 
 #[test]
+fn an_endpoint_that_egress_refuses_is_one_error_and_not_two() {
+    let origin = Origin::start("a");
+    let good = tenants(&demo(&[origin.address], ""), "", &open(""));
+    let gateway = Gateway::start(&good);
+    let metadata = origin.address.to_string().replace("127.0.0.1", "169.254.169.254");
+    gateway.write_tenants(&good.replace(&origin.address.to_string(), &metadata).replace("revision: 1", "revision: 2"));
+    assert!(comes_true(|| gateway.readyz().text().contains("169.254.169.254")), "{}", gateway.readyz().text());
+    let errors = gateway.readyz().json()["last_reload"]["errors"].clone();
+    assert_eq!(errors.as_array().unwrap().len(), 1, "{errors}");
+    assert!(!errors.to_string().contains("there is no upstream"), "{errors}");
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[test]
 fn endpoints_of_a_lower_priority_stand_in() {
     let (main, spare) = (Origin::start("main"), Origin::start("spare"));
     let upstream = format!(

@@ -14,7 +14,7 @@ use tokio_tungstenite::tungstenite::{
 };
 
 use crate::{
-    fixtures::{comes_true, demo, let_pass, open, tenants, with_policies},
+    fixtures::{Stub, comes_true, demo, let_pass, ok, open, tenants, with_policies},
     support::{Gateway, KEY, Origin, PATIENCE, tls::connect_tls, two_tenants},
 };
 
@@ -130,6 +130,34 @@ fn the_upstream_may_refuse_the_upgrade() {
     let answer = client.request(&format!("GET /v1/status/403 HTTP/1.1\r\nHost: acme.test\r\n{fields}\r\n"));
     assert_eq!(answer.status, 403);
     assert_eq!(client.request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n").status, 200);
+}
+
+#[test]
+fn what_is_no_handshake_is_an_ordinary_request() {
+    // It would switch to anything.
+    let switches = Stub::start(|seen| match seen.header("upgrade") {
+        Some(_) => b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".to_vec(),
+        None => ok("", b"an answer"),
+    });
+    let gateway = with_policies(switches.address, "");
+    for (method, fields) in [
+        ("GET", "Upgrade: websocket\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: h2c\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n"),
+        ("GET", "Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n"),
+        ("POST", "Connection: Upgrade\r\nUpgrade: websocket\r\n"),
+        ("POST", "Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n"),
+    ] {
+        let request = format!("{method} /v1/x HTTP/1.1\r\nHost: acme.test\r\n{fields}\r\n");
+        // Both of a pipeline: where the first ends is no question.
+        let mut client = gateway.connect();
+        client.send(request.repeat(2).as_bytes());
+        for _ in 0..2 {
+            let answer = client.receive().expect("an answer");
+            assert_eq!((answer.status, answer.text().as_str()), (200, "an answer"), "{method} {fields}");
+        }
+    }
+    assert!(switches.seen().iter().all(|seen| seen.header("upgrade").is_none()));
 }
 
 #[test]

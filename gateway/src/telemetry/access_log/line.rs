@@ -98,6 +98,7 @@ fn put_text_unless_empty(to: &mut Vec<u8>, key: &[u8], text: &[u8]) {
 }
 
 /// A JSON string (RFC 8259 §7). Bytes that are not UTF-8 become U+FFFD; JSON has no other way.
+#[allow(clippy::needless_bitwise_bool)] // `&` has no branch.
 fn put_text(to: &mut Vec<u8>, key: &[u8], text: &[u8]) {
     to.extend_from_slice(key);
     // Looks at every byte, also behind one that is not plain: without a way out the compiler compares many at a time.

@@ -65,6 +65,35 @@ pub(super) fn filter(
 /// What the upstream says of its connection with the gateway is nothing to the client (RFC 9110 §7.6.1).
 /// `Connection` itself is written anew by Pingora.
 fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
+    // One look at each name that is there costs less than a lookup of each that might be.
+    let (mut connection, mut keep_alive, mut proxy_connection, mut upgrade) = (false, false, false, false);
+    for name in fields.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "keep-alive" => keep_alive = true,
+            "proxy-connection" => proxy_connection = true,
+            "upgrade" => upgrade = true,
+            _ => {}
+        }
+    }
+    if connection {
+        remove_nominated(fields);
+        fields.remove(header::CONNECTION);
+    }
+    if keep_alive {
+        fields.remove(KEEP_ALIVE);
+    }
+    if proxy_connection {
+        fields.remove(PROXY_CONNECTION);
+    }
+    // 426 says there what the client should upgrade to (RFC 9110 §15.5.22).
+    if upgrade && status != StatusCode::UPGRADE_REQUIRED {
+        fields.remove(header::UPGRADE);
+    }
+}
+
+/// Removes the fields that `Connection` names.
+fn remove_nominated(fields: &mut HeaderMap) {
     let nominated: Vec<HeaderName> = fields
         .get_all(header::CONNECTION)
         .iter()
@@ -74,13 +103,9 @@ fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
         .filter_map(|name| HeaderName::from_bytes(name).ok())
         // Where a body ends is not for the upstream to conceal.
         .filter(|name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING)
+        .filter(|name| *name != header::UPGRADE)
         .collect();
-    // 426 says there what the client should upgrade to (RFC 9110 §15.5.22).
-    let keeps_upgrade = status == StatusCode::UPGRADE_REQUIRED;
-    for name in nominated.iter().chain([&header::CONNECTION, &KEEP_ALIVE, &PROXY_CONNECTION, &header::UPGRADE]) {
-        // A comparison with the few names that are there costs less than a lookup.
-        if !(keeps_upgrade && *name == header::UPGRADE) && fields.keys().any(|sent| sent == name) {
-            fields.remove(name);
-        }
+    for name in nominated {
+        fields.remove(name);
     }
 }

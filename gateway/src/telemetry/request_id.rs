@@ -56,7 +56,7 @@ impl RequestId {
     }
 
     pub fn header_value(&self) -> HeaderValue {
-        HeaderValue::from_str(self.as_str()).unwrap_or(HeaderValue::from_static(""))
+        HeaderValue::from_bytes(&self.text[..usize::from(self.length)]).unwrap_or(HeaderValue::from_static(""))
     }
 }
 

@@ -1,0 +1,175 @@
+//! The tokens at hand. What a request pays is one atomic exchange for each limit.
+
+use crate::sync::{
+    AtomicU64,
+    Ordering::{AcqRel, Acquire, Relaxed, Release},
+};
+
+/// Bits of the word that count tokens; those above count generations.
+const TOKEN_BITS: u32 = 48;
+const TOKENS: u64 = (1 << TOKEN_BITS) - 1;
+
+/// The tokens of one account that this gateway holds.
+///
+/// A lease goes through generations: voiding it begins the next one, so that a token that is put back
+/// after its lease has ended is not spent again.
+///
+/// All that a request reads lies in one cache line, which no other lease shares.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Lease {
+    /// Generation and tokens.
+    word: AtomicU64,
+    /// From when on the tokens are void, in [`Nanos`](crate::clock::Nanos).
+    ends: AtomicU64,
+    /// Renewal is due when fewer are left.
+    low: AtomicU64,
+    /// Tokens that requests asked for since the last exchange.
+    asked: AtomicU64,
+    /// Until when requests that cost as much are refused without asking again.
+    barred_until: AtomicU64,
+    barred_cost: AtomicU64,
+    /// What was left for everybody when last heard.
+    left: AtomicU64,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    Taken(Taken),
+    /// There are not enough tokens here; there may be some elsewhere.
+    Empty,
+    /// There are none anywhere before this time.
+    Barred {
+        until: u64,
+    },
+}
+
+/// Tokens that were taken, for [`Lease::put_back`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    generation: u64,
+    /// Renewal is due.
+    pub low: bool,
+}
+
+impl Lease {
+    /// Without tokens.
+    pub fn new() -> Self {
+        Self {
+            word: AtomicU64::new(0),
+            ends: AtomicU64::new(0),
+            low: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+            barred_until: AtomicU64::new(0),
+            barred_cost: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+        }
+    }
+
+    /// Takes `cost` tokens, if there are as many.
+    pub fn take(&self, cost: u64, now: u64) -> Take {
+        // Not exact, and need not be: it is what demand is guessed from.
+        self.asked.store(self.asked.load(Relaxed).wrapping_add(cost), Relaxed);
+        let mut word = self.word.load(Acquire);
+        loop {
+            let tokens = word & TOKENS;
+            // After the word: an end that was moved on belongs to these tokens or to later ones, and in a
+            // later generation the exchange below fails.
+            if tokens < cost || now >= self.ends.load(Acquire) {
+                return self.nothing(cost, now);
+            }
+            match self.word.compare_exchange_weak(word, word - cost, AcqRel, Acquire) {
+                Ok(_) => {
+                    let low = tokens - cost < self.low.load(Relaxed);
+                    return Take::Taken(Taken { generation: word >> TOKEN_BITS, low });
+                }
+                Err(changed) => word = changed,
+            }
+        }
+    }
+
+    fn nothing(&self, cost: u64, now: u64) -> Take {
+        let until = self.barred_until.load(Acquire);
+        if now < until && cost >= self.barred_cost.load(Relaxed) { Take::Barred { until } } else { Take::Empty }
+    }
+
+    /// Gives back what a request took and does not need. If the lease was voided meanwhile, they count as spent.
+    pub fn put_back(&self, taken: Taken, cost: u64) {
+        let mut word = self.word.load(Acquire);
+        while word >> TOKEN_BITS == taken.generation {
+            match self.word.compare_exchange_weak(word, word + cost, AcqRel, Acquire) {
+                Ok(_) => return,
+                Err(changed) => word = changed,
+            }
+        }
+    }
+
+    /// Tokens at hand. Whether they have ended is not looked at.
+    pub fn tokens(&self) -> u64 {
+        self.word.load(Acquire) & TOKENS
+    }
+
+    /// Whether the tokens are void.
+    pub fn has_ended(&self, now: u64) -> bool {
+        now >= self.ends.load(Acquire)
+    }
+
+    /// Takes all tokens out; returns how many.
+    pub fn void(&self) -> u64 {
+        let mut word = self.word.load(Acquire);
+        loop {
+            let next = (word >> TOKEN_BITS).wrapping_add(1) << TOKEN_BITS;
+            match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
+                Ok(_) => return word & TOKENS,
+                Err(changed) => word = changed,
+            }
+        }
+    }
+
+    /// Adds tokens to those that are there, and moves the end of all. Those that had ended must have been
+    /// voided.
+    pub fn add(&self, tokens: u64, ends: u64) {
+        self.ends.store(ends, Release);
+        let before = self.word.fetch_add(tokens, AcqRel) & TOKENS;
+        self.low.store((before + tokens) / 2, Relaxed);
+    }
+
+    /// Moves the end of the tokens.
+    pub fn extend(&self, ends: u64) {
+        self.ends.store(ends, Release);
+    }
+
+    /// Nothing that costs as much is to be had anywhere before this time.
+    pub fn bar(&self, cost: u64, until: u64) {
+        self.barred_cost.store(cost, Relaxed);
+        self.barred_until.store(until, Release);
+    }
+
+    /// What was left for everybody.
+    pub fn set_left(&self, left: u64) {
+        self.left.store(left, Relaxed);
+    }
+
+    /// What could be had, as far as is known here.
+    pub fn remaining(&self, now: u64) -> u64 {
+        let own = if self.has_ended(now) { 0 } else { self.tokens() };
+        own.saturating_add(self.left.load(Relaxed))
+    }
+
+    /// Until when requests are refused without asking, if they are.
+    pub fn barred_until(&self) -> u64 {
+        self.barred_until.load(Relaxed)
+    }
+
+    /// Tokens asked for so far; wraps.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Relaxed)
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,317 @@
+//! The arithmetic of accounts. `coordinator/acquire.lua` repeats it in Redis, number for number; the tests
+//! hold both against each other.
+//!
+//! What is true of a bucket at every moment: its level and what gateways hold of it, together, are never
+//! more than its burst. Tokens are debited when they are given, so what is admitted in a window comes from
+//! what was held at its beginning, and from what was given in it: burst + rate · window at most.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use crate::{
+    coordinator::{Answer, LEASE_TIME, Outcome, Request, SLOT_LEASE_TIME},
+    terms::{Bucket, Terms},
+};
+
+/// Accounts that are not used are kept this long at least, and longer where they are not yet as new.
+pub const KEPT: Duration = Duration::from_secs(20 * 60);
+
+/// What a gateway spent is put right against a lease that has ended, for this long after its end.
+const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// When and for how many an account is asked.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    /// Microseconds since 1970.
+    pub now: u64,
+    /// Gateways that share the account.
+    pub live: u64,
+    /// An account that is not there begins empty at this time, since what it knew may have been lost
+    /// shortly before.
+    pub opens: u64,
+}
+
+/// One account.
+#[derive(Debug, Clone)]
+pub enum Ledger {
+    Bucket(BucketLedger),
+    Quota(QuotaLedger),
+    Slots(SlotsLedger),
+}
+
+impl Ledger {
+    /// An account that nothing is known of.
+    pub fn open(terms: Terms, revision: u64, moment: &Moment, known: bool) -> Self {
+        // What it held is out there for a lease's time.
+        let opens = if known { moment.now + micros(LEASE_TIME) } else { moment.opens };
+        match terms {
+            Terms::Bucket(bucket) => Self::Bucket(BucketLedger::open(bucket, revision, opens)),
+            Terms::Quota { limit, .. } => {
+                Self::Quota(QuotaLedger { limit, revision, debited: 0, opens, leases: BTreeMap::new() })
+            }
+            Terms::Slots { limit } => Self::Slots(SlotsLedger { limit, revision, opens, leases: BTreeMap::new() }),
+        }
+    }
+
+    pub fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, revision: u64, request: &Request) -> Answer {
+        match (&mut *self, request.terms) {
+            (Self::Bucket(ledger), Terms::Bucket(terms)) => {
+                ledger.adopt(moment.now, revision, terms);
+                ledger.exchange(moment, reporter, request)
+            }
+            (Self::Quota(ledger), Terms::Quota { limit, starts, ends }) => {
+                if revision > ledger.revision {
+                    (ledger.revision, ledger.limit) = (revision, limit);
+                }
+                ledger.exchange(moment, reporter, request, (starts, ends))
+            }
+            (Self::Slots(ledger), Terms::Slots { limit }) => {
+                if revision > ledger.revision {
+                    (ledger.revision, ledger.limit) = (revision, limit);
+                }
+                ledger.exchange(moment, reporter, request)
+            }
+            // The same name for another kind of limit: the account begins anew.
+            (_, terms) => {
+                *self = Self::open(terms, revision, moment, true);
+                self.exchange(moment, reporter, revision, request)
+            }
+        }
+    }
+}
+
+/// What is known of one reporter.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lease {
+    /// What it said last that it had spent in all.
+    spent: u64,
+    /// Given to it, and neither spent nor given back as far as is known.
+    out: u64,
+    ends: u64,
+    /// It ended without a word: its tokens may have been spent, and are not given to anybody else.
+    ended: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct BucketLedger {
+    terms: Bucket,
+    revision: u64,
+    /// In units; below zero when more was spent than given, by gateways that were cut off.
+    level: i64,
+    updated: u64,
+    /// Nothing is given before.
+    opens: u64,
+    leases: BTreeMap<Arc<str>, Lease>,
+}
+
+impl BucketLedger {
+    fn open(terms: Bucket, revision: u64, opens: u64) -> Self {
+        Self { terms, revision, level: 0, updated: opens, opens, leases: BTreeMap::new() }
+    }
+
+    /// Takes the terms of a higher revision. What has come so far came under the old ones.
+    fn adopt(&mut self, now: u64, revision: u64, terms: Bucket) {
+        if revision <= self.revision {
+            return;
+        }
+        if terms != self.terms {
+            self.refill(now);
+            // A part of a token is lost.
+            let tokens = self.level.div_euclid(self.terms.unit());
+            self.terms = terms;
+            self.level = (tokens * terms.unit()).clamp(-terms.capacity(), self.room());
+        }
+        self.revision = revision;
+    }
+
+    /// What the level can be at most: what is out there belongs to the burst.
+    fn room(&self) -> i64 {
+        let out: u64 = self.leases.values().filter(|lease| !lease.ended).map(|lease| lease.out).sum();
+        self.terms.capacity() - to_i64(out.min(self.terms.burst())) * self.terms.unit()
+    }
+
+    fn refill(&mut self, now: u64) {
+        let mut ending: Vec<u64> =
+            self.leases.values().filter(|lease| !lease.ended && lease.ends <= now).map(|lease| lease.ends).collect();
+        ending.sort_unstable();
+        // From each end on there is more room.
+        for end in ending {
+            self.refill_to(end);
+            for lease in self.leases.values_mut().filter(|lease| !lease.ended && lease.ends <= end) {
+                lease.ended = true;
+            }
+        }
+        self.refill_to(now);
+        self.leases.retain(|_, lease| lease.ends + micros(SETTLED_AFTER) > now);
+    }
+
+    fn refill_to(&mut self, to: u64) {
+        // Redis' clock may have gone back.
+        let elapsed = i128::from(to.saturating_sub(self.updated));
+        self.updated = self.updated.max(to);
+        let level = i128::from(self.level) + elapsed * i128::from(self.terms.units_per_micro());
+        let room = self.room();
+        self.level = i64::try_from(level).unwrap_or(i64::MAX).min(room);
+    }
+
+    fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
+        let Moment { now, live, opens: _ } = *moment;
+        if now < self.opens {
+            // What it says is void: it will be asked again, and what it holds ends before.
+            let wait = Duration::from_micros(self.opens - now);
+            return Answer { outcome: Outcome::Recovering { wait }, left: 0, now };
+        }
+        self.refill(now);
+        self.settle(reporter, request);
+        let (unit, rate) = (self.terms.unit(), self.terms.units_per_micro());
+        let available = to_u64(self.level.div_euclid(unit));
+        let ends_in = LEASE_TIME;
+        let tokens = if available < request.least {
+            0
+        } else {
+            let most = (self.terms.burst() / (2 * live)).max(1).saturating_sub(request.held);
+            // When little is left, not everything goes to the first.
+            let fair = available.div_ceil(2);
+            request.want.min(most).min(fair).max(request.least)
+        };
+        self.level -= to_i64(tokens) * unit;
+        let lease = self.leases.entry(Arc::clone(reporter)).or_default();
+        *lease = Lease { spent: request.spent, out: request.held + tokens, ends: now + micros(ends_in), ended: false };
+        let left = to_u64(self.level.div_euclid(unit));
+        let outcome = if available < request.least {
+            let missing = to_i64(request.least) * unit - self.level;
+            let wait = to_u64(missing).div_ceil(to_u64(rate));
+            Outcome::NoneUntil { wait: Duration::from_micros(wait), ends_in }
+        } else {
+            Outcome::Granted { tokens, ends_in }
+        };
+        Answer { outcome, left, now }
+    }
+
+    /// Puts right what the reporter was given with what it says to have spent and to hold.
+    fn settle(&mut self, reporter: &str, request: &Request) {
+        let Some(lease) = self.leases.get_mut(reporter) else { return };
+        let newly_spent = request.spent.saturating_sub(lease.spent);
+        let balance = to_i64(lease.out) - to_i64(newly_spent) - to_i64(request.held);
+        // What it gives back is credited, unless the lease has ended; what it spent beyond it is owed.
+        let balance = if lease.ended { balance.min(0) } else { balance };
+        lease.out = request.held;
+        lease.ended = false;
+        let owed = -self.terms.capacity();
+        let balance = i128::from(balance) * i128::from(self.terms.unit());
+        let level = i64::try_from(i128::from(self.level) + balance).unwrap_or(owed);
+        self.level = level.max(owed).min(self.room());
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct QuotaLedger {
+    limit: u64,
+    revision: u64,
+    /// Spent, and given to be spent.
+    debited: u64,
+    opens: u64,
+    leases: BTreeMap<Arc<str>, QuotaLease>,
+}
+
+/// A lease of a quota ends with its period only: it was debited for good, whatever becomes of it.
+#[derive(Debug, Clone, Copy, Default)]
+struct QuotaLease {
+    spent: u64,
+    out: u64,
+}
+
+impl QuotaLedger {
+    /// Spent and given to be spent, of each reporter.
+    pub(crate) fn restore(&mut self, reporter: &Arc<str>, spent: u64) {
+        let lease = self.leases.entry(Arc::clone(reporter)).or_default();
+        self.debited += spent.saturating_sub(lease.spent);
+        lease.spent = lease.spent.max(spent);
+    }
+
+    fn exchange(
+        &mut self,
+        moment: &Moment,
+        reporter: &Arc<str>,
+        request: &Request,
+        (starts, ends): (u64, u64),
+    ) -> Answer {
+        let Moment { now, live, opens: _ } = *moment;
+        if !(starts..ends).contains(&now) {
+            return Answer { outcome: Outcome::OtherPeriod, left: 0, now };
+        }
+        let lease = self.leases.entry(Arc::clone(reporter)).or_default();
+        let newly_spent = request.spent.saturating_sub(lease.spent);
+        // What it spent without having been given it is debited now, what it gives back is credited.
+        let accounted = newly_spent.saturating_add(request.held);
+        self.debited = (self.debited + accounted).saturating_sub(lease.out);
+        *lease = QuotaLease { spent: lease.spent.max(request.spent), out: request.held };
+        let remaining = self.limit.saturating_sub(self.debited);
+        if now < self.opens {
+            let wait = Duration::from_micros(self.opens - now);
+            return Answer { outcome: Outcome::Recovering { wait }, left: remaining, now };
+        }
+        let ends_in = Duration::from_micros(ends - now);
+        if remaining < request.least {
+            return Answer { outcome: Outcome::NoneUntil { wait: ends_in, ends_in }, left: remaining, now };
+        }
+        // A gateway that dies takes no more than a thousandth with it.
+        let most = (remaining / (2 * live)).min(self.limit / 1000).max(1).saturating_sub(request.held);
+        let tokens = request.want.min(most).max(request.least);
+        self.debited += tokens;
+        lease.out += tokens;
+        Answer { outcome: Outcome::Granted { tokens, ends_in }, left: remaining - tokens, now }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct SlotsLedger {
+    limit: u64,
+    revision: u64,
+    opens: u64,
+    leases: BTreeMap<Arc<str>, Lease>,
+}
+
+impl SlotsLedger {
+    /// `spent` are slots in use; those free are given back with each exchange, and taken anew.
+    fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
+        let Moment { now, live, opens: _ } = *moment;
+        self.leases.retain(|_, lease| lease.ends > now);
+        let others: u64 = self.leases.iter().filter(|(name, _)| *name != reporter).map(|(_, lease)| lease.out).sum();
+        let available = self.limit.saturating_sub(others).saturating_sub(request.spent);
+        let ends_in = SLOT_LEASE_TIME;
+        if now < self.opens {
+            // Those in use go on, and are on record again.
+            let lease = Lease { spent: 0, out: request.spent, ends: now + micros(ends_in), ended: false };
+            self.leases.insert(Arc::clone(reporter), lease);
+            let wait = Duration::from_micros(self.opens - now);
+            return Answer { outcome: Outcome::Recovering { wait }, left: available, now };
+        }
+        let tokens = if available < request.least {
+            0
+        } else {
+            let most = (self.limit / (2 * live)).max(1).saturating_sub(request.spent);
+            request.want.min(most).min(available.div_ceil(2)).max(request.least)
+        };
+        let lease = self.leases.entry(Arc::clone(reporter)).or_default();
+        *lease = Lease { spent: 0, out: request.spent + tokens, ends: now + micros(ends_in), ended: false };
+        let outcome = if available < request.least {
+            Outcome::NoneUntil { wait: Duration::ZERO, ends_in }
+        } else {
+            Outcome::Granted { tokens, ends_in }
+        };
+        Answer { outcome, left: available.saturating_sub(tokens), now }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn to_i64(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
+}
+
+/// Below zero is nothing.
+fn to_u64(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}

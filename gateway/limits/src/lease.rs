@@ -110,16 +110,33 @@ impl Lease {
         self.word.load(Acquire) & TOKENS
     }
 
+    /// The moment from which on the tokens are void.
+    pub fn ends(&self) -> u64 {
+        self.ends.load(Acquire)
+    }
+
     /// Whether the tokens are void.
     pub fn has_ended(&self, now: u64) -> bool {
         now >= self.ends.load(Acquire)
     }
 
-    /// Takes all tokens out; returns how many.
+    /// Takes all tokens out and begins the next generation; returns how many.
     pub fn void(&self) -> u64 {
         let mut word = self.word.load(Acquire);
         loop {
             let next = (word >> TOKEN_BITS).wrapping_add(1) << TOKEN_BITS;
+            match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
+                Ok(_) => return word & TOKENS,
+                Err(changed) => word = changed,
+            }
+        }
+    }
+
+    /// Takes all tokens out, of this generation; returns how many. What was taken before can still be put back.
+    pub fn drain(&self) -> u64 {
+        let mut word = self.word.load(Acquire);
+        loop {
+            let next = word & !TOKENS;
             match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
                 Ok(_) => return word & TOKENS,
                 Err(changed) => word = changed,
@@ -140,6 +157,11 @@ impl Lease {
         self.ends.store(ends, Release);
     }
 
+    /// The tokens are void from then on, if not before.
+    pub fn end_by(&self, ends: u64) {
+        self.ends.fetch_min(ends, AcqRel);
+    }
+
     /// Nothing that costs as much is to be had anywhere before this time.
     pub fn bar(&self, cost: u64, until: u64) {
         self.barred_cost.store(cost, Relaxed);
@@ -149,6 +171,11 @@ impl Lease {
     /// What was left for everybody.
     pub fn set_left(&self, left: u64) {
         self.left.store(left, Relaxed);
+    }
+
+    /// What was left for everybody when last heard.
+    pub fn left(&self) -> u64 {
+        self.left.load(Relaxed)
     }
 
     /// What could be had, as far as is known here.

@@ -52,6 +52,15 @@ impl Ledger {
         }
     }
 
+    /// Microseconds without an exchange after which the account is as good as a new one.
+    pub fn is_as_new_after(&self) -> u64 {
+        match self {
+            Self::Bucket(ledger) => micros(KEPT.max(ledger.terms.time_to_fill() * 2)),
+            Self::Quota(_) => u64::MAX,
+            Self::Slots(_) => micros(KEPT),
+        }
+    }
+
     pub fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, revision: u64, request: &Request) -> Answer {
         match (&mut *self, request.terms) {
             (Self::Bucket(ledger), Terms::Bucket(terms)) => {
@@ -221,11 +230,21 @@ struct QuotaLease {
 }
 
 impl QuotaLedger {
-    /// Spent and given to be spent, of each reporter.
-    pub(crate) fn restore(&mut self, reporter: &Arc<str>, spent: u64) {
-        let lease = self.leases.entry(Arc::clone(reporter)).or_default();
-        self.debited += spent.saturating_sub(lease.spent);
-        lease.spent = lease.spent.max(spent);
+    /// Goes on where an account stopped that cannot be asked any more.
+    pub fn resume(&mut self, debited: u64) {
+        self.debited = debited;
+    }
+
+    /// Spent, and given to be spent.
+    pub fn debited(&self) -> u64 {
+        self.debited
+    }
+
+    /// What will be debited after this exchange, at most.
+    pub fn debited_after(&self, reporter: &str, request: &Request) -> u64 {
+        let lease = self.leases.get(reporter).copied().unwrap_or_default();
+        let accounted = request.spent.saturating_sub(lease.spent).saturating_add(request.held);
+        (self.debited + accounted).saturating_sub(lease.out) + request.want.max(request.least)
     }
 
     fn exchange(

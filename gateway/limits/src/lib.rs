@@ -14,13 +14,21 @@
 //! | [`ledger`] | the arithmetic of an account, which `redis/acquire.lua` repeats |
 //! | [`lease`] | the tokens at hand, in one atomic word |
 //! | [`coordinator`] | who keeps the accounts: this process, or Redis |
+//! | [`node`] | what all leases of a gateway share |
 //! | [`holdings`] | all leases of one tenant, or of one caller, and their exchange with the coordinator |
+//! | [`oracle`] | what one exact bucket would have done, to judge by |
+//! | [`admission`] | whether a request may pass: everything that applies, or nothing |
 
+pub mod admission;
+pub mod calendar;
 pub mod clock;
 pub mod coordinator;
 pub mod holdings;
+pub mod journal;
 pub mod lease;
 pub mod ledger;
+pub mod node;
+pub mod oracle;
 pub mod terms;
 
 mod sync {

@@ -1,9 +1,12 @@
 //! Who keeps the accounts that gateways take their leases from.
 
+mod memory;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
+pub use self::memory::MemoryCoordinator;
 use crate::terms::Terms;
 
 /// A bucket's lease ends this long after it was given, unless it is renewed. What is left of it is lost.
@@ -26,6 +29,12 @@ pub trait Coordinator: fmt::Debug + Send + Sync {
     /// since it says what was spent in all, and what is held.
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError>;
 
+    /// The same at once, if nothing has to be waited for.
+    fn exchange_now(&self, exchange: &Exchange) -> Option<Result<Vec<Answer>, CoordinatorError>> {
+        let _ = exchange;
+        None
+    }
+
     /// How many gateways share the accounts, this one included.
     fn live(&self) -> u64;
 }
@@ -36,6 +45,8 @@ pub struct Exchange {
     pub tenant: Arc<str>,
     /// Who says so; its numbers of tokens spent only ever grow.
     pub reporter: Arc<str>,
+    /// Grows with each exchange of the reporter: one that comes late, after the next, is ignored.
+    pub sequence: u64,
     /// Of the configuration that the terms are from. Accounts take new terms from higher ones only.
     pub revision: u64,
     pub accounts: Vec<Request>,
@@ -81,6 +92,8 @@ pub enum Outcome {
     Recovering { wait: Duration },
     /// The quota's period is not now.
     OtherPeriod,
+    /// A later exchange of this reporter has come before this one, which is ignored.
+    Stale,
 }
 
 /// Why an exchange failed.

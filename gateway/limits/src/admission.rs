@@ -1,0 +1,195 @@
+//! Whether a request may pass: all limits that apply admit it, or none has anything taken from it.
+
+use std::{sync::Arc, time::Duration};
+
+use smallvec::SmallVec;
+
+use crate::{
+    clock::Nanos,
+    holdings::{Holdings, Place, Took, Verdict},
+    node::{Counters, Node, after},
+};
+
+/// How long a request waits for coordinators, all in all.
+pub const PATIENCE: Duration = Duration::from_millis(10);
+
+/// How often a request tries to take a token that was made for it.
+const MOST_TRIES: u32 = 100;
+
+/// The limits of one plan that apply to a request.
+#[derive(Debug, Clone, Copy)]
+pub struct Applying<'a> {
+    pub holdings: &'a Arc<Holdings>,
+    pub places: &'a [Place],
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Decision {
+    Admitted { by: By, admitted: Admitted },
+    /// This limit, of those that apply, does not admit it before this time has passed.
+    Refused { by: By, applying: usize, place: Place, wait: Duration },
+    /// The coordinator cannot be reached, and nothing is to be admitted without it.
+    Unavailable,
+}
+
+/// What a decision was made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// What was at hand.
+    Lease,
+    /// The coordinator, which the request waited for.
+    Coordinator,
+    /// This gateway alone, since the coordinator could not be reached.
+    Alone,
+}
+
+/// What a request holds while it lasts: slots go back when this is dropped.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    took: SmallVec<[(Arc<Holdings>, Took); 2]>,
+}
+
+impl Admitted {
+    /// Gives back what was taken beside slots: the request does not count after all.
+    pub fn refund(&mut self) {
+        self.took.retain(|(holdings, took)| {
+            if !took.place.is_slots() {
+                holdings.put_back(*took);
+            }
+            took.place.is_slots()
+        });
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        for (holdings, took) in &self.took {
+            if took.place.is_slots() {
+                holdings.put_back(*took);
+            }
+        }
+    }
+}
+
+/// Decides with what is at hand, if that is possible: a few nanoseconds for each limit.
+///
+/// `refundable` says whether [`Admitted::refund`] may be called.
+pub fn decide_now(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node) -> Option<Decision> {
+    let now = node.clock().now();
+    match take_all(applying, cost, now) {
+        Ok(took) => {
+            Counters::count(&node.counters.local);
+            Some(Decision::Admitted { by: By::Lease, admitted: admitted(applying, &took, refundable) })
+        }
+        Err(short) => {
+            let until = short.until?;
+            Counters::count(&node.counters.local);
+            Some(refused(By::Lease, &short, until, now))
+        }
+    }
+}
+
+/// Decides, and waits for the coordinator where what is at hand does not suffice.
+pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node) -> Decision {
+    let start = node.clock().now();
+    let deadline = after(start, PATIENCE);
+    let mut by = By::Lease;
+    let mut tries = 0;
+    // Limits that need not be asked: the coordinator is away, and they admit everything.
+    let mut passed: SmallVec<[(usize, Place); 2]> = SmallVec::new();
+    loop {
+        let now = node.clock().now();
+        let short = match take_all_but(applying, &passed, cost, now) {
+            Ok(took) => {
+                count(by, node);
+                return Decision::Admitted { by, admitted: admitted(applying, &took, refundable) };
+            }
+            Err(short) => short,
+        };
+        if let Some(until) = short.until {
+            count(by, node);
+            return refused(by, &short, until, now);
+        }
+        let Some(asked) = applying.get(short.applying) else { return Decision::Unavailable };
+        if now < deadline && !asked.holdings.is_alone(now) {
+            by = By::Coordinator;
+            asked.holdings.wait_for(asked.places, cost, deadline).await;
+            continue;
+        }
+        asked.holdings.was_waited_for(now);
+        if asked.holdings.is_alone(now) {
+            by = By::Alone;
+        }
+        match asked.holdings.decide_alone(short.place, cost, now) {
+            // A token was made for it. Another request may take it first, but not for ever.
+            Verdict::TryAgain if tries < MOST_TRIES => tries += 1,
+            Verdict::Pass => passed.push((short.applying, short.place)),
+            Verdict::Refused { until } => {
+                count(by, node);
+                return refused(by, &short, until, now);
+            }
+            Verdict::Unknown | Verdict::TryAgain => {
+                count(by, node);
+                return Decision::Unavailable;
+            }
+        }
+    }
+}
+
+struct ShortOf {
+    applying: usize,
+    place: Place,
+    until: Option<Nanos>,
+}
+
+type TookAll = SmallVec<[(usize, Took); 8]>;
+
+fn take_all(applying: &[Applying<'_>], cost: u64, now: Nanos) -> Result<TookAll, ShortOf> {
+    take_all_but(applying, &[], cost, now)
+}
+
+fn take_all_but(
+    applying: &[Applying<'_>],
+    passed: &[(usize, Place)],
+    cost: u64,
+    now: Nanos,
+) -> Result<TookAll, ShortOf> {
+    let mut took = TookAll::new();
+    for (index, Applying { holdings, places }) in applying.iter().enumerate() {
+        for place in *places {
+            if passed.contains(&(index, *place)) {
+                continue;
+            }
+            match holdings.take(*place, cost, now) {
+                Ok(one) => took.push((index, one)),
+                Err(short) => {
+                    // None has anything taken from it.
+                    for (index, one) in took {
+                        applying[index].holdings.put_back(one);
+                    }
+                    return Err(ShortOf { applying: index, place: short.place, until: short.until });
+                }
+            }
+        }
+    }
+    Ok(took)
+}
+
+fn admitted(applying: &[Applying<'_>], took: &TookAll, refundable: bool) -> Admitted {
+    let kept = took.iter().filter(|(_, one)| refundable || one.place.is_slots());
+    Admitted { took: kept.map(|(index, one)| (Arc::clone(applying[*index].holdings), *one)).collect() }
+}
+
+fn refused(by: By, short: &ShortOf, until: Nanos, now: Nanos) -> Decision {
+    let wait = Duration::from_nanos(until.saturating_sub(now));
+    Decision::Refused { by, applying: short.applying, place: short.place, wait }
+}
+
+fn count(by: By, node: &Node) {
+    Counters::count(match by {
+        By::Lease => &node.counters.local,
+        By::Coordinator => &node.counters.waited,
+        By::Alone => &node.counters.alone,
+    });
+}

@@ -1,0 +1,191 @@
+//! The coordinator of a gateway that stands alone: the accounts are in this process. Exact for one gateway.
+//!
+//! Quotas survive the process: what may be given is written down before it is, in portions, so that a
+//! gateway that is killed never counts again what it has counted already. It forgets at most one portion,
+//! a thousandth of the quota, and errs on the side of the limit.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+
+use super::{Answer, Coordinator, CoordinatorError, Exchange, Outcome};
+use crate::{
+    journal::{Entry, Journal},
+    ledger::{Ledger, Moment},
+    terms::Terms,
+};
+
+/// Tenants are spread over so many locks.
+const SHARDS: usize = 64;
+
+/// Accounts that nobody has asked for are looked for when a shard has grown by so many.
+const GROWTH: usize = 1024;
+
+pub struct MemoryCoordinator {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+    journal: Option<Journal>,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// By tenant, then by key.
+    tenants: HashMap<Arc<str>, HashMap<Arc<str>, Account>>,
+    accounts: usize,
+    cleaned_at: usize,
+}
+
+struct Account {
+    ledger: Ledger,
+    /// The last exchange of each reporter is known by its number.
+    used_at: u64,
+    /// Of a quota: how many may be counted, as it stands in the journal.
+    durable: u64,
+    ends: u64,
+}
+
+impl MemoryCoordinator {
+    /// `journal` keeps quotas; without one they begin anew with each process.
+    pub fn new(journal: Option<Journal>) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self { shards, hasher: RandomState::default(), journal }
+    }
+
+    fn shard(&self, tenant: &str) -> &Mutex<Shard> {
+        use std::hash::BuildHasher;
+        let hash = usize::try_from(self.hasher.hash_one(tenant) >> 32).unwrap_or_default();
+        &self.shards[hash % SHARDS]
+    }
+
+    /// Carries the exchange out as far as quotas are written down; `Err` are those that have to be written
+    /// first.
+    fn carry_out(&self, exchange: &Exchange) -> Result<Vec<Answer>, Vec<Entry>> {
+        let moment = Moment { now: unix_micros(), live: 1, opens: 0 };
+        let mut shard = self.shard(&exchange.tenant).lock();
+        shard.clean(moment.now);
+        let Shard { tenants, accounts, .. } = &mut *shard;
+        if !tenants.contains_key(&exchange.tenant) {
+            tenants.insert(Arc::clone(&exchange.tenant), HashMap::new());
+        }
+        let Some(of_tenant) = tenants.get_mut(&exchange.tenant) else { return Ok(Vec::new()) };
+        for request in &exchange.accounts {
+            if !of_tenant.contains_key(&request.key) {
+                *accounts += 1;
+                let account = self.open(exchange, &request.key, request.terms, &moment);
+                of_tenant.insert(Arc::clone(&request.key), account);
+            }
+        }
+        if self.journal.is_some() {
+            let missing: Vec<Entry> = exchange
+                .accounts
+                .iter()
+                .filter_map(|request| {
+                    let account = of_tenant.get(&request.key)?;
+                    let Terms::Quota { limit, ends, .. } = request.terms else { return None };
+                    let Ledger::Quota(ledger) = &account.ledger else { return None };
+                    let needed = ledger.debited_after(&exchange.reporter, request);
+                    (needed > account.durable).then(|| {
+                        let value = needed.saturating_add(limit / 1000);
+                        Entry::new(&exchange.tenant, &request.key, value, ends)
+                    })
+                })
+                .collect();
+            if !missing.is_empty() {
+                return Err(missing);
+            }
+        }
+        let answers = exchange.accounts.iter().map(|request| {
+            let Some(account) = of_tenant.get_mut(&request.key) else {
+                return Answer { outcome: Outcome::OtherPeriod, left: 0, now: moment.now };
+            };
+            account.used_at = moment.now;
+            account.ledger.exchange(&moment, &exchange.reporter, exchange.revision, request)
+        });
+        Ok(answers.collect())
+    }
+
+    fn open(&self, exchange: &Exchange, key: &Arc<str>, terms: Terms, moment: &Moment) -> Account {
+        let mut ledger = Ledger::open(terms, exchange.revision, moment, false);
+        let mut durable = 0;
+        if let (Some(journal), Ledger::Quota(quota)) = (&self.journal, &mut ledger) {
+            durable = journal.get(&exchange.tenant, key);
+            quota.resume(durable);
+        }
+        let ends = match terms {
+            Terms::Quota { ends, .. } => ends,
+            Terms::Bucket(_) | Terms::Slots { .. } => u64::MAX,
+        };
+        Account { ledger, used_at: moment.now, durable, ends }
+    }
+
+    fn written(&self, exchange: &Exchange, entries: &[Entry]) {
+        let mut shard = self.shard(&exchange.tenant).lock();
+        for entry in entries {
+            let account = shard.tenants.get_mut(&exchange.tenant).and_then(|accounts| accounts.get_mut(entry.key()));
+            if let Some(account) = account {
+                account.durable = account.durable.max(entry.value());
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// Forgets what is as good as new, now and then.
+    fn clean(&mut self, now: u64) {
+        if self.accounts < self.cleaned_at + GROWTH {
+            return;
+        }
+        self.tenants.retain(|_, accounts| {
+            accounts.retain(|_, account| {
+                let is_quota = account.ends != u64::MAX;
+                if is_quota { now < account.ends } else { now.saturating_sub(account.used_at) < account.ledger.is_as_new_after() }
+            });
+            !accounts.is_empty()
+        });
+        self.accounts = self.tenants.values().map(HashMap::len).sum();
+        self.cleaned_at = self.accounts;
+    }
+}
+
+#[async_trait]
+impl Coordinator for MemoryCoordinator {
+    async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
+        // Twice: to find out what is to be written down, and when it has been. Others may be quicker meanwhile.
+        for _ in 0..8 {
+            match self.carry_out(exchange) {
+                Ok(answers) => return Ok(answers),
+                Err(entries) => {
+                    let Some(journal) = &self.journal else { break };
+                    journal.write(&entries).await.map_err(|error| CoordinatorError::Unreachable(error.to_string()))?;
+                    self.written(exchange, &entries);
+                }
+            }
+        }
+        Err(CoordinatorError::TimedOut)
+    }
+
+    fn exchange_now(&self, exchange: &Exchange) -> Option<Result<Vec<Answer>, CoordinatorError>> {
+        self.carry_out(exchange).ok().map(Ok)
+    }
+
+    fn live(&self) -> u64 {
+        1
+    }
+}
+
+impl std::fmt::Debug for MemoryCoordinator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MemoryCoordinator").field("journal", &self.journal).finish_non_exhaustive()
+    }
+}
+
+fn unix_micros() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,1 +1,0 @@
-//! All leases of one tenant, or of one caller, and their exchange with the coordinator.

@@ -1,0 +1,204 @@
+//! What applies while the coordinator cannot be reached.
+//!
+//! Tokens that are admitted without it count as spent like any others. When it is back, it learns of them
+//! with the next exchange, and takes them off before it gives new ones.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::Duration,
+};
+
+use super::{
+    Holdings, Kind, Place, Unreachable,
+    exchange::{PATIENCE, PAUSE, State},
+};
+use crate::{
+    clock::Nanos,
+    coordinator::LEASE_TIME,
+    node::after,
+    terms::Bucket,
+};
+
+/// The coordinator is tried again after this time, give or take a fifth, so that gateways do not all come at
+/// once.
+const RETRY: Duration = Duration::from_millis(40);
+
+/// Since when there has been no coordinator.
+#[derive(Debug)]
+pub(super) struct Alone {
+    pub(super) retry_at: Nanos,
+    /// Shares are counted up to here: when it is back and about to give again.
+    until: Nanos,
+}
+
+/// What has come of this gateway's share and was not used yet.
+#[derive(Debug, Default)]
+pub(super) struct Share {
+    /// Counted up to here; 0: not begun.
+    counted_to: Nanos,
+    /// Parts of tokens: so many nanoseconds of the whole bucket's period, of all gateways.
+    parts: u128,
+    /// Of a quota: what this gateway may still admit by itself.
+    quota_left: Option<u64>,
+}
+
+/// What a gateway that is alone makes of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// There are tokens now: it may try again to take them.
+    TryAgain,
+    /// It passes this limit without a token.
+    Pass,
+    Refused { until: Nanos },
+    /// It cannot be told whether the limit allows it.
+    Unknown,
+}
+
+impl Holdings {
+    /// Nobody has answered within a request's patience.
+    pub(super) fn is_slow(&self, since: Nanos) {
+        let now = self.node.clock.now();
+        self.is_away(&mut self.state.lock(), since, now);
+        self.exchanged.notify_waiters();
+    }
+
+    /// A request's patience has ended.
+    pub(crate) fn was_waited_for(&self, now: Nanos) {
+        let mut state = self.state.lock();
+        // Its own exchange, or one that began shortly after.
+        if let Some(sent_at) = state.waits_since()
+            && now > after(sent_at, PATIENCE / 2)
+        {
+            self.is_away(&mut state, sent_at, now);
+        }
+    }
+
+    pub(super) fn is_away(&self, state: &mut State, since: Nanos, now: Nanos) {
+        let retry_at = after(now, RETRY.mul_f64(0.8 + 0.4 * fastrand::f64()));
+        if let Some(alone) = &mut state.alone {
+            alone.retry_at = retry_at;
+            // It was back, and went again before it gave anything.
+            alone.until = Nanos::MAX;
+            self.alone_until.store(Nanos::MAX, Relaxed);
+            return;
+        }
+        state.alone = Some(Alone { retry_at, until: Nanos::MAX });
+        for account in &mut state.accounts {
+            account.share = Share { counted_to: since, ..Share::default() };
+        }
+        self.alone_until.store(Nanos::MAX, Relaxed);
+        tracing::debug!(tenant = %self.plan.tenant, "limits are held to without the coordinator");
+    }
+
+    /// It is there, but gives nothing before this time, since it may have forgotten what it gave.
+    pub(super) fn recovers_until(&self, state: &mut State, until: Nanos) {
+        if state.alone.is_none() {
+            self.is_away(state, self.node.clock.now(), until);
+        }
+        if let Some(alone) = &mut state.alone {
+            (alone.retry_at, alone.until) = (until, until);
+            self.alone_until.store(until, Relaxed);
+        }
+        // What is left of leases and shares ends when new ones are given.
+        for lease in &self.leases {
+            lease.end_by(until);
+        }
+    }
+
+    pub(super) fn is_back(&self, state: &mut State) {
+        if state.alone.take().is_some() {
+            self.alone_until.store(0, Relaxed);
+            tracing::debug!(tenant = %self.plan.tenant, "the coordinator holds to limits again");
+        }
+    }
+
+    /// Decides about a request that finds too few tokens of a limit, without the coordinator. It is tried
+    /// again in the background.
+    pub(crate) fn decide_alone(&self, place: Place, cost: u64, now: Nanos) -> Verdict {
+        self.renew(now);
+        let cost = if place.is_slots() { 1 } else { cost };
+        match self.plan.unreachable {
+            Unreachable::Deny => return Verdict::Unknown,
+            Unreachable::Allow => {
+                self.pass(place, cost);
+                return Verdict::Pass;
+            }
+            Unreachable::Share => {}
+        }
+        let mut state = self.state.lock();
+        let until = match &state.alone {
+            Some(alone) => alone.until,
+            // It can be reached. There are tokens, but others were quicker, again and again.
+            None => return Verdict::Refused { until: after(now, PAUSE) },
+        };
+        let live = self.node.coordinator.live().max(1);
+        let (Some(lease), Some(account), Some(described)) =
+            (self.leases.get(place.index()), state.accounts.get_mut(place.index()), self.limit(place))
+        else {
+            return Verdict::Pass;
+        };
+        if lease.tokens() >= cost && !lease.has_ended(now) {
+            return Verdict::TryAgain;
+        }
+        let (tokens, wait) = match &described.kind {
+            Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
+            Kind::Quota { limit: quota, .. } => {
+                let known = lease.left();
+                let all = if account.has_an_answer() { known } else { *quota };
+                account.share.of_quota(all / live, cost)
+            }
+            Kind::Slots { limit: slots } => {
+                let share = (slots / live).max(1);
+                (u64::from(account.granted < share), Duration::from_millis(10))
+            }
+        };
+        if tokens < cost {
+            return Verdict::Refused { until: after(now, wait) };
+        }
+        let is_slots = matches!(described.kind, Kind::Slots { .. });
+        if !is_slots {
+            // Those left of the lease must not live longer than it.
+            account.granted -= lease.void();
+        }
+        account.granted += tokens;
+        self.node.counters.unbacked.fetch_add(tokens, Relaxed);
+        lease.add(tokens, after(now, LEASE_TIME).min(until));
+        Verdict::TryAgain
+    }
+
+    /// Admits a request that no token is there for; it counts as spent.
+    fn pass(&self, place: Place, cost: u64) {
+        if let Some(account) = self.state.lock().accounts.get_mut(place.index()) {
+            account.granted += cost;
+        }
+        self.node.counters.unbacked.fetch_add(cost, Relaxed);
+    }
+}
+
+impl Share {
+    /// Tokens for a request that costs as much, or how long until there are enough: at one `live`th of the
+    /// bucket's rate, and half of that part of its burst at most; a lease may still hold the other half.
+    fn of_bucket(&mut self, bucket: &Bucket, live: u64, cost: u64, now: Nanos) -> (u64, Duration) {
+        let token = bucket.period().as_nanos() * u128::from(live);
+        let most = u128::from((bucket.burst() / (2 * live)).max(cost)) * token;
+        let elapsed = u128::from(now.saturating_sub(self.counted_to));
+        self.counted_to = self.counted_to.max(now);
+        self.parts = (self.parts + elapsed * u128::from(bucket.tokens())).min(most);
+        let needed = u128::from(cost) * token;
+        if self.parts < needed {
+            let nanos = (needed - self.parts).div_ceil(u128::from(bucket.tokens()));
+            return (0, Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+        }
+        self.parts -= needed;
+        (cost, Duration::ZERO)
+    }
+
+    fn of_quota(&mut self, all: u64, cost: u64) -> (u64, Duration) {
+        let left = self.quota_left.get_or_insert(all);
+        if *left < cost {
+            return (0, Duration::from_secs(1));
+        }
+        *left -= cost;
+        (cost, Duration::ZERO)
+    }
+}

@@ -1,0 +1,217 @@
+//! All leases of one tenant, or of one caller, and their exchange with the coordinator.
+//!
+//! | file | what happens there |
+//! |---|---|
+//! | `mod.rs` | what is held, and the fast path over it |
+//! | [`exchange`] | reports, renewals, returns |
+//! | [`alone`] | what applies while the coordinator cannot be reached |
+
+mod alone;
+mod exchange;
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+pub(crate) use self::alone::Verdict;
+use self::exchange::State;
+use crate::{
+    calendar::Calendar,
+    clock::Nanos,
+    lease::{Lease, Take, Taken},
+    node::Node,
+    terms::Bucket,
+};
+
+/// What these leases are for, and what applies to them: does not change. Other limits, other holdings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub tenant: Arc<str>,
+    /// Of the configuration.
+    pub revision: u64,
+    pub limits: Vec<Limit>,
+    pub unreachable: Unreachable,
+}
+
+impl Plan {
+    /// Whether nothing has changed but the revision.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.tenant == other.tenant && self.limits == other.limits && self.unreachable == other.unreachable
+    }
+}
+
+/// One limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// What it is called in `RateLimit`, problems, metrics and logs.
+    pub name: Arc<str>,
+    /// Its account among those of the tenant; of a quota, without the period.
+    pub key: Arc<str>,
+    pub kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    Bucket(Bucket),
+    Quota { limit: u64, calendar: Calendar },
+    Slots { limit: u64 },
+}
+
+/// What applies while the coordinator cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Unreachable {
+    /// Each gateway admits its share of the limit.
+    #[default]
+    Share,
+    /// Everything is admitted.
+    Allow,
+    /// Nothing is admitted.
+    Deny,
+}
+
+/// The leases of one plan.
+#[derive(Debug)]
+pub struct Holdings {
+    // First what each request reads, in one piece.
+    leases: Box<[Lease]>,
+    /// Until when decisions are made without the coordinator; 0: it can be reached.
+    alone_until: AtomicU64,
+    /// Whether somebody will look after the leases.
+    scheduled: AtomicBool,
+    plan: Plan,
+    node: Arc<Node>,
+    this: Weak<Self>,
+    reporter: Arc<str>,
+    state: Mutex<State>,
+    /// An exchange has ended.
+    exchanged: Notify,
+}
+
+/// Where a limit stands in a plan, and whether it counts slots: what a request needs to know of it, so that
+/// it need not look into the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place(u16);
+
+impl Place {
+    const SLOTS: u16 = 1 << 15;
+
+    fn new(index: usize, kind: &Kind) -> Self {
+        // A plan is checked to be shorter.
+        let index = u16::try_from(index).unwrap_or(u16::MAX) & !Self::SLOTS;
+        Self(if matches!(kind, Kind::Slots { .. }) { index | Self::SLOTS } else { index })
+    }
+
+    pub fn index(self) -> usize {
+        usize::from(self.0 & !Self::SLOTS)
+    }
+
+    pub fn is_slots(self) -> bool {
+        self.0 & Self::SLOTS != 0
+    }
+}
+
+/// A limit that did not admit a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Short {
+    pub(crate) place: Place,
+    /// Until when there is certainly nothing: then it is a refusal. Else nothing is known yet.
+    pub(crate) until: Option<Nanos>,
+}
+
+/// What a request took of one limit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Took {
+    pub(crate) place: Place,
+    pub(crate) cost: u64,
+    taken: Taken,
+}
+
+impl Holdings {
+    pub fn new(plan: Plan, node: &Arc<Node>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            leases: plan.limits.iter().map(|_| Lease::new()).collect(),
+            alone_until: AtomicU64::new(0),
+            scheduled: AtomicBool::new(false),
+            state: Mutex::new(State::new(plan.limits.len())),
+            reporter: node.new_reporter(),
+            plan,
+            node: Arc::clone(node),
+            this: this.clone(),
+            exchanged: Notify::new(),
+        })
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn limit(&self, place: Place) -> Option<&Limit> {
+        self.plan.limits.get(place.index())
+    }
+
+    /// The places of the limits that `chosen` says yes to, in the order in which they are asked.
+    pub fn places(&self, chosen: impl Fn(&Limit) -> bool) -> Box<[Place]> {
+        let limits = self.plan.limits.iter().enumerate().filter(|(_, limit)| chosen(limit));
+        limits.map(|(index, limit)| Place::new(index, &limit.kind)).collect()
+    }
+
+    /// Takes what a request costs from one limit, if it is at hand. Slots cost one each.
+    ///
+    /// A few nanoseconds, no lock, no allocation, no call.
+    pub(crate) fn take(&self, place: Place, cost: u64, now: Nanos) -> Result<Took, Short> {
+        let cost = if place.is_slots() { 1 } else { cost };
+        let Some(lease) = self.leases.get(place.index()) else { return Err(Short { place, until: None }) };
+        match lease.take(cost, now) {
+            Take::Taken(taken) => {
+                if taken.low {
+                    self.renew(now);
+                }
+                Ok(Took { place, cost, taken })
+            }
+            Take::Empty => Err(Short { place, until: None }),
+            Take::Barred { until } => Err(Short { place, until: Some(until) }),
+        }
+    }
+
+    /// Gives back what a request took and did not use, or a slot that it no longer needs.
+    pub(crate) fn put_back(&self, took: Took) {
+        if let Some(lease) = self.leases.get(took.place.index()) {
+            lease.put_back(took.taken, took.cost);
+        }
+    }
+
+    /// What a client may be told of a limit: what remains, and how long until there is more.
+    pub fn remaining(&self, place: Place, now: Nanos) -> (u64, Option<Duration>) {
+        let (Some(lease), Some(described)) = (self.leases.get(place.index()), self.limit(place)) else {
+            return (0, None);
+        };
+        let remaining = lease.remaining(now);
+        let barred = Duration::from_nanos(lease.barred_until().saturating_sub(now));
+        match &described.kind {
+            Kind::Bucket(bucket) => {
+                let remaining = remaining.min(bucket.burst());
+                // A token comes within this time, unless it is full.
+                let next = bucket.period() / u32::try_from(bucket.tokens()).unwrap_or(u32::MAX);
+                (remaining, (remaining < bucket.burst()).then(|| next.max(barred)))
+            }
+            Kind::Quota { limit: quota, .. } => {
+                // A quota's lease ends with its period.
+                let left = lease.ends().saturating_sub(now);
+                (remaining.min(*quota), (left > 0).then(|| Duration::from_nanos(left)))
+            }
+            Kind::Slots { limit } => (remaining.min(*limit), None),
+        }
+    }
+
+    /// Whether the coordinator is known to be out of reach, or to give nothing yet.
+    pub fn is_alone(&self, now: Nanos) -> bool {
+        now < self.alone_until.load(Relaxed)
+    }
+}

@@ -1,0 +1,284 @@
+//! Several gateways, one coordinator, simulated time: whatever happens, no window admits too much.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use seiketsu_limits::{
+    admission::{Applying, By, Decision, decide, decide_now},
+    coordinator::{Answer, Coordinator, CoordinatorError, Exchange, LEASE_TIME},
+    holdings::{Holdings, Kind, Limit, Plan, Unreachable},
+    ledger::{Ledger, Moment},
+    node::Node,
+    oracle::{self, Event},
+    terms::Bucket,
+};
+use tokio::{runtime::Handle, time::Instant};
+
+/// The accounts of all gateways, at some distance.
+#[derive(Debug)]
+struct Centre {
+    began: Instant,
+    accounts: Mutex<HashMap<Arc<str>, Ledger>>,
+    gateways: u64,
+    /// There and back, in microseconds, at most.
+    distance: AtomicU64,
+    is_up: AtomicBool,
+    opens: AtomicU64,
+    exchanges: AtomicU64,
+}
+
+impl Centre {
+    fn new(gateways: u64, distance: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            began: Instant::now(),
+            accounts: Mutex::default(),
+            gateways,
+            distance: AtomicU64::new(u64::try_from(distance.as_micros()).unwrap()),
+            is_up: AtomicBool::new(true),
+            opens: AtomicU64::new(0),
+            exchanges: AtomicU64::new(0),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        1_700_000_000_000_000 + u64::try_from(self.began.elapsed().as_micros()).unwrap()
+    }
+
+    /// Everything is forgotten.
+    fn loses_everything(&self) {
+        self.accounts.lock().clear();
+        self.opens.store(self.now() + u64::try_from(LEASE_TIME.as_micros()).unwrap(), Relaxed);
+    }
+}
+
+#[async_trait]
+impl Coordinator for Centre {
+    async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
+        let way = || Duration::from_micros(fastrand::u64(..=self.distance.load(Relaxed)) / 2);
+        tokio::time::sleep(way()).await;
+        if !self.is_up.load(Relaxed) {
+            return Err(CoordinatorError::Unreachable("down".to_owned()));
+        }
+        self.exchanges.fetch_add(1, Relaxed);
+        let moment = Moment { now: self.now(), live: self.gateways, opens: self.opens.load(Relaxed) };
+        let answers = {
+            let mut accounts = self.accounts.lock();
+            let answer = |request: &seiketsu_limits::coordinator::Request| {
+                let account = accounts
+                    .entry(Arc::clone(&request.key))
+                    .or_insert_with(|| Ledger::open(request.terms, exchange.revision, &moment, false));
+                account.exchange(&moment, &exchange.reporter, exchange.revision, request)
+            };
+            exchange.accounts.iter().map(answer).collect()
+        };
+        tokio::time::sleep(way()).await;
+        Ok(answers)
+    }
+
+    fn live(&self) -> u64 {
+        self.gateways
+    }
+}
+
+struct Gateway {
+    node: Arc<Node>,
+    holdings: Arc<Holdings>,
+}
+
+fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> Vec<Gateway> {
+    (0..centre.gateways)
+        .map(|number| {
+            let coordinator: Arc<dyn Coordinator> = centre.clone();
+            let node = Node::start(coordinator, &format!("g{number}"), Handle::current());
+            let limit = Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) };
+            let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable };
+            Gateway { holdings: Holdings::new(plan, &node), node }
+        })
+        .collect()
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    arrived: Vec<Event>,
+    admitted: Vec<Event>,
+    local: usize,
+    alone: usize,
+    longest_wait: Duration,
+}
+
+/// Sends `requests`: at which moment after the beginning, to which gateway.
+async fn drive(centre: &Arc<Centre>, gateways: &[Gateway], requests: Vec<(Duration, usize)>) -> Log {
+    let log = Arc::new(Mutex::new(Log::default()));
+    let begin = Instant::now();
+    let mut tasks = Vec::new();
+    for (at, gateway) in requests {
+        tokio::time::sleep_until(begin + at).await;
+        let Gateway { node, holdings } = &gateways[gateway];
+        let (node, holdings, centre, log) = (node.clone(), holdings.clone(), centre.clone(), log.clone());
+        tasks.push(tokio::spawn(async move {
+            let arrived = Instant::now();
+            log.lock().arrived.push((centre.now(), 1));
+            let places = holdings.places(|_| true);
+            let applying = [Applying { holdings: &holdings, places: &places }];
+            let decision = match decide_now(&applying, 1, false, &node) {
+                Some(decision) => decision,
+                None => decide(&applying, 1, false, &node).await,
+            };
+            let mut log = log.lock();
+            log.longest_wait = log.longest_wait.max(arrived.elapsed());
+            let by = match decision {
+                Decision::Admitted { by, .. } => {
+                    log.admitted.push((centre.now(), 1));
+                    by
+                }
+                Decision::Refused { by, .. } => by,
+                Decision::Unavailable => By::Alone,
+            };
+            log.local += usize::from(by == By::Lease);
+            log.alone += usize::from(by == By::Alone);
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    Arc::into_inner(log).unwrap().into_inner()
+}
+
+/// Arrivals at a constant rate, at gateways that `choose` names.
+fn steady(per_second: f64, seconds: f64, choose: impl Fn(usize) -> usize) -> Vec<(Duration, usize)> {
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A few thousand.
+    let count = (per_second * seconds) as usize;
+    (0..count).map(|n| (Duration::from_secs_f64(n as f64 / per_second), choose(n))).collect()
+}
+
+fn per_minute(tokens: u64, burst: u64) -> Bucket {
+    Bucket::new(tokens, Duration::from_secs(60), burst).unwrap()
+}
+
+const NEAR: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_saturated_limit_is_used_up_and_never_exceeded() {
+    for (tokens, burst) in [(1000, 100), (6000, 600), (60_000, 100), (600, 10)] {
+        let bucket = per_minute(tokens, burst);
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways(&centre, bucket, Unreachable::Share);
+        let rate = tokens as f64 / 60.0;
+        // Some thousand requests, whatever the rate.
+        let seconds = (10_000.0 / rate).min(60.0);
+        let mut log = drive(&centre, &gateways, steady(3.0 * rate, seconds, |n| n % 3)).await;
+        assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0, "{tokens}");
+        let ideal = oracle::ideal(&mut log.arrived, &bucket);
+        let used = log.admitted.len() as f64 / ideal as f64;
+        eprintln!("{tokens}/min, burst {burst}: used {used:.4}, exchanges {}", centre.exchanges.load(Relaxed));
+        assert!(used >= 0.99, "{tokens} rpm, burst {burst}: {used}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn below_the_limit_nothing_is_refused_and_nearly_everything_is_decided_at_hand() {
+    for (tokens, burst) in [(1000, 100), (6000, 600), (60_000, 2400)] {
+        let bucket = per_minute(tokens, burst);
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways(&centre, bucket, Unreachable::Share);
+        let rate = tokens as f64 / 60.0;
+        let log = drive(&centre, &gateways, steady(0.9 * rate, (20_000.0 / rate).min(60.0), |_| fastrand::usize(..3))).await;
+        assert_eq!(log.admitted.len(), log.arrived.len(), "{tokens}");
+        let local = log.local as f64 / log.arrived.len() as f64;
+        let exchanges = centre.exchanges.load(Relaxed) as f64;
+        eprintln!(
+            "{tokens}/min, burst {burst}: local {local:.4}, {:.2} exchanges a second and gateway, {:.2} per 1000",
+            exchanges / 180.0,
+            exchanges / log.admitted.len() as f64 * 1000.0
+        );
+        assert!(local >= 0.95, "{tokens} rpm: {local}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_a_minute_over_twenty_gateways_are_ten_a_minute() {
+    let bucket = per_minute(10, 10);
+    let centre = Centre::new(20, NEAR);
+    let gateways = gateways(&centre, bucket, Unreachable::Share);
+    let mut log = drive(&centre, &gateways, steady(20.0, 300.0, |_| fastrand::usize(..20))).await;
+    assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0);
+    assert_eq!(log.admitted.len() as u64, oracle::ideal(&mut log.arrived, &bucket));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_skewed_load_may_use_nearly_everything() {
+    let bucket = per_minute(6000, 600);
+    let centre = Centre::new(10, NEAR);
+    let gateways = gateways(&centre, bucket, Unreachable::Share);
+    let skewed = |_| if fastrand::f64() < 0.9 { 0 } else { fastrand::usize(1..10) };
+    let mut log = drive(&centre, &gateways, steady(300.0, 30.0, skewed)).await;
+    assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0);
+    let used = log.admitted.len() as f64 / oracle::ideal(&mut log.arrived, &bucket) as f64;
+    assert!(used >= 0.95, "{used}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_goes_and_forgets_everything_admits_nothing_twice_and_holds_nobody_up() {
+    for forgets in [true, false] {
+        let bucket = per_minute(6000, 300);
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways(&centre, bucket, Unreachable::Share);
+        let fate = centre.clone();
+        let fate = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            fate.is_up.store(false, Relaxed);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            if forgets {
+                fate.loses_everything();
+            }
+            fate.is_up.store(true, Relaxed);
+        });
+        let mut log = drive(&centre, &gateways, steady(50.0, 40.0, |n| n % 3)).await;
+        fate.await.unwrap();
+        assert_eq!(log.admitted.len(), log.arrived.len(), "half the rate is within every share");
+        assert!(log.longest_wait <= Duration::from_millis(10), "{:?}", log.longest_wait);
+        assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0);
+        // And with more than is allowed.
+        let bucket = per_minute(6000, 300);
+        let centre = Centre::new(3, NEAR);
+        let gateways = self::gateways(&centre, bucket, Unreachable::Share);
+        let fate = centre.clone();
+        let fate = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            fate.is_up.store(false, Relaxed);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            fate.loses_everything();
+            fate.is_up.store(true, Relaxed);
+        });
+        let mut log = drive(&centre, &gateways, steady(300.0, 40.0, |n| n % 3)).await;
+        fate.await.unwrap();
+        assert!(log.alone > 0);
+        let excess = oracle::excess(&mut log.admitted, &bucket);
+        assert!(excess <= 0.0, "{excess}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_hangs_holds_no_request_up_for_long() {
+    let bucket = per_minute(6000, 300);
+    let centre = Centre::new(3, NEAR);
+    let gateways = gateways(&centre, bucket, Unreachable::Allow);
+    let fate = centre.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        fate.distance.store(100_000_000, Relaxed);
+    });
+    let log = drive(&centre, &gateways, steady(300.0, 20.0, |n| n % 3)).await;
+    assert!(log.longest_wait <= Duration::from_millis(11), "{:?}", log.longest_wait);
+    assert!(log.alone > 0);
+}

@@ -1,4 +1,4 @@
-//! The arithmetic of accounts. `coordinator/acquire.lua` repeats it in Redis, number for number; the tests
+//! The arithmetic of accounts. `coordinator/redis/acquire.lua` repeats it in Redis, number for number; the tests
 //! hold both against each other.
 //!
 //! What is true of a bucket at every moment: its level and what gateways hold of it, together, are never
@@ -16,7 +16,7 @@ use crate::{
 pub const KEPT: Duration = Duration::from_secs(20 * 60);
 
 /// What a gateway spent is put right against a lease that has ended, for this long after its end.
-const SETTLED_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(60);
 
 /// When and for how many an account is asked.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +25,9 @@ pub struct Moment {
     pub now: u64,
     /// Gateways that share the account.
     pub live: u64,
-    /// An account that is not there begins empty at this time, since what it knew may have been lost
-    /// shortly before.
-    pub opens: u64,
+    /// When the coordinator began: an account that is not there may have been lost then, so it begins empty,
+    /// and gives nothing until every lease of before has ended. 0 if there is no before.
+    pub began: u64,
 }
 
 /// One account.
@@ -41,8 +41,9 @@ pub enum Ledger {
 impl Ledger {
     /// An account that nothing is known of.
     pub fn open(terms: Terms, revision: u64, moment: &Moment, known: bool) -> Self {
+        let lease_time = micros(lease_time(terms));
         // What it held is out there for a lease's time.
-        let opens = if known { moment.now + micros(LEASE_TIME) } else { moment.opens };
+        let opens = if known { moment.now } else { moment.began } + lease_time;
         match terms {
             Terms::Bucket(bucket) => Self::Bucket(BucketLedger::open(bucket, revision, opens)),
             Terms::Quota { limit, .. } => {
@@ -154,7 +155,7 @@ impl BucketLedger {
     }
 
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, opens: _ } = *moment;
+        let Moment { now, live, began: _ } = *moment;
         if now < self.opens {
             // What it says is void: it will be asked again, and what it holds ends before.
             let wait = Duration::from_micros(self.opens - now);
@@ -187,19 +188,21 @@ impl BucketLedger {
         Answer { outcome, left, now }
     }
 
-    /// Puts right what the reporter was given with what it says to have spent and to hold.
-    fn settle(&mut self, reporter: &str, request: &Request) {
-        let Some(lease) = self.leases.get_mut(reporter) else { return };
+    /// Puts right what the reporter was given with what it says to have spent and to hold. One that is not
+    /// known is taken at its word.
+    fn settle(&mut self, reporter: &Arc<str>, request: &Request) {
+        let unknown = Lease { spent: request.spent, out: request.held, ..Lease::default() };
+        let lease = self.leases.entry(Arc::clone(reporter)).or_insert(unknown);
         let newly_spent = request.spent.saturating_sub(lease.spent);
-        let balance = to_i64(lease.out) - to_i64(newly_spent) - to_i64(request.held);
+        let balance = to_i64(lease.out).saturating_sub(to_i64(newly_spent)).saturating_sub(to_i64(request.held));
         // What it gives back is credited, unless the lease has ended; what it spent beyond it is owed.
         let balance = if lease.ended { balance.min(0) } else { balance };
         lease.out = request.held;
         lease.ended = false;
         let owed = -self.terms.capacity();
-        let balance = i128::from(balance) * i128::from(self.terms.unit());
-        let level = i64::try_from(i128::from(self.level) + balance).unwrap_or(owed);
-        self.level = level.max(owed).min(self.room());
+        let level = i128::from(self.level) + i128::from(balance) * i128::from(self.terms.unit());
+        let level = level.clamp(i128::from(owed), i128::from(self.room()));
+        self.level = i64::try_from(level).unwrap_or(owed);
     }
 }
 
@@ -222,7 +225,7 @@ struct QuotaLease {
 
 impl QuotaLedger {
     /// Spent and given to be spent, of each reporter.
-    pub(crate) fn restore(&mut self, reporter: &Arc<str>, spent: u64) {
+    pub fn restore(&mut self, reporter: &Arc<str>, spent: u64) {
         let lease = self.leases.entry(Arc::clone(reporter)).or_default();
         self.debited += spent.saturating_sub(lease.spent);
         lease.spent = lease.spent.max(spent);
@@ -235,7 +238,7 @@ impl QuotaLedger {
         request: &Request,
         (starts, ends): (u64, u64),
     ) -> Answer {
-        let Moment { now, live, opens: _ } = *moment;
+        let Moment { now, live, began: _ } = *moment;
         if !(starts..ends).contains(&now) {
             return Answer { outcome: Outcome::OtherPeriod, left: 0, now };
         }
@@ -256,7 +259,7 @@ impl QuotaLedger {
         }
         // A gateway that dies takes no more than a thousandth with it.
         let most = (remaining / (2 * live)).min(self.limit / 1000).max(1).saturating_sub(request.held);
-        let tokens = request.want.min(most).max(request.least);
+        let tokens = request.want.min(most).min(remaining).max(request.least);
         self.debited += tokens;
         lease.out += tokens;
         Answer { outcome: Outcome::Granted { tokens, ends_in }, left: remaining - tokens, now }
@@ -274,7 +277,7 @@ pub struct SlotsLedger {
 impl SlotsLedger {
     /// `spent` are slots in use; those free are given back with each exchange, and taken anew.
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, opens: _ } = *moment;
+        let Moment { now, live, began: _ } = *moment;
         self.leases.retain(|_, lease| lease.ends > now);
         let others: u64 = self.leases.iter().filter(|(name, _)| *name != reporter).map(|(_, lease)| lease.out).sum();
         let available = self.limit.saturating_sub(others).saturating_sub(request.spent);
@@ -300,6 +303,15 @@ impl SlotsLedger {
             Outcome::Granted { tokens, ends_in }
         };
         Answer { outcome, left: available.saturating_sub(tokens), now }
+    }
+}
+
+/// How long what was given goes on without a word. A quota's lasts as long as its period, but gateways tell
+/// of it as often as of a bucket's.
+fn lease_time(terms: Terms) -> Duration {
+    match terms {
+        Terms::Bucket(_) | Terms::Quota { .. } => LEASE_TIME,
+        Terms::Slots { .. } => SLOT_LEASE_TIME,
     }
 }
 

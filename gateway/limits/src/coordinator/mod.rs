@@ -1,5 +1,7 @@
 //! Who keeps the accounts that gateways take their leases from.
 
+pub mod redis;
+
 use std::{fmt, sync::Arc, time::Duration};
 
 use async_trait::async_trait;

@@ -1,0 +1,8 @@
+//! What a coordinator does with a real Redis.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod script;

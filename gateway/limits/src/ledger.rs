@@ -327,3 +327,6 @@ fn to_i64(tokens: u64) -> i64 {
 fn to_u64(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,4 +5,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod concurrency;
+mod faults;
 mod script;
+mod topologies;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use proptest::prelude::*;
 use redis::{Cmd, Connection};
 use seiketsu_limits::{
-    coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Request, SLOT_LEASE_TIME, redis::script},
+    coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Request, SLOT_LEASE_TIME, redis::script},
     ledger::{Ledger, Moment},
     terms::{Bucket, Terms},
 };
@@ -225,4 +225,114 @@ fn the_script_does_what_the_ledger_does() {
     proptest!(config, |(began_second in began, steps in steps())| {
         compare(&mut script.borrow_mut(), began_second, &steps)?;
     });
+}
+
+fn request(terms: Terms) -> Request {
+    Request { key: "rate".into(), terms, spent: 0, held: 0, known: false, want: 1, least: 1 }
+}
+
+fn exchange_of(reporter: &str, request: Request) -> Exchange {
+    Exchange { tenant: "tenant".into(), reporter: reporter.into(), revision: 1, accounts: vec![request] }
+}
+
+#[test]
+fn a_bucket_written_by_another_process_gives_nothing_until_all_leases_have_ended() {
+    let server = Server::start(&[]);
+    let mut script = Script::new(&server);
+    let rate = request(bucket(60, 60, 10));
+    let lease = u64::try_from(LEASE_TIME.as_micros()).unwrap();
+    let mut ask = |now, run| script.exchange(&exchange_of("a", rate.clone()), now, 1, 0, run).unwrap()[0];
+
+    assert!(matches!(ask(BEGIN, "1").outcome, Outcome::Granted { tokens: 1, .. }));
+    // The other one has been there for long; the account has come to it, perhaps as it was a little before.
+    assert_eq!(ask(BEGIN + 1000, "2").outcome, Outcome::Recovering { wait: LEASE_TIME });
+    assert!(matches!(ask(BEGIN + 999 + lease, "2").outcome, Outcome::Recovering { .. }));
+    // It begins empty.
+    let second = Duration::from_secs(1);
+    assert!(matches!(ask(BEGIN + 1000 + lease, "2").outcome, Outcome::NoneUntil { wait, .. } if wait == second));
+    let filled = ask(BEGIN + 1000 + lease + SECOND, "2");
+    assert!(matches!(filled.outcome, Outcome::Granted { tokens: 1, .. }), "{filled:?}");
+}
+
+#[test]
+fn a_quota_that_has_moved_is_put_right_by_what_gateways_tell() {
+    let server = Server::start(&[]);
+    let mut script = Script::new(&server);
+    let terms = Terms::Quota { limit: 10, starts: BEGIN, ends: BEGIN + DAY };
+    let day = Request { want: 1, ..request(terms) };
+    let mut ask = |request: Request, now, run| script.exchange(&exchange_of("a", request), now, 1, 0, run).unwrap()[0];
+
+    assert_eq!(ask(day.clone(), BEGIN, "1").left, 9);
+    // It spent 7 that the other process never heard of.
+    let told = Request { spent: 7, held: 1, ..day };
+    let answer = ask(told.clone(), BEGIN + SECOND, "2");
+    assert_eq!((answer.outcome, answer.left), (Outcome::Recovering { wait: LEASE_TIME }, 2));
+    let later = BEGIN + 3 * SECOND;
+    let answer = ask(told, later, "2");
+    assert!(matches!(answer.outcome, Outcome::Granted { tokens: 1, .. }));
+    assert_eq!(answer.left, 1);
+}
+
+#[test]
+fn slots_in_use_stay_on_record_over_a_failover() {
+    let server = Server::start(&[]);
+    let mut script = Script::new(&server);
+    let slots = request(Terms::Slots { limit: 2 });
+    let mut ask = |reporter: &str, spent, now, run| {
+        let request = Request { spent, ..slots.clone() };
+        script.exchange(&exchange_of(reporter, request), now, 1, 0, run).unwrap()[0]
+    };
+    assert!(matches!(ask("a", 0, BEGIN, "1").outcome, Outcome::Granted { tokens: 1, .. }));
+    assert_eq!(ask("b", 0, BEGIN, "2").outcome, Outcome::Recovering { wait: SLOT_LEASE_TIME });
+    assert!(matches!(ask("a", 2, BEGIN + SECOND, "2").outcome, Outcome::Recovering { .. }));
+    let opened = BEGIN + u64::try_from(SLOT_LEASE_TIME.as_micros()).unwrap();
+    assert!(matches!(ask("b", 0, opened, "2").outcome, Outcome::NoneUntil { .. }));
+}
+
+#[test]
+fn a_message_that_was_overtaken_changes_nothing() {
+    let server = Server::start(&[]);
+    let mut script = Script::new(&server);
+    for terms in
+        [bucket(60, 60, 10), Terms::Quota { limit: 10, starts: BEGIN, ends: BEGIN + DAY }, Terms::Slots { limit: 10 }]
+    {
+        script.flush();
+        let mut ask = |number, request| {
+            let exchange = exchange_of("a", request);
+            script.exchange_numbered(number, &exchange, BEGIN, 1, 0, "1")
+        };
+        let first = request(terms);
+        let late = ask(1, first.clone()).unwrap()[0];
+        let later = Request { held: 1, spent: 1, ..first.clone() };
+        let before = ask(3, later.clone()).unwrap()[0];
+        // It says that nothing is held, which was so before the first answer came.
+        assert_eq!(ask(2, first), Err(CoordinatorError::TimedOut), "{late:?}");
+        let held = Request { held: 2, want: 0, least: 0, ..later };
+        let after = ask(4, held).unwrap()[0];
+        let expected = if matches!(terms, Terms::Slots { .. }) { before.left + 1 } else { before.left };
+        assert_eq!(after.left, expected, "{terms:?}");
+    }
+}
+
+#[test]
+fn accounts_are_kept_as_long_as_they_differ_from_new_ones() {
+    let server = Server::start(&[]);
+    let mut connection = server.connection();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let ends = now * SECOND + DAY;
+    for (terms, least, most) in [
+        // Twenty minutes and the lease.
+        (bucket(1000, 60, 100), 1201, 1203),
+        // Twice the time to fill.
+        (bucket(1, 60, 60), 7200, 7203),
+        (Terms::Slots { limit: 1 }, 1204, 1211),
+        (Terms::Quota { limit: 1, starts: 0, ends }, 3 * 86_400 - 60, 3 * 86_400),
+    ] {
+        redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
+        let exchange = exchange_of("a", Request { known: true, ..request(terms) });
+        let arguments = script::arguments(&exchange, "session", 1, 1).unwrap();
+        let _: Vec<u64> = redis::cmd("EVAL").arg(script::text()).arg(arguments).query(&mut connection).unwrap();
+        let kept: u64 = redis::cmd("TTL").arg("seiketsu:{tenant}:rate").query(&mut connection).unwrap();
+        assert!((least..=most).contains(&kept), "{terms:?} is kept for {kept}s");
+    }
 }

@@ -4,7 +4,6 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
 use std::{
-    future::Future,
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     process::{Child, Command, Stdio},
@@ -20,6 +19,8 @@ use tempfile::TempDir;
 /// Much longer than anything takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+const CONFIGURATION: &str = "sentinel.conf";
+
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -33,12 +34,30 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(options: &[&str]) -> Self {
+        Self::start_on(|port| {
+            let mut all = vec!["--port".to_owned(), port.to_string()];
+            all.extend(["--bind", "127.0.0.1", "--save", ""].map(str::to_owned));
+            all.extend(options.iter().map(ToString::to_string));
+            (all, String::new())
+        })
+    }
+
+    /// A sentinel, which keeps what it learns in its configuration.
+    pub(crate) fn start_sentinel(configuration: &str) -> Self {
+        Self::start_on(|port| {
+            let options = [CONFIGURATION, "--sentinel"].map(str::to_owned).to_vec();
+            (options, format!("port {port}\nbind 127.0.0.1\n{configuration}\n"))
+        })
+    }
+
+    fn start_on(settings: impl Fn(u16) -> (Vec<String>, String)) -> Self {
         // Another process may have taken the port before the server could.
         for _ in 0..10 {
             let port = free_port();
-            let options = options.iter().map(ToString::to_string).collect::<Vec<_>>();
+            let (options, configuration) = settings(port);
             let directory = tempfile::tempdir().unwrap();
-            let child = spawn(port, &directory, &options);
+            std::fs::write(directory.path().join(CONFIGURATION), configuration).unwrap();
+            let child = spawn(&directory, &options);
             let mut server = Self { port, options, child, directory };
             if server.answers_soon() {
                 return server;
@@ -50,7 +69,7 @@ impl Server {
     /// With its data, as far as they are on disk.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.port, &self.directory, &self.options);
+        self.child = spawn(&self.directory, &self.options);
         assert!(self.answers_soon(), "redis-server does not start again");
     }
 
@@ -108,13 +127,9 @@ impl Drop for Server {
     }
 }
 
-fn spawn(port: u16, directory: &TempDir, options: &[String]) -> Child {
+fn spawn(directory: &TempDir, options: &[String]) -> Child {
     Command::new("redis-server")
         .current_dir(directory.path())
-        .args(if options.iter().any(|option| option == "--sentinel") { &["sentinel.conf"][..] } else { &[] })
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--dir"])
-        .arg(directory.path())
-        .args(if options.iter().any(|option| option == "--sentinel") { &[][..] } else { &["--save", ""] })
         .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -142,7 +157,7 @@ fn pause() {
 }
 
 /// Returns when the condition holds; fails the test if it does not for too long.
-pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
         assert!(Instant::now() < deadline, "in vain: {what}");

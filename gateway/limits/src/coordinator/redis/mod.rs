@@ -126,7 +126,6 @@ impl RedisCoordinator {
             }
         }
     }
-
 }
 
 #[async_trait]

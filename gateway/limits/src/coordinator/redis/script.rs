@@ -57,12 +57,7 @@ pub(super) async fn run(connection: &mut impl ConnectionLike, arguments: &[Strin
 ///
 /// # Errors
 /// If the reporter's name has other characters than letters, digits, dots, dashes and underscores.
-pub fn arguments(
-    exchange: &Exchange,
-    session: &str,
-    number: u64,
-    live: u64,
-) -> Result<Vec<String>, CoordinatorError> {
+pub fn arguments(exchange: &Exchange, session: &str, number: u64, live: u64) -> Result<Vec<String>, CoordinatorError> {
     let Exchange { tenant, reporter, revision, accounts } = exchange;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if reporter.is_empty() || !reporter.chars().all(is_plain) {

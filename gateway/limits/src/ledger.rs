@@ -13,10 +13,10 @@ use crate::{
 };
 
 /// Accounts that are not used are kept this long at least, and longer where they are not yet as new.
-pub const KEPT: Duration = Duration::from_secs(20 * 60);
+pub const KEPT: Duration = Duration::from_mins(20);
 
 /// What a gateway spent is put right against a lease that has ended, for this long after its end.
-pub(crate) const SETTLED_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(1);
 
 /// When and for how many an account is asked.
 #[derive(Debug, Clone, Copy)]

@@ -298,7 +298,7 @@ fn request(terms: Terms) -> Request {
 }
 
 fn bucket(tokens: u64, burst: u64) -> Terms {
-    Terms::Bucket(Bucket::new(tokens, Duration::from_secs(60), burst).unwrap())
+    Terms::Bucket(Bucket::new(tokens, Duration::from_mins(1), burst).unwrap())
 }
 
 /// One account with one gateway.

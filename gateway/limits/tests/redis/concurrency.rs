@@ -126,7 +126,7 @@ async fn spend(gateways: Vec<Gateway>, until: Instant) -> Vec<Instant> {
 async fn no_window_sees_more_than_the_burst_and_the_rate() {
     let server = Server::start(&[]);
     let (rate, burst) = (500.0, 200.0);
-    let bucket = Bucket::new(30_000, Duration::from_secs(60), 200).unwrap();
+    let bucket = Bucket::new(30_000, Duration::from_mins(1), 200).unwrap();
     let gateways = gateways(&server, Terms::Bucket(bucket)).await;
     let began = Instant::now();
     let admitted = spend(gateways, began + Duration::from_secs(6)).await;

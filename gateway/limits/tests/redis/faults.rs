@@ -19,7 +19,7 @@ use crate::support::{self, Server, address, until};
 const SLACK: Duration = Duration::from_millis(150);
 
 pub(crate) fn exchange(tenant: &str, reporter: &str, known: bool) -> Exchange {
-    let terms = Terms::Bucket(Bucket::new(6000, Duration::from_secs(60), 100).unwrap());
+    let terms = Terms::Bucket(Bucket::new(6000, Duration::from_mins(1), 100).unwrap());
     let request = Request { key: "rate".into(), terms, spent: 0, held: 0, known, want: 1, least: 1 };
     Exchange { tenant: tenant.into(), reporter: reporter.into(), revision: 1, accounts: vec![request] }
 }

@@ -80,7 +80,7 @@ fn elapsed() -> impl Strategy<Value = i64> {
 
 fn said(account: usize) -> impl Strategy<Value = Said> {
     let tokens = || prop_oneof![3 => Just(0u64), 4 => 0u64..4, 3 => 0u64..60, 1 => 0u64..2_000_000];
-    let newly_spent = prop_oneof![8 => tokens().prop_map(|n| n as i64), 1 => -20i64..0, 1 => Just(1i64 << 45)];
+    let newly_spent = prop_oneof![8 => tokens().prop_map(u64::cast_signed), 1 => -20i64..0, 1 => Just(1i64 << 45)];
     let least = prop_oneof![4 => 0u64..2, 2 => 0u64..12, 1 => 0u64..100_000];
     let known = prop::bool::weighted(0.2);
     (Just(account), terms(), newly_spent, tokens(), known, tokens(), least).prop_map(

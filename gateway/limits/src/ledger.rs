@@ -142,7 +142,8 @@ impl BucketLedger {
             }
         }
         self.refill_to(now);
-        self.leases.retain(|_, lease| lease.ends + micros(SETTLED_AFTER) > now);
+        let updated = self.updated;
+        self.leases.retain(|_, lease| !lease.ended || lease.ends + micros(SETTLED_AFTER) > updated);
     }
 
     fn refill_to(&mut self, to: u64) {

@@ -5,15 +5,19 @@
 -- LEASE_TIME, SLOT_LEASE_TIME, KEPT and SETTLED_AFTER are set before this text is loaded, in microseconds.
 --
 -- KEYS: for each account its hash:
---   run     id of the Redis process that wrote it last
+--   run     id of the Redis process that wrote it last, and when the account opens
 --   terms   kind, revision and the three numbers of the terms
---   state   level of a bucket, or what a quota has debited; when it was brought up to date; when it opens
+--   state   level of a bucket, or what a quota has debited; when it was brought up to date; what leases that
+--           have not ended hold, all together; the time before which none of them ends
 --   @name   the lease of a reporter: spent, out, ends, ended, and the session and number of its last exchange
 -- ARGV: reporter, its session, number of the exchange, revision, gateways that are live; then for each
 --   account: kind, three numbers of its terms, spent, held, known, want, least.
 -- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left.
 
 local GRANTED, NONE_UNTIL, RECOVERING, OTHER_PERIOD, OVERTAKEN = 0, 1, 2, 3, 4
+
+-- No lease ends then.
+local NEVER = 2 ^ 53 - 1
 
 local DAY = 24 * 60 * 60 * 1000000
 
@@ -32,13 +36,9 @@ local run = string.match(server, 'run_id:(%x+)')
 local uptime = tonumber(string.match(server, 'uptime_in_seconds:(%-?%d+)'))
 local began = math.min((time[1] - uptime + 1) * 1000000, now)
 
--- Rounded down, and exact, which a division of doubles is not.
+-- Rounded down. Exact below 2^53: two quotients by b that differ do so by more than is rounded off.
 local function quotient(a, b)
-  local rest = math.fmod(a, b)
-  if rest < 0 then
-    rest = rest + b
-  end
-  return (a - rest) / b
+  return math.floor(a / b)
 end
 
 local function quotient_up(a, b)
@@ -49,140 +49,145 @@ local function integer(n)
   return string.format('%.0f', n)
 end
 
-local function integers(...)
-  local texts = {}
-  for i, n in ipairs({ ... }) do
-    texts[i] = integer(n)
-  end
-  return table.concat(texts, ' ')
+local function write_terms(kind, account)
+  local terms = account.terms
+  return string.format('%s %.0f %.0f %.0f %.0f', kind, account.revision, terms[1], terms[2], terms[3])
 end
 
-local function words(text)
-  local list = {}
-  for word in string.gmatch(text, '%S+') do
-    list[#list + 1] = word
-  end
-  return list
+local function read_terms(text)
+  local kind, at, a, b, c = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
+  return kind, tonumber(at), { tonumber(a), tonumber(b), tonumber(c) }
+end
+
+local function write_state(account)
+  return string.format('%.0f %.0f %.0f %.0f', account.value, account.updated, account.out, account.next_end)
 end
 
 local function read_lease(text)
-  local w = words(text)
+  local spent, out, ends, ended, of, at = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
   return {
-    spent = tonumber(w[1]),
-    out = tonumber(w[2]),
-    ends = tonumber(w[3]),
-    ended = w[4] == '1',
-    session = w[5],
-    number = w[6],
+    spent = tonumber(spent),
+    out = tonumber(out),
+    ends = tonumber(ends),
+    ended = ended == '1',
+    session = of,
+    number = at,
   }
 end
 
 local function write_lease(lease)
-  return integers(lease.spent, lease.out, lease.ends, lease.ended and 1 or 0)
-    .. ' ' .. lease.session .. ' ' .. lease.number
+  return string.format('%.0f %.0f %.0f %d %s %s', lease.spent, lease.out, lease.ends, lease.ended and 1 or 0,
+    lease.session, lease.number)
 end
 
 -- This reporter's lease, after this exchange.
 local function own_lease(spent, out, ends)
-  return { spent = spent, out = out, ends = ends, ended = false, session = session, number = ARGV[3] }
-end
-
--- All fields; of a quota's leases, which stay as long as its period, only that of this reporter.
-local function read_fields(request)
-  local fields = {}
-  if request.kind == 'quota' then
-    local names = { 'run', 'terms', 'state', reporter }
-    for i, value in ipairs(redis.call('HMGET', request.key, unpack(names))) do
-      fields[names[i]] = value or nil
-    end
-  else
-    local list = redis.call('HGETALL', request.key)
-    for i = 1, #list, 2 do
-      fields[list[i]] = list[i + 1]
-    end
-  end
-  return fields
+  return { spent = spent, out = out, ends = ends, ended = false, session = session, number = ARGV[3], changed = true }
 end
 
 local function open(request, lost)
   local opens = (lost and now or began) + request.lease_time
   return {
-    fields = {},
     revision = revision,
     terms = request.terms,
     value = 0,
     updated = opens,
     opens = opens,
+    out = 0,
+    next_end = NEVER,
     leases = {},
+    gone = {},
   }
 end
 
--- The account as it was left; or a new one, if it is not there or of another kind.
+-- The account as it was left; or a new one, if it is not there or of another kind. With the lease of this
+-- reporter; those of others are read only when one of them may have ended.
 local function load(request)
-  local fields = read_fields(request)
-  if not fields.terms then
+  local found = redis.call('HMGET', request.key, 'run', 'terms', 'state', reporter)
+  local run_text, terms_text, state_text, lease_text = found[1], found[2], found[3], found[4]
+  if not terms_text then
     return open(request, request.known)
   end
-  local terms, state = words(fields.terms), words(fields.state)
-  if terms[1] ~= request.kind then
+  local kind, at, terms = read_terms(terms_text)
+  if kind ~= request.kind then
     redis.call('DEL', request.key)
     return open(request, true)
   end
-  local account = {
-    fields = fields,
-    revision = tonumber(terms[2]),
-    terms = { tonumber(terms[3]), tonumber(terms[4]), tonumber(terms[5]) },
-    value = tonumber(state[1]),
-    updated = tonumber(state[2]),
-    opens = tonumber(state[3]),
-    leases = {},
-  }
-  for name, text in pairs(fields) do
-    if string.sub(name, 1, 1) == '@' then
-      account.leases[name] = read_lease(text)
-    end
-  end
+  local account = open(request, true)
+  account.revision, account.terms = at, terms
+  account.old_run, account.old_terms, account.old_state = run_text, terms_text, state_text
+  local written_by, opens = string.match(run_text, '^(%S+) (%S+)')
+  local value, updated, out, next_end = string.match(state_text, '^(%S+) (%S+) (%S+) (%S+)')
+  account.value = tonumber(value)
   -- Another process: what was given last may not have reached it. All that is out there ends before it opens.
-  if fields.run ~= run then
-    account.opens = now + request.lease_time
-    if request.kind == 'bucket' then
-      account.value = math.min(account.value, 0)
-      account.updated = account.opens
-      account.leases = {}
+  if written_by ~= run and kind == 'bucket' then
+    redis.call('DEL', request.key)
+    account.old_run, account.old_terms, account.old_state = nil, nil, nil
+    account.value = math.min(account.value, 0)
+    return account
+  end
+  account.updated = tonumber(updated)
+  if written_by == run then
+    account.opens = tonumber(opens)
+  end
+  account.out = tonumber(out)
+  account.next_end = tonumber(next_end)
+  if lease_text then
+    account.leases[reporter] = read_lease(lease_text)
+  end
+  if account.next_end <= now then
+    account.is_whole = true
+    local fields = redis.call('HGETALL', request.key)
+    for i = 1, #fields, 2 do
+      if string.sub(fields[i], 1, 1) == '@' then
+        account.leases[fields[i]] = read_lease(fields[i + 1])
+      end
     end
   end
   return account
 end
 
+local function forget(account, name)
+  account.leases[name] = nil
+  account.gone[#account.gone + 1] = name
+end
+
 -- Writes what has changed. Returns whether the terms have.
 local function save(request, account)
-  local fields = account.fields
   local changed, gone = {}, {}
-  local function put(name, text)
-    if fields[name] ~= text then
+  local function put(name, old, new)
+    if new ~= old then
       changed[#changed + 1] = name
-      changed[#changed + 1] = text
+      changed[#changed + 1] = new
     end
   end
-  put('run', run)
-  local terms = request.kind .. ' ' .. integers(account.revision, unpack(account.terms))
-  put('terms', terms)
-  put('state', integers(account.value, account.updated, account.opens))
-  for name, lease in pairs(account.leases) do
-    put(name, write_lease(lease))
+  if account.is_whole then
+    account.next_end = NEVER
   end
-  for name in pairs(fields) do
-    if string.sub(name, 1, 1) == '@' and not account.leases[name] then
+  for name, lease in pairs(account.leases) do
+    if not lease.ended then
+      account.next_end = math.min(account.next_end, lease.ends)
+    end
+    if lease.changed then
+      put(name, nil, write_lease(lease))
+    end
+  end
+  for _, name in ipairs(account.gone) do
+    if not account.leases[name] then
       gone[#gone + 1] = name
     end
   end
+  local terms = write_terms(request.kind, account)
+  put('run', account.old_run, run .. ' ' .. integer(account.opens))
+  put('terms', account.old_terms, terms)
+  put('state', account.old_state, write_state(account))
   if #changed > 0 then
     redis.call('HSET', request.key, unpack(changed))
   end
   if #gone > 0 then
     redis.call('HDEL', request.key, unpack(gone))
   end
-  return fields.terms ~= terms
+  return terms ~= account.old_terms
 end
 
 -- Keeps the account for this many microseconds from now.
@@ -193,14 +198,8 @@ end
 
 -- What a bucket's level can be at most.
 local function room(account)
-  local out = 0
-  for _, lease in pairs(account.leases) do
-    if not lease.ended then
-      out = out + lease.out
-    end
-  end
   local _, unit, burst = unpack(account.terms)
-  return (burst - math.min(out, burst)) * unit
+  return (burst - math.min(account.out, burst)) * unit
 end
 
 local function refill_to(account, to)
@@ -218,17 +217,16 @@ local function refill(account)
     end
   end
   table.sort(ending, function(a, b) return a.ends < b.ends end)
-  for i, lease in ipairs(ending) do
-    -- All that end at the same time, then the room there is without them.
-    if i == 1 or ending[i - 1].ends < lease.ends then
-      refill_to(account, lease.ends)
-    end
+  for _, lease in ipairs(ending) do
+    refill_to(account, lease.ends)
+    account.out = account.out - lease.out
     lease.ended = true
+    lease.changed = true
   end
   refill_to(account, now)
   for name, lease in pairs(account.leases) do
-    if lease.ends + SETTLED_AFTER <= now then
-      account.leases[name] = nil
+    if lease.ended and lease.ends + SETTLED_AFTER <= account.updated then
+      forget(account, name)
     end
   end
 end
@@ -253,15 +251,14 @@ local function settle(request, account)
   local lease = account.leases[reporter]
   if not lease then
     lease = own_lease(request.spent, request.held, 0)
-    account.leases[reporter] = lease
+    account.out = account.out + request.held
   end
   local newly_spent = math.max(request.spent - lease.spent, 0)
   local balance = lease.out - newly_spent - request.held
   if lease.ended then
     balance = math.min(balance, 0)
   end
-  lease.out = request.held
-  lease.ended = false
+  account.out = account.out + request.held - (lease.ended and 0 or lease.out)
   account.value = math.min(math.max(account.value + balance * unit, -burst * unit), room(account))
 end
 
@@ -281,6 +278,7 @@ local function exchange_bucket(request, account)
     tokens = math.max(math.min(request.want, most, fair), request.least)
   end
   account.value = account.value - tokens * unit
+  account.out = account.out + tokens
   account.leases[reporter] = own_lease(request.spent, request.held + tokens, now + LEASE_TIME)
   local left = math.max(quotient(account.value, unit), 0)
   if available < request.least then
@@ -300,10 +298,10 @@ local function exchange_quota(request, account)
     return OTHER_PERIOD, 0, 0, 0
   end
   local limit = account.terms[1]
-  local lease = account.leases[reporter] or own_lease(0, 0, 0)
+  local lease = account.leases[reporter] or own_lease(0, 0, NEVER)
   local newly_spent = math.max(request.spent - lease.spent, 0)
   account.value = math.max(account.value + newly_spent + request.held - lease.out, 0)
-  lease = own_lease(math.max(lease.spent, request.spent), request.held, 0)
+  lease = own_lease(math.max(lease.spent, request.spent), request.held, NEVER)
   account.leases[reporter] = lease
   local remaining = math.max(limit - account.value, 0)
   if now < account.opens then
@@ -326,18 +324,19 @@ local function exchange_slots(request, account)
     account.terms = request.terms
   end
   local limit = account.terms[1]
-  local others = 0
   for name, lease in pairs(account.leases) do
     if lease.ends <= now then
-      account.leases[name] = nil
-    elseif name ~= reporter then
-      others = others + lease.out
+      account.out = account.out - lease.out
+      forget(account, name)
     end
   end
+  local own = account.leases[reporter]
+  local others = account.out - (own and own.out or 0)
   local available = math.max(math.max(limit - others, 0) - request.spent, 0)
   local ends = now + SLOT_LEASE_TIME
   if now < account.opens then
     account.leases[reporter] = own_lease(0, request.spent, ends)
+    account.out = others + request.spent
     return RECOVERING, account.opens - now, 0, available
   end
   local tokens = 0
@@ -346,6 +345,7 @@ local function exchange_slots(request, account)
     tokens = math.max(math.min(request.want, most, quotient_up(available, 2)), request.least)
   end
   account.leases[reporter] = own_lease(0, request.spent + tokens, ends)
+  account.out = others + request.spent + tokens
   local left = math.max(available - tokens, 0)
   if available < request.least then
     return NONE_UNTIL, 0, SLOT_LEASE_TIME, left

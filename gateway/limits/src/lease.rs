@@ -149,7 +149,7 @@ impl Lease {
     pub fn add(&self, tokens: u64, ends: u64) {
         self.ends.store(ends, Release);
         let before = self.word.fetch_add(tokens, AcqRel) & TOKENS;
-        self.low.store((before + tokens) / 2, Relaxed);
+        self.low.store(u64::midpoint(before, tokens), Relaxed);
     }
 
     /// Moves the end of the tokens.

@@ -1,4 +1,4 @@
-//! The arithmetic of accounts. `coordinator/acquire.lua` repeats it in Redis, number for number; the tests
+//! The arithmetic of accounts. `coordinator/redis/acquire.lua` repeats it in Redis, number for number; the tests
 //! hold both against each other.
 //!
 //! What is true of a bucket at every moment: its level and what gateways hold of it, together, are never
@@ -13,10 +13,10 @@ use crate::{
 };
 
 /// Accounts that are not used are kept this long at least, and longer where they are not yet as new.
-pub const KEPT: Duration = Duration::from_secs(20 * 60);
+pub const KEPT: Duration = Duration::from_mins(20);
 
 /// What a gateway spent is put right against a lease that has ended, for this long after its end.
-const SETTLED_AFTER: Duration = Duration::from_secs(60);
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(1);
 
 /// When and for how many an account is asked.
 #[derive(Debug, Clone, Copy)]
@@ -25,9 +25,9 @@ pub struct Moment {
     pub now: u64,
     /// Gateways that share the account.
     pub live: u64,
-    /// An account that is not there begins empty at this time, since what it knew may have been lost
-    /// shortly before.
-    pub opens: u64,
+    /// When the coordinator began: an account that is not there may have been lost then, so it begins empty,
+    /// and gives nothing until every lease of before has ended. 0 if there is no before.
+    pub began: u64,
 }
 
 /// One account.
@@ -41,8 +41,9 @@ pub enum Ledger {
 impl Ledger {
     /// An account that nothing is known of.
     pub fn open(terms: Terms, revision: u64, moment: &Moment, known: bool) -> Self {
+        let lease_time = micros(lease_time(terms));
         // What it held is out there for a lease's time.
-        let opens = if known { moment.now + micros(LEASE_TIME) } else { moment.opens };
+        let opens = if known { moment.now } else { moment.began } + lease_time;
         match terms {
             Terms::Bucket(bucket) => Self::Bucket(BucketLedger::open(bucket, revision, opens)),
             Terms::Quota { limit, .. } => {
@@ -150,7 +151,8 @@ impl BucketLedger {
             }
         }
         self.refill_to(now);
-        self.leases.retain(|_, lease| lease.ends + micros(SETTLED_AFTER) > now);
+        let updated = self.updated;
+        self.leases.retain(|_, lease| !lease.ended || lease.ends + micros(SETTLED_AFTER) > updated);
     }
 
     fn refill_to(&mut self, to: u64) {
@@ -163,7 +165,7 @@ impl BucketLedger {
     }
 
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, opens: _ } = *moment;
+        let Moment { now, live, began: _ } = *moment;
         if now < self.opens {
             // What it says is void: it will be asked again, and what it holds ends before.
             let wait = Duration::from_micros(self.opens - now);
@@ -196,19 +198,22 @@ impl BucketLedger {
         Answer { outcome, left, now }
     }
 
-    /// Puts right what the reporter was given with what it says to have spent and to hold.
-    fn settle(&mut self, reporter: &str, request: &Request) {
-        let Some(lease) = self.leases.get_mut(reporter) else { return };
-        let newly_spent = request.spent.saturating_sub(lease.spent);
-        let balance = to_i64(lease.out) - to_i64(newly_spent) - to_i64(request.held);
+    /// Puts right what the reporter was given with what it says to have spent and to hold. One that is not
+    /// known is taken at its word.
+    fn settle(&mut self, reporter: &Arc<str>, request: &Request) {
+        let unknown = Lease { spent: request.spent, out: request.held, ..Lease::default() };
+        let lease = self.leases.entry(Arc::clone(reporter)).or_insert(unknown);
+        // Less than before where requests gave back what they had taken.
+        let newly_spent = to_i64(request.spent).saturating_sub(to_i64(lease.spent));
+        let balance = to_i64(lease.out).saturating_sub(newly_spent).saturating_sub(to_i64(request.held));
         // What it gives back is credited, unless the lease has ended; what it spent beyond it is owed.
         let balance = if lease.ended { balance.min(0) } else { balance };
         lease.out = request.held;
         lease.ended = false;
         let owed = -self.terms.capacity();
-        let balance = i128::from(balance) * i128::from(self.terms.unit());
-        let level = i64::try_from(i128::from(self.level) + balance).unwrap_or(owed);
-        self.level = level.max(owed).min(self.room());
+        let level = i128::from(self.level) + i128::from(balance) * i128::from(self.terms.unit());
+        let level = level.clamp(i128::from(owed), i128::from(self.room()));
+        self.level = i64::try_from(level).unwrap_or(owed);
     }
 }
 
@@ -235,16 +240,19 @@ impl QuotaLedger {
         self.debited = debited;
     }
 
-    /// Spent, and given to be spent.
-    pub fn debited(&self) -> u64 {
-        self.debited
-    }
-
     /// What will be debited after this exchange, at most.
     pub fn debited_after(&self, reporter: &str, request: &Request) -> u64 {
         let lease = self.leases.get(reporter).copied().unwrap_or_default();
-        let accounted = request.spent.saturating_sub(lease.spent).saturating_add(request.held);
-        (self.debited + accounted).saturating_sub(lease.out) + request.want.max(request.least)
+        self.accounted(&lease, request).saturating_add(request.want.max(request.least))
+    }
+
+    /// What is debited when the reporter's word is taken: what it spent without having been given it is added,
+    /// what it gives back is taken off.
+    fn accounted(&self, lease: &QuotaLease, request: &Request) -> u64 {
+        let after = i128::from(self.debited) + i128::from(request.spent) - i128::from(lease.spent)
+            + i128::from(request.held)
+            - i128::from(lease.out);
+        u64::try_from(after.max(0)).unwrap_or(u64::MAX)
     }
 
     fn exchange(
@@ -254,16 +262,14 @@ impl QuotaLedger {
         request: &Request,
         (starts, ends): (u64, u64),
     ) -> Answer {
-        let Moment { now, live, opens: _ } = *moment;
+        let Moment { now, live, began: _ } = *moment;
         if !(starts..ends).contains(&now) {
             return Answer { outcome: Outcome::OtherPeriod, left: 0, now };
         }
+        let before = self.leases.get(reporter).copied().unwrap_or_default();
+        self.debited = self.accounted(&before, request);
         let lease = self.leases.entry(Arc::clone(reporter)).or_default();
-        let newly_spent = request.spent.saturating_sub(lease.spent);
-        // What it spent without having been given it is debited now, what it gives back is credited.
-        let accounted = newly_spent.saturating_add(request.held);
-        self.debited = (self.debited + accounted).saturating_sub(lease.out);
-        *lease = QuotaLease { spent: lease.spent.max(request.spent), out: request.held };
+        *lease = QuotaLease { spent: request.spent, out: request.held };
         let remaining = self.limit.saturating_sub(self.debited);
         if now < self.opens {
             let wait = Duration::from_micros(self.opens - now);
@@ -275,7 +281,7 @@ impl QuotaLedger {
         }
         // A gateway that dies takes no more than a thousandth with it.
         let most = (remaining / (2 * live)).min(self.limit / 1000).max(1).saturating_sub(request.held);
-        let tokens = request.want.min(most).max(request.least);
+        let tokens = request.want.min(most).min(remaining).max(request.least);
         self.debited += tokens;
         lease.out += tokens;
         Answer { outcome: Outcome::Granted { tokens, ends_in }, left: remaining - tokens, now }
@@ -293,7 +299,7 @@ pub struct SlotsLedger {
 impl SlotsLedger {
     /// `spent` are slots in use; those free are given back with each exchange, and taken anew.
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, opens: _ } = *moment;
+        let Moment { now, live, began: _ } = *moment;
         self.leases.retain(|_, lease| lease.ends > now);
         let others: u64 = self.leases.iter().filter(|(name, _)| *name != reporter).map(|(_, lease)| lease.out).sum();
         let available = self.limit.saturating_sub(others).saturating_sub(request.spent);
@@ -322,6 +328,15 @@ impl SlotsLedger {
     }
 }
 
+/// How long what was given goes on without a word. A quota's lasts as long as its period, but gateways tell
+/// of it as often as of a bucket's.
+fn lease_time(terms: Terms) -> Duration {
+    match terms {
+        Terms::Bucket(_) | Terms::Quota { .. } => LEASE_TIME,
+        Terms::Slots { .. } => SLOT_LEASE_TIME,
+    }
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -334,3 +349,6 @@ fn to_i64(tokens: u64) -> i64 {
 fn to_u64(number: i64) -> u64 {
     u64::try_from(number).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

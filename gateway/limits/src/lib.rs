@@ -11,7 +11,7 @@
 //! |---|---|
 //! | [`terms`] | what a limit is: a token bucket, a quota, slots; which values are possible |
 //! | [`calendar`] | when a day or month begins and ends in a time zone |
-//! | [`ledger`] | the arithmetic of an account, which `redis/acquire.lua` repeats |
+//! | [`ledger`] | the arithmetic of an account, which `coordinator/redis/acquire.lua` repeats |
 //! | [`lease`] | the tokens at hand, in one atomic word |
 //! | [`coordinator`] | who keeps the accounts: this process, or Redis |
 //! | [`node`] | what all leases of a gateway share |

@@ -35,7 +35,7 @@ impl Bucket {
     pub const MAX_TOKENS: u64 = 1_000_000_000;
     pub const MAX_BURST: u64 = 1_000_000;
     pub const MIN_PERIOD: Duration = Duration::from_secs(1);
-    pub const MAX_PERIOD: Duration = Duration::from_secs(3600);
+    pub const MAX_PERIOD: Duration = Duration::from_hours(1);
 
     pub fn new(tokens: u64, period: Duration, burst: u64) -> Result<Self, BucketError> {
         if tokens == 0 {
@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn absurd_buckets_are_refused() {
         use BucketError::*;
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         for (tokens, period, burst, error) in [
             (0, minute, 1, NoTokens),
             (u64::MAX, minute, 1, TooManyTokens(u64::MAX)),
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn tokens_come_as_the_rate_says() {
-        let bucket = Bucket::new(1000, Duration::from_secs(60), 100).unwrap();
+        let bucket = Bucket::new(1000, Duration::from_mins(1), 100).unwrap();
         assert_eq!(bucket.tokens_in(Duration::from_secs(6)), 100);
         assert_eq!(bucket.tokens_in(Duration::from_millis(59)), 0);
         assert_eq!(bucket.time_to_fill(), Duration::from_secs(6));

@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use seiketsu_limits::{
     admission::{Applying, By, Decision, decide, decide_now},
-    coordinator::{Answer, Coordinator, CoordinatorError, Exchange, LEASE_TIME},
+    coordinator::{Answer, Coordinator, CoordinatorError, Exchange},
     holdings::{Holdings, Kind, Limit, Plan, Unreachable},
     ledger::{Ledger, Moment},
     node::Node,
@@ -33,7 +33,7 @@ struct Centre {
     /// There and back, in microseconds, at most.
     distance: AtomicU64,
     is_up: AtomicBool,
-    opens: AtomicU64,
+    began_at: AtomicU64,
     exchanges: AtomicU64,
 }
 
@@ -45,7 +45,7 @@ impl Centre {
             gateways,
             distance: AtomicU64::new(u64::try_from(distance.as_micros()).unwrap()),
             is_up: AtomicBool::new(true),
-            opens: AtomicU64::new(0),
+            began_at: AtomicU64::new(0),
             exchanges: AtomicU64::new(0),
         })
     }
@@ -57,7 +57,7 @@ impl Centre {
     /// Everything is forgotten.
     fn loses_everything(&self) {
         self.accounts.lock().clear();
-        self.opens.store(self.now() + u64::try_from(LEASE_TIME.as_micros()).unwrap(), Relaxed);
+        self.began_at.store(self.now(), Relaxed);
     }
 }
 
@@ -70,7 +70,7 @@ impl Coordinator for Centre {
             return Err(CoordinatorError::Unreachable("down".to_owned()));
         }
         self.exchanges.fetch_add(1, Relaxed);
-        let moment = Moment { now: self.now(), live: self.gateways, opens: self.opens.load(Relaxed) };
+        let moment = Moment { now: self.now(), live: self.gateways, began: self.began_at.load(Relaxed) };
         let answers = {
             let mut accounts = self.accounts.lock();
             let answer = |request: &seiketsu_limits::coordinator::Request| {

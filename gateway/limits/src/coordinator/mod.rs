@@ -1,6 +1,7 @@
 //! Who keeps the accounts that gateways take their leases from.
 
 mod memory;
+pub mod redis;
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -45,8 +46,6 @@ pub struct Exchange {
     pub tenant: Arc<str>,
     /// Who says so; its numbers of tokens spent only ever grow.
     pub reporter: Arc<str>,
-    /// Grows with each exchange of the reporter: one that comes late, after the next, is ignored.
-    pub sequence: u64,
     /// Of the configuration that the terms are from. Accounts take new terms from higher ones only.
     pub revision: u64,
     pub accounts: Vec<Request>,
@@ -92,8 +91,6 @@ pub enum Outcome {
     Recovering { wait: Duration },
     /// The quota's period is not now.
     OtherPeriod,
-    /// A later exchange of this reporter has come before this one, which is ignored.
-    Stale,
 }
 
 /// Why an exchange failed.

@@ -34,9 +34,8 @@ pub(super) const PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct State {
     pub(super) accounts: Vec<Account>,
     pub(super) alone: Option<Alone>,
-    /// An exchange is under way, with this number.
-    in_flight: Option<u64>,
-    sequence: u64,
+    /// An exchange is under way.
+    in_flight: bool,
     exchanged_at: Nanos,
 }
 
@@ -66,15 +65,14 @@ impl State {
         Self {
             accounts: (0..limits).map(|_| Account::default()).collect(),
             alone: None,
-            in_flight: None,
-            sequence: 0,
+            in_flight: false,
             exchanged_at: 0,
         }
     }
 
     /// When the exchange that is under way began.
     pub(super) fn waits_since(&self) -> Option<Nanos> {
-        self.in_flight.map(|_| self.exchanged_at)
+        self.in_flight.then_some(self.exchanged_at)
     }
 }
 
@@ -152,20 +150,18 @@ impl Holdings {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
         let exchange = {
             let mut state = self.state.lock();
-            if state.in_flight.is_some() || state.alone.as_ref().is_some_and(|alone| now < alone.retry_at) {
+            if state.in_flight || state.alone.as_ref().is_some_and(|alone| now < alone.retry_at) {
                 return Begun::Not;
             }
             let (accounts, indices) = self.report(&mut state, purpose, now);
             if accounts.is_empty() {
                 return Begun::Not;
             }
-            state.sequence += 1;
-            state.in_flight = Some(state.sequence);
+            state.in_flight = true;
             state.exchanged_at = now;
             let exchange = Exchange {
                 tenant: Arc::clone(&self.plan.tenant),
                 reporter: Arc::clone(&self.reporter),
-                sequence: state.sequence,
                 revision: self.plan.revision,
                 accounts,
             };
@@ -268,7 +264,7 @@ impl Holdings {
     ) {
         let now = self.node.clock.now();
         let mut state = self.state.lock();
-        state.in_flight = None;
+        state.in_flight = false;
         match result {
             Ok(answers) => {
                 let mut recovering = None;
@@ -324,7 +320,7 @@ impl Holdings {
             }
             // Asked again with what time it is now.
             Outcome::OtherPeriod => account.period = None,
-            Outcome::Recovering { .. } | Outcome::Stale => {}
+            Outcome::Recovering { .. } => {}
         }
     }
 }

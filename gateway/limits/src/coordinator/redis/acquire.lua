@@ -1,0 +1,397 @@
+-- One exchange: several accounts of one tenant, each for itself. What it does with an account is what
+-- `ledger.rs` does, number for number; the comments there say why. Numbers are integers below 2^53, which
+-- doubles hold exactly.
+--
+-- LEASE_TIME, SLOT_LEASE_TIME, KEPT and SETTLED_AFTER are set before this text is loaded, in microseconds.
+--
+-- KEYS: for each account its hash:
+--   run     id of the Redis process that wrote it last, and when the account opens
+--   terms   kind, revision and the three numbers of the terms
+--   state   level of a bucket, or what a quota has debited; when it was brought up to date; what leases that
+--           have not ended hold, all together; the time before which none of them ends
+--   @name   the lease of a reporter: spent, out, ends, ended, and the session and number of its last exchange
+-- ARGV: reporter, its session, number of the exchange, revision, gateways that are live; then for each
+--   account: kind, three numbers of its terms, spent, held, known, want, least.
+-- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left.
+
+local GRANTED, NONE_UNTIL, RECOVERING, OTHER_PERIOD, OVERTAKEN = 0, 1, 2, 3, 4
+
+-- No lease ends then.
+local NEVER = 2 ^ 53 - 1
+
+local DAY = 24 * 60 * 60 * 1000000
+
+local reporter = '@' .. ARGV[1]
+local session = ARGV[2]
+local number = tonumber(ARGV[3])
+local revision = tonumber(ARGV[4])
+local live = tonumber(ARGV[5])
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+
+-- The process began in this second or before. It cannot have begun after now, whatever its clock did.
+local server = redis.call('INFO', 'server')
+local run = string.match(server, 'run_id:(%x+)')
+local uptime = tonumber(string.match(server, 'uptime_in_seconds:(%-?%d+)'))
+local began = math.min((time[1] - uptime + 1) * 1000000, now)
+
+-- Rounded down. Exact below 2^53: two quotients by b that differ do so by more than is rounded off.
+local function quotient(a, b)
+  return math.floor(a / b)
+end
+
+local function quotient_up(a, b)
+  return quotient(a + b - 1, b)
+end
+
+local function integer(n)
+  return string.format('%.0f', n)
+end
+
+local function write_terms(kind, account)
+  local terms = account.terms
+  return string.format('%s %.0f %.0f %.0f %.0f', kind, account.revision, terms[1], terms[2], terms[3])
+end
+
+local function read_terms(text)
+  local kind, at, a, b, c = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
+  return kind, tonumber(at), { tonumber(a), tonumber(b), tonumber(c) }
+end
+
+local function write_state(account)
+  return string.format('%.0f %.0f %.0f %.0f', account.value, account.updated, account.out, account.next_end)
+end
+
+local function read_lease(text)
+  local spent, out, ends, ended, of, at = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  return {
+    spent = tonumber(spent),
+    out = tonumber(out),
+    ends = tonumber(ends),
+    ended = ended == '1',
+    session = of,
+    number = at,
+  }
+end
+
+local function write_lease(lease)
+  return string.format('%.0f %.0f %.0f %d %s %s', lease.spent, lease.out, lease.ends, lease.ended and 1 or 0,
+    lease.session, lease.number)
+end
+
+-- This reporter's lease, after this exchange.
+local function own_lease(spent, out, ends)
+  return { spent = spent, out = out, ends = ends, ended = false, session = session, number = ARGV[3], changed = true }
+end
+
+local function open(request, lost)
+  local opens = (lost and now or began) + request.lease_time
+  return {
+    revision = revision,
+    terms = request.terms,
+    value = 0,
+    updated = opens,
+    opens = opens,
+    out = 0,
+    next_end = NEVER,
+    leases = {},
+    gone = {},
+  }
+end
+
+-- The account as it was left; or a new one, if it is not there or of another kind. With the lease of this
+-- reporter; those of others are read only when one of them may have ended.
+local function load(request)
+  local found = redis.call('HMGET', request.key, 'run', 'terms', 'state', reporter)
+  local run_text, terms_text, state_text, lease_text = found[1], found[2], found[3], found[4]
+  if not terms_text then
+    return open(request, request.known)
+  end
+  local kind, at, terms = read_terms(terms_text)
+  if kind ~= request.kind then
+    redis.call('DEL', request.key)
+    return open(request, true)
+  end
+  local account = open(request, true)
+  account.revision, account.terms = at, terms
+  account.old_run, account.old_terms, account.old_state = run_text, terms_text, state_text
+  local written_by, opens = string.match(run_text, '^(%S+) (%S+)')
+  local value, updated, out, next_end = string.match(state_text, '^(%S+) (%S+) (%S+) (%S+)')
+  account.value = tonumber(value)
+  -- Another process: what was given last may not have reached it. All that is out there ends before it opens.
+  if written_by ~= run and kind == 'bucket' then
+    redis.call('DEL', request.key)
+    account.old_run, account.old_terms, account.old_state = nil, nil, nil
+    account.value = math.min(account.value, 0)
+    return account
+  end
+  account.updated = tonumber(updated)
+  if written_by == run then
+    account.opens = tonumber(opens)
+  end
+  account.out = tonumber(out)
+  account.next_end = tonumber(next_end)
+  if lease_text then
+    account.leases[reporter] = read_lease(lease_text)
+  end
+  if account.next_end <= now then
+    account.is_whole = true
+    local fields = redis.call('HGETALL', request.key)
+    for i = 1, #fields, 2 do
+      if string.sub(fields[i], 1, 1) == '@' then
+        account.leases[fields[i]] = read_lease(fields[i + 1])
+      end
+    end
+  end
+  return account
+end
+
+local function forget(account, name)
+  account.leases[name] = nil
+  account.gone[#account.gone + 1] = name
+end
+
+-- Writes what has changed. Returns whether the terms have.
+local function save(request, account)
+  local changed, gone = {}, {}
+  local function put(name, old, new)
+    if new ~= old then
+      changed[#changed + 1] = name
+      changed[#changed + 1] = new
+    end
+  end
+  if account.is_whole then
+    account.next_end = NEVER
+  end
+  for name, lease in pairs(account.leases) do
+    if not lease.ended then
+      account.next_end = math.min(account.next_end, lease.ends)
+    end
+    if lease.changed then
+      put(name, nil, write_lease(lease))
+    end
+  end
+  for _, name in ipairs(account.gone) do
+    if not account.leases[name] then
+      gone[#gone + 1] = name
+    end
+  end
+  local terms = write_terms(request.kind, account)
+  put('run', account.old_run, run .. ' ' .. integer(account.opens))
+  put('terms', account.old_terms, terms)
+  put('state', account.old_state, write_state(account))
+  if #changed > 0 then
+    redis.call('HSET', request.key, unpack(changed))
+  end
+  if #gone > 0 then
+    redis.call('HDEL', request.key, unpack(gone))
+  end
+  return terms ~= account.old_terms
+end
+
+-- Keeps the account for this many microseconds from now.
+local function keep(request, account, micros)
+  local ahead = math.max(account.updated - now, account.opens - now, 0)
+  redis.call('PEXPIRE', request.key, integer(quotient_up(micros + ahead, 1000)))
+end
+
+-- What a bucket's level can be at most.
+local function room(account)
+  local _, unit, burst = unpack(account.terms)
+  return (burst - math.min(account.out, burst)) * unit
+end
+
+local function refill_to(account, to)
+  local elapsed = math.max(to - account.updated, 0)
+  account.updated = math.max(account.updated, to)
+  -- Where this is not exact, it is more than there is room for.
+  account.value = math.min(account.value + elapsed * account.terms[1], room(account))
+end
+
+local function refill(account)
+  local ending = {}
+  for _, lease in pairs(account.leases) do
+    if not lease.ended and lease.ends <= now then
+      ending[#ending + 1] = lease
+    end
+  end
+  table.sort(ending, function(a, b) return a.ends < b.ends end)
+  for _, lease in ipairs(ending) do
+    refill_to(account, lease.ends)
+    account.out = account.out - lease.out
+    lease.ended = true
+    lease.changed = true
+  end
+  refill_to(account, now)
+  for name, lease in pairs(account.leases) do
+    if lease.ended and lease.ends + SETTLED_AFTER <= account.updated then
+      forget(account, name)
+    end
+  end
+end
+
+local function adopt_bucket(request, account)
+  if revision <= account.revision then
+    return
+  end
+  local rate, unit, burst = unpack(request.terms)
+  local old = account.terms
+  if rate ~= old[1] or unit ~= old[2] or burst ~= old[3] then
+    refill(account)
+    local tokens = quotient(account.value, old[2])
+    account.terms = request.terms
+    account.value = math.max(math.min(tokens * unit, room(account)), -burst * unit)
+  end
+  account.revision = revision
+end
+
+local function settle(request, account)
+  local _, unit, burst = unpack(account.terms)
+  local lease = account.leases[reporter]
+  if not lease then
+    lease = own_lease(request.spent, request.held, 0)
+    account.out = account.out + request.held
+  end
+  local newly_spent = request.spent - lease.spent
+  local balance = lease.out - newly_spent - request.held
+  if lease.ended then
+    balance = math.min(balance, 0)
+  end
+  account.out = account.out + request.held - (lease.ended and 0 or lease.out)
+  account.value = math.min(math.max(account.value + balance * unit, -burst * unit), room(account))
+end
+
+local function exchange_bucket(request, account)
+  adopt_bucket(request, account)
+  if now < account.opens then
+    return RECOVERING, account.opens - now, 0, 0
+  end
+  refill(account)
+  settle(request, account)
+  local rate, unit, burst = unpack(account.terms)
+  local available = math.max(quotient(account.value, unit), 0)
+  local tokens = 0
+  if available >= request.least then
+    local most = math.max(math.max(quotient(burst, 2 * live), 1) - request.held, 0)
+    local fair = quotient_up(available, 2)
+    tokens = math.max(math.min(request.want, most, fair), request.least)
+  end
+  account.value = account.value - tokens * unit
+  account.out = account.out + tokens
+  account.leases[reporter] = own_lease(request.spent, request.held + tokens, now + LEASE_TIME)
+  local left = math.max(quotient(account.value, unit), 0)
+  if available < request.least then
+    local missing = request.least * unit - account.value
+    return NONE_UNTIL, quotient_up(missing, rate), LEASE_TIME, left
+  end
+  return GRANTED, tokens, LEASE_TIME, left
+end
+
+local function exchange_quota(request, account)
+  local _, starts, ends = unpack(request.terms)
+  if revision > account.revision then
+    account.revision = revision
+    account.terms = request.terms
+  end
+  if now < starts or now >= ends then
+    return OTHER_PERIOD, 0, 0, 0
+  end
+  local limit = account.terms[1]
+  local lease = account.leases[reporter] or own_lease(0, 0, NEVER)
+  account.value = math.max(account.value + request.spent - lease.spent + request.held - lease.out, 0)
+  lease = own_lease(request.spent, request.held, NEVER)
+  account.leases[reporter] = lease
+  local remaining = math.max(limit - account.value, 0)
+  if now < account.opens then
+    return RECOVERING, account.opens - now, 0, remaining
+  end
+  if remaining < request.least then
+    return NONE_UNTIL, ends - now, ends - now, remaining
+  end
+  local most = math.min(quotient(remaining, 2 * live), quotient(limit, 1000))
+  most = math.max(math.max(most, 1) - request.held, 0)
+  local tokens = math.max(math.min(request.want, most, remaining), request.least)
+  account.value = account.value + tokens
+  lease.out = lease.out + tokens
+  return GRANTED, tokens, ends - now, remaining - tokens
+end
+
+local function exchange_slots(request, account)
+  if revision > account.revision then
+    account.revision = revision
+    account.terms = request.terms
+  end
+  local limit = account.terms[1]
+  for name, lease in pairs(account.leases) do
+    if lease.ends <= now then
+      account.out = account.out - lease.out
+      forget(account, name)
+    end
+  end
+  local own = account.leases[reporter]
+  local others = account.out - (own and own.out or 0)
+  local available = math.max(math.max(limit - others, 0) - request.spent, 0)
+  local ends = now + SLOT_LEASE_TIME
+  if now < account.opens then
+    account.leases[reporter] = own_lease(0, request.spent, ends)
+    account.out = others + request.spent
+    return RECOVERING, account.opens - now, 0, available
+  end
+  local tokens = 0
+  if available >= request.least then
+    local most = math.max(math.max(quotient(limit, 2 * live), 1) - request.spent, 0)
+    tokens = math.max(math.min(request.want, most, quotient_up(available, 2)), request.least)
+  end
+  account.leases[reporter] = own_lease(0, request.spent + tokens, ends)
+  account.out = others + request.spent + tokens
+  local left = math.max(available - tokens, 0)
+  if available < request.least then
+    return NONE_UNTIL, 0, SLOT_LEASE_TIME, left
+  end
+  return GRANTED, tokens, SLOT_LEASE_TIME, left
+end
+
+local EXCHANGE = { bucket = exchange_bucket, quota = exchange_quota, slots = exchange_slots }
+
+local function exchange(request)
+  local account = load(request)
+  -- A message that comes after a later one, from a connection given up, would undo it.
+  local lease = account.leases[reporter]
+  if lease and lease.session == session and tonumber(lease.number) > number then
+    return OVERTAKEN, 0, 0, 0
+  end
+  local outcome, amount, ends_in, left = EXCHANGE[request.kind](request, account)
+  local has_new_terms = save(request, account)
+  if request.kind == 'bucket' then
+    -- From the deepest debt to the brim.
+    local rate, unit, burst = unpack(account.terms)
+    keep(request, account, math.max(KEPT, quotient_up(2 * burst * unit, rate)) + LEASE_TIME)
+  elseif request.kind == 'slots' then
+    keep(request, account, KEPT + SLOT_LEASE_TIME)
+  elseif has_new_terms then
+    redis.call('PEXPIREAT', request.key, integer(quotient_up(request.terms[3] + 2 * DAY, 1000)))
+  end
+  return outcome, amount, ends_in, left
+end
+
+local answers = { now }
+for i, key in ipairs(KEYS) do
+  local at = 5 + (i - 1) * 9
+  local kind = ARGV[at + 1]
+  local outcome, amount, ends_in, left = exchange({
+    key = key,
+    kind = kind,
+    lease_time = kind == 'slots' and SLOT_LEASE_TIME or LEASE_TIME,
+    terms = { tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3]), tonumber(ARGV[at + 4]) },
+    spent = tonumber(ARGV[at + 5]),
+    held = tonumber(ARGV[at + 6]),
+    known = ARGV[at + 7] == '1',
+    want = tonumber(ARGV[at + 8]),
+    least = tonumber(ARGV[at + 9]),
+  })
+  for _, n in ipairs({ outcome, amount, ends_in, left }) do
+    answers[#answers + 1] = n
+  end
+end
+return answers

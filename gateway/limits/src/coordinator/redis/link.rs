@@ -1,0 +1,349 @@
+//! The connection to Redis: kept up in the background, so that no exchange ever waits for one.
+
+use std::{
+    hash::BuildHasher,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use foldhash::quality::FixedState;
+use parking_lot::RwLock;
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, RedisFuture, Script, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+    cluster::ClusterClient,
+    cluster_async::ClusterConnection,
+    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+
+use super::{
+    EXCHANGE_TIMEOUT,
+    address::{RedisAddress, Topology},
+};
+
+/// How soon is tried again what failed.
+const RETRY: Duration = Duration::from_millis(50);
+
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A cluster and sentinels are asked first where to connect to.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
+
+const HEARTBEAT: Duration = Duration::from_millis(250);
+
+/// A gateway that says nothing for so long counts as gone.
+const GONE_AFTER: Duration = Duration::from_secs(2);
+
+/// A cluster mends its connections itself. It is connected anew after so many heartbeats in a row went wrong.
+const CLUSTER_PATIENCE: u32 = 20;
+
+/// A cluster's tenants are on several servers, which fail one by one.
+const CLUSTER_LANES: usize = 1 << 12;
+
+const GATEWAYS: &str = "seiketsu:gateways";
+
+/// The connection of the moment.
+#[derive(Clone)]
+pub(super) enum Connection {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a redis::Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Single(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}
+
+/// What exchanges see of the connection.
+pub(super) struct Link {
+    connection: RwLock<Option<Connection>>,
+    lanes: Box<[Lane]>,
+    /// Time for the lanes begins here.
+    origin: Instant,
+    doubt: Notify,
+    live: AtomicU64,
+}
+
+/// Tenants that fail together. After a time-out only one exchange at a time tries again.
+#[derive(Debug, Default)]
+struct Lane {
+    /// When the next one may, in microseconds since the link's origin; 0 while all is well.
+    retry_at: AtomicU64,
+}
+
+impl Link {
+    pub(super) fn new(address: &RedisAddress) -> Self {
+        let lanes = if address.topology == Topology::Cluster { CLUSTER_LANES } else { 1 };
+        Self {
+            connection: RwLock::new(None),
+            lanes: (0..lanes).map(|_| Lane::default()).collect(),
+            origin: Instant::now(),
+            doubt: Notify::new(),
+            live: AtomicU64::new(1),
+        }
+    }
+
+    pub(super) fn live(&self) -> u64 {
+        self.live.load(Relaxed)
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        self.connection.read().is_some()
+    }
+
+    /// A connection for this tenant, unless there is none that is known to answer.
+    pub(super) fn connection(&self, tenant: &str) -> Option<Connection> {
+        let connection = self.connection.read().clone()?;
+        let retry_at = &self.lane(tenant).retry_at;
+        let (now, due) = (self.micros(), retry_at.load(Relaxed));
+        if due == 0 {
+            return Some(connection);
+        }
+        let next = now + micros(EXCHANGE_TIMEOUT + RETRY);
+        let mine = now >= due && retry_at.compare_exchange(due, next, Relaxed, Relaxed).is_ok();
+        mine.then_some(connection)
+    }
+
+    /// An exchange of this tenant was answered.
+    pub(super) fn trust(&self, tenant: &str) {
+        self.lane(tenant).trust();
+    }
+
+    /// An exchange of this tenant was not answered.
+    pub(super) fn suspect(&self, tenant: &str) {
+        self.lane(tenant).retry_at.store(self.micros() + micros(RETRY), Relaxed);
+        self.doubt.notify_one();
+    }
+
+    fn lane(&self, tenant: &str) -> &Lane {
+        let hash = FixedState::default().hash_one(tenant);
+        let lanes = self.lanes.len();
+        &self.lanes[usize::try_from(hash).unwrap_or_default() % lanes]
+    }
+
+    fn micros(&self) -> u64 {
+        micros(self.origin.elapsed()).max(1)
+    }
+}
+
+impl Lane {
+    fn trust(&self) {
+        if self.retry_at.load(Relaxed) != 0 {
+            self.retry_at.store(0, Relaxed);
+        }
+    }
+}
+
+/// Keeps a link up until it is closed.
+pub(super) struct Keeper {
+    pub(super) link: Arc<Link>,
+    pub(super) address: RedisAddress,
+    /// This gateway's name among the live ones.
+    pub(super) gateway: Arc<str>,
+    /// Closed, or its sender dropped: then the gateway is taken off the live ones.
+    pub(super) closing: watch::Receiver<bool>,
+}
+
+enum End {
+    Closed,
+    Lost(String),
+}
+
+impl Keeper {
+    pub(super) async fn run(mut self) {
+        let mut dialer = None;
+        let mut closing = self.closing.clone();
+        // Told once, not with every try.
+        let mut is_away = false;
+        loop {
+            let connected = tokio::select! {
+                () = closed(&mut closing) => return,
+                connected = connect(&self.address, &mut dialer) => connected,
+            };
+            let lost = match connected {
+                Ok(connection) => match self.serve(connection, &mut is_away).await {
+                    End::Closed => return,
+                    End::Lost(error) => error,
+                },
+                Err(error) => error,
+            };
+            *self.link.connection.write() = None;
+            if !is_away {
+                is_away = true;
+                tracing::warn!(address = %self.address, error = %lost, "Redis is away");
+            }
+            tokio::select! {
+                () = closed(&mut closing) => return,
+                () = sleep(RETRY) => {}
+            }
+        }
+    }
+
+    /// Heartbeats over this connection, which exchanges use as soon as the first one went well.
+    async fn serve(&mut self, mut connection: Connection, is_away: &mut bool) -> End {
+        let heartbeat = Script::new(include_str!("heartbeat.lua"));
+        let is_cluster = matches!(connection, Connection::Cluster(_));
+        let mut ticks = interval(HEARTBEAT);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
+        // Until then others may not have come back yet.
+        let counted_from = Instant::now() + GONE_AFTER;
+        loop {
+            tokio::select! {
+                () = closed(&mut self.closing) => {
+                    self.leave(&mut connection).await;
+                    return End::Closed;
+                }
+                _ = ticks.tick() => {}
+                () = self.link.doubt.notified(), if !is_cluster => {}
+            }
+            let mut beat = heartbeat.key(GATEWAYS);
+            beat.arg(&*self.gateway).arg(micros(GONE_AFTER));
+            let live = timeout(EXCHANGE_TIMEOUT, beat.invoke_async::<u64>(&mut connection));
+            let error = match live.await {
+                Ok(Ok(live)) => {
+                    failures = 0;
+                    self.count(live, counted_from);
+                    if !is_cluster {
+                        self.link.lanes[0].trust();
+                    }
+                    if !self.link.is_connected() {
+                        *self.link.connection.write() = Some(connection.clone());
+                        *is_away = false;
+                        tracing::info!(address = %self.address, "connected to Redis");
+                    }
+                    continue;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "no answer in time".to_owned(),
+            };
+            failures += 1;
+            if !is_cluster || failures == CLUSTER_PATIENCE {
+                return End::Lost(error);
+            }
+        }
+    }
+
+    fn count(&self, live: u64, counted_from: Instant) {
+        let known = self.link.live();
+        let live = if Instant::now() < counted_from { live.max(known) } else { live };
+        self.link.live.store(live.max(1), Relaxed);
+    }
+
+    async fn leave(&self, connection: &mut Connection) {
+        *self.link.connection.write() = None;
+        let mut command = redis::cmd("ZREM");
+        command.arg(GATEWAYS).arg(&*self.gateway);
+        // If this fails, the heartbeat that stays away tells the same a little later.
+        let _ = timeout(EXCHANGE_TIMEOUT, command.query_async::<u64>(connection)).await;
+    }
+}
+
+/// Until the link is closed.
+async fn closed(closing: &mut watch::Receiver<bool>) {
+    // An error says that the sender was dropped.
+    let _ = closing.wait_for(|is_closed| *is_closed).await;
+}
+
+/// Made once; sentinels remember which of them answered.
+enum Dialer {
+    Single(Client),
+    Sentinel(SentinelClient),
+    Cluster(ClusterClient),
+}
+
+impl Dialer {
+    fn new(address: &RedisAddress) -> Result<Self, RedisError> {
+        let mut hosts = address.connection_addresses().into_iter();
+        let info = address.connection_info();
+        Ok(match &address.topology {
+            Topology::Single { .. } => {
+                let host = hosts.next().ok_or((redis::ErrorKind::InvalidClientConfig, "no host"))?;
+                Self::Single(Client::open(host.into_connection_info()?.set_redis_settings(info))?)
+            }
+            Topology::Sentinel { service } => {
+                let mut builder = SentinelClientBuilder::new(hosts, service, SentinelServerType::Master)?;
+                if address.tls {
+                    builder = builder.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
+                }
+                if let Some(user) = info.username() {
+                    builder = builder.set_client_to_redis_username(user);
+                }
+                if let Some(password) = info.password() {
+                    builder = builder.set_client_to_redis_password(password);
+                }
+                Self::Sentinel(builder.build()?)
+            }
+            Topology::Cluster => {
+                let hosts = hosts.map(|host| Ok(host.into_connection_info()?.set_redis_settings(info.clone())));
+                let hosts = hosts.collect::<Result<Vec<_>, RedisError>>()?;
+                let builder = ClusterClient::builder(hosts)
+                    .connection_timeout(CONNECT_TIMEOUT)
+                    .response_timeout(EXCHANGE_TIMEOUT)
+                    // Redirections count as retries.
+                    .retries(3)
+                    .min_retry_wait(5)
+                    .max_retry_wait(50);
+                Self::Cluster(builder.build()?)
+            }
+        })
+    }
+
+    async fn connect(&mut self) -> Result<Connection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(EXCHANGE_TIMEOUT));
+        Ok(match self {
+            Self::Single(client) => {
+                Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?)
+            }
+            Self::Sentinel(client) => Connection::Single(client.get_async_connection_with_config(&config).await?),
+            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+        })
+    }
+}
+
+async fn connect(address: &RedisAddress, dialer: &mut Option<Dialer>) -> Result<Connection, String> {
+    let dialer = match dialer {
+        Some(dialer) => dialer,
+        None => dialer.insert(Dialer::new(address).map_err(|error| error.to_string())?),
+    };
+    match timeout(DISCOVERY_TIMEOUT, dialer.connect()).await {
+        Ok(connected) => connected.map_err(|error| error.to_string()),
+        Err(_) => Err("no connection in time".to_owned()),
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

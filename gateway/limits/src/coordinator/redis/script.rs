@@ -1,0 +1,123 @@
+//! The script that does an exchange: what it is told, and what it answers.
+
+use std::{sync::LazyLock, time::Duration};
+
+use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, aio::ConnectionLike};
+
+use crate::{
+    coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Request, SLOT_LEASE_TIME},
+    ledger::{KEPT, SETTLED_AFTER},
+    terms::Terms,
+};
+
+/// The largest integer that the script counts exactly; larger ones are sent as this.
+const MAX_EXACT: u64 = (1 << 53) - 1;
+
+/// Of each account: outcome, tokens or wait, ends, left.
+const NUMBERS_PER_ANSWER: usize = 4;
+
+static ACQUIRE: LazyLock<Acquire> = LazyLock::new(|| {
+    let text = text();
+    let hash = Script::new(&text).get_hash().to_owned();
+    Acquire { text, hash }
+});
+
+struct Acquire {
+    text: String,
+    hash: String,
+}
+
+/// The script, with the times that it and the ledger have in common.
+pub fn text() -> String {
+    let [lease, slot_lease, kept, settled] = [LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER].map(micros);
+    let times = "local LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER";
+    format!("{times} = {lease}, {slot_lease}, {kept}, {settled}\n{}", include_str!("acquire.lua"))
+}
+
+/// Has the script run with these arguments; returns the numbers for [`answers`].
+pub(super) async fn run(connection: &mut impl ConnectionLike, arguments: &[String]) -> Result<Vec<u64>, RedisError> {
+    let command = |name: &str, script: &str| {
+        let mut command = Cmd::new();
+        command.arg(name).arg(script).arg(arguments);
+        command
+    };
+    match command("EVALSHA", &ACQUIRE.hash).query_async(connection).await {
+        // This loads it too, and goes to the very server that lacks it.
+        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            command("EVAL", &ACQUIRE.text).query_async(connection).await
+        }
+        result => result,
+    }
+}
+
+/// The number of keys, the keys, and what the script is told.
+///
+/// `session` and `number` tell messages of the same reporter apart: within a session, a later one has a higher
+/// number.
+///
+/// # Errors
+/// If the reporter's name has other characters than letters, digits, dots, dashes and underscores.
+pub fn arguments(exchange: &Exchange, session: &str, number: u64, live: u64) -> Result<Vec<String>, CoordinatorError> {
+    let Exchange { tenant, reporter, revision, accounts } = exchange;
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if reporter.is_empty() || !reporter.chars().all(is_plain) {
+        return Err(CoordinatorError::Malformed(format!("a reporter named {reporter:?}")));
+    }
+    let mut arguments = Vec::with_capacity(6 + accounts.len() * 10);
+    arguments.push(accounts.len().to_string());
+    arguments.extend(accounts.iter().map(|account| format!("seiketsu:{{{tenant}}}:{}", account.key)));
+    arguments.extend([reporter.to_string(), session.to_owned()]);
+    arguments.extend([number, *revision, live.max(1)].map(exact));
+    for account in accounts {
+        add_account(&mut arguments, account);
+    }
+    Ok(arguments)
+}
+
+fn add_account(arguments: &mut Vec<String>, account: &Request) {
+    let (kind, terms) = match account.terms {
+        Terms::Bucket(bucket) => ("bucket", [bucket.tokens(), micros(bucket.period()), bucket.burst()]),
+        Terms::Quota { limit, starts, ends } => ("quota", [limit, starts, ends]),
+        Terms::Slots { limit } => ("slots", [limit, 0, 0]),
+    };
+    let Request { spent, held, known, want, least, .. } = *account;
+    arguments.push(kind.to_owned());
+    arguments.extend(terms.map(exact));
+    arguments.extend([spent, held, u64::from(known), want, least].map(exact));
+}
+
+/// What the script answered for so many accounts.
+///
+/// # Errors
+/// [`Malformed`](CoordinatorError::Malformed) if it is something else. [`TimedOut`](CoordinatorError::TimedOut)
+/// if a later message was carried out before this one.
+pub fn answers(numbers: &[u64], accounts: usize) -> Result<Vec<Answer>, CoordinatorError> {
+    let malformed = || CoordinatorError::Malformed(format!("{numbers:?} for {accounts} accounts"));
+    let (now, answers) = numbers.split_first().ok_or_else(malformed)?;
+    let (answers, rest) = answers.as_chunks::<NUMBERS_PER_ANSWER>();
+    if answers.len() != accounts || !rest.is_empty() {
+        return Err(malformed());
+    }
+    let answer = |[outcome, amount, ends_in, left]: &[u64; NUMBERS_PER_ANSWER]| {
+        let ends_in = Duration::from_micros(*ends_in);
+        let wait = Duration::from_micros(*amount);
+        let outcome = match outcome {
+            0 => Outcome::Granted { tokens: *amount, ends_in },
+            1 => Outcome::NoneUntil { wait, ends_in },
+            2 => Outcome::Recovering { wait },
+            3 => Outcome::OtherPeriod,
+            4 => return Err(CoordinatorError::TimedOut),
+            _ => return Err(malformed()),
+        };
+        Ok(Answer { outcome, left: *left, now: *now })
+    };
+    answers.iter().map(answer).collect()
+}
+
+fn exact(number: u64) -> String {
+    number.min(MAX_EXACT).to_string()
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}

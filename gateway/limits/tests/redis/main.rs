@@ -1,0 +1,11 @@
+//! What a coordinator does with a real Redis.
+
+#![allow(clippy::unwrap_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod concurrency;
+mod faults;
+mod script;
+mod topologies;

@@ -69,13 +69,13 @@ impl Ledger {
                 ledger.exchange(moment, reporter, request)
             }
             (Self::Quota(ledger), Terms::Quota { limit, starts, ends }) => {
-                if revision > ledger.revision {
+                if revision >= ledger.revision {
                     (ledger.revision, ledger.limit) = (revision, limit);
                 }
                 ledger.exchange(moment, reporter, request, (starts, ends))
             }
             (Self::Slots(ledger), Terms::Slots { limit }) => {
-                if revision > ledger.revision {
+                if revision >= ledger.revision {
                     (ledger.revision, ledger.limit) = (revision, limit);
                 }
                 ledger.exchange(moment, reporter, request)
@@ -118,9 +118,9 @@ impl BucketLedger {
         Self { terms, revision, level: 0, updated: opens, opens, leases: BTreeMap::new() }
     }
 
-    /// Takes the terms of a higher revision. What has come so far came under the old ones.
+    /// Takes the terms, unless they are of a lower revision. What has come so far came under the old ones.
     fn adopt(&mut self, now: u64, revision: u64, terms: Bucket) {
-        if revision <= self.revision {
+        if revision < self.revision {
             return;
         }
         if terms != self.terms {

@@ -16,6 +16,8 @@
 //! | [`coordinator`] | who keeps the accounts: this process, or Redis |
 //! | [`node`] | what all leases of a gateway share |
 //! | [`holdings`] | all leases of one tenant, or of one caller, and their exchange with the coordinator |
+//! | [`fields`] | what clients are told |
+//! | [`registry`] | all leases of a gateway, kept over changes of configuration |
 //! | [`oracle`] | what one exact bucket would have done, to judge by |
 //! | [`admission`] | whether a request may pass: everything that applies, or nothing |
 
@@ -23,12 +25,14 @@ pub mod admission;
 pub mod calendar;
 pub mod clock;
 pub mod coordinator;
+pub mod fields;
 pub mod holdings;
 pub mod journal;
 pub mod lease;
 pub mod ledger;
 pub mod node;
 pub mod oracle;
+pub mod registry;
 pub mod terms;
 
 mod sync {

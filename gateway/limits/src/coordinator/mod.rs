@@ -46,7 +46,7 @@ pub struct Exchange {
     pub tenant: Arc<str>,
     /// Who says so; its numbers of tokens spent only ever grow.
     pub reporter: Arc<str>,
-    /// Of the configuration that the terms are from. Accounts take new terms from higher ones only.
+    /// Of the configuration that the terms are from. Accounts take no terms from a lower one than before.
     pub revision: u64,
     pub accounts: Vec<Request>,
 }

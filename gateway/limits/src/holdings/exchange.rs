@@ -124,6 +124,19 @@ impl Holdings {
         }
     }
 
+    /// Gives everything back that is not in use. Whoever asks again takes new leases.
+    pub fn give_back(&self) {
+        if self.holds_anything() {
+            self.begin(Purpose::Return, self.node.clock.now());
+        }
+    }
+
+    /// Whether nothing is held, and nobody has asked for as long as a lease lasts.
+    pub(crate) fn is_idle(&self, now: Nanos) -> bool {
+        let idle_since = self.state.lock().exchanged_at;
+        now > after(idle_since, crate::coordinator::LEASE_TIME) && !self.holds_anything() && !self.is_in_use()
+    }
+
     fn schedule(&self, at: Nanos) {
         if !self.scheduled.swap(true, Relaxed) {
             self.node.schedule(self.this.clone(), at);
@@ -148,7 +161,7 @@ impl Holdings {
 
     fn begin(&self, purpose: Purpose<'_>, now: Nanos) -> Begun {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
-        let exchange = {
+        let (exchange, indices) = {
             let mut state = self.state.lock();
             if state.in_flight || state.alone.as_ref().is_some_and(|alone| now < alone.retry_at) {
                 return Begun::Not;
@@ -159,16 +172,9 @@ impl Holdings {
             }
             state.in_flight = true;
             state.exchanged_at = now;
-            let exchange = Exchange {
-                tenant: Arc::clone(&self.plan.tenant),
-                reporter: Arc::clone(&self.reporter),
-                revision: self.plan.revision,
-                accounts,
-            };
-            (exchange, indices)
+            (self.exchange(accounts), indices)
         };
         Counters::count(&self.node.counters.exchanges);
-        let (exchange, indices) = exchange;
         if let Some(result) = self.node.coordinator.exchange_now(&exchange) {
             self.finish(&exchange, &indices, now, result);
             return Begun::Ended;
@@ -190,6 +196,15 @@ impl Holdings {
             this.finish(&exchange, &indices, now, result);
         });
         Begun::UnderWay
+    }
+
+    fn exchange(&self, accounts: Vec<Request>) -> Exchange {
+        Exchange {
+            tenant: Arc::clone(&self.plan.tenant),
+            reporter: Arc::clone(&self.reporter),
+            revision: self.plan.revision,
+            accounts,
+        }
     }
 
     /// What there is to say and to ask about each account that matters now, and their places.
@@ -269,7 +284,9 @@ impl Holdings {
             Ok(answers) => {
                 let mut recovering = None;
                 for ((request, index), answer) in exchange.accounts.iter().zip(indices).zip(answers) {
-                    self.node.heard_time(answer.now, now);
+                    if matches!(request.terms, Terms::Quota { .. }) {
+                        self.node.heard_time(answer.now, now);
+                    }
                     if let Outcome::Recovering { wait } = answer.outcome {
                         recovering = recovering.max(Some(wait));
                     }
@@ -321,6 +338,29 @@ impl Holdings {
             // Asked again with what time it is now.
             Outcome::OtherPeriod => account.period = None,
             Outcome::Recovering { .. } => {}
+        }
+    }
+}
+
+impl Drop for Holdings {
+    /// Other limits have taken their place: what is left is given back.
+    fn drop(&mut self) {
+        let now = self.node.clock.now();
+        if !self.holds_anything() {
+            return;
+        }
+        let exchange = {
+            let mut state = self.state.lock();
+            let (accounts, _) = self.report(&mut state, Purpose::Return, now);
+            self.exchange(accounts)
+        };
+        Counters::count(&self.node.counters.exchanges);
+        let node = Arc::clone(&self.node);
+        if node.coordinator.exchange_now(&exchange).is_none() {
+            // What cannot be given back is lost, as with a gateway that has died.
+            self.node.runtime.spawn(async move {
+                let _ = node.coordinator.exchange(&exchange).await;
+            });
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What these leases are for, and what applies to them: does not change. Other limits, other holdings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub tenant: Arc<str>,
     /// Of the configuration.
@@ -48,7 +48,7 @@ impl Plan {
 }
 
 /// One limit.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
     /// What it is called in `RateLimit`, problems, metrics and logs.
     pub name: Arc<str>,
@@ -57,7 +57,7 @@ pub struct Limit {
     pub kind: Kind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Kind {
     Bucket(Bucket),
     Quota { limit: u64, calendar: Calendar },
@@ -134,6 +134,7 @@ pub(crate) struct Took {
 }
 
 impl Holdings {
+    /// Leases are taken when the first request comes.
     pub fn new(plan: Plan, node: &Arc<Node>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             leases: plan.limits.iter().map(|_| Lease::new()).collect(),

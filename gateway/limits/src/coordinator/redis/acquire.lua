@@ -232,7 +232,7 @@ local function refill(account)
 end
 
 local function adopt_bucket(request, account)
-  if revision <= account.revision then
+  if revision < account.revision then
     return
   end
   local rate, unit, burst = unpack(request.terms)
@@ -290,7 +290,7 @@ end
 
 local function exchange_quota(request, account)
   local _, starts, ends = unpack(request.terms)
-  if revision > account.revision then
+  if revision >= account.revision then
     account.revision = revision
     account.terms = request.terms
   end
@@ -318,7 +318,7 @@ local function exchange_quota(request, account)
 end
 
 local function exchange_slots(request, account)
-  if revision > account.revision then
+  if revision >= account.revision then
     account.revision = revision
     account.terms = request.terms
   end

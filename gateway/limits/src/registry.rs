@@ -1,0 +1,173 @@
+//! All leases of a gateway, found again when the configuration changes: limits that stay what they are keep
+//! their leases.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, Hash},
+    sync::{Arc, Weak},
+};
+
+use foldhash::quality::RandomState;
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    clock::Nanos,
+    holdings::{Holdings, Limit, Place, Plan},
+    node::Node,
+};
+
+/// Callers that a keyed limit tells apart. Those that come when so many are there share one account: an
+/// attacker who makes up values gains nothing by it.
+pub const MOST_SUBJECTS: usize = 10_000;
+
+/// The subjects of a keyed limit are spread over so many locks.
+const SHARDS: usize = 16;
+
+/// The holdings of all tenants.
+#[derive(Debug)]
+pub struct Registry {
+    node: Arc<Node>,
+    tenants: Mutex<HashMap<Arc<str>, Weak<Holdings>>>,
+    keyed: Mutex<HashMap<(Arc<str>, Arc<str>), Weak<KeyedHoldings>>>,
+}
+
+/// The holdings of each value of a key.
+#[derive(Debug)]
+pub struct KeyedHoldings {
+    node: Arc<Node>,
+    /// What holds for each of them; the keys of accounts get the subject appended.
+    template: Plan,
+    shards: Box<[Mutex<HashMap<Subject, Arc<Holdings>, RandomState>>]>,
+    hasher: RandomState,
+    others: Arc<Holdings>,
+}
+
+/// A hash of the value that callers are told apart by: the value itself, which may be a credential or
+/// personal, is not kept or sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Subject([u8; 16]);
+
+impl Registry {
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node, tenants: Mutex::default(), keyed: Mutex::default() }
+    }
+
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// The tenant's holdings: those that it has, if the plan says nothing else than theirs.
+    pub fn holdings(&self, plan: Plan) -> Arc<Holdings> {
+        let mut tenants = self.tenants.lock();
+        let present = tenants.get(&plan.tenant).and_then(Weak::upgrade);
+        if let Some(present) = present
+            && present.plan().says_the_same(&plan)
+        {
+            return present;
+        }
+        let holdings = Holdings::new(plan, &self.node);
+        tenants.insert(Arc::clone(&holdings.plan().tenant), Arc::downgrade(&holdings));
+        if tenants.len().is_power_of_two() {
+            tenants.retain(|_, holdings| holdings.strong_count() > 0);
+        }
+        holdings
+    }
+
+    /// The holdings of a keyed limit: those that are there, if nothing has changed.
+    pub fn keyed(&self, id: &Arc<str>, template: Plan) -> Arc<KeyedHoldings> {
+        let mut keyed = self.keyed.lock();
+        let key = (Arc::clone(&template.tenant), Arc::clone(id));
+        let present = keyed.get(&key).and_then(Weak::upgrade);
+        if let Some(present) = present
+            && present.template.says_the_same(&template)
+        {
+            return present;
+        }
+        let made = Arc::new(KeyedHoldings::new(template, &self.node));
+        keyed.insert(key, Arc::downgrade(&made));
+        if keyed.len().is_power_of_two() {
+            keyed.retain(|_, keyed| keyed.strong_count() > 0);
+        }
+        made
+    }
+
+    /// Gives back everything that is not in use, for a gateway that ends.
+    pub fn give_back(&self) {
+        // Not under the lock: what is given back may be the last reference.
+        let tenants: Vec<_> = self.tenants.lock().values().filter_map(Weak::upgrade).collect();
+        for holdings in tenants {
+            holdings.give_back();
+        }
+        let keyed: Vec<_> = self.keyed.lock().values().filter_map(Weak::upgrade).collect();
+        for keyed in keyed {
+            keyed.give_back();
+        }
+    }
+}
+
+impl KeyedHoldings {
+    fn new(template: Plan, node: &Arc<Node>) -> Self {
+        Self {
+            others: Holdings::new(with_subject(&template, "others"), node),
+            node: Arc::clone(node),
+            template,
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            hasher: RandomState::default(),
+        }
+    }
+
+    /// The places of the limits that `chosen` says yes to; they are the same for all subjects.
+    pub fn places(&self, chosen: impl Fn(&Limit) -> bool) -> Box<[Place]> {
+        self.others.places(chosen)
+    }
+
+    /// The holdings of the callers that have this value.
+    pub fn of(&self, value: &[u8], now: Nanos) -> Arc<Holdings> {
+        let subject = Subject::of(value);
+        let shard = usize::try_from(self.hasher.hash_one(subject)).unwrap_or_default() % SHARDS;
+        let mut subjects = self.shards[shard].lock();
+        if let Some(holdings) = subjects.get(&subject) {
+            return Arc::clone(holdings);
+        }
+        if subjects.len() >= MOST_SUBJECTS / SHARDS {
+            subjects.retain(|_, holdings| Arc::strong_count(holdings) > 1 || !holdings.is_idle(now));
+            if subjects.len() >= MOST_SUBJECTS / SHARDS {
+                return Arc::clone(&self.others);
+            }
+        }
+        let holdings = Holdings::new(with_subject(&self.template, &subject.to_string()), &self.node);
+        subjects.insert(subject, Arc::clone(&holdings));
+        holdings
+    }
+
+    fn give_back(&self) {
+        for shard in &self.shards {
+            let subjects: Vec<_> = shard.lock().values().cloned().collect();
+            for holdings in subjects {
+                holdings.give_back();
+            }
+        }
+        self.others.give_back();
+    }
+}
+
+impl Subject {
+    fn of(value: &[u8]) -> Self {
+        let mut subject = [0; 16];
+        subject.copy_from_slice(&Sha256::digest(value)[..16]);
+        Self(subject)
+    }
+}
+
+/// In hexadecimal.
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+fn with_subject(template: &Plan, subject: &str) -> Plan {
+    let of_subject = |limit: &Limit| Limit { key: format!("{}/{subject}", limit.key).into(), ..limit.clone() };
+    Plan { limits: template.limits.iter().map(of_subject).collect(), ..template.clone() }
+}

@@ -15,9 +15,12 @@
 //! | [`lease`] | the tokens at hand, in one atomic word |
 //! | [`coordinator`] | who keeps the accounts: this process, or Redis |
 //! | [`holdings`] | all leases of one tenant, or of one caller, and their exchange with the coordinator |
+//! | [`fields`] | what clients are told: `RateLimit`, `Retry-After` |
 
+pub mod calendar;
 pub mod clock;
 pub mod coordinator;
+pub mod fields;
 pub mod holdings;
 pub mod lease;
 pub mod ledger;

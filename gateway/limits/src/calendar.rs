@@ -322,7 +322,7 @@ mod tests {
     /// Mostly the years that have many odd rules.
     fn moments() -> impl Strategy<Value = u64> {
         let end = u64::try_from(END_OF_DAYS.as_microsecond()).unwrap();
-        prop_oneof![0..4_102_444_800_000_000, 0..end + 400 * 24 * HOUR]
+        prop_oneof![0..4_102_444_800_000_000_u64, 0..end + 400 * 24 * HOUR]
     }
 
     proptest! {

@@ -256,7 +256,7 @@ pub(crate) fn suggestion<S: AsRef<str>>(given: &str, known: &[S], list: &str) ->
 
 /// The known word that a slip of the hand turns into the given one: at most a third of its letters
 /// wrong, missing, doubled or swapped, `-` and `_` and capitals being one.
-fn nearest<'a, S: AsRef<str>>(given: &str, known: &'a [S]) -> Option<&'a str> {
+pub(crate) fn nearest<'a, S: AsRef<str>>(given: &str, known: &'a [S]) -> Option<&'a str> {
     if given.len() > 64 {
         return None;
     }

@@ -8,6 +8,7 @@
 pub mod check;
 pub mod error;
 pub mod layers;
+pub mod limits;
 pub mod load;
 pub mod node;
 pub mod path;

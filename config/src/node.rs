@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     tenant::CertificateFiles,
-    values::{ByteSize, HostPort, Id, Percent, Span, networks, socket, sockets},
+    values::{ByteSize, HostPort, Id, Percent, RedisUrl, Span, networks, socket, sockets},
 };
 
 /// The node's bootstrap file. Flags and environment variables override it, see `seiketsu-gateway --help`.
@@ -36,6 +36,7 @@ pub struct NodeConfig {
     pub access_log: AccessLogOutput,
     pub drain: Drain,
     pub identity: AssertionKey,
+    pub limits: NodeLimits,
     /// Idle upstream connections kept in all, per worker thread.
     pub upstream_pool_size: usize,
 }
@@ -58,6 +59,7 @@ impl Default for NodeConfig {
             access_log: AccessLogOutput::default(),
             drain: Drain::default(),
             identity: AssertionKey::default(),
+            limits: NodeLimits::default(),
             upstream_pool_size: 4096,
         }
     }
@@ -249,4 +251,20 @@ impl Default for AssertionKey {
     fn default() -> Self {
         Self { key: None, lifetime: Span::from_secs(60), issuer: "seiketsu-gateway".to_owned() }
     }
+}
+
+/// Where rate limits, quotas and concurrency limits are counted.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeLimits {
+    /// Shared by all nodes, so that limits hold for all of them together. Without it this node counts by
+    /// itself, in its own process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Redis {
+    pub url: RedisUrl,
 }

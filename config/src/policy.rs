@@ -2,7 +2,7 @@
 //!
 //! A [`Policies`] stands at each layer: defaults, plan, tenant, route. The most specific layer that
 //! sets a policy wins, and wins whole, so that one place answers "what applies and why".
-//! `security_headers` and `headers` are the exception: they are merged entry by entry.
+//! `security_headers`, `headers` and `limits` are the exception: they are merged entry by entry.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -10,7 +10,10 @@ use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::values::{ByteSize, HeaderName, HeaderValue, Id, Method, Percent, Span, networks, unique_map};
+use crate::{
+    limits::Limits,
+    values::{ByteSize, HeaderName, HeaderValue, Id, Method, Percent, Span, networks, unique_map},
+};
 
 /// The policies of one layer. What is absent is inherited.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -42,6 +45,9 @@ pub struct Policies {
     pub retries: Option<Retries>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+    /// Rates, quotas, and how many requests at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
 }
 
 impl Policies {
@@ -60,6 +66,7 @@ impl Policies {
             timeouts,
             retries,
             access_log,
+            limits,
         } = self;
         security_headers.is_empty()
             && headers.is_empty()
@@ -73,6 +80,7 @@ impl Policies {
             && timeouts.is_none()
             && retries.is_none()
             && access_log.is_none()
+            && limits.is_none()
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use seiketsu_config::{
+    limits::Quota,
     load,
     policy::{CredentialKind, JsonDocument},
     schema,
@@ -84,6 +85,16 @@ fn the_demo_is_what_the_readme_says() {
     let hosts: Vec<_> = file.tenants.iter().flat_map(|tenant| &tenant.hosts).map(ToString::to_string).collect();
     assert_eq!(hosts, ["acme.localhost", "globex.localhost", "initech.localhost", "umbrella.localhost"]);
     assert_eq!(file.defaults.auth.unwrap().accept, [CredentialKind::Anonymous]);
+    // Requests each minute, burst, quotas of a day and a month.
+    let limits = file.tenants.iter().map(|tenant| {
+        let limits = tenant.policies.limits.as_ref()?;
+        let bucket = limits.rate.as_ref()?.bucket()?;
+        assert_eq!(bucket.per.to_string(), "1m");
+        let quotas = [limits.quotas.daily, limits.quotas.monthly].map(|quota| quota.and_then(Quota::get));
+        Some((bucket.requests.get(), bucket.burst(), quotas))
+    });
+    let expected = [Some((1000, 100, [Some(100_000), Some(1_000_000)])), Some((60, 10, [None, None])), None, None];
+    assert_eq!(limits.collect::<Vec<_>>(), expected);
     for tenant in &file.tenants {
         let secure = tenant.routes.iter().find(|route| route.id.as_str() == "secure").unwrap();
         let accept = &secure.policies.auth.as_ref().unwrap().accept;

@@ -15,6 +15,11 @@ pub(super) fn is_role(text: &str) -> bool {
     is_scope(text) && !text.contains(',')
 }
 
+/// The name of a claim, or names with dots between that go into objects.
+pub(super) fn is_claim(text: &str) -> bool {
+    !text.split('.').any(str::is_empty)
+}
+
 /// The value of a cookie (RFC 6265 §4.1.1).
 pub(super) fn is_cookie_value(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_graphic() && !b"\",;\\".contains(&b))

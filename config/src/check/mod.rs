@@ -4,6 +4,7 @@
 //! [`Member`] tells of what two tenants may not both have.
 
 mod forms;
+mod limits;
 mod node;
 mod policies;
 mod route;
@@ -426,6 +427,105 @@ mod tests {
             // The same holds for what many inherit.
             assert_eq!(with("/defaults", policies.clone()), [(format!("defaults.{path}"), code)], "{policies}");
         }
+    }
+
+    #[test]
+    fn each_rule_of_limits_finds_its_fault() {
+        let keyed = |extra: Value| {
+            let mut limit = json!({ "id": "each", "by": "consumer" });
+            limit.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            json!({ "keyed": [limit] })
+        };
+        let rate = json!({ "requests": 10, "per": "1s" });
+        let many: Vec<_> = (0..9).map(|i| json!({ "id": format!("k{i}"), "by": "consumer", "rate": rate })).collect();
+        for (limits, path, code) in [
+            (json!({ "keyed": many }), "keyed", "too_much"),
+            (json!({ "keyed": [many[0], many[1], many[0]] }), "keyed[2].id", "duplicate"),
+            (keyed(json!({})), "keyed[0]", "no_limit"),
+            (keyed(json!({ "by": "address", "quotas": { "daily": 5 } })), "keyed[0].quotas", "not_by_address"),
+            (
+                keyed(json!({ "by": "address", "concurrency": { "websockets": 5 } })),
+                "keyed[0].concurrency.websockets",
+                "not_by_address",
+            ),
+            (keyed(json!({ "by": { "claim": "a..b" }, "rate": rate })), "keyed[0].by.claim", "bad_form"),
+        ] {
+            let found = with("/tenants/0/policies", json!({ "limits": limits }));
+            assert_eq!(found, [(format!("policies.limits.{path}"), code)], "{limits}");
+            let found = with("/plans/gold", json!({ "limits": limits }));
+            assert_eq!(found, [(format!("plans.gold.limits.{path}"), code)], "{limits}");
+            let found = with("/tenants/0/routes/0/policies", json!({ "limits": limits }));
+            assert_eq!(found, [(format!("routes[0].policies.limits.{path}"), code)], "{limits}");
+        }
+        let fine = keyed(json!({ "by": "address", "rate": rate, "concurrency": { "requests": 5 } }));
+        assert_eq!(with("/tenants/0/policies", json!({ "limits": fine })), []);
+    }
+
+    #[test]
+    fn limits_stand_at_their_layer() {
+        for (limits, code) in [
+            (json!({ "calendar": {} }), "not_for_routes"),
+            (json!({ "unreachable": "allow" }), "not_for_routes"),
+            (json!({ "cost": 2 }), "for_routes_only"),
+            (json!({ "count_failures": false }), ""),
+        ] {
+            let key = limits.as_object().unwrap().keys().next().unwrap();
+            let policies = json!({ "limits": limits });
+            for (pointer, path, is_route) in [
+                ("/defaults", "defaults", false),
+                ("/plans/gold", "plans.gold", false),
+                ("/tenants/0/policies", "policies", false),
+                ("/tenants/0/routes/1/policies", "routes[1].policies", true),
+            ] {
+                let refused = match code {
+                    "not_for_routes" => is_route,
+                    "for_routes_only" => !is_route,
+                    _ => false,
+                };
+                let expected = refused.then(|| (format!("{path}.limits.{key}"), code));
+                assert_eq!(with(pointer, policies.clone()), Vec::from_iter(expected), "{pointer} {limits}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_request_fits_into_every_burst_that_it_must_pay_from() {
+        let rate = |burst: u64| json!({ "requests": 1000, "per": "1m", "burst": burst });
+        let whose = |put: &dyn Fn(&mut Value)| {
+            let mut document = good();
+            document["tenants"][0]["routes"][1]["policies"] = json!({ "limits": { "cost": 20 } });
+            put(&mut document);
+            let mut found = problems(&document).into_iter().map(|problem| {
+                assert_eq!(problem.path.to_string(), "routes[1].policies.limits.cost");
+                let Rule::CostAboveBurst { cost: 20, burst: 19, limit } = problem.rule else { panic!("{problem:?}") };
+                limit
+            });
+            let first = found.next();
+            assert_eq!(found.next(), None);
+            first
+        };
+        let limits = |rate: Value| json!({ "limits": { "rate": rate } });
+        assert_eq!(whose(&|_| {}), None);
+        assert_eq!(whose(&|d| d["tenants"][0]["policies"] = limits(rate(20))), None);
+        assert_eq!(whose(&|d| d["tenants"][0]["policies"] = limits(rate(19))).as_deref(), Some("the tenant"));
+        assert_eq!(whose(&|d| d["plans"]["gold"] = limits(rate(19))).as_deref(), Some("the tenant"));
+        assert_eq!(whose(&|d| d["defaults"] = limits(rate(19))).as_deref(), Some("the tenant"));
+        // What a more specific layer replaces does not count.
+        let replaced = |d: &mut Value| {
+            d["plans"]["gold"] = limits(rate(19));
+            d["tenants"][0]["policies"] = limits(json!("unlimited"));
+        };
+        assert_eq!(whose(&replaced), None);
+        let own = |d: &mut Value| d["tenants"][0]["routes"][1]["policies"]["limits"]["rate"] = rate(19);
+        assert_eq!(whose(&own).as_deref(), Some("the route"));
+        // Limits of other routes do not hold here.
+        assert_eq!(whose(&|d| d["tenants"][0]["routes"][0]["policies"] = limits(rate(19))), None);
+        let consumer = |d: &mut Value| d["tenants"][0]["consumers"][0]["limits"] = json!({ "rate": rate(19) });
+        assert_eq!(whose(&consumer).as_deref(), Some("the consumer app"));
+        let keyed = |d: &mut Value| {
+            d["defaults"] = json!({ "limits": { "keyed": [{ "id": "each", "by": "address", "rate": rate(19) }] } });
+        };
+        assert_eq!(whose(&keyed).as_deref(), Some("the keyed limit each"));
     }
 
     #[test]

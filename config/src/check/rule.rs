@@ -133,6 +133,16 @@ rules! {
         "only a route has parameters, and this is inherited by many", "move the replacement into the route";
     StripNeverApplies { prefix: String } "strip_never_applies",
         "no path that the route matches begins with {prefix}", "write the beginning of match.path";
+    NotForRoutes { what: &'static str } "not_for_routes",
+        "{what} belongs to the tenant as a whole, a route cannot have its own", "move it to the tenant, its plan or the defaults";
+    ForRoutesOnly { what: &'static str } "for_routes_only",
+        "{what} belongs to a route, and this holds for all of them", "move it to the routes that it is meant for";
+    NoLimit "no_limit",
+        "it limits nothing", "add rate, quotas or concurrency, or remove it; rate: unlimited switches an inherited one off";
+    NotByAddress { what: &'static str } "not_by_address",
+        "each node counts addresses for itself, so {what} cannot be counted by address", "write a rate or concurrency.requests, or count by consumer, header or claim";
+    CostAboveBurst { cost: u64, burst: u64, limit: String } "cost_above_burst",
+        "a request that weighs {cost} never fits into the burst of {burst} of {limit}", format!("write a cost of {burst} at most, or raise that burst to {cost}");
     NoDocument "no_document",
         "there is nothing to validate against", "add body_schema or openapi";
     OpenApiVersion "openapi_version",

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::{
     Findings, Rule,
-    forms::{is_role, is_scope, is_sha256, is_token},
+    forms::{is_claim, is_role, is_scope, is_sha256, is_token},
+    limits,
     policies::{self, Place},
     route, upstream,
 };
@@ -50,6 +51,7 @@ pub(super) fn check(at: At<'_>, tenant: &Tenant, head: &TenantHead, findings: &m
     }
     policies::check(at.key("policies"), &tenant.policies, Place::Tenant(tenant), findings);
     route::check_all(at.key("routes"), tenant, head, findings);
+    limits::costs(at.key("routes"), tenant, head, findings);
 }
 
 fn consumers(at: At<'_>, tenant: &Tenant, findings: &mut Findings) {
@@ -171,7 +173,7 @@ fn issuers(at: At<'_>, issuers: &[JwtIssuer], findings: &mut Findings) {
             findings.add(at.key("leeway"), issuer.leeway, Rule::LeewayTooLong { leeway: issuer.leeway });
         }
         for (name, claim) in [("scope_claim", &issuer.scope_claim), ("roles_claim", &issuer.roles_claim)] {
-            if claim.split('.').any(str::is_empty) {
+            if !is_claim(claim) {
                 let rule = Rule::BadForm { what: "the name of a claim", form: "a name, or names with dots between" };
                 findings.add(at.key(name), claim, rule);
             }

@@ -1,12 +1,14 @@
 //! The layers of policies, merged: what applies to a request, and which layer says so.
 //!
 //! Built-in values, the file's defaults, the tenant's plan, the tenant, the route: each layer that
-//! sets a policy replaces it whole. Security headers and header changes are merged entry by entry.
+//! sets a policy replaces it whole. Security headers and header changes are merged entry by entry, and
+//! limits field by field up to the tenant; those of a route hold beside them.
 //!
 //! Merging is cheap. A layer that sets nothing gives the very `Arc` of the layer below, and what a
 //! layer does not set is shared with the layer below.
 
 mod headers;
+mod limits;
 
 use std::{
     collections::BTreeMap,
@@ -15,8 +17,12 @@ use std::{
 
 use serde::{Serialize, Serializer};
 
-pub use self::headers::{HeaderEntries, HeaderRules, SecurityHeaders, Setting};
+pub use self::{
+    headers::{HeaderEntries, HeaderRules, SecurityHeaders, Setting},
+    limits::{TenantConcurrency, TenantLimits, TenantQuotas},
+};
 use crate::{
+    limits::Limits,
     policy::{
         Access, AccessLog, Auth, Compression, Cors, Policies, RequestLimits, Retries, Timeouts, Transform, Validation,
     },
@@ -96,6 +102,10 @@ pub struct Effective {
     pub timeouts: Sourced<Timeouts>,
     pub retries: Sourced<Retries>,
     pub access_log: Sourced<AccessLog>,
+    /// What holds for the tenant as a whole. The same for all routes of a tenant.
+    pub limits: Arc<TenantLimits>,
+    /// What holds for the requests of a route beside that.
+    pub route_limits: Option<Sourced<Limits>>,
 }
 
 impl Effective {
@@ -125,6 +135,8 @@ impl Effective {
                 timeouts: Sourced::new(Layer::BuiltIn, Timeouts::default()),
                 retries: Sourced::new(Layer::BuiltIn, Retries::default()),
                 access_log: Sourced::new(Layer::BuiltIn, AccessLog::default()),
+                limits: Arc::new(TenantLimits::built_in()),
+                route_limits: None,
             })
         });
         Arc::clone(&BUILT_IN)
@@ -156,6 +168,13 @@ impl Effective {
         if !policies.headers.is_empty() {
             Arc::make_mut(&mut merged.headers).merge(&policies.headers, layer);
         }
+        if let Some(limits) = &policies.limits {
+            if layer == Layer::Route {
+                merged.route_limits = Some(Sourced::new(layer, limits.clone()));
+            } else {
+                Arc::make_mut(&mut merged.limits).merge(limits, layer);
+            }
+        }
         Arc::new(merged)
     }
 
@@ -163,6 +182,18 @@ impl Effective {
     #[must_use]
     pub fn for_route(self: &Arc<Self>, route: &Route) -> Arc<Self> {
         self.with(&route.policies, Layer::Route)
+    }
+
+    /// What a request weighs against rates and quotas.
+    pub fn cost(&self) -> u64 {
+        self.route_limits.as_ref().map_or(1, |limits| limits.cost())
+    }
+
+    /// Whether requests that the upstream answers with 5xx count against quotas. The route decides about
+    /// its own requests, if it says anything.
+    pub fn count_failures(&self) -> bool {
+        let route = self.route_limits.as_ref().and_then(|limits| limits.count_failures);
+        route.unwrap_or(self.limits.count_failures.value)
     }
 }
 
@@ -216,9 +247,17 @@ defaults:
   timeouts: { total: 10s }
   headers:
     request: { set: { x-from: defaults, x-layer: defaults }, remove: [x-secret] }
+  limits:
+    rate: { requests: 60, per: 1m }
+    quotas: { daily: 1000 }
+    keyed: [{ id: each, by: consumer, rate: { requests: 6, per: 1m } }]
 plans:
   gold:
     timeouts: { total: 20s }
+    limits:
+      quotas: { daily: 5000, monthly: 100000 }
+      calendar: { time_zone: Asia/Tokyo }
+      keyed: [{ id: device, by: { header: x-device-id }, quotas: { daily: 10 } }]
     security_headers: { x-frame-options: SAMEORIGIN }
 upstreams:
   u: { endpoints: [{ address: 10.0.0.1:80 }] }
@@ -235,6 +274,10 @@ tenants:
       security_headers: { content-security-policy: null }
       headers:
         request: { set: { x-layer: tenant } }
+      limits:
+        rate: unlimited
+        unreachable: deny
+        keyed: [{ id: each, by: consumer, rate: { requests: 30, per: 1m } }]
     routes:
       - { id: a, match: { path: /a }, upstream: u }
       - id: b
@@ -244,6 +287,7 @@ tenants:
           timeouts: { total: 1s }
           headers:
             request: { remove: [x-layer], add: { x-secret: route } }
+          limits: { rate: { requests: 10, per: 1s }, cost: 5, count_failures: false }
 "#;
 
     fn tenants() -> (SharedLayers, Vec<Tenant>) {
@@ -317,6 +361,42 @@ tenants:
     }
 
     #[test]
+    fn limits_are_merged_field_by_field_up_to_the_tenant() {
+        let (shared, tenants) = tenants();
+        let plain = shared.tenant(&tenants[0]);
+        assert_eq!(plain.limits.bucket().unwrap().burst(), 60);
+        assert_eq!((plain.limits.daily(), plain.limits.monthly()), (Some(1000), None));
+        assert_eq!(plain.limits.calendar.layer, Layer::BuiltIn);
+
+        let golden = shared.tenant(&tenants[1]);
+        let limits = &golden.limits;
+        assert_eq!(limits.bucket(), None);
+        assert_eq!(limits.rate.as_ref().unwrap().layer, Layer::Tenant);
+        assert_eq!((limits.daily(), limits.monthly()), (Some(5000), Some(100_000)));
+        assert_eq!(limits.quotas.daily.as_ref().unwrap().layer, Layer::Plan);
+        assert_eq!(limits.calendar.value.time_zone.as_str(), "Asia/Tokyo");
+        assert_eq!((limits.concurrent_requests(), limits.websockets()), (None, None));
+        assert_eq!(limits.unreachable.layer, Layer::Tenant);
+        let keyed: Vec<_> = limits.keyed.iter().map(|(id, setting)| (id.as_str(), setting.layer)).collect();
+        assert_eq!(keyed, [("device", Layer::Plan), ("each", Layer::Tenant)]);
+        assert_eq!(limits.keyed().last().unwrap().rate.unwrap().bucket().unwrap().requests.get(), 30);
+    }
+
+    #[test]
+    fn limits_of_a_route_hold_beside_those_of_its_tenant() {
+        let (shared, tenants) = tenants();
+        let golden = shared.tenant(&tenants[1]);
+        let [open, tight] = [0, 1].map(|number| golden.for_route(&tenants[1].routes[number]));
+        for route in [&open, &tight] {
+            assert!(Arc::ptr_eq(&route.limits, &golden.limits));
+        }
+        assert_eq!((open.route_limits.is_none(), open.cost(), open.count_failures()), (true, 1, true));
+        assert_eq!((tight.cost(), tight.count_failures()), (5, false));
+        let own = tight.route_limits.as_ref().unwrap();
+        assert_eq!((own.layer, own.rate.unwrap().bucket().unwrap().burst()), (Layer::Route, 10));
+    }
+
+    #[test]
     fn what_applies_and_why_can_be_shown() {
         let (shared, tenants) = tenants();
         let golden = shared.tenant(&tenants[1]);
@@ -329,6 +409,11 @@ tenants:
         assert_eq!(shown["security_headers"]["content-security-policy"]["value"], serde_json::Value::Null);
         assert_eq!(shown["headers"]["request"]["remove"]["x-layer"]["layer"], "route");
         assert_eq!(shown["headers"]["request"]["set"]["x-from"]["value"], "defaults");
+        assert_eq!(shown["limits"]["rate"], serde_json::json!({ "layer": "tenant", "value": "unlimited" }));
+        assert_eq!(shown["limits"]["quotas"]["monthly"], serde_json::json!({ "layer": "plan", "value": 100_000 }));
+        assert_eq!(shown["limits"]["concurrency"]["requests"], serde_json::Value::Null);
+        assert_eq!(shown["limits"]["keyed"]["each"]["layer"], "tenant");
+        assert_eq!(shown["route_limits"]["value"]["cost"], 5);
         // The gateway's own credentials are not.
         assert_eq!(shown["headers"]["request"]["add"]["x-secret"]["value"], "(hidden)");
     }

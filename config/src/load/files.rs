@@ -39,6 +39,11 @@ impl<'a> Resolver<'a> {
         if let Some(path) = &mut node.identity.key {
             self.path(path);
         }
+        if let Some(redis) = &mut node.limits.redis
+            && let Some(SecretRef::File(path)) = redis.url.reference_mut()
+        {
+            self.path(path);
+        }
     }
 
     pub(super) fn head(&self, head: &mut TenantHead) {

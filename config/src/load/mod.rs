@@ -267,12 +267,13 @@ tenants:
         let validation = file.tenants[0].routes[0].policies.validation.as_ref().unwrap();
         assert_eq!(validation.openapi, Some(JsonDocument::File(PathBuf::from("conf/api.yaml"))));
 
-        let text = "tls: {certificates: [{certificate: a.pem, key: /abs/a.key}]}\naccess_log: {output: {file: log}}\n";
+        let text = "tls: {certificates: [{certificate: a.pem, key: /abs/a.key}]}\naccess_log: {output: {file: log}}\nlimits: {redis: {url: '${file:redis-url}'}}\n";
         let node = node(text, Path::new("/etc/gateway/node.yaml")).unwrap();
         assert_eq!(node.tls.certificates[0].certificate, Path::new("/etc/gateway/a.pem"));
         assert_eq!(node.tls.certificates[0].key, Path::new("/abs/a.key"));
         assert_eq!(node.tenants, Path::new("/etc/gateway/tenants.yaml"));
         assert_eq!(node.access_log.output, crate::node::LogOutput::File("/etc/gateway/log".into()));
+        assert_eq!(node.limits.redis.unwrap().url.to_string(), "${file:/etc/gateway/redis-url}");
     }
 
     #[test]
@@ -317,6 +318,82 @@ tenants:
                 (Some((line, column)), path, code),
                 "{to}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn impossible_limits_are_told_with_their_bounds() {
+        const PLACE: &str = "request: {max_body: 512}";
+        for (limits, path, message) in [
+            (
+                "rate: {requests: 0, per: 1m}",
+                "rate.requests",
+                "0 is out of bounds: write a whole number from 1 to 1000000000",
+            ),
+            (
+                "rate: {requests: -5, per: 1m}",
+                "rate.requests",
+                "here stands the number -5, expected is a whole number from 1 to 1000000000",
+            ),
+            (
+                "rate: {requests: 0.5, per: 1s}",
+                "rate.requests",
+                "here stands the number 0.5, expected is a whole number from 1 to 1000000000",
+            ),
+            (
+                "rate: {requests: 99999999999999999999, per: 1s}",
+                "rate.requests",
+                "here stands a number beyond all bounds, expected is a whole number from 1 to 1000000000",
+            ),
+            (
+                "rate: {requests: 1, per: 1d}",
+                "rate.per",
+                "1d is no possible period of a rate: write 1s to 1h; for longer ones there are quotas",
+            ),
+            (
+                "rate: {requests: 1, per: 1m, burst: 0}",
+                "rate.burst",
+                "0 is out of bounds: write a whole number from 1 to 1000000",
+            ),
+            (
+                "rate: none",
+                "rate",
+                "here stands a text, expected is a rate, as in {requests: 1000, per: 1m, burst: 100}, or unlimited",
+            ),
+            (
+                "quotas: {daily: -1}",
+                "quotas.daily",
+                "here stands the number -1, expected is a whole number from 0 to 1125899906842624, or unlimited",
+            ),
+            (
+                "quotas: {monthly: 1125899906842625}",
+                "quotas.monthly",
+                "1125899906842625 is too large: write a whole number from 0 to 1125899906842624, or unlimited",
+            ),
+            (
+                "quotas: {monthly: .inf}",
+                "quotas.monthly",
+                "here stands a number beyond all bounds, expected is a whole number from 0 to 1125899906842624, or unlimited",
+            ),
+            (
+                "concurrency: {requests: many}",
+                "concurrency.requests",
+                "here stands a text, expected is a whole number from 0 to 10000000, or unlimited",
+            ),
+            ("cost: 0", "cost", "0 is out of bounds: write a whole number from 1 to 10000"),
+            (
+                "calendar: {time_zone: Asia/Tokio}",
+                "calendar.time_zone",
+                "\"Asia/Tokio\" is not a time zone: did you mean Asia/Tokyo?",
+            ),
+            ("rate: {requests: 1, per: 1s, brust: 1}", "rate.brust", "the key \"brust\" is not known here"),
+            ("rate: {requests: 1}", "rate", "the key \"per\" is missing"),
+            ("keyed: [{id: a, by: ip}]", "keyed[0].by", "\"ip\" is none of the possible choices"),
+        ] {
+            let error = fault(PLACE, &format!("limits: {{{limits}}}"));
+            let expected = format!("tenants[0].routes[0].policies.limits.{path}");
+            assert_eq!((error.path.to_string(), error.cause.to_string()), (expected, message.to_owned()), "{limits}");
+            assert_eq!(error.position.unwrap().line, 30, "{limits}");
         }
     }
 

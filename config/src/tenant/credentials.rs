@@ -6,7 +6,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ApiKey;
-use crate::values::{HeaderName, Id, Span, url};
+use crate::{
+    limits::ConsumerLimits,
+    values::{HeaderName, Id, Span, url},
+};
 
 /// A caller that the tenant knows by name: an application, a partner, a device.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -21,6 +24,9 @@ pub struct Consumer {
     pub scopes: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,
+    /// Limits of this consumer alone, beside those of the tenant and the route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<ConsumerLimits>,
 }
 
 /// How a client certificate names a consumer. Exactly one of these.

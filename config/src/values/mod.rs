@@ -7,16 +7,25 @@
 mod collections;
 mod http;
 mod names;
+mod numbers;
 mod path;
 mod quantities;
+mod redis;
+mod time_zone;
 pub(crate) mod timestamp;
 
-pub(crate) use self::collections::{networks, optional_url, socket, sockets, unique_map, url};
+pub(crate) use self::{
+    collections::{networks, optional_url, socket, sockets, unique_map, url},
+    numbers::UNLIMITED,
+};
 pub use self::{
     http::{HeaderName, HeaderValue, HostPort, Method},
     names::{HostPattern, Id},
+    numbers::{Limit, Whole},
     path::{PathPattern, PathSegment},
     quantities::{ByteSize, Percent, Span},
+    redis::{RedisUrl, RedisUrlError},
+    time_zone::TimeZone,
 };
 
 /// Why a value was refused. The message names the value and what to write instead.

@@ -16,10 +16,11 @@
 //! | [`coordinator`] | who keeps the accounts: this process, or Redis |
 //! | [`node`] | what all leases of a gateway share |
 //! | [`holdings`] | all leases of one tenant, or of one caller, and their exchange with the coordinator |
-//! | [`fields`] | what clients are told |
-//! | [`registry`] | all leases of a gateway, kept over changes of configuration |
-//! | [`oracle`] | what one exact bucket would have done, to judge by |
 //! | [`admission`] | whether a request may pass: everything that applies, or nothing |
+//! | [`registry`] | all leases of a gateway, kept over changes of configuration |
+//! | [`fields`] | what clients are told: `RateLimit`, `Retry-After` |
+//! | [`journal`] | what is still known of quotas when the process has been killed |
+//! | [`oracle`] | what one exact bucket would have done, to judge by |
 
 pub mod admission;
 pub mod calendar;

@@ -95,7 +95,7 @@ mod tests {
             ("a: *b\n", "syntax", 1, 4, "a"),
             ("", "syntax", 1, 1, ""),
             ("# nothing\n", "syntax", 1, 1, ""),
-            ("a: .nan\n", "value", 1, 4, "a"),
+            ("a: .nan\n", "wrong_type", 1, 4, "a"),
         ] {
             let refusal = read(text).unwrap_err();
             let position = refusal.position.unwrap();

@@ -111,10 +111,14 @@ fn found(unexpected: Unexpected<'_>) -> String {
         Unexpected::Map => "a map",
         Unexpected::Enum | Unexpected::UnitVariant => "a word alone",
         Unexpected::NewtypeVariant | Unexpected::TupleVariant | Unexpected::StructVariant => "a word with a value",
+        Unexpected::Other(BEYOND) => BEYOND,
         _ => "a text",
     }
     .to_owned()
 }
+
+/// What is written like a number, and is none that can be used.
+const BEYOND: &str = "a number beyond all bounds";
 
 /// What serde's own visitors expect, in the words of those who write configuration.
 fn in_plain_words(expected: &str) -> String {
@@ -126,6 +130,7 @@ fn in_plain_words(expected: &str) -> String {
         "u16" => "a whole number from 0 to 65535",
         "u32" | "u64" | "usize" => "a whole number",
         "a map" => "a map, as in {key: value}",
+        "any valid JSON value" => "a number that can be used, or a text in quotes",
         _ if expected.starts_with("struct ") => "a map, as in {key: value}",
         _ if expected.starts_with("enum ") => "one of its choices",
         _ => expected,
@@ -153,7 +158,8 @@ impl<'a> Value<'a, '_> {
             Some(Plain::Unsigned(value)) => Unexpected::Unsigned(value),
             Some(Plain::Signed(value)) => Unexpected::Signed(value),
             Some(Plain::Float(value)) => Unexpected::Float(value),
-            Some(Plain::Unbounded | Plain::Text(_)) => Unexpected::Str(""),
+            Some(Plain::Unbounded) => Unexpected::Other(BEYOND),
+            Some(Plain::Text(_)) => Unexpected::Str(""),
             None if matches!(self.0.kind, Kind::List(_)) => Unexpected::Seq,
             None => Unexpected::Map,
         };
@@ -192,9 +198,7 @@ impl<'a> de::Deserializer<'a> for Value<'a, '_> {
                 Plain::Unsigned(number) => visitor.visit_u64(number),
                 Plain::Signed(number) => visitor.visit_i64(number),
                 Plain::Float(number) => visitor.visit_f64(number),
-                Plain::Unbounded => Err(Error::new(Cause::Value {
-                    message: "this is no number that can be used: write it in quotes if it is a text".to_owned(),
-                })),
+                Plain::Unbounded => Err(self.wrong_type(&visitor)),
                 Plain::Text(text) => visitor.visit_borrowed_str(text),
             }),
         }

@@ -10,7 +10,7 @@
 //! with the first and last of their numbers. A record is named by `log` and its `sequence`; numbers of one log only
 //! grow. Whoever stores records by that name and asks with `next` as it was stored has each of them once.
 
-use std::{str::FromStr, time::Duration};
+use std::{fmt::Display, ops::RangeInclusive, str::FromStr, time::Duration};
 
 use http::StatusCode;
 use serde::Serialize;
@@ -87,17 +87,17 @@ fn parameters(query: &str) -> Result<Parameters, String> {
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match &*name {
             "after" => parameters.after = Some(value.parse().map_err(|error| format!("`after`: {error}."))?),
-            "limit" => parameters.limit = number("limit", &value, 1, MOST_LIMIT)?,
-            "wait" => parameters.wait = Duration::from_secs(number("wait", &value, 0, MOST_WAIT)?),
+            "limit" => parameters.limit = number("limit", &value, &(1..=MOST_LIMIT))?,
+            "wait" => parameters.wait = Duration::from_secs(number("wait", &value, &(0..=MOST_WAIT))?),
             _ => return Err("The parameters are `after`, `limit` and `wait`.".to_owned()),
         }
     }
     Ok(parameters)
 }
 
-fn number<N: FromStr + PartialOrd + std::fmt::Display>(name: &str, text: &str, least: N, most: N) -> Result<N, String> {
-    let number = text.parse().ok().filter(|number| (&least..=&most).contains(&number));
-    number.ok_or_else(|| format!("`{name}` is a whole number between {least} and {most}."))
+fn number<N: FromStr + PartialOrd + Display>(name: &str, text: &str, bounds: &RangeInclusive<N>) -> Result<N, String> {
+    let number = text.parse().ok().filter(|number| bounds.contains(number));
+    number.ok_or_else(|| format!("`{name}` is a whole number between {} and {}.", bounds.start(), bounds.end()))
 }
 
 pub(super) fn refused(error: &TakeoverError) -> Answer {

@@ -22,8 +22,10 @@ use uuid::Uuid;
 use super::{counts::Row, record};
 use crate::files;
 
-/// The other process holds the lock for as long as the disk takes; one that was stopped holds it longer.
+/// The other process holds the lock for as long as the disk takes; one that was stopped holds it longer. What was
+/// counted meanwhile can wait; a start that fails could not be mended by waiting.
 const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE_AT_START: Duration = Duration::from_mins(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Segments are a part of what may be kept, so that not too much goes at once, and no larger than this.
 const MOST_OF_SEGMENT: u64 = 4 << 20;
@@ -73,7 +75,7 @@ impl Log {
         DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
         let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(folder.join("lock"))?;
         let lock = Arc::new(lock);
-        let _held = hold(&lock)?;
+        let _held = hold(&lock, PATIENCE_AT_START)?;
         let mut log = Self {
             id: open_id(&folder.join("id"))?,
             taken: read_taken(&folder.join("taken"))?,
@@ -122,13 +124,13 @@ impl Log {
 
     /// Adopts what another process has written.
     pub(super) fn follow(&mut self) -> io::Result<()> {
-        let _held = hold(&self.lock)?;
+        let _held = hold(&self.lock, PATIENCE)?;
         self.read_on()
     }
 
     /// Makes records of these rows, which are durable then. On failure those that are not are left in `rows`.
     pub(super) fn append(&mut self, second: u64, rows: &mut Vec<Row>) -> io::Result<()> {
-        let _held = hold(&self.lock)?;
+        let _held = hold(&self.lock, PATIENCE)?;
         self.read_on()?;
         while !rows.is_empty() {
             let (text, count) = self.encode(second, rows);
@@ -206,7 +208,7 @@ impl Log {
 
     /// Forgets everything up to this record, which must be there.
     pub(super) fn take(&mut self, through: u64) -> io::Result<()> {
-        let _held = hold(&self.lock)?;
+        let _held = hold(&self.lock, PATIENCE)?;
         self.read_on()?;
         if through > self.taken {
             files::replace(&self.folder.join("taken"), through.to_string().as_bytes())?;
@@ -340,8 +342,8 @@ impl Drop for Held {
     }
 }
 
-fn hold(lock: &Arc<File>) -> io::Result<Held> {
-    let until = Instant::now() + PATIENCE;
+fn hold(lock: &Arc<File>, patience: Duration) -> io::Result<Held> {
+    let until = Instant::now() + patience;
     loop {
         match lock.try_lock() {
             Ok(()) => return Ok(Held(lock.clone())),

@@ -45,8 +45,8 @@ pub(super) struct Log {
     next: u64,
     /// Everything up to this record was taken over.
     taken: u64,
-    written: u64,
-    lost: u64,
+    /// What this process has done since somebody last looked.
+    pub(super) tally: Tally,
     /// Number and second of the oldest record that was not taken over, as it was when last asked for.
     oldest: Option<(u64, u64)>,
 }
@@ -55,6 +55,14 @@ pub(super) struct Log {
 struct Segment {
     first: u64,
     bytes: u64,
+}
+
+/// Numbers of records.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) written: u64,
+    /// Dropped before they were taken over.
+    pub(super) lost: u64,
 }
 
 /// Records that follow on a place in the log.
@@ -85,8 +93,7 @@ impl Log {
             segments: Vec::new(),
             last: None,
             next: 1,
-            written: 0,
-            lost: 0,
+            tally: Tally::default(),
             oldest: None,
         };
         log.next = log.taken + 1;
@@ -112,16 +119,6 @@ impl Log {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
-    /// Records that this process has written.
-    pub(super) fn written(&self) -> u64 {
-        self.written
-    }
-
-    /// Records that this process has dropped before they were taken over.
-    pub(super) fn lost(&self) -> u64 {
-        self.lost
-    }
-
     /// Adopts what another process has written.
     pub(super) fn follow(&mut self) -> io::Result<()> {
         let _held = hold(&self.lock, PATIENCE)?;
@@ -145,13 +142,13 @@ impl Log {
                 if !cut_off {
                     // Whole lines of it may be found there later: better lost than counted twice.
                     rows.drain(..count);
-                    self.lost += count as u64;
+                    self.tally.lost += count as u64;
                 }
                 return Err(error);
             }
             rows.drain(..count);
             self.next += count as u64;
-            self.written += count as u64;
+            self.tally.written += count as u64;
         }
         Ok(())
     }
@@ -193,7 +190,7 @@ impl Log {
         {
             let lost = next.first.saturating_sub(oldest.first.max(self.taken + 1));
             self.remove_oldest()?;
-            self.lost += lost;
+            self.tally.lost += lost;
         }
         Ok(())
     }
@@ -492,7 +489,8 @@ mod tests {
             log.id().to_owned()
         };
         let mut log = open(folder.path());
-        assert_eq!((log.id(), log.next(), log.taken(), log.oldest()), (&*id, 401, 400, None));
+        assert_eq!((log.id(), log.next(), log.taken()), (&*id, 401, 400));
+        assert_eq!(log.oldest(), None);
         append(&mut log, 1);
         assert_eq!(log.oldest(), Some(1_764_000_000));
         drop(log);
@@ -513,7 +511,7 @@ mod tests {
         log.take(300).unwrap();
         assert!(log.bytes() < before.0 / 2 && on_disk(folder.path()).len() < before.1, "{before:?}");
         assert_eq!(sequences(&log.read(300, 1000).unwrap()), (301..=400).collect::<Vec<_>>());
-        assert_eq!((log.taken(), log.lost()), (300, 0));
+        assert_eq!((log.taken(), log.tally.lost), (300, 0));
         log.take(10).unwrap();
         assert_eq!(log.taken(), 300, "there is no way back");
         let gone = log.read(0, 1).unwrap();
@@ -531,7 +529,7 @@ mod tests {
         assert!(log.bytes() == on_disk as u64 && log.bytes() <= RETAIN && log.bytes() > RETAIN / 2);
         let found = log.read(5, usize::MAX).unwrap();
         let (from, through) = found.missing.unwrap();
-        assert_eq!((from, through - from + 1), (6, log.lost()));
+        assert_eq!((from, through - from + 1), (6, log.tally.lost));
         assert_eq!(sequences(&found), (through + 1..=2010).collect::<Vec<_>>());
     }
 

@@ -34,7 +34,7 @@ pub use self::{
 };
 use self::{
     counts::{Row, Table},
-    log::Log,
+    log::{Log, Tally},
 };
 use super::{
     metrics::UsageMetrics,
@@ -106,6 +106,8 @@ struct Writer {
     /// When counting of what is not yet written began, as a Unix time.
     began: u64,
     failing: bool,
+    /// Something was dropped that nobody had taken over.
+    losing: bool,
 }
 
 /// Records that follow on a cursor.
@@ -136,7 +138,7 @@ impl Usage {
         let log = Log::open(&path, config.retain.get()).map_err(|source| UsageError::Open { path, source })?;
         let (pending, spare) = (Table::default(), Table::default());
         let next = watch::Sender::new(log.next());
-        let writer = Writer { log, pending, spare, began: unix_now().as_secs(), failing: false };
+        let writer = Writer { log, pending, spare, began: unix_now().as_secs(), failing: false, losing: false };
         let shared = Arc::new(Shared {
             // Two at least: one is locked while it is taken, and there is always another.
             shards: (0..shard_count(workers).max(2)).map(|_| Shard(Mutex::default())).collect(),
@@ -249,9 +251,13 @@ impl Shared {
     }
 
     fn show(&self, writer: &mut Writer) {
-        // This lock is held by whoever writes or takes, so that both counters follow the log's.
-        self.metrics.written.inc_by(writer.log.written() - self.metrics.written.get());
-        self.metrics.lost.inc_by(writer.log.lost() - self.metrics.lost.get());
+        let Tally { written, lost } = mem::take(&mut writer.log.tally);
+        if lost > 0 && !mem::replace(&mut writer.losing, true) {
+            // Once: where nobody takes usage over, it is so from here on, and a metric counts it.
+            tracing::warn!("usage was dropped before it was taken over, to make room; the oldest goes first");
+        }
+        self.metrics.written.inc_by(written);
+        self.metrics.lost.inc_by(lost);
         self.metrics.bytes.set(i64::try_from(writer.log.bytes()).unwrap_or(i64::MAX));
         self.metrics.oldest.set(writer.log.oldest().and_then(|second| i64::try_from(second).ok()).unwrap_or(0));
     }

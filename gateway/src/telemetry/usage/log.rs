@@ -592,16 +592,18 @@ mod tests {
         #[test]
         fn of_a_torn_log_a_beginning_is_read(
             batches in prop::collection::vec(1_u64..20, 1..12),
-            cut in 0.0..1.0_f64,
+            cut in any::<prop::sample::Index>(),
             zeros in 0_usize..5000,
         ) {
             let folder = tempfile::tempdir().unwrap();
             let mut log = open(folder.path());
-            batches.iter().for_each(|many| append(&mut log, *many));
+            for many in batches {
+                append(&mut log, many);
+            }
             let written = log.read(0, usize::MAX).unwrap().lines;
             drop(log);
             let (file, text) = on_disk(folder.path()).pop_last().unwrap();
-            let kept = (text.len() as f64 * cut) as usize;
+            let kept = cut.index(text.len() + 1);
             let torn = [&text[..kept], &vec![0; zeros]].concat();
             fs::write(folder.path().join(&file), torn).unwrap();
 
@@ -610,7 +612,7 @@ mod tests {
             prop_assert!(written.starts_with(&read.lines));
             let before: u64 = file.trim_end_matches(EXTENSION).parse().unwrap();
             prop_assert!(read.last + 1 >= before, "only the last segment was torn");
-            let whole = text[..kept].iter().filter(|b| **b == b'\n').count() as u64;
+            let whole = memchr::memchr_iter(b'\n', &text[..kept]).count() as u64;
             prop_assert_eq!(log.next(), before + whole);
             append(&mut log, 2);
             prop_assert_eq!(everything(&log), (1..before + whole + 2).collect::<Vec<_>>());
@@ -629,7 +631,7 @@ mod tests {
                     0 | 1 => append(log, many),
                     2 => *log = open(folder.path()),
                     3 => {
-                        let found = log.read(at, many as usize).unwrap();
+                        let found = log.read(at, usize::try_from(many).unwrap()).unwrap();
                         let first = found.missing.map_or(at + 1, |(from, through)| {
                             assert_eq!(from, at + 1);
                             through + 1

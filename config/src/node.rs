@@ -25,7 +25,7 @@ pub struct NodeConfig {
     pub tls: NodeTls,
     /// Tenant configuration: a file, or a folder of `*.yaml` files.
     pub tenants: PathBuf,
-    /// Where the node keeps what must survive a restart: last known good configuration, upgrade socket.
+    /// Where the node keeps what must survive a restart: last known good configuration, usage, upgrade socket.
     pub state_dir: PathBuf,
     /// Worker threads; 0: one per core.
     pub threads: usize,
@@ -34,6 +34,7 @@ pub struct NodeConfig {
     pub egress: Egress,
     pub dns: Dns,
     pub access_log: AccessLogOutput,
+    pub usage: UsageLog,
     pub drain: Drain,
     pub identity: AssertionKey,
     pub limits: NodeLimits,
@@ -57,6 +58,7 @@ impl Default for NodeConfig {
             egress: Egress::default(),
             dns: Dns::default(),
             access_log: AccessLogOutput::default(),
+            usage: UsageLog::default(),
             drain: Drain::default(),
             identity: AssertionKey::default(),
             limits: NodeLimits::default(),
@@ -76,7 +78,7 @@ pub struct Listeners {
     #[serde(deserialize_with = "sockets")]
     #[schemars(with = "Vec<String>")]
     pub https: Vec<SocketAddr>,
-    /// `/livez`, `/readyz`, `/metrics`, `/config`. Keep it off the public network.
+    /// `/livez`, `/readyz`, `/metrics`, `/config`, `/usage`. Keep it off the public network.
     #[serde(deserialize_with = "socket")]
     #[schemars(with = "String")]
     pub operations: SocketAddr,
@@ -215,6 +217,20 @@ pub enum LogOutput {
     Stdout,
     /// Appended to; reopened on SIGHUP.
     File(PathBuf),
+}
+
+/// What tenants, routes and consumers have used, kept under `state_dir` until it is taken over.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct UsageLog {
+    /// Disk space at most; beyond it the oldest goes first, taken over or not. 0: usage is not kept.
+    pub retain: ByteSize,
+}
+
+impl Default for UsageLog {
+    fn default() -> Self {
+        Self { retain: ByteSize::new(256 << 20) }
+    }
 }
 
 /// What happens between TERM or QUIT and the end.

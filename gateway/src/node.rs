@@ -26,6 +26,7 @@ use crate::{
         listener::{self, BindError, Listener},
         tls,
     },
+    telemetry::usage::Usage,
 };
 
 pub use crate::config_source::check_config;
@@ -68,6 +69,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
         readiness: readiness.clone(),
         config: Arc::new(RunningConfig { shared: shared.clone(), status: status.clone() }),
         metrics: shared.metrics.clone(),
+        usage: shared.usage.clone(),
         log_level,
     };
     let serve_operations = || {
@@ -117,7 +119,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     let end = runtime.block_on(wait_for_end(&shared, &source, &server, &mut signals));
     tracing::info!(reason = end, "draining");
     readiness.set_draining();
-    end_at_second_signal(&runtime, signals);
+    end_at_second_signal(&runtime, signals, shared.usage.clone());
     if end == HANDED_OVER {
         // The new process answers from here on. If both did, every other probe would find a node that drains.
         drop(operations.take());
@@ -125,6 +127,8 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
         std::thread::park_timeout(shared.node.drain.delay.get());
     }
     server.drain();
+    // Before the operations server ends, so that who follows the log may still hear of it.
+    shared.usage.flush();
     background.abort();
     drop((source, operations, shared));
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -267,7 +271,7 @@ async fn wait_for_end(
 const ONE_BREATH: Duration = Duration::from_millis(250);
 
 /// Somebody who sends a second TERM does not want to wait for the last WebSocket.
-fn end_at_second_signal(runtime: &Runtime, mut signals: Signals) {
+fn end_at_second_signal(runtime: &Runtime, mut signals: Signals, usage: Arc<Usage>) {
     let first = Instant::now();
     runtime.spawn(async move {
         signals.end().await;
@@ -276,6 +280,7 @@ fn end_at_second_signal(runtime: &Runtime, mut signals: Signals) {
             signals.end().await;
         }
         tracing::warn!("second signal: ending at once");
+        usage.flush();
         std::process::exit(1);
     });
 }

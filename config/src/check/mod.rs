@@ -588,6 +588,7 @@ mod tests {
             (json!({ "protection": { "head_timeout": "0s" } }), "protection.head_timeout", "zero"),
             (json!({ "protection": { "h2_streams": 0 } }), "protection.h2_streams", "zero"),
             (json!({ "protection": { "max_head": "100" } }), "protection.max_head", "bad_form"),
+            (json!({ "usage": { "retain": "1KiB" } }), "usage.retain", "bad_form"),
         ] {
             let found = node(&serde_json::from_value(document.clone()).unwrap());
             let found: Vec<_> = found.iter().map(|problem| (problem.path.to_string(), problem.rule.code())).collect();

@@ -13,6 +13,9 @@ const MOST_THREADS: usize = 1024;
 /// Less than this and not even the requests of a browser pass.
 const LEAST_HEAD: ByteSize = ByteSize::new(1024);
 
+/// Less than this and the usage of a busy second does not fit.
+const LEAST_USAGE: ByteSize = ByteSize::new(64 << 10);
+
 pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
     let root = At::ROOT;
     listeners(root.key("listeners"), config, findings);
@@ -34,6 +37,13 @@ pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
             findings
                 .add_without_value(root.key(key), Rule::Empty { what: "the path", add: "one, or leave the key out" });
         }
+    }
+    if (1..LEAST_USAGE.get()).contains(&config.usage.retain.get()) {
+        let rule = Rule::BadForm {
+            what: "a size that usage can be kept in",
+            form: "64KiB at least, or 0 to keep none; 256MiB is usual",
+        };
+        findings.add(root.key("usage").key("retain"), config.usage.retain, rule);
     }
     let dns = root.key("dns");
     if config.dns.max_refresh.get().is_zero() {

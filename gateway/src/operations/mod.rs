@@ -7,6 +7,7 @@
 //! | `GET /readyz` | 200 when requests can be served, 503 otherwise, with what is missing |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /config` | the running revision; with `?tenant=…&route=…`, what applies and why |
+//! | `GET /usage`, `POST /usage/taken` | what callers have used, and that it was taken over |
 //! | `GET /log-level`, `PUT /log-level` | the filter of the node's log |
 
 mod config;
@@ -17,6 +18,8 @@ mod metrics;
 mod readyz;
 mod respond;
 mod server;
+mod usage;
+mod usage_taken;
 
 use std::{
     fmt,
@@ -33,7 +36,10 @@ use hyper::body::Incoming;
 use serde_json::Value;
 
 pub use self::{log_level::LogLevel, server::OperationsServer};
-use crate::{respond::problem::ProblemKind, telemetry::metrics::Metrics};
+use crate::{
+    respond::problem::ProblemKind,
+    telemetry::{metrics::Metrics, usage::Usage},
+};
 
 /// What the interface shows of the node.
 #[derive(Clone)]
@@ -41,6 +47,7 @@ pub struct OperationsState {
     pub readiness: Arc<Readiness>,
     pub config: Arc<dyn ConfigView>,
     pub metrics: Arc<Metrics>,
+    pub usage: Arc<Usage>,
     pub log_level: Arc<dyn LogLevel>,
 }
 
@@ -103,17 +110,24 @@ type Answer = Response<Full<Bytes>>;
 async fn answer(request: Request<Incoming>, state: &OperationsState) -> Answer {
     const READ: &str = "GET, HEAD";
     const READ_AND_WRITE: &str = "GET, HEAD, PUT";
+    let query = request.uri().query();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {
         "/livez" if reads => livez::get(),
         "/readyz" if reads => readyz::get(state),
         "/metrics" if reads => metrics::get(state),
-        "/config" if reads => config::get(state, request.uri().query()),
+        "/config" if reads => config::get(state, query),
+        "/usage" if reads => usage::get(state, query).await,
+        "/usage/taken" if request.method() == Method::POST => usage_taken::post(state, query).await,
+        "/usage/taken" => wrong_method("POST"),
         "/log-level" if reads => log_level::get(state),
         "/log-level" if request.method() == Method::PUT => log_level::put(state, request.into_body()).await,
         "/log-level" => wrong_method(READ_AND_WRITE),
-        "/livez" | "/readyz" | "/metrics" | "/config" => wrong_method(READ),
-        _ => respond::problem(ProblemKind::NoRoute, "There are /livez, /readyz, /metrics, /config and /log-level."),
+        "/livez" | "/readyz" | "/metrics" | "/config" | "/usage" => wrong_method(READ),
+        _ => respond::problem(
+            ProblemKind::NoRoute,
+            "There are /livez, /readyz, /metrics, /config, /usage, /usage/taken and /log-level.",
+        ),
     }
 }
 

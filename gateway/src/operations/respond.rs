@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
-use serde_json::Value;
+use serde::Serialize;
 
 use super::Answer;
 use crate::respond::problem::{self, Problem, ProblemKind};
 
-pub(super) fn json(status: StatusCode, body: &Value) -> Answer {
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
     // Pretty: people read it with curl.
     let mut text = serde_json::to_vec_pretty(body).unwrap_or_default();
     text.push(b'\n');

@@ -154,13 +154,17 @@ mod tests {
         sync::atomic::{AtomicBool, Ordering},
     };
 
+    use seiketsu_config::node::UsageLog;
     use serde_json::{Value, json};
     use tracing_subscriber::{EnvFilter, Registry, reload};
 
     use super::*;
     use crate::{
         operations::{ConfigStatus, ConfigView, NotConfigured, Readiness},
-        telemetry::metrics::Metrics,
+        telemetry::{
+            metrics::Metrics,
+            usage::{Caller, Counts, Usage},
+        },
     };
 
     #[derive(Default)]
@@ -186,7 +190,9 @@ mod tests {
     struct Node {
         config: Arc<Config>,
         readiness: Arc<Readiness>,
+        usage: Arc<Usage>,
         server: OperationsServer,
+        _folder: tempfile::TempDir,
         // The handle reaches its filter only while this lives.
         _log: reload::Layer<EnvFilter, Registry>,
     }
@@ -194,15 +200,20 @@ mod tests {
     fn node() -> Node {
         let (config, readiness) = (Arc::new(Config::default()), Arc::new(Readiness::default()));
         let (log, handle) = reload::Layer::new(EnvFilter::new("info"));
+        let metrics = Arc::new(Metrics::new(1).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let usage = Usage::open(&UsageLog::default(), folder.path(), 1, metrics.node.usage.clone()).unwrap();
+        let usage = Arc::new(usage);
         let state = OperationsState {
             readiness: readiness.clone(),
             config: config.clone(),
-            metrics: Arc::new(Metrics::new(1).unwrap()),
+            metrics: metrics.clone(),
+            usage: usage.clone(),
             log_level: Arc::new(handle),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let server = OperationsServer::start(listener, state).unwrap();
-        Node { config, readiness, server, _log: log }
+        Node { config, readiness, usage, server, _log: log, _folder: folder }
     }
 
     struct Connection(BufReader<net::TcpStream>);
@@ -305,6 +316,67 @@ mod tests {
         assert_eq!(connection.ask("PUT", "/log-level", "").status, 400);
         assert_eq!(connection.ask("GET", "/log-level", "").body, "hyper=error,warn\n", "a wrong one changes nothing");
         assert_eq!(Connection::to(&node).ask("PUT", "/log-level", &"x".repeat(2000)).status, 413);
+    }
+
+    #[test]
+    fn usage_is_read_in_pages_and_taken_over() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        let empty = connection.ask("GET", "/usage", "").json();
+        assert_eq!((&empty["records"], empty.get("missing")), (&json!([]), None));
+        for consumer in ["a", "b", "c"] {
+            let counts = Counts { admitted: 2, ..Counts::default() };
+            node.usage.count(&Caller { tenant: "acme", route: "echo", consumer }, &counts);
+            node.usage.flush();
+        }
+        let first = connection.ask("GET", "/usage?limit=2", "").json();
+        assert_eq!(
+            first["records"][1],
+            json!({
+                "sequence": 2, "second": first["records"][1]["second"],
+                "tenant": "acme", "route": "echo", "consumer": "b", "admitted": 2,
+            })
+        );
+        let next = first["next"].as_str().unwrap();
+        assert_eq!(next, format!("{}:2", first["log"].as_str().unwrap()));
+        let taken = connection.ask("POST", &format!("/usage/taken?through={next}"), "");
+        assert_eq!((taken.status, &taken.json()["taken"]), (200, &first["next"]));
+        for target in ["/usage", &format!("/usage?after={next}"), &format!("/usage?after={next}&wait=60")] {
+            let rest = connection.ask("GET", target, "").json();
+            assert_eq!((&rest["records"][0]["sequence"], rest["records"].as_array().unwrap().len()), (&json!(3), 1));
+        }
+    }
+
+    #[test]
+    fn wrong_questions_about_usage_are_answered_with_the_fix() {
+        let node = node();
+        let mut connection = Connection::to(&node);
+        let log = connection.ask("GET", "/usage", "").json()["log"].as_str().unwrap().to_owned();
+        for (method, target, says) in [
+            ("GET", "/usage?after=7".to_owned(), "<log>:<sequence>"),
+            ("GET", format!("/usage?after={log}:7"), "the log ends at"),
+            ("GET", "/usage?limit=0".to_owned(), "between 1 and 10000"),
+            ("GET", "/usage?limit=all".to_owned(), "between 1 and 10000"),
+            ("GET", "/usage?wait=3600".to_owned(), "between 0 and 60"),
+            ("GET", "/usage?until=7".to_owned(), "`after`, `limit` and `wait`"),
+            ("POST", "/usage/taken".to_owned(), "Add `through`"),
+            ("POST", "/usage/taken?through=7".to_owned(), "<log>:<sequence>"),
+            ("POST", "/usage/taken?through=0a:0".to_owned(), "another log"),
+            ("POST", format!("/usage/taken?through={log}:7"), "the log ends at"),
+            ("POST", "/usage/taken?thru=7".to_owned(), "The parameter is `through`"),
+        ] {
+            let refused = connection.ask(method, &target, "");
+            assert_eq!(refused.status, 400, "{target}");
+            let problem = refused.json();
+            assert_eq!(problem["type"], "urn:seiketsu:problem:bad-request", "{target}");
+            assert!(problem["detail"].as_str().unwrap().contains(says), "{target}: {problem}");
+        }
+        for (method, target, allowed) in
+            [("POST", "/usage", "allow: get, head"), ("GET", "/usage/taken", "allow: post")]
+        {
+            let refused = connection.ask(method, target, "");
+            assert!(refused.status == 405 && refused.head.contains(allowed), "{target}");
+        }
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub(crate) struct RequestContext {
     /// The request, as far as its tenant's metrics are concerned.
     pub(crate) in_flight: Option<InFlight>,
     pub(crate) principal: Option<Arc<Principal>>,
+    /// What the request weighs, once it has passed all checks.
+    pub(crate) weight: Option<u64>,
     /// Errors must be told in gRPC's own way.
     pub(crate) grpc: bool,
     /// `Upgrade: websocket`.
@@ -111,6 +113,7 @@ impl RequestContext {
             version: None,
             in_flight: None,
             principal: None,
+            weight: None,
             grpc: false,
             websocket: false,
             may_be_quiet: false,

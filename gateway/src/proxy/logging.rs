@@ -10,6 +10,7 @@ use crate::{
     telemetry::{
         access_log::{AccessRecord, UpstreamRecord},
         metrics::{Attempt, Outcome, RouteSlot},
+        usage::{Caller, Counts},
     },
 };
 
@@ -43,6 +44,17 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         in_flight.attempt(attempt(ctx, error));
     }
     in_flight.finish(&outcome);
+    let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream);
+    if let Some(counts) = Counts::of_request(ctx.weight, ctx.refused, status >= 500 || broken_off)
+        && let Some(tenant) = &ctx.tenant
+    {
+        let caller = Caller {
+            tenant: tenant.id().as_str(),
+            route: ctx.route().map_or("", |route| route.id.as_str()),
+            consumer: ctx.principal.as_deref().map_or("", Principal::id),
+        };
+        shared.usage.count(&caller, &Counts { bytes_in, bytes_out, ..counts });
+    }
 
     let share = ctx.policies().map_or(1.0, |policies| policies.log_sample);
     let logged = shared.access_log.samples(share, status);

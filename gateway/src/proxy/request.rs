@@ -130,6 +130,7 @@ async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Result
     {
         return Ok(Err(refusal));
     }
+    ctx.weight = Some(1);
     super::upstream_peer::choose_pool(session, ctx, route);
     Ok(Ok(Decision::Proxy))
 }

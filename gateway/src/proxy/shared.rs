@@ -26,6 +26,7 @@ use crate::{
         access_log::{AccessLog, AccessLogError},
         metrics::Metrics,
         trace::{TraceSettings, TraceSettingsError, Tracer, TracerError},
+        usage::{Usage, UsageError},
     },
     tenancy::{Live, Snapshot, compile::CompiledTenant},
     upstream::{
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) assertions: AssertionSigner,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access_log: AccessLog,
+    pub(crate) usage: Arc<Usage>,
     pub(crate) tracer: Tracer,
     pub(crate) node: Arc<NodeConfig>,
     pub(crate) development_certificate: Option<CertificateFiles>,
@@ -64,6 +66,8 @@ pub enum SharedError {
     UpstreamTls(#[from] UpstreamTlsError),
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
+    #[error(transparent)]
+    Usage(#[from] UsageError),
     #[error(transparent)]
     TraceSettings(#[from] TraceSettingsError),
     #[error(transparent)]
@@ -90,6 +94,7 @@ impl Shared {
             Some(settings) => Tracer::start(&settings, id, metrics.node.spans_dropped.clone())?,
             None => Tracer::off(),
         };
+        let usage = Usage::open(&node.usage, &node.state_dir, workers, metrics.node.usage.clone())?;
         let development_certificate =
             node.tls.development_certificate.then(|| tls::development_certificate(&node.state_dir)).transpose()?;
         Ok(Self {
@@ -100,6 +105,7 @@ impl Shared {
             assertions: AssertionSigner::open(&node.identity, &node.state_dir, Arc::new(SystemClock))?,
             access_log: AccessLog::open(&node.access_log, id, workers, dropped)?,
             metrics,
+            usage: Arc::new(usage),
             tracer,
             development_certificate,
             node: Arc::new(node),

@@ -8,4 +8,5 @@ pub mod metrics;
 pub mod names;
 pub mod request_id;
 pub mod trace;
+pub mod usage;
 mod worker;

@@ -85,6 +85,16 @@ metrics! {
         "Access-log lines that were not written, by reason.";
     SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []
         "Trace spans that the collector did not take.";
+    USAGE_WRITTEN = "seiketsu_usage_records_total" []
+        "Records of usage written.";
+    USAGE_LOST = "seiketsu_usage_records_lost_total" []
+        "Records of usage dropped before they were taken over, to make room for later ones.";
+    USAGE_WRITE_FAILURES = "seiketsu_usage_write_failures_total" []
+        "Attempts to write usage that failed; what was counted is kept in memory meanwhile.";
+    USAGE_BYTES = "seiketsu_usage_bytes" []
+        "Disk space that records of usage take.";
+    USAGE_OLDEST = "seiketsu_usage_oldest_timestamp_seconds" []
+        "Unix time of the oldest record of usage that was not taken over; 0 when all were.";
     BUILD_INFO = "seiketsu_build_info" ["version"]
         "Always 1; the version of the gateway is in the label.";
 

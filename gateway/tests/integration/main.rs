@@ -36,6 +36,7 @@ mod traps;
 mod upstream_answers;
 mod upstream_http2;
 mod upstreams;
+mod usage;
 mod validation;
 mod versions;
 mod websocket;

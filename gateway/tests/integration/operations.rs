@@ -354,7 +354,7 @@ fn quit_under_load_loses_nothing_over_tls() {
 }
 
 /// Starts a second process and has the first hand its sockets over.
-fn hand_over(gateway: &Gateway) -> Process {
+pub(crate) fn hand_over(gateway: &Gateway) -> Process {
     let folder = gateway.folder.path();
     let next = Gateway::spawn(folder, &["--upgrade"]);
     wait_for(&|| folder.join("state/upgrade.sock").exists().then_some(())).unwrap();
@@ -460,7 +460,7 @@ fn after_a_handover_only_the_new_process_answers_probes() {
     }
 }
 
-fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {
+pub(crate) fn wait_for_end(process: &mut Process) -> std::process::ExitStatus {
     let process = std::cell::RefCell::new(process);
     wait_for(&|| process.borrow_mut().0.try_wait().unwrap()).expect("the process ends")
 }

@@ -28,7 +28,7 @@ use self::{
 };
 pub use self::{
     labels::{Attempt, BreakerState, Ejection, Label, LogDrop, Reload, Stage},
-    node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection},
+    node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection, UsageMetrics},
     shard::{InFlight, Outcome, RouteSlot},
     tenants::{RouteTable, TenantMetrics},
 };

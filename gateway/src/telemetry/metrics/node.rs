@@ -79,6 +79,16 @@ impl Drop for OpenConnection {
     }
 }
 
+/// What becomes of records of usage.
+#[derive(Debug, Clone)]
+pub struct UsageMetrics {
+    pub written: IntCounter,
+    pub lost: IntCounter,
+    pub write_failures: IntCounter,
+    pub bytes: IntGauge,
+    pub oldest: IntGauge,
+}
+
 /// One field for each metric. Counting is one atomic addition.
 #[derive(Debug)]
 pub struct NodeMetrics {
@@ -91,6 +101,7 @@ pub struct NodeMetrics {
     pub breakers_open: IntGauge,
     pub access_log_dropped: Counters<LogDrop>,
     pub spans_dropped: IntCounter,
+    pub usage: UsageMetrics,
     config_reloads: Counters<Reload>,
     config_revision: IntGauge,
     config_last_success: Gauge,
@@ -116,6 +127,13 @@ impl NodeMetrics {
             breakers_open: gauge(registry, names::BREAKERS_OPEN)?,
             access_log_dropped: counters(registry, names::ACCESS_LOG_DROPPED)?,
             spans_dropped: counter(registry, names::SPANS_DROPPED)?,
+            usage: UsageMetrics {
+                written: counter(registry, names::USAGE_WRITTEN)?,
+                lost: counter(registry, names::USAGE_LOST)?,
+                write_failures: counter(registry, names::USAGE_WRITE_FAILURES)?,
+                bytes: gauge(registry, names::USAGE_BYTES)?,
+                oldest: gauge(registry, names::USAGE_OLDEST)?,
+            },
             config_reloads: counters(registry, names::CONFIG_RELOADS)?,
             config_revision: gauge(registry, names::CONFIG_REVISION)?,
             config_last_success: register(registry, Gauge::with_opts(opts(names::CONFIG_LAST_SUCCESS))?)?,

@@ -15,12 +15,16 @@
 //! | [`lease`] | the tokens at hand, in one atomic word |
 //! | [`coordinator`] | who keeps the accounts: this process, or Redis |
 //! | [`holdings`] | all leases of one tenant, or of one caller, and their exchange with the coordinator |
+//!
+//! Apart from all that, [`shedding`] protects the node itself: how many requests a worker has in flight
+//! before it refuses the less important ones.
 
 pub mod clock;
 pub mod coordinator;
 pub mod holdings;
 pub mod lease;
 pub mod ledger;
+pub mod shedding;
 pub mod terms;
 
 mod sync {

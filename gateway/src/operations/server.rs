@@ -197,7 +197,7 @@ mod tests {
         let state = OperationsState {
             readiness: readiness.clone(),
             config: config.clone(),
-            metrics: Arc::new(Metrics::new(1).unwrap()),
+            metrics: Arc::new(Metrics::new(1, [].into()).unwrap()),
             log_level: Arc::new(handle),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

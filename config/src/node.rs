@@ -167,7 +167,8 @@ pub struct Shedding {
     pub enabled: bool,
     /// Whatever is ready to go on waits in the worker for this long at least: that is overload.
     pub target_lag: Span,
-    /// So few requests in flight are never taken for the cause of overload. For one worker.
+    /// So few requests in flight are never taken for the cause of overload. For one worker. Lower it where
+    /// single requests cost much, by compression or transforms.
     pub min_limit: u32,
     /// The limit while there is no overload. For one worker.
     pub max_limit: u32,

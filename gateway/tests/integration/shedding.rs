@@ -1,22 +1,25 @@
 //! Load shedding: what one worker refuses when it is overloaded, and what never counts as load.
 
 use std::{
+    net::SocketAddr,
     ops::RangeInclusive,
-    sync::{
-        Arc, Condvar, Mutex,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
-    },
+    sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
+
 use crate::{
     fixtures::{Stub, comes_true, demo, let_pass, ok, open, tenants},
-    support::{Client, Gateway, Origin, Response, http2::Http2},
+    support::{
+        Gateway, Origin, Response,
+        http2::{Answer, Http2},
+    },
     websocket::{assert_echo, open_socket},
 };
 
 /// One worker with at most this many requests in flight, and a route of each priority.
-fn gateway(upstream: std::net::SocketAddr, limit: u32, more: &str) -> Gateway {
+fn gateway(upstream: SocketAddr, limit: u32, more: &str) -> Gateway {
     let route = |priority: &str| {
         let policies = "policies: { compression: {} }";
         format!(
@@ -32,129 +35,106 @@ fn get(gateway: &Gateway, path: &str) -> Response {
     gateway.ask("GET", path, "", "")
 }
 
-/// An upstream that lets requests for `…/held` wait until it is told otherwise.
-struct Holding {
-    stub: Stub,
-    door: Arc<(Mutex<bool>, Condvar)>,
-}
-
-impl Holding {
-    fn start() -> Self {
-        let door = Arc::new((Mutex::new(false), Condvar::new()));
-        let of_stub = door.clone();
-        let stub = Stub::start(move |seen| {
-            if seen.target().ends_with("/held") {
-                let (open, changed) = &*of_stub;
-                drop(changed.wait_while(open.lock().unwrap(), |open| !*open).unwrap());
-            }
-            ok("", b"served")
-        });
-        Self { stub, door }
-    }
-
-    /// Clients whose requests wait at the upstream.
-    fn hold(&self, gateway: &Gateway, path: &str, many: usize) -> Vec<Client> {
-        let before = self.stub.seen().len();
-        let ask = |_| {
-            let mut client = gateway.connect();
-            client.send(format!("GET {path} HTTP/1.1\r\nHost: acme.test\r\n\r\n").as_bytes());
-            client
-        };
-        let clients = (0..many).map(ask).collect();
-        assert!(comes_true(|| self.stub.seen().len() == before + many), "they were not let in");
-        clients
-    }
-
-    fn let_go(&self, clients: Vec<Client>) {
-        *self.door.0.lock().unwrap() = true;
-        self.door.1.notify_all();
-        for mut client in clients {
-            assert_eq!(client.receive().expect("an answer").status, 200);
+/// An upstream that takes its time for `…/held`: longer than a request is counted.
+fn slow() -> Stub {
+    Stub::start(|seen| {
+        if seen.target().ends_with("/held") {
+            let_pass(Duration::from_millis(500));
         }
-        *self.door.0.lock().unwrap() = false;
-    }
+        ok("", b"served")
+    })
 }
 
-/// Runs a scenario that must not take as long as a request is counted. A machine that is busy with something
-/// else gets further chances.
-fn swiftly<T>(scenario: impl Fn() -> T) -> T {
-    for _ in 0..10 {
-        let began = Instant::now();
-        let result = scenario();
-        if began.elapsed() < Duration::from_millis(1200) {
-            return result;
+/// Asks something while so many requests wait at the upstream and are counted. A machine that is busy with
+/// something else gets further chances.
+fn while_held<T>(gateway: &Gateway, upstream: &Stub, path: &str, many: usize, ask: impl Fn() -> T) -> T {
+    for _ in 0..20 {
+        let before = upstream.seen().len();
+        let (time, answer) = std::thread::scope(|scope| {
+            let began = Instant::now();
+            for _ in 0..many {
+                scope.spawn(|| assert_eq!(get(gateway, path).status, 200));
+            }
+            assert!(comes_true(|| upstream.seen().len() == before + many), "they were not let in");
+            let answer = ask();
+            (began.elapsed(), answer)
+        });
+        if time < Duration::from_millis(150) {
+            return answer;
         }
     }
     panic!("this machine is too slow");
 }
 
-fn assert_shed(answer: &Response, wait: RangeInclusive<u64>) {
-    assert_eq!((answer.status, answer.problem().as_str()), (503, "temporary-reduced-capacity"), "{answer:?}");
-    let problem = answer.json();
-    assert_eq!(problem["type"], "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity");
+const OVERLOADED: &str = "temporary-reduced-capacity";
+
+fn assert_shed(answer: &Answer, wait: &RangeInclusive<u64>) {
+    assert_eq!((answer.status, answer.header("content-type")), (503, Some("application/problem+json")), "{answer:?}");
+    let problem: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(problem["type"], format!("https://iana.org/assignments/http-problem-types#{OVERLOADED}"));
     assert_eq!(problem["instance"], answer.header("x-request-id").unwrap());
     assert_eq!(answer.header("cache-control"), Some("no-store"));
     let retry_after: u64 = answer.header("retry-after").unwrap().parse().unwrap();
     assert!(wait.contains(&retry_after), "{retry_after}");
 }
 
-#[test]
-fn low_priority_is_shed_first_and_critical_last() {
-    let upstream = Holding::start();
-    let gateway = gateway(upstream.stub.address, 20, "");
-    let shed = |priority: &str| gateway.metric(&format!("seiketsu_shed_requests_total{{priority=\"{priority}\"}}"));
-    let answers = swiftly(|| {
-        let ask = || ["/low/a", "/normal/a", "/critical/a"].map(|path| get(&gateway, path));
-        // 60, 85 and 100 percent of the limit.
-        let mut held = upstream.hold(&gateway, "/normal/held", 11);
-        let mut answers = vec![ask()];
-        for more in [1, 5, 3] {
-            held.extend(upstream.hold(&gateway, "/critical/held", more));
-            answers.push(ask());
+#[tokio::test(flavor = "multi_thread")]
+async fn low_priority_is_shed_first_and_critical_last() {
+    let upstream = slow();
+    let gateway = gateway(upstream.address, 20, "");
+    let client = Http2::plain(&gateway).await;
+    // Low priority may fill half of the limit, normal four fifths.
+    let requests = [("normal", 9), ("low", 2), ("normal", 7), ("critical", 5)];
+    let requests = requests.iter().flat_map(|(priority, many)| std::iter::repeat_n(format!("/{priority}/held"), *many));
+    let requests: Vec<_> = requests.collect();
+    let (mut answers, mut refused) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        answers = join_all(requests.iter().map(|path| client.get("acme.test", path))).await;
+        refused = (0..answers.len()).filter(|at| answers[*at].status != 200).collect();
+        // A machine that is busy with something else lets the first grow old before the last is there.
+        if refused.len() == 3 {
+            break;
         }
-        upstream.let_go(held);
-        answers
-    });
-    let statuses: Vec<_> = answers.iter().map(|answers| answers.clone().map(|answer| answer.status)).collect();
-    assert_eq!(statuses, [[200, 200, 200], [503, 200, 200], [503, 503, 200], [503, 503, 503]]);
-    let [low, normal, critical] = &answers[3];
-    assert_shed(low, 4..=12);
-    assert_shed(normal, 2..=6);
-    assert_shed(critical, 1..=3);
-    assert!(shed("low") > 2.5 && shed("normal") > 1.5 && shed("critical") > 0.5, "{}", gateway.metrics());
-    assert!(gateway.metric("seiketsu_refusals_total{tenant=\"acme\",reason=\"temporary-reduced-capacity\"}") > 5.5);
-    let line = format!("\"request_id\":\"{}\"", low.header("x-request-id").unwrap());
+    }
+    assert_eq!(refused, [10, 17, 22]);
+    for (at, wait) in [(10, 4..=12), (17, 2..=6), (22, 1..=3)] {
+        assert_shed(&answers[at], &wait);
+    }
+    for priority in ["low", "normal", "critical"] {
+        let shed = gateway.metric(&format!("seiketsu_shed_requests_total{{priority=\"{priority}\"}}"));
+        assert!(shed > 0.5, "{priority}: {}", gateway.metrics());
+    }
+    assert!(gateway.metric("seiketsu_refusals_total{tenant=\"acme\",reason=\"temporary-reduced-capacity\"}") > 2.5);
+    let id = answers[10].header("x-request-id").unwrap();
     assert!(comes_true(|| {
         let log = gateway.access_log();
-        let line = log.lines().find(|log| log.replace(": ", ":").contains(&line)).map(str::to_owned);
+        let line = log.lines().find(|line| line.contains(id));
         line.is_some_and(|line| line.contains("temporary-reduced-capacity") && line.contains("\"low\""))
     }));
-    // Once they are served there is room again for all.
-    assert!(comes_true(|| get(&gateway, "/low/a").status == 200));
+    // Once they are served there is room again for all, and nothing is left behind.
+    assert_eq!(client.get("acme.test", "/low/a").await.status, 200);
     let in_flight =
         |priority| gateway.metric(&format!("seiketsu_shedding_requests_in_flight{{priority=\"{priority}\"}}"));
     assert!(comes_true(|| ["low", "normal", "critical"].map(in_flight).iter().sum::<f64>() < 0.5));
 }
 
 #[test]
-fn shedding_costs_the_client_no_connection_and_is_told_to_grpc_in_its_own_way() {
-    let upstream = Holding::start();
-    let gateway = gateway(upstream.stub.address, 4, "");
-    let (shed, grpc, operations) = swiftly(|| {
-        let held = upstream.hold(&gateway, "/critical/held", 4);
+fn shedding_costs_no_connection_and_is_told_to_grpc_in_its_own_way() {
+    let upstream = slow();
+    let gateway = gateway(upstream.address, 4, "");
+    let (shed, grpc, nowhere, operations) = while_held(&gateway, &upstream, "/critical/held", 4, || {
         let mut client = gateway.connect();
-        let shed: Vec<_> =
-            (0..2).map(|_| client.request("GET /normal/a HTTP/1.1\r\nHost: acme.test\r\n\r\n")).collect();
+        let shed = [(); 2].map(|()| client.request("GET /normal/a HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
         let grpc = gateway.ask("POST", "/normal/Echo", "Content-Type: application/grpc\r\n", "");
+        let nowhere = get(&gateway, "/nowhere").status;
         let operations = ["/livez", "/readyz", "/metrics"].map(|path| gateway.operations(path).status);
-        upstream.let_go(held);
-        (shed, grpc, operations)
+        (shed, grpc, nowhere, operations)
     });
-    shed.iter().for_each(|answer| assert_shed(answer, 2..=6));
+    assert_eq!(shed.map(|answer| (answer.status, answer.problem())), [(); 2].map(|()| (503, OVERLOADED.to_owned())));
     assert_eq!((grpc.status, grpc.header("grpc-status")), (200, Some("14")), "{grpc:?}");
     assert_eq!(grpc.header("content-type"), Some("application/grpc"));
-    assert!(grpc.header("retry-after").is_some() && grpc.body.is_empty());
-    assert_eq!(operations, [200; 3]);
+    assert!(grpc.header("retry-after").is_some() && grpc.body.is_empty(), "{grpc:?}");
+    assert_eq!((nowhere, operations), (404, [200; 3]));
 }
 
 #[test]
@@ -181,14 +161,20 @@ fn websockets_and_event_streams_take_no_place() {
 
 #[test]
 fn who_waits_for_long_takes_no_place() {
-    let upstream = Holding::start();
-    let gateway = gateway(upstream.stub.address, 4, "");
-    let held = upstream.hold(&gateway, "/normal/held", 3);
-    assert!(comes_true(|| get(&gateway, "/normal/a").status == 200));
-    let next = upstream.hold(&gateway, "/normal/held", 3);
-    assert!(comes_true(|| get(&gateway, "/normal/a").status == 200));
-    assert!(gateway.metric("seiketsu_shedding_requests_in_flight{priority=\"normal\"}") > 5.5);
-    upstream.let_go([held, next].into_iter().flatten().collect());
+    let upstream = Stub::start(|seen| {
+        let_pass(Duration::from_millis(if seen.target().ends_with("/held") { 3000 } else { 0 }));
+        ok("", b"served")
+    });
+    let gateway = gateway(upstream.address, 4, "");
+    let waiting = || gateway.metric("seiketsu_shedding_requests_in_flight{priority=\"normal\"}") > 2.5;
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| assert_eq!(get(&gateway, "/normal/held").status, 200));
+        }
+        assert!(comes_true(|| upstream.seen().len() == 3));
+        assert!(comes_true(|| get(&gateway, "/normal/a").status == 200) && waiting());
+    });
+    assert!(!waiting());
 }
 
 /// Each answer of these costs the worker some milliseconds, since it is compressed.
@@ -232,7 +218,7 @@ async fn a_healthy_node_sheds_nothing() {
     let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", &open("")));
     for _ in 0..4 {
         let client = Http2::plain(&gateway).await;
-        let answers = futures::future::join_all((0..64).map(|_| client.get("acme.test", "/v1/delay/50"))).await;
+        let answers = join_all((0..64).map(|_| client.get("acme.test", "/v1/delay/50"))).await;
         assert!(answers.iter().all(|answer| answer.status == 200));
     }
     assert!(gateway.metrics().contains("seiketsu_shed_requests_total{priority=\"normal\"} 0\n"));
@@ -241,11 +227,8 @@ async fn a_healthy_node_sheds_nothing() {
 
 #[test]
 fn it_can_be_switched_off() {
-    let upstream = Holding::start();
-    let gateway = gateway(upstream.stub.address, 2, ", enabled: false");
-    let held = upstream.hold(&gateway, "/low/held", 8);
-    assert_eq!(get(&gateway, "/low/a").status, 200);
+    let upstream = slow();
+    let gateway = gateway(upstream.address, 2, ", enabled: false");
+    assert_eq!(while_held(&gateway, &upstream, "/low/held", 8, || get(&gateway, "/low/a").status), 200);
     assert!(!gateway.metrics().contains("seiketsu_shed"));
-    let_pass(Duration::from_millis(50));
-    upstream.let_go(held);
 }

@@ -9,7 +9,10 @@ use super::family::Family;
 use crate::telemetry::names;
 
 /// Nothing where load shedding is off.
-pub(super) fn families(shedders: &[Arc<Shedder>]) -> impl Iterator<Item = MetricFamily> + use<> {
+pub(super) fn families(shedders: &[Arc<Shedder>]) -> Vec<MetricFamily> {
+    if shedders.is_empty() {
+        return Vec::new();
+    }
     let mut lag = Family::gauge(names::WORKER_LAG);
     let mut limit = Family::gauge(names::SHEDDING_LIMIT);
     let mut in_flight = Family::gauge(names::SHEDDING_IN_FLIGHT);
@@ -19,11 +22,10 @@ pub(super) fn families(shedders: &[Arc<Shedder>]) -> impl Iterator<Item = Metric
         lag.add(&[&worker], shedder.lag().as_secs_f64());
         limit.add(&[&worker], shedder.limit().into());
     }
-    for priority in Priority::ALL.into_iter().filter(|_| !shedders.is_empty()) {
-        let of_all =
-            |value: fn(&Shedder, Priority) -> f64| shedders.iter().map(|shedder| value(shedder, priority)).sum();
-        in_flight.add(&[priority.name()], of_all(|shedder, priority| shedder.in_flight(priority).into()));
-        shed.add(&[priority.name()], of_all(|shedder, priority| shedder.shed(priority) as f64));
+    for priority in Priority::ALL {
+        let labels = [priority.name()];
+        in_flight.add(&labels, shedders.iter().map(|shedder| f64::from(shedder.in_flight(priority))).sum());
+        shed.add(&labels, shedders.iter().map(|shedder| shedder.shed(priority) as f64).sum());
     }
-    [lag, limit, in_flight, shed].into_iter().filter_map(Family::finish)
+    [lag, limit, in_flight, shed].into_iter().filter_map(Family::finish).collect()
 }

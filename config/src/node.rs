@@ -30,6 +30,7 @@ pub struct NodeConfig {
     /// Worker threads; 0: one per core.
     pub threads: usize,
     pub protection: Protection,
+    pub shedding: Shedding,
     pub forwarding: Forwarding,
     pub egress: Egress,
     pub dns: Dns,
@@ -54,6 +55,7 @@ impl Default for NodeConfig {
             state_dir: PathBuf::from("var"),
             threads: 0,
             protection: Protection::default(),
+            shedding: Shedding::default(),
             forwarding: Forwarding::default(),
             egress: Egress::default(),
             dns: Dns::default(),
@@ -157,6 +159,28 @@ impl Default for Protection {
             h2_streams: 128,
             h2_resets: 200,
         }
+    }
+}
+
+/// What a worker thread that is overloaded refuses with 503, routes of low `priority` first. Each worker finds
+/// by itself how many requests it can have in flight. Those that are slow, since they wait for an upstream or
+/// a client, are not counted after a fifth of a second, and neither are WebSockets and event streams.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shedding {
+    pub enabled: bool,
+    /// Whatever is ready to go on waits in the worker for this long at least: that is overload.
+    pub target_lag: Span,
+    /// So few requests in flight are never taken for the cause of overload. For one worker. Lower it where
+    /// single requests cost much, by compression or transforms.
+    pub min_limit: u32,
+    /// The limit while there is no overload. For one worker.
+    pub max_limit: u32,
+}
+
+impl Default for Shedding {
+    fn default() -> Self {
+        Self { enabled: true, target_lag: Span::from_millis(20), min_limit: 100, max_limit: 50_000 }
     }
 }
 

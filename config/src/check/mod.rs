@@ -589,6 +589,9 @@ mod tests {
             (json!({ "protection": { "h2_streams": 0 } }), "protection.h2_streams", "zero"),
             (json!({ "protection": { "max_head": "100" } }), "protection.max_head", "bad_form"),
             (json!({ "usage": { "retain": "1KiB" } }), "usage.retain", "bad_form"),
+            (json!({ "shedding": { "target_lag": "2ms" } }), "shedding.target_lag", "bad_form"),
+            (json!({ "shedding": { "min_limit": 0 } }), "shedding.min_limit", "zero"),
+            (json!({ "shedding": { "max_limit": 99 } }), "shedding.min_limit", "reversed"),
         ] {
             let found = node(&serde_json::from_value(document.clone()).unwrap());
             let found: Vec<_> = found.iter().map(|problem| (problem.path.to_string(), problem.rule.code())).collect();

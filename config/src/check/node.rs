@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 
 use super::{Findings, Rule, policies::networks};
-use crate::{node::NodeConfig, path::At, values::ByteSize};
+use crate::{
+    node::{NodeConfig, Shedding},
+    path::At,
+    values::{ByteSize, Span},
+};
 
 /// More threads than this are a slip of the hand.
 const MOST_THREADS: usize = 1024;
@@ -15,6 +19,8 @@ const LEAST_HEAD: ByteSize = ByteSize::new(1024);
 
 /// Less than this and the usage of a busy second does not fit.
 const LEAST_USAGE: ByteSize = ByteSize::new(64 << 10);
+/// Timers are no more exact than a millisecond, and a system that is busy with something else is late as well.
+const LEAST_LAG: Span = Span::from_millis(5);
 
 pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
     let root = At::ROOT;
@@ -22,6 +28,7 @@ pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
     let forwarding = root.key("forwarding");
     trusted(forwarding.key("trusted_proxies"), &config.forwarding.trusted_proxies, "X-Forwarded-For", findings);
     protection(root.key("protection"), config, findings);
+    shedding(root.key("shedding"), &config.shedding, findings);
     if config.zone.is_some() && config.region.is_none() {
         findings.add_without_value(root.key("zone"), Rule::ZoneWithoutRegion);
     }
@@ -134,5 +141,26 @@ fn protection(at: At<'_>, config: &NodeConfig, findings: &mut Findings) {
             form: "1KiB at least; 32KiB is usual",
         };
         findings.add(at.key("max_head"), protection.max_head, rule);
+    }
+}
+
+fn shedding(at: At<'_>, shedding: &Shedding, findings: &mut Findings) {
+    if shedding.target_lag < LEAST_LAG {
+        let rule =
+            Rule::BadForm { what: "a lag that only an overloaded worker has", form: "5ms at least; 20ms is usual" };
+        findings.add(at.key("target_lag"), shedding.target_lag, rule);
+    }
+    if shedding.min_limit == 0 {
+        let rule = Rule::Zero { what: "the number of requests that are always served", least: "at least 1" };
+        findings.add(at.key("min_limit"), shedding.min_limit, rule);
+    }
+    if shedding.min_limit > shedding.max_limit {
+        let rule = Rule::Reversed {
+            low: "min_limit",
+            low_value: shedding.min_limit.to_string(),
+            high: "max_limit",
+            high_value: shedding.max_limit.to_string(),
+        };
+        findings.add(at.key("min_limit"), shedding.min_limit, rule);
     }
 }

@@ -401,7 +401,7 @@ tenants:
     fn an_error_reads_as_a_sentence_with_its_fix() {
         assert_eq!(
             fault("upstream: shared\n", "upsteam: shared\n").to_string(),
-            "conf/tenants.yaml:26:9: tenants[0].routes[0].upsteam (tenant acme, route users): the key \"upsteam\" is not known here\n    fix: did you mean upstream? the keys here are id, match, upstream, canary, mirror, policies"
+            "conf/tenants.yaml:26:9: tenants[0].routes[0].upsteam (tenant acme, route users): the key \"upsteam\" is not known here\n    fix: did you mean upstream? the keys here are id, match, upstream, priority, canary, mirror, policies"
         );
         assert_eq!(
             fault("upstream: shared\n", "upstream: shred\n").to_string(),

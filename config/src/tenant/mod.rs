@@ -19,7 +19,7 @@ pub use self::{
     api_key::{ApiKey, KeyHash, KeySource},
     condition::{HeaderCondition, QueryCondition, TextTest},
     credentials::{ApiKeyPlacement, CertificateIdentity, Consumer, JwksSource, JwtAlgorithm, JwtIssuer},
-    route::{Canary, CookieIs, HeaderIs, Mirror, Route, RouteMatch, Version, VersionSource, Versions},
+    route::{Canary, CookieIs, HeaderIs, Mirror, Priority, Route, RouteMatch, Version, VersionSource, Versions},
     upstream::{
         Balance, Breaker, Endpoint, HashKey, HealthCheck, HostHeader, Outliers, Probe, Upstream, UpstreamProtocol,
         UpstreamTls,

@@ -61,12 +61,34 @@ pub struct Route {
     pub id: Id,
     pub r#match: RouteMatch,
     pub upstream: Id,
+    /// Which requests a node refuses first when it is overloaded.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mirror: Option<Mirror>,
     #[serde(default = "no_policies", skip_serializing_if = "is_no_policies")]
     pub policies: Arc<Policies>,
+}
+
+/// How important a route is to those who run the gateway.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Refused last.
+    Critical,
+    #[default]
+    Normal,
+    /// Refused first.
+    Low,
+}
+
+impl Priority {
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_normal(&self) -> bool {
+        *self == Self::Normal
+    }
 }
 
 /// All conditions must hold. Of several routes that match, the one with the more specific path wins

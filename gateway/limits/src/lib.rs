@@ -21,6 +21,9 @@
 //! | [`fields`] | what clients are told: `RateLimit`, `Retry-After` |
 //! | [`journal`] | what is still known of quotas when the process has been killed |
 //! | [`oracle`] | what one exact bucket would have done, to judge by |
+//!
+//! Apart from all that, [`shedding`] protects the node itself: how many requests a worker has in flight
+//! before it refuses the less important ones.
 
 pub mod admission;
 pub mod calendar;
@@ -34,6 +37,7 @@ pub mod ledger;
 pub mod node;
 pub mod oracle;
 pub mod registry;
+pub mod shedding;
 pub mod terms;
 
 mod sync {

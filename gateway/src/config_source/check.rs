@@ -34,7 +34,7 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let identity = Arc::new(proxy::identity(&outbound));
     let upstreams = UpstreamRegistry::new(node, resolver, roots, runtime.handle().clone());
-    let metrics = Metrics::new(worker_count(node)).map_err(|error| refused(&error))?;
+    let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
     let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
     let tls = LiveTls::new(&live).map_err(|error| refused(&error))?;
     let compiler = FileCompiler {

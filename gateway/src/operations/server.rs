@@ -200,7 +200,7 @@ mod tests {
     fn node() -> Node {
         let (config, readiness) = (Arc::new(Config::default()), Arc::new(Readiness::default()));
         let (log, handle) = reload::Layer::new(EnvFilter::new("info"));
-        let metrics = Arc::new(Metrics::new(1).unwrap());
+        let metrics = Arc::new(Metrics::new(1, [].into()).unwrap());
         let folder = tempfile::tempdir().unwrap();
         let usage = Usage::open(&UsageLog::default(), folder.path(), 1, metrics.node.usage.clone()).unwrap();
         let usage = Arc::new(usage);

@@ -12,7 +12,7 @@
 //! 2. [`request_limits`]: is the head within bounds, the method allowed?
 //! 3. [`versioning`]: which version of the API is meant? (Routes match by version, so before routing.)
 //! 4. [`cors`]: a preflight is answered here, before authentication, since browsers send none with it.
-//! 5. Authentication, limits and quotas, which live elsewhere.
+//! 5. Load shedding, authentication, limits and quotas, which live elsewhere.
 //! 6. [`validation`]: does the request conform to what was published? It sees what the client sent.
 //! 7. [`transform`], [`headers`], [`body_transform`]: what the upstream receives.
 //!

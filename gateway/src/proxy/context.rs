@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
 use seiketsu_identity::principal::Principal;
+use seiketsu_limits::shedding;
 
 use crate::{
     policy::{Refusal, compression::Encoder, request_limits::BodyCounter},
@@ -42,6 +43,8 @@ pub(crate) struct RequestContext {
     pub(crate) version: Option<usize>,
     /// The request, as far as its tenant's metrics are concerned.
     pub(crate) in_flight: Option<InFlight>,
+    /// The request's place among those that its worker serves, as long as it is one of those that keep it busy.
+    pub(crate) admitted: Option<shedding::Permit>,
     pub(crate) principal: Option<Arc<Principal>>,
     /// What the request weighs, once it has passed all checks.
     pub(crate) weight: Option<u64>,
@@ -112,6 +115,7 @@ impl RequestContext {
             route: None,
             version: None,
             in_flight: None,
+            admitted: None,
             principal: None,
             weight: None,
             grpc: false,

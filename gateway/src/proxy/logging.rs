@@ -20,6 +20,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     }
     ctx.exchange.attempt = None;
     ctx.exchange.permit = None;
+    ctx.admitted = None;
     let duration = ctx.started.elapsed();
     let status = session.response_written().map_or(0, |response| response.status.as_u16());
     let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use seiketsu_limits::shedding::Shedder;
 
 pub(crate) use self::context::RequestContext;
 pub(crate) use self::parts::{change_request, change_response};
@@ -32,12 +33,14 @@ use crate::upstream::joining::Joining;
 /// What Pingora calls. One per worker; all share the same state.
 pub(crate) struct Gateway {
     shared: Arc<Shared>,
+    /// None where load shedding is off.
+    shedder: Option<Arc<Shedder>>,
     joining: Joining,
 }
 
 impl Gateway {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, joining: Joining::default() }
+    pub(crate) fn new(shared: Arc<Shared>, shedder: Option<Arc<Shedder>>) -> Self {
+        Self { shared, shedder, joining: Joining::default() }
     }
 }
 
@@ -60,7 +63,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Box<RequestContext>) -> Result<bool> {
-        request::filter(&self.shared, session, ctx).await
+        request::filter(&self.shared, self.shedder.as_ref(), session, ctx).await
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<RequestContext>) -> Result<bool> {

@@ -1,11 +1,14 @@
 //! Which tenant and route a request is for, who is calling, and whether it may go on.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_config::policy::ValidationMode;
 use seiketsu_identity::{assertion::JWKS_PATH, failure::AuthFailure};
+use seiketsu_limits::shedding::{Shed, Shedder};
 
 use super::{RequestContext, Shared, context::RequestBody};
 use crate::{
@@ -30,8 +33,13 @@ enum Decision {
 }
 
 /// `true`: the request was answered here.
-pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<bool> {
-    let decision = match decide(shared, session, ctx) {
+pub(super) async fn filter(
+    shared: &Shared,
+    shedder: Option<&Arc<Shedder>>,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+) -> Result<bool> {
+    let decision = match decide(shared, shedder, session, ctx) {
         Ok(Decision::Proxy) => admit(session, ctx).await?,
         other => other,
     };
@@ -50,7 +58,12 @@ pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut Req
 }
 
 /// Everything that can be decided from the head alone, without waiting.
-fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Decision, Refusal> {
+fn decide(
+    shared: &Shared,
+    shedder: Option<&Arc<Shedder>>,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+) -> Result<Decision, Refusal> {
     find_tenant(shared, session, ctx)?;
     // In HTTP/1 they were counted before anything was parsed.
     if session.req_header().headers.len() > usize::from(shared.node.protection.max_header_fields) {
@@ -111,6 +124,10 @@ fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> R
         }
     }
     route.policies.request.check(request)?;
+    // What was answered or refused so far cost no more than to be shed; what comes now does.
+    if let Some(shedder) = shedder {
+        ctx.admitted = Some(shedder.admit(route.priority).map_err(overloaded)?);
+    }
     ctx.request_body = RequestBody { counter: Some(route.policies.request.body_counter()), ..RequestBody::default() };
     Ok(Decision::Proxy)
 }
@@ -254,6 +271,11 @@ fn unauthenticated(failure: &AuthFailure) -> Refusal {
         refusal.headers.push((header::WWW_AUTHENTICATE, challenge.clone()));
     }
     refusal
+}
+
+fn overloaded(shed: Shed) -> Refusal {
+    let refusal = Refusal::new(ProblemKind::Overloaded, "The gateway is handling as many requests as it can.");
+    refusal.with_header(header::RETRY_AFTER, HeaderValue::from(shed.retry_after.as_secs()))
 }
 
 fn method_not_allowed(methods: &[Method]) -> Refusal {

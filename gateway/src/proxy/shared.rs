@@ -6,7 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::Full;
 use ipnet::IpNet;
-use seiketsu_config::{node::NodeConfig, tenant::CertificateFiles};
+use seiketsu_config::{
+    node::{NodeConfig, Shedding},
+    tenant::CertificateFiles,
+};
 use seiketsu_identity::{
     assertion::AssertionSigner,
     clock::SystemClock,
@@ -14,6 +17,7 @@ use seiketsu_identity::{
     signing_key::SigningKeyError,
     state::IdentityState,
 };
+use seiketsu_limits::shedding::{Settings as SheddingSettings, Shedder};
 use tokio::runtime::Handle;
 use url::Url;
 
@@ -48,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) identity: Arc<IdentityState>,
     pub(crate) assertions: AssertionSigner,
     pub(crate) metrics: Arc<Metrics>,
+    /// One for each worker; none where load shedding is off.
+    pub(crate) shedders: Arc<[Arc<Shedder>]>,
     pub(crate) access_log: AccessLog,
     pub(crate) usage: Arc<Usage>,
     pub(crate) tracer: Tracer,
@@ -84,7 +90,8 @@ impl Shared {
     /// Builds the state of a node. Background work runs on `runtime`.
     pub(crate) fn new(node: NodeConfig, runtime: &Handle) -> Result<Self, SharedError> {
         let workers = worker_count(&node);
-        let metrics = Arc::new(Metrics::new(workers)?);
+        let shedders = shedders(&node.shedding, workers);
+        let metrics = Arc::new(Metrics::new(workers, shedders.clone())?);
         let resolver = Resolver::new(&node.dns, (&node.egress).into(), runtime.clone())?;
         let roots = SystemRoots::default();
         let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.clone())?;
@@ -106,6 +113,7 @@ impl Shared {
             access_log: AccessLog::open(&node.access_log, id, workers, dropped)?,
             metrics,
             usage: Arc::new(usage),
+            shedders,
             tracer,
             development_certificate,
             node: Arc::new(node),
@@ -116,6 +124,16 @@ impl Shared {
         let trusted: &[IpNet] = &self.node.forwarding.trusted_proxies;
         trusted.iter().any(|network| network.contains(&address))
     }
+}
+
+fn shedders(shedding: &Shedding, workers: usize) -> Arc<[Arc<Shedder>]> {
+    let settings = SheddingSettings {
+        target_lag: shedding.target_lag.get(),
+        min_limit: shedding.min_limit,
+        max_limit: shedding.max_limit,
+    };
+    let workers = if shedding.enabled { workers } else { 0 };
+    (0..workers).map(|_| Arc::new(Shedder::new(settings))).collect()
 }
 
 /// What identity keeps over changes of configuration.

@@ -54,6 +54,8 @@ pub(super) fn filter(
                 .get(header::CONTENT_TYPE)
                 .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         if quiet {
+            // It may go on for hours and costs little.
+            ctx.admitted = None;
             peer.watch.disarm();
         } else {
             peer.watch.arm(route.policies.timeouts.idle.get(), now);

@@ -111,8 +111,10 @@ impl Server {
         }
         let mut workers = Vec::with_capacity(count);
         for (index, share) in shares.into_iter().enumerate() {
+            let shedder = shared.shedders.get(index).cloned();
             let worker = Arc::new(Worker {
-                proxy: Arc::new(http_proxy(&conf, Gateway::new(shared.clone()))),
+                proxy: Arc::new(http_proxy(&conf, Gateway::new(shared.clone(), shedder.clone()))),
+                shedder,
                 protection: Protection::new(node),
                 tls: tls.clone(),
                 metrics: shared.metrics.connections(),

@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use seiketsu_config::node::NodeConfig;
+use seiketsu_limits::shedding::{self, Shedder};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{
@@ -35,6 +36,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What every connection of a worker needs.
 pub(super) struct Worker {
     pub(super) proxy: Arc<HttpProxy<Gateway>>,
+    /// None where load shedding is off.
+    pub(super) shedder: Option<Arc<Shedder>>,
     pub(super) protection: Protection,
     pub(super) tls: Arc<LiveTls>,
     pub(super) metrics: ConnectionMetrics,
@@ -110,6 +113,9 @@ pub(super) async fn run(
     drain_timeout: Duration,
 ) -> io::Result<()> {
     let active = Arc::new(Active::default());
+    if let Some(shedder) = &worker.shedder {
+        tokio::spawn(shedding::Watch::new(shedder.clone()).run());
+    }
     for listener in listeners {
         let tls = listener.endpoint.tls;
         let socket = TcpListener::from_std(listener.socket)?;

@@ -71,6 +71,14 @@ metrics! {
         "State changes of circuit breakers, by new state.";
     BREAKERS_OPEN = "seiketsu_breakers_open" []
         "Circuit breakers that are open now.";
+    WORKER_LAG = "seiketsu_worker_lag_seconds" ["worker"]
+        "For how long a task that is ready waits for its turn at least, by worker; load shedding goes by it.";
+    SHEDDING_LIMIT = "seiketsu_shedding_limit" ["worker"]
+        "Requests that a worker may have in flight before it sheds even critical ones.";
+    SHEDDING_IN_FLIGHT = "seiketsu_shedding_requests_in_flight" ["priority"]
+        "Requests being served, by priority of the route; without WebSockets and streams that have begun.";
+    SHED = "seiketsu_shed_requests_total" ["priority"]
+        "Requests refused because their worker was overloaded, by priority of the route.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
         "Configurations read, by result.";
     CONFIG_REVISION = "seiketsu_config_revision" []

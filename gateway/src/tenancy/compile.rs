@@ -8,7 +8,7 @@ use seiketsu_config::{
     layers::Effective,
     load,
     policy::{self, Auth, JsonDocument, Retries, Timeouts},
-    tenant::{Canary, Mirror, Route, Tenant},
+    tenant::{self, Canary, Mirror, Route, Tenant},
     values::{Id, PathPattern},
 };
 use seiketsu_identity::{
@@ -16,6 +16,7 @@ use seiketsu_identity::{
     authenticate::{self, TenantAuth},
     state::IdentityState,
 };
+use seiketsu_limits::shedding::Priority;
 
 use super::{
     router::Router,
@@ -66,6 +67,7 @@ pub struct CompiledTenant {
 pub struct CompiledRoute {
     pub(crate) id: Id,
     pub(crate) pattern: PathPattern,
+    pub(crate) priority: Priority,
     pub(crate) pool: Arc<UpstreamPool>,
     pub(crate) audience: Audience,
     pub(crate) canary: Option<CompiledCanary>,
@@ -245,6 +247,11 @@ impl<'a> Compiler<'a> {
         Ok(CompiledRoute {
             id: route.id.clone(),
             pattern: route.r#match.path.clone(),
+            priority: match route.priority {
+                tenant::Priority::Critical => Priority::Critical,
+                tenant::Priority::Normal => Priority::Normal,
+                tenant::Priority::Low => Priority::Low,
+            },
             pool: pool(&route.upstream)?,
             audience: Audience::new(route.upstream.as_str()),
             canary: route

@@ -27,6 +27,7 @@ mod operations;
 mod policies;
 mod proxy_protocol;
 mod proxying;
+mod shedding;
 mod streaming;
 mod support;
 mod tenant_folder;

@@ -104,10 +104,11 @@ impl Gateway {
 
     /// In a folder where its tenants are already, in this file or folder.
     pub fn start_in(folder: tempfile::TempDir, tenants: &str, listeners: &str, node: &str) -> Self {
+        let threads = if node.contains("threads: ") { "" } else { "threads: 2\n" };
         let node = format!(
             "id: test\n\
              listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0'{listeners} }}\n\
-             tls: {{ development_certificate: true }}\ntenants: {tenants}\nstate_dir: state\nthreads: 2\n\
+             tls: {{ development_certificate: true }}\ntenants: {tenants}\nstate_dir: state\n{threads}\
              egress: {{ allow_loopback: true }}\naccess_log: {{ output: {{ file: access.log }} }}\n{node}"
         );
         fs::write(folder.path().join("node.yaml"), node).unwrap();

@@ -213,7 +213,7 @@ pub(super) mod tests {
     use crate::telemetry::metrics::Metrics;
 
     fn metrics() -> Metrics {
-        Metrics::new(1).unwrap()
+        Metrics::new(1, [].into()).unwrap()
     }
 
     fn to_file(path: &std::path::Path, metrics: &Metrics) -> AccessLog {

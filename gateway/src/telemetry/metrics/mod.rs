@@ -10,6 +10,7 @@ mod labels;
 mod node;
 mod process;
 mod shard;
+mod shedding;
 mod tenants;
 
 use std::{
@@ -19,6 +20,7 @@ use std::{
 };
 
 use prometheus::{Registry, TextEncoder, proto::MetricFamily};
+use seiketsu_limits::shedding::Shedder;
 
 use self::{
     family::Family,
@@ -44,6 +46,7 @@ pub struct Metrics {
     pub node: NodeMetrics,
     registry: Registry,
     tenants: Tenants,
+    shedders: Arc<[Arc<Shedder>]>,
     started: SystemTime,
 }
 
@@ -54,11 +57,13 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// `workers`: how many threads will serve requests. Fails only if two metrics have one name.
-    pub fn new(workers: usize) -> Result<Self, prometheus::Error> {
+    /// `workers`: how many threads will serve requests; `shedders`: theirs, if they shed load. Fails only if two
+    /// metrics have one name.
+    pub fn new(workers: usize, shedders: Arc<[Arc<Shedder>]>) -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let node = NodeMetrics::new(&registry)?;
-        Ok(Self { node, registry, tenants: Tenants::new(workers, Instant::now()), started: SystemTime::now() })
+        let tenants = Tenants::new(workers, Instant::now());
+        Ok(Self { node, registry, tenants, shedders, started: SystemTime::now() })
     }
 
     /// The counters of a tenant, the same for the same id over all configurations. Called when a
@@ -86,6 +91,7 @@ impl Metrics {
     pub fn render(&self) -> String {
         let mut families = self.registry.gather();
         families.extend(tenant_families(&self.tenants.collect(Instant::now())));
+        families.extend(shedding::families(&self.shedders));
         families.extend(process::families(self.started));
         let mut build = Family::gauge(names::BUILD_INFO);
         build.add(&[env!("CARGO_PKG_VERSION")], 1.0);
@@ -172,7 +178,18 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{collections::HashMap, time::Duration};
 
+    use seiketsu_limits::shedding::{Priority, Settings};
+
     use super::*;
+
+    /// For two workers, of which the first has had to shed a request.
+    fn metrics() -> Metrics {
+        let settings = Settings { target_lag: Duration::from_millis(20), min_limit: 1, max_limit: 2 };
+        let shedders: Arc<[_]> = (0..2).map(|_| Arc::new(Shedder::new(settings))).collect();
+        let _first = shedders[0].admit(Priority::Critical).unwrap();
+        shedders[0].admit(Priority::Low).unwrap_err();
+        Metrics::new(2, shedders).unwrap()
+    }
 
     /// A strict reader of the text format: value by series, and type by family.
     fn parse(text: &str) -> (HashMap<String, f64>, HashMap<String, String>) {
@@ -252,7 +269,7 @@ mod tests {
 
     #[test]
     fn the_text_says_what_was_counted() {
-        let metrics = Metrics::new(2).unwrap();
+        let metrics = metrics();
         let _in_use = serve(&metrics);
         let (samples, types) = parse(&metrics.render());
         let expected = [
@@ -279,6 +296,10 @@ mod tests {
             ("seiketsu_config_revision", 7.0),
             ("seiketsu_config_last_success_timestamp_seconds", 1.5),
             ("seiketsu_tenants", 1.0),
+            (r#"seiketsu_worker_lag_seconds{worker="1"}"#, 0.0),
+            (r#"seiketsu_shedding_limit{worker="0"}"#, 2.0),
+            (r#"seiketsu_shedding_requests_in_flight{priority="critical"}"#, 0.0),
+            (r#"seiketsu_shed_requests_total{priority="low"}"#, 1.0),
         ];
         for (series, value) in expected {
             let found = samples.get(series).copied();
@@ -291,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_text_stays_bounded_with_many_tenants_and_routes() {
-        let metrics = Metrics::new(2).unwrap();
+        let metrics = metrics();
         let ids: Vec<String> = (0..200).map(|n| format!("r{n}")).collect();
         let mut held = Vec::new();
         for n in 0..2_000 {

@@ -35,6 +35,8 @@ pub struct Node {
     /// The coordinator's time, in microseconds since 1970, when the clock began.
     epoch_micros: AtomicI64,
     due: Mutex<BinaryHeap<Due>>,
+    /// Exchanges that have not ended.
+    in_flight: AtomicU64,
 }
 
 /// What became of requests, and what the coordinator was asked.
@@ -79,6 +81,7 @@ impl Node {
             reporters: AtomicU64::new(0),
             epoch_micros: AtomicI64::new(unix_micros() - micros(clock.now())),
             due: Mutex::default(),
+            in_flight: AtomicU64::new(0),
         });
         let weak = Arc::downgrade(&node);
         runtime.spawn(async move {
@@ -95,6 +98,20 @@ impl Node {
 
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// Whether exchanges are under way.
+    pub fn is_busy(&self) -> bool {
+        self.in_flight.load(Relaxed) > 0
+    }
+
+    pub(crate) fn exchange_begins(&self) {
+        Counters::count(&self.counters.exchanges);
+        self.in_flight.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn exchange_ends(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
     }
 
     /// A name for one more reporter of this process.

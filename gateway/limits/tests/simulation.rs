@@ -247,7 +247,8 @@ async fn a_coordinator_that_goes_and_forgets_everything_admits_nothing_twice_and
         fate.await.unwrap();
         assert_eq!(log.admitted.len(), log.arrived.len(), "half the rate is within every share");
         assert!(log.longest_wait <= Duration::from_millis(10), "{:?}", log.longest_wait);
-        assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0);
+        let excess = oracle::excess(&mut log.admitted, &bucket);
+        assert!(excess <= 0.0, "{excess}");
         // And with more than is allowed.
         let bucket = per_minute(6000, 300);
         let centre = Centre::new(3, NEAR);

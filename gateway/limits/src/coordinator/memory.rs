@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -43,7 +44,6 @@ struct Shard {
 
 struct Account {
     ledger: Ledger,
-    /// The last exchange of each reporter is known by its number.
     used_at: u64,
     /// Of a quota: how many may be counted, as it stands in the journal.
     durable: u64,
@@ -122,6 +122,23 @@ impl MemoryCoordinator {
             Terms::Bucket(_) | Terms::Slots { .. } => u64::MAX,
         };
         Account { ledger, used_at: moment.now, durable, ends }
+    }
+
+    /// Writes down how much of each quota is used. Leases should have been given back; nothing can be taken
+    /// after that.
+    pub fn close(&self) -> io::Result<()> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let mut entries = Vec::new();
+        for shard in &self.shards {
+            for (tenant, accounts) in &shard.lock().tenants {
+                for (key, account) in accounts {
+                    if let Ledger::Quota(quota) = &account.ledger {
+                        entries.push(Entry::new(tenant, key, quota.debited(), account.ends).to_be_final());
+                    }
+                }
+            }
+        }
+        journal.close(&entries)
     }
 
     fn written(&self, exchange: &Exchange, entries: &[Entry]) {

@@ -174,7 +174,7 @@ impl Holdings {
             state.exchanged_at = now;
             (self.exchange(accounts), indices)
         };
-        Counters::count(&self.node.counters.exchanges);
+        self.node.exchange_begins();
         if let Some(result) = self.node.coordinator.exchange_now(&exchange) {
             self.finish(&exchange, &indices, now, result);
             return Begun::Ended;
@@ -277,6 +277,7 @@ impl Holdings {
         sent_at: Nanos,
         result: Result<Vec<Answer>, CoordinatorError>,
     ) {
+        self.node.exchange_ends();
         let now = self.node.clock.now();
         let mut state = self.state.lock();
         state.in_flight = false;
@@ -354,14 +355,16 @@ impl Drop for Holdings {
             let (accounts, _) = self.report(&mut state, Purpose::Return, now);
             self.exchange(accounts)
         };
-        Counters::count(&self.node.counters.exchanges);
         let node = Arc::clone(&self.node);
-        if node.coordinator.exchange_now(&exchange).is_none() {
-            // What cannot be given back is lost, as with a gateway that has died.
-            self.node.runtime.spawn(async move {
-                let _ = node.coordinator.exchange(&exchange).await;
-            });
+        node.exchange_begins();
+        if node.coordinator.exchange_now(&exchange).is_some() {
+            return node.exchange_ends();
         }
+        self.node.runtime.spawn(async move {
+            // What cannot be given back is lost, as with a gateway that has died.
+            let _ = node.coordinator.exchange(&exchange).await;
+            node.exchange_ends();
+        });
     }
 }
 

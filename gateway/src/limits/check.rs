@@ -1,0 +1,191 @@
+//! One request: admitted by all limits that apply, or refused by one of them.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use http::{HeaderMap, StatusCode};
+use seiketsu_identity::principal::{Principal, PrincipalKind};
+use seiketsu_limits::{
+    admission::{Admitted, Applying, By as DecidedBy, Decision, decide, decide_now},
+    holdings::{Holdings, Place},
+    node::Node,
+};
+use smallvec::SmallVec;
+
+use super::{
+    Limits,
+    compile::{By, Keyed, RouteLimits, TenantLimits},
+};
+
+/// What limits made of a request, and what applied to it.
+#[derive(Debug)]
+pub(crate) struct Limited {
+    pub(crate) sets: Sets,
+    pub(crate) by: DecidedBy,
+    /// How long the decision took.
+    pub(crate) waited: Duration,
+    /// The limit that refused it.
+    pub(crate) refused_by: Option<Arc<str>>,
+    admitted: Admitted,
+    /// Of client addresses, which each node counts for itself.
+    admitted_locally: Admitted,
+    count_failures: bool,
+}
+
+type Sets = SmallVec<[(Arc<Holdings>, Arc<[Place]>); 2]>;
+
+/// Why a request is not admitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotAdmitted {
+    /// Nothing is left for so long.
+    Refused { wait: Duration, is_slot: bool },
+    /// It cannot be told whether the limits allow it.
+    Unknown,
+}
+
+/// Who is asking.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asking<'a> {
+    pub(crate) principal: Option<&'a Principal>,
+    pub(crate) client: IpAddr,
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) websocket: bool,
+}
+
+/// Decides about a request: at once nearly always, else after ten milliseconds at most. None: nothing is
+/// limited.
+pub(crate) async fn check(
+    limits: &Limits,
+    tenant: Option<&TenantLimits>,
+    route: &RouteLimits,
+    asking: Asking<'_>,
+) -> Option<(Limited, Result<(), NotAdmitted>)> {
+    if tenant.is_none() && route.keyed.is_empty() {
+        return None;
+    }
+    let node = limits.shared.node();
+    let began = node.clock().now();
+    let (mut shared, mut local) = (Sets::new(), Sets::new());
+    if let Some(tenant) = tenant {
+        push(&mut shared, &tenant.holdings, route.places.of(asking.websocket));
+        let consumer = asking.principal.filter(|principal| is_consumer(principal)).map(Principal::id);
+        if let Some(places) = consumer.and_then(|consumer| tenant.of_consumer(consumer)) {
+            push(&mut shared, &tenant.holdings, places.of(asking.websocket));
+        }
+    }
+    for keyed in &route.keyed {
+        if let Some(holdings) = of_caller(keyed, &asking, began) {
+            let sets = if matches!(keyed.by, By::Address) { &mut local } else { &mut shared };
+            push(sets, &holdings, keyed.places.of(asking.websocket));
+        }
+    }
+    if shared.is_empty() && local.is_empty() {
+        return None;
+    }
+    let refundable = !route.count_failures;
+    let mut limited = Limited {
+        sets: SmallVec::new(),
+        by: DecidedBy::Lease,
+        waited: Duration::ZERO,
+        refused_by: None,
+        admitted: Admitted::default(),
+        admitted_locally: Admitted::default(),
+        count_failures: route.count_failures,
+    };
+    // Addresses first: who floods the node is not to cost the others anything.
+    let mut result = limited.pass(&local, route.cost, true, limits.local.node(), true).await;
+    if result.is_ok() {
+        result = limited.pass(&shared, route.cost, refundable, node, false).await;
+        if result.is_err() {
+            limited.admitted_locally.refund();
+        }
+    }
+    limited.waited = Duration::from_nanos(node.clock().now() - began);
+    limited.sets = shared;
+    limited.sets.extend(local);
+    Some((limited, result))
+}
+
+impl Limited {
+    async fn pass(
+        &mut self,
+        sets: &Sets,
+        cost: u64,
+        refundable: bool,
+        node: &Node,
+        is_local: bool,
+    ) -> Result<(), NotAdmitted> {
+        if sets.is_empty() {
+            return Ok(());
+        }
+        let applying: SmallVec<[Applying<'_>; 4]> =
+            sets.iter().map(|(holdings, places)| Applying { holdings, places }).collect();
+        let decision = match decide_now(&applying, cost, refundable, node) {
+            Some(decision) => decision,
+            // Boxed: few requests wait, and all would carry the room for it.
+            None => Box::pin(decide(&applying, cost, refundable, node)).await,
+        };
+        match decision {
+            Decision::Admitted { by, admitted } => {
+                if is_local {
+                    self.admitted_locally = admitted;
+                } else {
+                    (self.by, self.admitted) = (by, admitted);
+                }
+                Ok(())
+            }
+            Decision::Refused { by, applying, place, wait } => {
+                self.by = by;
+                let limit = sets.get(applying).and_then(|(holdings, _)| holdings.limit(place));
+                self.refused_by = limit.map(|limit| Arc::clone(&limit.name));
+                Err(NotAdmitted::Refused { wait, is_slot: place.is_slots() })
+            }
+            Decision::Unavailable => {
+                self.by = DecidedBy::Alone;
+                Err(NotAdmitted::Unknown)
+            }
+        }
+    }
+
+    /// The request has ended with this status; 0: without any.
+    pub(crate) fn ended(&mut self, status: u16) {
+        if !self.count_failures && status >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
+            self.admitted.refund();
+        }
+    }
+
+    /// Whether the limits let it pass.
+    pub(crate) fn how(&self) -> &'static str {
+        match self.by {
+            DecidedBy::Lease => "lease",
+            DecidedBy::Coordinator => "coordinator",
+            DecidedBy::Alone => "alone",
+        }
+    }
+}
+
+fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Arc<[Place]>) {
+    if !places.is_empty() {
+        sets.push((Arc::clone(holdings), Arc::clone(places)));
+    }
+}
+
+fn is_consumer(principal: &Principal) -> bool {
+    !matches!(principal.kind(), PrincipalKind::Anonymous)
+}
+
+/// The holdings of whoever is asking, if the key tells.
+fn of_caller(keyed: &Keyed, asking: &Asking<'_>, now: u64) -> Option<Arc<Holdings>> {
+    match &keyed.by {
+        By::Address => Some(match asking.client {
+            IpAddr::V4(address) => keyed.holdings.of(&address.octets(), now),
+            // Whoever has one IPv6 address has a network of them.
+            IpAddr::V6(address) => keyed.holdings.of(&address.octets()[..8], now),
+        }),
+        By::Consumer => {
+            let principal = asking.principal.filter(|principal| is_consumer(principal))?;
+            Some(keyed.holdings.of(principal.id().as_bytes(), now))
+        }
+        By::Header(name) => Some(keyed.holdings.of(asking.headers.get(name)?.as_bytes(), now)),
+        By::Claim(claim) => Some(keyed.holdings.of(asking.principal?.claim(claim)?.as_bytes(), now)),
+    }
+}

@@ -1,0 +1,295 @@
+//! Which limits apply to which requests, worked out once for each tenant.
+
+use std::{collections::HashMap, sync::Arc};
+
+use http::HeaderName;
+use seiketsu_config::{
+    layers::{Effective, TenantLimits as Merged},
+    limits::{self, Concurrency, KeyedLimit, LimitKey, Quotas, TokenBucket},
+    tenant::{Route, Tenant},
+    values::Id,
+};
+use seiketsu_limits::{
+    calendar::{Calendar, CalendarError},
+    holdings::{Holdings, Kind, Limit, Place, Plan, Unreachable},
+    registry::{KeyedHoldings, Registry},
+    terms::{Bucket, BucketError},
+};
+
+use super::Limits;
+
+/// Why limits cannot be put to use.
+#[derive(Debug, thiserror::Error)]
+pub enum LimitsCompileError {
+    #[error("limits: rate: {0}")]
+    Bucket(#[from] BucketError),
+    #[error("limits: calendar: {0}")]
+    Calendar(#[from] CalendarError),
+}
+
+/// The limits of a tenant, its routes and its consumers; none if nothing is limited.
+#[derive(Debug)]
+pub(crate) struct TenantLimits {
+    pub(crate) holdings: Arc<Holdings>,
+    consumers: HashMap<Id, Places>,
+}
+
+/// The limits of one route.
+#[derive(Debug, Default)]
+pub(crate) struct RouteLimits {
+    /// The tenant's and the route's own.
+    pub(crate) places: Places,
+    pub(crate) keyed: Box<[Keyed]>,
+    pub(crate) cost: u64,
+    /// Whether requests that the upstream fails count.
+    pub(crate) count_failures: bool,
+}
+
+/// Places of limits, for what they apply to.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Places {
+    pub(crate) requests: Arc<[Place]>,
+    pub(crate) websockets: Arc<[Place]>,
+}
+
+impl Places {
+    pub(crate) fn of(&self, websocket: bool) -> &Arc<[Place]> {
+        if websocket { &self.websockets } else { &self.requests }
+    }
+}
+
+/// A limit for each value of a key.
+#[derive(Debug)]
+pub(crate) struct Keyed {
+    pub(crate) by: By,
+    pub(crate) holdings: Arc<KeyedHoldings>,
+    pub(crate) places: Places,
+}
+
+/// What tells callers apart.
+#[derive(Debug)]
+pub(crate) enum By {
+    Consumer,
+    Address,
+    Header(HeaderName),
+    Claim(Box<str>),
+}
+
+impl TenantLimits {
+    /// The limits that hold for this consumer only.
+    pub(crate) fn of_consumer(&self, consumer: &str) -> Option<&Places> {
+        if self.consumers.is_empty() { None } else { self.consumers.get(consumer) }
+    }
+}
+
+/// What a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counts {
+    Both,
+    Requests,
+    WebSockets,
+}
+
+/// Collects the limits of one tenant.
+struct Collector<'a> {
+    limits: Vec<(Limit, Counts)>,
+    merged: &'a Merged,
+}
+
+/// Works out the limits of a tenant, and of each of its routes in their order. `effective` are the merged
+/// settings of the routes.
+pub(crate) fn tenant(
+    limits: &Limits,
+    revision: u64,
+    tenant: &Tenant,
+    of_tenant: &Effective,
+    effective: &[Arc<Effective>],
+) -> Result<(Option<TenantLimits>, Vec<RouteLimits>), LimitsCompileError> {
+    let merged = &of_tenant.limits;
+    let mut all = Collector { limits: Vec::new(), merged };
+    let own = all.scope("", "", merged.bucket(), merged.daily(), merged.monthly())?;
+    let own = own.start..all.concurrency("", "", merged.concurrent_requests(), merged.websockets()).end;
+    let mut of_routes = Vec::with_capacity(tenant.routes.len());
+    for (route, effective) in tenant.routes.iter().zip(effective) {
+        of_routes.push(match effective.route_limits.as_deref() {
+            Some(limits) => all.route(route, limits)?,
+            None => 0..0,
+        });
+    }
+    let mut of_consumers = Vec::new();
+    for consumer in &tenant.consumers {
+        if let Some(limits) = &consumer.limits {
+            let (prefix, key) = ("consumer-", format!("consumer/{}/", consumer.id));
+            let bucket = limits.rate.as_ref().and_then(limits::Rate::bucket);
+            let range = all.scope(prefix, &key, bucket, daily(&limits.quotas), monthly(&limits.quotas))?;
+            let (requests, websockets) = slots(&limits.concurrency);
+            let range = range.start..all.concurrency(prefix, &key, requests, websockets).end;
+            of_consumers.push((consumer.id.clone(), range));
+        }
+    }
+    let plan_of = |limits: Vec<Limit>| Plan {
+        tenant: tenant.id.as_str().into(),
+        revision,
+        limits,
+        unreachable: match merged.unreachable.value {
+            limits::Unreachable::Share => Unreachable::Share,
+            limits::Unreachable::Allow => Unreachable::Allow,
+            limits::Unreachable::Deny => Unreachable::Deny,
+        },
+    };
+    let counts: Vec<Counts> = all.limits.iter().map(|(_, counts)| *counts).collect();
+    let is_limited = !all.limits.is_empty();
+    let holdings =
+        is_limited.then(|| limits.shared.holdings(plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect())));
+    let places = |ranges: &[std::ops::Range<usize>]| match &holdings {
+        Some(holdings) => places(holdings, &counts, ranges),
+        None => Places::default(),
+    };
+    let of_tenant_only = places(std::slice::from_ref(&own));
+    let mut routes = Vec::with_capacity(tenant.routes.len());
+    for ((route, effective), range) in tenant.routes.iter().zip(effective).zip(of_routes) {
+        let mut keyed_limits: Vec<(&str, String, &KeyedLimit)> =
+            merged.keyed().map(|limit| ("", String::new(), limit)).collect();
+        if let Some(limits) = effective.route_limits.as_deref() {
+            keyed_limits.extend(limits.keyed.iter().map(|limit| (route.id.as_str(), format!("route/{}/", route.id), limit)));
+        }
+        let keyed = keyed_limits
+            .into_iter()
+            .map(|(scope, key, limit)| keyed(limits, merged, &plan_of, scope, &key, limit))
+            .collect::<Result<_, _>>()?;
+        routes.push(RouteLimits {
+            places: if range.is_empty() { of_tenant_only.clone() } else { places(&[own.clone(), range]) },
+            keyed,
+            cost: effective.cost(),
+            count_failures: effective.count_failures(),
+        });
+    }
+    let consumers = of_consumers.into_iter().map(|(id, range)| (id, places(&[range]))).collect();
+    Ok((holdings.map(|holdings| TenantLimits { holdings, consumers }), routes))
+}
+
+impl Collector<'_> {
+    /// Adds rate and quotas under these names and keys; returns where they stand.
+    fn scope(
+        &mut self,
+        name: &str,
+        key: &str,
+        bucket: Option<&TokenBucket>,
+        daily: Option<u64>,
+        monthly: Option<u64>,
+    ) -> Result<std::ops::Range<usize>, LimitsCompileError> {
+        let start = self.limits.len();
+        let calendar = &self.merged.calendar.value;
+        let zone = calendar.time_zone.as_str();
+        if let Some(bucket) = bucket {
+            let kind = Kind::Bucket(Bucket::new(bucket.requests.get(), bucket.per.get(), bucket.burst())?);
+            self.add(name, key, "rate", kind, Counts::Both);
+        }
+        if let Some(limit) = daily {
+            self.add(name, key, "day", Kind::Quota { limit, calendar: Calendar::days(zone)? }, Counts::Both);
+        }
+        if let Some(limit) = monthly {
+            let first = u8::try_from(calendar.month_starts_on.get()).unwrap_or(1);
+            let kind = Kind::Quota { limit, calendar: Calendar::months(zone, first)? };
+            self.add(name, key, "month", kind, Counts::Both);
+        }
+        Ok(start..self.limits.len())
+    }
+
+    fn concurrency(
+        &mut self,
+        name: &str,
+        key: &str,
+        requests: Option<u64>,
+        websockets: Option<u64>,
+    ) -> std::ops::Range<usize> {
+        let start = self.limits.len();
+        if let Some(limit) = requests {
+            self.add(name, key, "concurrency", Kind::Slots { limit }, Counts::Requests);
+        }
+        if let Some(limit) = websockets {
+            self.add(name, key, "websockets", Kind::Slots { limit }, Counts::WebSockets);
+        }
+        start..self.limits.len()
+    }
+
+    fn route(&mut self, route: &Route, limits: &limits::Limits) -> Result<std::ops::Range<usize>, LimitsCompileError> {
+        let (name, key) = (format!("{}-", route.id), format!("route/{}/", route.id));
+        let bucket = limits.rate.as_ref().and_then(limits::Rate::bucket);
+        let range = self.scope(&name, &key, bucket, daily(&limits.quotas), monthly(&limits.quotas))?;
+        let (requests, websockets) = slots(&limits.concurrency);
+        Ok(range.start..self.concurrency(&name, &key, requests, websockets).end)
+    }
+
+    fn add(&mut self, name: &str, key: &str, what: &str, kind: Kind, counts: Counts) {
+        // Those of tenants are the same for very many of them.
+        let limit = Limit { name: interned(name, what), key: interned(key, what), kind };
+        self.limits.push((limit, counts));
+    }
+}
+
+/// The usual names are made once.
+fn interned(prefix: &str, what: &str) -> Arc<str> {
+    static USUAL: std::sync::LazyLock<[Arc<str>; 5]> =
+        std::sync::LazyLock::new(|| ["rate", "day", "month", "concurrency", "websockets"].map(Arc::from));
+    match USUAL.iter().find(|usual| prefix.is_empty() && ***usual == *what) {
+        Some(usual) => Arc::clone(usual),
+        None => format!("{prefix}{what}").into(),
+    }
+}
+
+fn places(holdings: &Holdings, counts: &[Counts], ranges: &[std::ops::Range<usize>]) -> Places {
+    let all = holdings.places(|_| true);
+    let of = |wanted: Counts| {
+        let indices = ranges.iter().flat_map(Clone::clone);
+        let chosen = indices.filter(|index| matches!(counts[*index], Counts::Both) || counts[*index] == wanted);
+        chosen.map(|index| all[index]).collect()
+    };
+    Places { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) }
+}
+
+fn keyed(
+    limits: &Limits,
+    merged: &Merged,
+    plan_of: &dyn Fn(Vec<Limit>) -> Plan,
+    scope: &str,
+    key: &str,
+    limit: &KeyedLimit,
+) -> Result<Keyed, LimitsCompileError> {
+    let mut all = Collector { limits: Vec::new(), merged };
+    let (name, key) = (format!("{}-", limit.id), format!("{key}keyed/{}/", limit.id));
+    let bucket = limit.rate.as_ref().and_then(limits::Rate::bucket);
+    all.scope(&name, &key, bucket, daily(&limit.quotas), monthly(&limit.quotas))?;
+    let (requests, websockets) = slots(&limit.concurrency);
+    all.concurrency(&name, &key, requests, websockets);
+    let counts: Vec<Counts> = all.limits.iter().map(|(_, counts)| *counts).collect();
+    let template = plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect());
+    let by = match &limit.by {
+        LimitKey::Consumer => By::Consumer,
+        LimitKey::Address => By::Address,
+        LimitKey::Header(name) => By::Header(name.get().clone()),
+        LimitKey::Claim(claim) => By::Claim(claim.as_str().into()),
+    };
+    let registry: &Registry = if matches!(by, By::Address) { &limits.local } else { &limits.shared };
+    let holdings = registry.keyed(&format!("{scope}/{}", limit.id).into(), template);
+    let all = holdings.places(|_| true);
+    let of = |wanted: Counts| {
+        let chosen = all.iter().zip(&counts).filter(|(_, counts)| **counts == Counts::Both || **counts == wanted);
+        chosen.map(|(place, _)| *place).collect()
+    };
+    let places = Places { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) };
+    Ok(Keyed { by, holdings, places })
+}
+
+fn daily(quotas: &Quotas) -> Option<u64> {
+    quotas.daily.as_ref()?.get()
+}
+
+fn monthly(quotas: &Quotas) -> Option<u64> {
+    quotas.monthly.as_ref()?.get()
+}
+
+fn slots(concurrency: &Concurrency) -> (Option<u64>, Option<u64>) {
+    let of = |slots: Option<&limits::Slots>| slots.and_then(limits::Slots::get);
+    (of(concurrency.requests.as_ref()), of(concurrency.websockets.as_ref()))
+}

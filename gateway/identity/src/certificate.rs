@@ -247,6 +247,7 @@ mod tests {
             certificates,
             scopes: vec!["read".into()],
             roles: vec!["device".into()],
+            limits: None,
         }
     }
 

@@ -56,7 +56,7 @@ impl Calendar {
 
     /// The period that a moment, in microseconds since 1970, lies in.
     ///
-    /// It takes a few hundred nanoseconds: keep the period while it [contains](Period::contains) the moment.
+    /// Zones are looked up for it: keep the period for as long as it [contains](Period::contains) the moment.
     pub fn period(&self, now: u64) -> Period {
         let now = i64::try_from(now).ok().and_then(|micros| Timestamp::from_microsecond(micros).ok());
         let now = now.map_or(END_OF_DAYS, |now| now.min(END_OF_DAYS));

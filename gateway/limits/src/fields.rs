@@ -200,8 +200,11 @@ mod tests {
         assert_eq!(json, serde_json::json!(["rate", "day"]));
     }
 
-    /// A list as a client reads it (RFC 9651 §4.2.1): strings, each with integers by name.
-    fn parse(field: &str) -> Option<Vec<(String, Vec<(String, u64)>)>> {
+    /// A string, and its parameters.
+    type Member = (String, Vec<(String, u64)>);
+
+    /// A list as a client reads it (RFC 9651 §4.2.1).
+    fn parse(field: &str) -> Option<Vec<Member>> {
         let mut rest = field;
         let mut list = Vec::new();
         loop {

@@ -3,6 +3,7 @@
 pub mod bootstrap;
 mod config_source;
 mod files;
+mod limits;
 mod node;
 pub mod operations;
 pub mod policy;

@@ -130,6 +130,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     // Before the operations server ends, so that who follows the log may still hear of it.
     shared.usage.flush();
     background.abort();
+    runtime.block_on(shared.limits.close());
     drop((source, operations, shared));
     runtime.shutdown_timeout(Duration::from_secs(1));
     tracing::info!("ended");

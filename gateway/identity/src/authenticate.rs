@@ -50,16 +50,17 @@ pub enum CompileError {
 }
 
 impl TenantAuth {
-    /// Compiles what `tenant` says about its callers. Reads key files and JWK Set files, so it may block.
-    pub fn compile(tenant: &Tenant, state: &Arc<IdentityState>) -> Result<Self, CompileError> {
+    /// Compiles what `tenant` says about its callers. Their principals keep `claims` of their tokens. Reads key
+    /// files and JWK Set files, so it may block.
+    pub fn compile(tenant: &Tenant, claims: &[&str], state: &Arc<IdentityState>) -> Result<Self, CompileError> {
         let issuer = |config: &JwtIssuer| {
             let keys = state.jwks().open(&config.jwks);
             let keys = keys.map_err(|source| IssuerRuleError::Keys { issuer: config.issuer.clone(), source })?;
-            Issuer::compile(config, keys)
+            Issuer::compile(config, claims, keys)
         };
         let issuers = tenant.jwt_issuers.iter().map(issuer).collect::<Result<_, _>>()?;
         // Configuration is made of strings and numbers: writing it to memory cannot fail.
-        let settings = serde_json::to_vec(&(&tenant.id, &tenant.jwt_issuers, &tenant.consumers));
+        let settings = serde_json::to_vec(&(&tenant.id, &tenant.jwt_issuers, &tenant.consumers, claims));
         Ok(Self {
             placement: Placement::compile(&tenant.api_keys)?,
             keys: ApiKeyTable::compile(&tenant.id, &tenant.consumers)?,
@@ -217,7 +218,7 @@ mod tests {
         params.not_after = rcgen::date_time_ymd(2050, 1, 1);
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
         let certificate = ClientCertificate::from_der(certificate.der()).unwrap();
-        let auth = TenantAuth::compile(&testing::tenant(&consumers(&key)), &state).unwrap();
+        let auth = TenantAuth::compile(&testing::tenant(&consumers(&key)), &[], &state).unwrap();
         Fixture { clock, server, state, auth, key, certificate }
     }
 
@@ -418,7 +419,7 @@ mod tests {
         let other = testing::tenant(&json!({ "id": "globex", "jwt_issuers": [{
             "issuer": "https://idp.example", "audiences": ["globex"], "jwks": { "url": "https://idp.example/jwks" },
         }] }));
-        let other = TenantAuth::compile(&other, &f.state).unwrap();
+        let other = TenantAuth::compile(&other, &[], &f.state).unwrap();
         let refused = other.authenticate(&with_token, None, &[Jwt]).await.unwrap_err();
         assert_eq!(refused.reason(), "token_aud");
         let refused = other.authenticate(&with_key, None, &[ApiKey]).await.unwrap_err();
@@ -431,13 +432,13 @@ mod tests {
         let headers = bearer(&token(&json!({})));
         let first = f.try_header(&headers, &[Jwt]).await.unwrap();
         let same = with(consumers(&f.key), &json!({ "hosts": ["other.example"] }));
-        let same = TenantAuth::compile(&testing::tenant(&same), &f.state).unwrap();
+        let same = TenantAuth::compile(&testing::tenant(&same), &[], &f.state).unwrap();
         assert!(Arc::ptr_eq(&first, &same.authenticate(&headers, None, &[Jwt]).await.unwrap()));
         assert_eq!(f.server.calls(), 1, "keys survive as well");
         let stricter = testing::tenant(&json!({ "jwt_issuers": [{
             "issuer": "https://idp.example", "audiences": ["billing"], "jwks": { "url": "https://idp.example/jwks" },
         }] }));
-        let stricter = TenantAuth::compile(&stricter, &f.state).unwrap();
+        let stricter = TenantAuth::compile(&stricter, &[], &f.state).unwrap();
         assert!(stricter.authenticate(&headers, None, &[Jwt]).await.is_err());
     }
 
@@ -490,7 +491,7 @@ mod tests {
                 "/none/key",
             ),
         ] {
-            let error = TenantAuth::compile(&testing::tenant(&change), &f.state).unwrap_err().to_string();
+            let error = TenantAuth::compile(&testing::tenant(&change), &[], &f.state).unwrap_err().to_string();
             assert!(error.contains(named), "{error}");
         }
     }

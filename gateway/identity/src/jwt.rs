@@ -71,6 +71,8 @@ pub(crate) struct Issuer {
     leeway: u64,
     scope_claim: Box<str>,
     roles_claim: Box<str>,
+    /// Claims that principals keep, for limits.
+    kept_claims: Box<[Box<str>]>,
     keys: Arc<JwksStore>,
 }
 
@@ -84,7 +86,11 @@ pub enum IssuerRuleError {
 }
 
 impl Issuer {
-    pub(crate) fn compile(config: &JwtIssuer, keys: Arc<JwksStore>) -> Result<Self, IssuerRuleError> {
+    pub(crate) fn compile(
+        config: &JwtIssuer,
+        kept_claims: &[&str],
+        keys: Arc<JwksStore>,
+    ) -> Result<Self, IssuerRuleError> {
         let issuer = config.issuer.clone();
         if issuer.is_empty() || issuer.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(IssuerRuleError::Name(issuer));
@@ -96,6 +102,7 @@ impl Issuer {
             leeway: config.leeway.get().as_secs().min(MAX_LEEWAY_SECONDS),
             scope_claim: config.scope_claim.as_str().into(),
             roles_claim: config.roles_claim.as_str().into(),
+            kept_claims: kept_claims.iter().map(|name| (*name).into()).collect(),
             keys,
         })
     }
@@ -208,7 +215,9 @@ impl Issuer {
         }
         let scopes = names(claim(claims, &self.scope_claim));
         let roles = names(claim(claims, &self.roles_claim));
-        Ok(Principal::jwt(tenant.clone(), Arc::clone(&self.name), subject, scopes, roles, expires))
+        let kept = self.kept_claims.iter().filter_map(|name| Some((name.clone(), text(claim(claims, name)?)?)));
+        let principal = Principal::jwt(tenant.clone(), Arc::clone(&self.name), subject, scopes, roles, expires);
+        Ok(principal.with_claims(kept.collect()))
     }
 }
 
@@ -229,6 +238,16 @@ fn claim<'a>(claims: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
     }
     let (first, rest) = path.split_once('.')?;
     claim(claims.get(first)?.as_object()?, rest)
+}
+
+/// A claim that is a text, a number or a truth value, as text. Lists and objects tell nobody apart.
+fn text(value: &Value) -> Option<Box<str>> {
+    match value {
+        Value::String(text) => Some(text.as_str().into()),
+        Value::Number(number) => Some(number.to_string().into()),
+        Value::Bool(truth) => Some(truth.to_string().into()),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    }
 }
 
 /// Names in a string, separated by spaces (RFC 6749 §3.3), or in a list. What is neither names nothing.
@@ -287,7 +306,7 @@ mod tests {
         let config = serde_json::to_value(&tenant.jwt_issuers[0]).unwrap();
         let config: JwtIssuer = serde_json::from_value(with(config, &more)).unwrap();
         let keys = state.jwks().open(&config.jwks).unwrap();
-        Verifier { tenant: tenant.id, issuers: vec![Issuer::compile(&config, keys).unwrap()] }
+        Verifier { tenant: tenant.id, issuers: vec![Issuer::compile(&config, &[], keys).unwrap()] }
     }
 
     impl Verifier {
@@ -542,7 +561,7 @@ mod tests {
         let mut config = tenant(&json!({})).jwt_issuers.remove(0);
         config.issuer = "https://idp.example alice".into();
         let keys = state.jwks().open(&config.jwks).unwrap();
-        assert!(matches!(Issuer::compile(&config, keys), Err(IssuerRuleError::Name(_))));
+        assert!(matches!(Issuer::compile(&config, &[], keys), Err(IssuerRuleError::Name(_))));
     }
 
     proptest! {

@@ -18,6 +18,7 @@ pub struct Principal {
     expires: Option<u64>,
     id: Box<str>,
     digest: [u8; 32],
+    claims: Box<[(Box<str>, Box<str>)]>,
 }
 
 /// How the caller proved who it is.
@@ -88,7 +89,18 @@ impl Principal {
         // Serialising a tuple of strings and numbers to memory cannot fail.
         let content = serde_json::to_vec(&(tenant.as_str(), &kind, &id, &scopes, &roles, expires));
         let digest = sha256(&content.unwrap_or_default());
-        Self { tenant, kind, consumer, scopes, roles, expires, id, digest }
+        Self { tenant, kind, consumer, scopes, roles, expires, id, digest, claims: Box::default() }
+    }
+
+    /// With claims of its token, by the names under which limits look for them.
+    #[must_use]
+    pub(crate) fn with_claims(self, claims: Box<[(Box<str>, Box<str>)]>) -> Self {
+        Self { claims, ..self }
+    }
+
+    /// The text of a claim that limits tell callers apart by.
+    pub fn claim(&self, name: &str) -> Option<&str> {
+        self.claims.iter().find(|(own, _)| **own == *name).map(|(_, text)| &**text)
     }
 
     pub fn tenant(&self) -> &Id {
@@ -124,7 +136,8 @@ impl Principal {
         self.expires
     }
 
-    /// SHA-256 over everything above: equal principals have equal digests, different ones do not.
+    /// SHA-256 over everything that upstreams are told: those of whom they are told the same have equal digests,
+    /// others do not.
     pub(crate) fn digest(&self) -> &[u8; 32] {
         &self.digest
     }

@@ -249,6 +249,11 @@ impl QuotaLedger {
         self.debited = debited;
     }
 
+    /// Spent, and given to be spent.
+    pub fn debited(&self) -> u64 {
+        self.debited
+    }
+
     /// What will be debited after this exchange, at most.
     pub fn debited_after(&self, reporter: &str, request: &Request) -> u64 {
         let lease = self.leases.get(reporter).copied().unwrap_or_default();

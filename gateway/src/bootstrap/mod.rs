@@ -5,7 +5,11 @@ mod log;
 
 use std::{fs, io, path::PathBuf};
 
-use seiketsu_config::{error::ConfigErrors, load, node::NodeConfig};
+use seiketsu_config::{
+    error::ConfigErrors,
+    load,
+    node::{NodeConfig, Redis},
+};
 
 pub use self::{arguments::Arguments, log::Log};
 
@@ -20,6 +24,9 @@ pub enum BootstrapError {
     StateDir { path: PathBuf, source: io::Error },
 }
 
+/// Where limits are counted, for all nodes together. Overrides `limits.redis.url`.
+const REDIS_URL: &str = "REDIS_URL";
+
 /// The node's configuration: built-in values, then the file, then environment and flags.
 pub fn node(arguments: &Arguments) -> Result<NodeConfig, BootstrapError> {
     let mut node = match &arguments.config {
@@ -27,6 +34,12 @@ pub fn node(arguments: &Arguments) -> Result<NodeConfig, BootstrapError> {
         None => NodeConfig::default(),
     };
     arguments.apply(&mut node);
+    // Not a flag: it may hold a password, and flags can be read by everybody on the machine.
+    if std::env::var_os(REDIS_URL).is_some_and(|url| !url.is_empty())
+        && let Ok(url) = format!("${{env:{REDIS_URL}}}").parse()
+    {
+        node.limits.redis = Some(Redis { url });
+    }
     Ok(node)
 }
 

@@ -11,6 +11,7 @@ use super::{
     tenant_files::{Scope, TenantFiles},
 };
 use crate::{
+    limits::Limits,
     proxy,
     server::{tls::LiveTls, worker_count},
     telemetry::metrics::Metrics,
@@ -36,11 +37,13 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let upstreams = UpstreamRegistry::new(node, resolver, roots, runtime.handle().clone());
     let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
     let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
+    let limits = Limits::by_itself(None, "check", runtime.handle()).map_err(|error| refused(&error))?;
     let tls = LiveTls::new(&live).map_err(|error| refused(&error))?;
     let compiler = FileCompiler {
         upstreams: &upstreams,
         identity: &identity,
         metrics: &metrics,
+        limits: &limits,
         resolver: &tls.resolver(),
         snapshot: &live.load(),
     };

@@ -17,6 +17,7 @@ use seiketsu_identity::state::IdentityState;
 
 use super::certificates::files_of;
 use crate::{
+    limits::Limits,
     telemetry::metrics::Metrics,
     tenancy::{
         Snapshot,
@@ -74,6 +75,7 @@ pub(super) struct FileCompiler<'a> {
     pub(super) upstreams: &'a UpstreamRegistry,
     pub(super) identity: &'a Arc<IdentityState>,
     pub(super) metrics: &'a Metrics,
+    pub(super) limits: &'a Limits,
     pub(super) resolver: &'a Resolver,
     /// What is in force.
     pub(super) snapshot: &'a Snapshot<CompiledTenant>,
@@ -122,7 +124,7 @@ impl FileCompiler<'_> {
         let mut errors = Vec::new();
         let owner = Owner::Shared(path.to_string_lossy().into());
         let shared_pools = upstreams.prepare(&owner, &parsed.head().upstreams, &mut errors);
-        let mut compiler = Compiler::new(self.identity, self.metrics, path);
+        let mut compiler = Compiler::new(self.identity, self.metrics, self.limits, parsed.head().revision, path);
         let mut entries = Vec::with_capacity(difference.put.len());
         for tenant in difference.put.iter().map(|number| &parsed.tenants()[*number]) {
             let owner = Owner::Tenant(tenant.id.clone());

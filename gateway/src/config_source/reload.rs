@@ -272,6 +272,7 @@ impl Reloader {
             upstreams: &self.shared.upstreams,
             identity: &self.shared.identity,
             metrics: &self.shared.metrics,
+            limits: &self.shared.limits,
             resolver: &self.tls.resolver(),
             snapshot: &self.shared.live.load(),
         };

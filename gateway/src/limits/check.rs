@@ -6,6 +6,7 @@ use http::{HeaderMap, StatusCode};
 use seiketsu_identity::principal::{Principal, PrincipalKind};
 use seiketsu_limits::{
     admission::{Admitted, Applying, By as DecidedBy, Decision, decide, decide_now},
+    clock::Clock,
     holdings::{Holdings, Place},
     node::Node,
 };
@@ -21,6 +22,7 @@ use super::{
 pub(crate) struct Limited {
     pub(crate) sets: Sets,
     pub(crate) by: DecidedBy,
+    pub(crate) clock: Clock,
     /// How long the decision took.
     pub(crate) waited: Duration,
     /// The limit that refused it.
@@ -85,6 +87,7 @@ pub(crate) async fn check(
     let mut limited = Limited {
         sets: SmallVec::new(),
         by: DecidedBy::Lease,
+        clock: node.clock(),
         waited: Duration::ZERO,
         refused_by: None,
         admitted: Admitted::default(),

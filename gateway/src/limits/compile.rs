@@ -96,6 +96,21 @@ struct Collector<'a> {
     merged: &'a Merged,
 }
 
+/// The claims that limits tell callers apart by.
+pub(crate) fn claims<'a>(of_tenant: &'a Effective, effective: &'a [Arc<Effective>]) -> Vec<&'a str> {
+    let of_routes = effective.iter().filter_map(|effective| effective.route_limits.as_deref());
+    let keyed = of_tenant.limits.keyed().chain(of_routes.flat_map(|limits| &limits.keyed));
+    let mut claims: Vec<&str> = keyed
+        .filter_map(|limit| match &limit.by {
+            LimitKey::Claim(claim) => Some(claim.as_str()),
+            _ => None,
+        })
+        .collect();
+    claims.sort_unstable();
+    claims.dedup();
+    claims
+}
+
 /// Works out the limits of a tenant, and of each of its routes in their order. `effective` are the merged
 /// settings of the routes.
 pub(crate) fn tenant(
@@ -155,6 +170,8 @@ pub(crate) fn tenant(
         }
         let keyed = keyed_limits
             .into_iter()
+            // One that sets nothing switches an inherited one off.
+            .filter(|(_, _, limit)| !sets_nothing(limit))
             .map(|(scope, key, limit)| keyed(limits, merged, &plan_of, scope, &key, limit))
             .collect::<Result<_, _>>()?;
         routes.push(RouteLimits {
@@ -281,6 +298,12 @@ fn keyed(
     Ok(Keyed { by, holdings, places })
 }
 
+fn sets_nothing(limit: &KeyedLimit) -> bool {
+    let bucket = limit.rate.as_ref().and_then(limits::Rate::bucket);
+    let no_quota = daily(&limit.quotas).is_none() && monthly(&limit.quotas).is_none();
+    bucket.is_none() && no_quota && slots(&limit.concurrency) == (None, None)
+}
+
 fn daily(quotas: &Quotas) -> Option<u64> {
     quotas.daily.as_ref()?.get()
 }
@@ -290,6 +313,6 @@ fn monthly(quotas: &Quotas) -> Option<u64> {
 }
 
 fn slots(concurrency: &Concurrency) -> (Option<u64>, Option<u64>) {
-    let of = |slots: Option<&limits::Slots>| slots.and_then(limits::Slots::get);
+    let of = |slots: Option<&limits::Slots>| slots.and_then(|slots| slots.get());
     (of(concurrency.requests.as_ref()), of(concurrency.websockets.as_ref()))
 }

@@ -6,7 +6,6 @@ use http::{HeaderMap, HeaderValue, header::RETRY_AFTER};
 use seiketsu_limits::{
     fields::{self, Item},
     holdings::Kind,
-    registry::Registry,
 };
 use serde_json::Value;
 use smallvec::SmallVec;
@@ -18,8 +17,8 @@ use crate::{policy::Refusal, respond::problem::ProblemKind};
 const SLOT_WAIT: Duration = Duration::from_secs(1);
 
 /// Writes `RateLimit-Policy` and `RateLimit`.
-pub(crate) fn write(limited: &Limited, registry: &Registry, response: &mut HeaderMap) {
-    let now = registry.node().clock().now();
+pub(crate) fn write(limited: &Limited, response: &mut HeaderMap) {
+    let now = limited.clock.now();
     let mut items: SmallVec<[Item<'_>; 6]> = SmallVec::new();
     for (holdings, places) in &limited.sets {
         for place in places.iter() {

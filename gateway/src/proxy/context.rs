@@ -11,6 +11,7 @@ use seiketsu_identity::principal::Principal;
 use seiketsu_limits::shedding;
 
 use crate::{
+    limits::check::Limited,
     policy::{Refusal, compression::Encoder, request_limits::BodyCounter},
     respond::problem::ProblemKind,
     telemetry::{metrics::InFlight, request_id::RequestId, trace::TraceContext},
@@ -46,6 +47,8 @@ pub(crate) struct RequestContext {
     /// The request's place among those that its worker serves, as long as it is one of those that keep it busy.
     pub(crate) admitted: Option<shedding::Permit>,
     pub(crate) principal: Option<Arc<Principal>>,
+    /// What limits made of it, if any apply.
+    pub(crate) limited: Option<Limited>,
     /// What the request weighs, once it has passed all checks.
     pub(crate) weight: Option<u64>,
     /// Errors must be told in gRPC's own way.
@@ -117,6 +120,7 @@ impl RequestContext {
             in_flight: None,
             admitted: None,
             principal: None,
+            limited: None,
             weight: None,
             grpc: false,
             websocket: false,

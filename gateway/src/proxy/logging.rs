@@ -44,6 +44,9 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         }
         in_flight.attempt(attempt(ctx, error));
     }
+    if let Some(limited) = &mut ctx.limited {
+        limited.ended(status);
+    }
     in_flight.finish(&outcome);
     let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream);
     if let Some(counts) = Counts::of_request(ctx.weight, ctx.refused, status >= 500 || broken_off)

@@ -12,6 +12,10 @@ use seiketsu_limits::shedding::{Shed, Shedder};
 
 use super::{RequestContext, Shared, context::RequestBody};
 use crate::{
+    limits::{
+        check::{self, Asking},
+        told,
+    },
     policy::{Refusal, body_transform::Body, cors::Preflight, validation::Request as RequestToValidate},
     respond::{self, problem::ProblemKind},
     server::peer::Peer,
@@ -40,7 +44,7 @@ pub(super) async fn filter(
     ctx: &mut RequestContext,
 ) -> Result<bool> {
     let decision = match decide(shared, shedder, session, ctx) {
-        Ok(Decision::Proxy) => admit(session, ctx).await?,
+        Ok(Decision::Proxy) => admit(shared, session, ctx).await?,
         other => other,
     };
     match decision {
@@ -133,7 +137,11 @@ fn decide(
 }
 
 /// Who is calling, and whether the body is what the route wants.
-async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
+async fn admit(
+    shared: &Shared,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+) -> Result<Result<Decision, Refusal>> {
     let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
         return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
     };
@@ -142,12 +150,15 @@ async fn admit(session: &mut Session, ctx: &mut RequestContext) -> Result<Result
     if let Err(failure) = authenticate(session, ctx, tenant, route).await {
         return Ok(Err(unauthenticated(&failure)));
     }
+    if let Err(refusal) = limit(shared, session, ctx, tenant, route).await {
+        return Ok(Err(refusal));
+    }
     if route.looks_at_body()
         && let Err(refusal) = Box::pin(check_body(session, ctx, route)).await?
     {
         return Ok(Err(refusal));
     }
-    ctx.weight = Some(1);
+    ctx.weight = Some(route.limits.cost);
     super::upstream_peer::choose_pool(session, ctx, route);
     Ok(Ok(Decision::Proxy))
 }
@@ -256,6 +267,27 @@ async fn authenticate(
     tenant.auth.authorise(&principal, &auth.scopes, &auth.roles)?;
     ctx.principal = Some(principal);
     Ok(())
+}
+
+/// Whether the limits that apply admit it.
+async fn limit(
+    shared: &Shared,
+    session: &Session,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+) -> Result<(), Refusal> {
+    let asking = Asking {
+        principal: ctx.principal.as_deref(),
+        client: ctx.client,
+        headers: &session.req_header().headers,
+        websocket: ctx.websocket,
+    };
+    let checked = check::check(&shared.limits, tenant.limits.as_ref(), &route.limits, asking).await;
+    let Some((limited, result)) = checked else { return Ok(()) };
+    let result = result.map_err(|reason| told::refusal(&limited, reason));
+    ctx.limited = Some(limited);
+    result
 }
 
 fn unauthenticated(failure: &AuthFailure) -> Refusal {

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use crate::{
+    limits::{self, LimitsError},
     server::{
         tls::{self, TlsError},
         worker_count,
@@ -54,6 +55,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// One for each worker; none where load shedding is off.
     pub(crate) shedders: Arc<[Arc<Shedder>]>,
+    pub(crate) limits: limits::Limits,
     pub(crate) access_log: AccessLog,
     pub(crate) usage: Arc<Usage>,
     pub(crate) tracer: Tracer,
@@ -82,6 +84,8 @@ pub enum SharedError {
     SigningKey(#[from] SigningKeyError),
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error(transparent)]
+    Limits(#[from] LimitsError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
 }
@@ -112,6 +116,7 @@ impl Shared {
             assertions: AssertionSigner::open(&node.identity, &node.state_dir, Arc::new(SystemClock))?,
             access_log: AccessLog::open(&node.access_log, id, workers, dropped)?,
             metrics,
+            limits: limits::Limits::start(&node, runtime)?,
             usage: Arc::new(usage),
             shedders,
             tracer,

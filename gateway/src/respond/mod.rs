@@ -13,6 +13,7 @@ use pingora_proxy::Session;
 
 use self::problem::{Problem, ProblemKind};
 use crate::{
+    limits::told,
     policy::Refusal,
     proxy::{RequestContext, Shared},
     server::peer::Peer,
@@ -98,6 +99,9 @@ pub(crate) fn common_headers(
     fields: &mut HeaderMap,
 ) {
     fields.insert(X_REQUEST_ID, ctx.request_id.header_value());
+    if let Some(limited) = &ctx.limited {
+        told::write(limited, fields);
+    }
     if let Some(cors) = &policies.cors {
         cors.apply(session.req_header().headers.get(header::ORIGIN), fields);
     }

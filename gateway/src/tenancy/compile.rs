@@ -23,6 +23,10 @@ use super::{
     tls::{TenantTls, TlsError},
 };
 use crate::{
+    limits::{
+        Limits,
+        compile::{self as limits_compile, LimitsCompileError, RouteLimits, TenantLimits},
+    },
     policy::{
         access::AccessPolicy,
         body_transform::{BodyTransform, BodyTransformError},
@@ -54,6 +58,7 @@ pub struct CompiledTenant {
     pub(crate) requires_client_certificate: bool,
     pub(crate) metrics: Arc<TenantMetrics>,
     pub(crate) route_metrics: Arc<RouteTable>,
+    pub(crate) limits: Option<TenantLimits>,
     pub(crate) tls: Option<TenantTls>,
     /// The file that it stands in.
     pub(crate) file: Arc<Path>,
@@ -74,6 +79,7 @@ pub struct CompiledRoute {
     pub(crate) mirror: Option<CompiledMirror>,
     pub(crate) transform: Option<TargetTransform>,
     pub(crate) policies: Arc<CompiledPolicies>,
+    pub(crate) limits: RouteLimits,
 }
 
 impl CompiledRoute {
@@ -167,6 +173,8 @@ pub enum PolicyError {
     Document(#[from] ConfigErrors),
     #[error("compression: {0}")]
     Compression(#[from] CompressionError),
+    #[error(transparent)]
+    Limits(#[from] LimitsCompileError),
     #[error("there is no upstream {0}; define it under `upstreams` of the tenant or of the file")]
     UnknownUpstream(Id),
 }
@@ -180,14 +188,23 @@ pub(crate) trait Pools {
 pub(crate) struct Compiler<'a> {
     pub(crate) identity: &'a Arc<IdentityState>,
     pub(crate) metrics: &'a Metrics,
+    limits: &'a Limits,
+    /// Of the file.
+    revision: u64,
     file: Arc<Path>,
     /// Policies by the merged settings that they were compiled from.
     policies: HashMap<*const Effective, (Arc<Effective>, Arc<CompiledPolicies>)>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(crate) fn new(identity: &'a Arc<IdentityState>, metrics: &'a Metrics, file: &Path) -> Self {
-        Self { identity, metrics, file: file.into(), policies: HashMap::new() }
+    pub(crate) fn new(
+        identity: &'a Arc<IdentityState>,
+        metrics: &'a Metrics,
+        limits: &'a Limits,
+        revision: u64,
+        file: &Path,
+    ) -> Self {
+        Self { identity, metrics, limits, revision, file: file.into(), policies: HashMap::new() }
     }
 
     /// `tls` is what [`TenantTls`] made of the tenant, or why it could not. `tenant_effective` and `effective` are the merged settings of the tenant, and of each of its routes.
@@ -201,14 +218,16 @@ impl<'a> Compiler<'a> {
     ) -> Result<CompiledTenant, CompileError> {
         let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source: Box::new(source) };
         let tls = tls.map_err(|source| CompileError::Tls { tenant: tenant.id.clone(), source: source.into() })?;
-        let auth = TenantAuth::compile(tenant, self.identity)
+        let auth = TenantAuth::compile(tenant, &limits_compile::claims(tenant_effective, &effective), self.identity)
             .map_err(|source| CompileError::Callers { tenant: tenant.id.clone(), source })?;
         let versions = tenant.versions.as_ref().map(Versions::compile).transpose();
         let versions = versions.map_err(|source| CompileError::Versions { tenant: tenant.id.clone(), source })?;
         let policies = self.policies(tenant_effective).map_err(of_tenant)?;
+        let (limits, of_routes) = limits_compile::tenant(self.limits, self.revision, tenant, tenant_effective, &effective)
+            .map_err(|source| of_tenant(source.into()))?;
         let mut routes = Vec::with_capacity(tenant.routes.len());
-        for (route, effective) in tenant.routes.iter().zip(&effective) {
-            let compiled = self.route(route, effective, pools).map_err(|source| CompileError::Route {
+        for ((route, effective), limits) in tenant.routes.iter().zip(&effective).zip(of_routes) {
+            let compiled = self.route(route, effective, limits, pools).map_err(|source| CompileError::Route {
                 tenant: tenant.id.clone(),
                 route: route.id.clone(),
                 source: Box::new(source),
@@ -229,6 +248,7 @@ impl<'a> Compiler<'a> {
                 .is_some_and(|tls| tls.client_ca.is_some() && tls.require_client_certificate),
             asks_for_client_certificate: tenant.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             metrics,
+            limits,
             tls,
             file: self.file.clone(),
             config: tenant.clone(),
@@ -240,6 +260,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         route: &Route,
         effective: &Arc<Effective>,
+        limits: RouteLimits,
         pools: &dyn Pools,
     ) -> Result<CompiledRoute, PolicyError> {
         let pool = |id: &Id| pools.pool(id).ok_or_else(|| PolicyError::UnknownUpstream(id.clone()));
@@ -269,6 +290,7 @@ impl<'a> Compiler<'a> {
                 None => None,
             },
             policies: self.policies(effective)?,
+            limits,
         })
     }
 

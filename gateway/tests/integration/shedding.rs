@@ -142,7 +142,9 @@ fn websockets_and_event_streams_take_no_place() {
     let origin = Origin::start("a");
     let gateway = gateway(origin.address, 3, "");
     let mut sockets: Vec<_> = (0..10).map(|_| open_socket(&gateway)).collect();
-    sockets.iter_mut().for_each(|socket| assert_echo(socket, "here".into()));
+    for socket in &mut sockets {
+        assert_echo(socket, "here".into());
+    }
     let streams: Vec<_> = (0..10)
         .map(|_| {
             let mut client = gateway.connect();

@@ -105,7 +105,7 @@ mod tests {
                         newest += 1;
                     }
                 }
-                let counted = inside.iter().filter(|number| newest - **number < COHORTS as u32).count();
+                let counted = inside.iter().filter(|number| ((newest - **number) as usize) < COHORTS).count();
                 prop_assert_eq!(recent.count() as usize, counted);
             }
         }

@@ -103,7 +103,7 @@ impl Worker {
     fn work(&mut self, ready: Duration, event: Event) {
         match event {
             Event::Look => {
-                self.watch.look(self.now - ready, self.start + self.now);
+                self.watch.look(self.now.saturating_sub(ready), self.start + self.now);
                 let limit = self.shedder.limit();
                 self.limits = (self.limits.0.min(limit), self.limits.1.max(limit));
                 self.put(self.now + LOOK, Event::Look);
@@ -127,7 +127,7 @@ impl Worker {
                 // Of an earlier run, with more kinds.
                 let Some(count) = self.counts.get_mut(kind) else { return };
                 count.served += 1;
-                count.slowest = count.slowest.max(self.now - arrived);
+                count.slowest = count.slowest.max(self.now.saturating_sub(arrived));
             }
             Event::Stall(time) => self.now += time,
         }

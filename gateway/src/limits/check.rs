@@ -95,9 +95,9 @@ pub(crate) async fn check(
         count_failures: route.count_failures,
     };
     // Addresses first: who floods the node is not to cost the others anything.
-    let mut result = limited.pass(&local, route.cost, true, limits.local.node(), true).await;
+    let mut result = limited.pass(limits, &local, route.cost, true, limits.local.node(), true).await;
     if result.is_ok() {
-        result = limited.pass(&shared, route.cost, refundable, node, false).await;
+        result = limited.pass(limits, &shared, route.cost, refundable, node, false).await;
         if result.is_err() {
             limited.admitted_locally.refund();
         }
@@ -111,6 +111,7 @@ pub(crate) async fn check(
 impl Limited {
     async fn pass(
         &mut self,
+        limits: &Limits,
         sets: &Sets,
         cost: u64,
         refundable: bool,
@@ -139,6 +140,9 @@ impl Limited {
             Decision::Refused { by, applying, place, wait } => {
                 self.by = by;
                 let limit = sets.get(applying).and_then(|(holdings, _)| holdings.limit(place));
+                if let Some(limit) = limit {
+                    limits.refusals.count(&limit.key);
+                }
                 self.refused_by = limit.map(|limit| Arc::clone(&limit.name));
                 Err(NotAdmitted::Refused { wait, is_slot: place.is_slots() })
             }
@@ -156,14 +160,6 @@ impl Limited {
         }
     }
 
-    /// Whether the limits let it pass.
-    pub(crate) fn how(&self) -> &'static str {
-        match self.by {
-            DecidedBy::Lease => "lease",
-            DecidedBy::Coordinator => "coordinator",
-            DecidedBy::Alone => "alone",
-        }
-    }
 }
 
 fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Arc<[Place]>) {

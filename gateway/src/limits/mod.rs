@@ -6,10 +6,12 @@
 //! | `mod.rs` | who counts: this process, or Redis |
 //! | [`compile`] | which limits apply to which requests |
 //! | [`check`] | one request: admitted, or refused by which limit |
+//! | [`refusals`] | how many there were, for metrics |
 //! | [`told`] | `RateLimit` fields and 429 |
 
 pub(crate) mod check;
 pub(crate) mod compile;
+mod refusals;
 pub(crate) mod told;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -29,6 +31,8 @@ use seiketsu_limits::{
 };
 use tokio::runtime::Handle;
 
+use self::refusals::Refusals;
+
 /// The counters of quotas of a node that counts by itself, under its state.
 const JOURNAL: &str = "quotas.journal";
 
@@ -43,6 +47,7 @@ pub(crate) struct Limits {
     /// What each node counts for itself: client addresses.
     pub(crate) local: Registry,
     pub(crate) redis: Option<Arc<RedisCoordinator>>,
+    pub(crate) refusals: Refusals,
     memory: Option<Arc<MemoryCoordinator>>,
 }
 
@@ -70,6 +75,7 @@ impl Limits {
             shared: Registry::new(Node::start(redis.clone(), &name, runtime.clone())),
             local: local(&name, runtime),
             redis: Some(redis),
+            refusals: Refusals::default(),
             memory: None,
         })
     }
@@ -82,6 +88,7 @@ impl Limits {
             shared: Registry::new(Node::start(memory.clone(), name, runtime.clone())),
             local: local(name, runtime),
             redis: None,
+            refusals: Refusals::default(),
             memory: Some(memory),
         })
     }

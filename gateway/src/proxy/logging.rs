@@ -8,7 +8,7 @@ use super::{RequestContext, Shared, request};
 use crate::{
     server::peer::Peer,
     telemetry::{
-        access_log::{AccessRecord, UpstreamRecord},
+        access_log::{AccessRecord, LimitRecord, UpstreamRecord},
         metrics::{Attempt, Outcome, RouteSlot},
         usage::{Caller, Counts},
     },
@@ -85,6 +85,11 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         bytes_in,
         bytes_out,
         refusal: ctx.refused,
+        limit: ctx.limited.as_ref().map(|limited| LimitRecord {
+            by: limited.by,
+            waited: limited.waited,
+            refused_by: limited.refused_by.as_deref().unwrap_or_default(),
+        }),
         user_agent: text(http::header::USER_AGENT),
         upstream: asked_upstream.and_then(|at| {
             let pool = ctx.exchange.pool.as_ref()?;

@@ -55,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     /// One for each worker; none where load shedding is off.
     pub(crate) shedders: Arc<[Arc<Shedder>]>,
-    pub(crate) limits: limits::Limits,
+    pub(crate) limits: Arc<limits::Limits>,
     pub(crate) access_log: AccessLog,
     pub(crate) usage: Arc<Usage>,
     pub(crate) tracer: Tracer,
@@ -96,6 +96,8 @@ impl Shared {
         let workers = worker_count(&node);
         let shedders = shedders(&node.shedding, workers);
         let metrics = Arc::new(Metrics::new(workers, shedders.clone())?);
+        let limits = Arc::new(limits::Limits::start(&node, runtime)?);
+        metrics.show_limits(limits.clone());
         let resolver = Resolver::new(&node.dns, (&node.egress).into(), runtime.clone())?;
         let roots = SystemRoots::default();
         let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.clone())?;
@@ -116,7 +118,7 @@ impl Shared {
             assertions: AssertionSigner::open(&node.identity, &node.state_dir, Arc::new(SystemClock))?,
             access_log: AccessLog::open(&node.access_log, id, workers, dropped)?,
             metrics,
-            limits: limits::Limits::start(&node, runtime)?,
+            limits,
             usage: Arc::new(usage),
             shedders,
             tracer,

@@ -79,6 +79,20 @@ metrics! {
         "Requests being served, by priority of the route; without WebSockets and streams that have begun.";
     SHED = "seiketsu_shed_requests_total" ["priority"]
         "Requests refused because their worker was overloaded, by priority of the route.";
+    LIMIT_DECISIONS = "seiketsu_limit_decisions_total" ["by"]
+        "Requests that limits decided about, by what they decided with: a lease at hand, the coordinator, or alone.";
+    LIMIT_REFUSALS = "seiketsu_limit_refusals_total" ["scope", "limit"]
+        "Requests that a limit refused, by whose limit it is and by its kind.";
+    LIMIT_EXCHANGES = "seiketsu_limit_exchanges_total" ["result"]
+        "Exchanges with the coordinator of limits, by result.";
+    LIMIT_EXCHANGE_DURATION = "seiketsu_limit_exchange_duration_seconds" []
+        "How long Redis took to answer an exchange.";
+    LIMIT_UNBACKED = "seiketsu_limit_unbacked_tokens_total" []
+        "Tokens spent without the coordinator: as many may have been too many.";
+    LIMIT_COORDINATOR_UP = "seiketsu_limit_coordinator_up" []
+        "Whether Redis is connected; 1 where the node counts by itself.";
+    LIMIT_GATEWAYS = "seiketsu_limit_gateways" []
+        "Nodes that share the limits, as last known.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
         "Configurations read, by result.";
     CONFIG_REVISION = "seiketsu_config_revision" []

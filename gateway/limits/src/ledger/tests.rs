@@ -369,8 +369,8 @@ fn debts_are_paid_before_anything_new_is_given() {
     let terms = bucket(60, 10);
     let mut one = One::new(terms);
     assert_eq!(one.ask("a", 1, &request(terms)).left, 9);
-    // It was cut off, and spent 13 that it did not have.
-    let owing = Request { spent: 14, ..request(terms) };
+    // It was cut off, and spent 23 that it did not have. 10 of them had come when there was no room for them.
+    let owing = Request { spent: 24, ..request(terms) };
     let Outcome::NoneUntil { wait, .. } = one.ask("a", 1, &owing).outcome else { panic!() };
     assert_eq!(wait, Duration::from_secs(5));
     // However much it was: from the deepest debt it takes twice the time to fill.
@@ -415,8 +415,8 @@ fn a_quota_counts_each_report_once() {
     let told = Request { spent: 10, want: 0, least: 0, ..request(terms) };
     assert_eq!(one.ask("a", 1, &told).left, 90);
     assert_eq!(one.ask("a", 1, &told).left, 90);
-    // An older number, from a message that comes late.
-    assert_eq!(one.ask("a", 1, &Request { spent: 4, ..told.clone() }).left, 90);
+    // Requests gave back what they had taken.
+    assert_eq!(one.ask("a", 1, &Request { spent: 4, ..told.clone() }).left, 96);
     assert_eq!(one.ask("a", 1, &told).left, 90);
     // Nothing is given that is not there, whatever is wanted.
     let rest = Request { spent: 100, want: 5, least: 0, ..request(terms) };

@@ -13,13 +13,13 @@ use super::record::Decoded;
 pub(super) struct LineFormat {
     node: Box<str>,
     second: u64,
-    /// `2026-11-23T07:24:55.042Z`
-    timestamp: [u8; 24],
+    /// `2026-11-23T07:24:55.042007Z`
+    timestamp: [u8; 27],
 }
 
 impl LineFormat {
     pub(super) fn new(node: &str) -> Self {
-        let mut format = Self { node: node.into(), second: 0, timestamp: *b"1970-01-01T00:00:00.000Z" };
+        let mut format = Self { node: node.into(), second: 0, timestamp: *b"1970-01-01T00:00:00.000000Z" };
         format.set_second(0);
         format
     }
@@ -29,7 +29,7 @@ impl LineFormat {
         if record.seconds != self.second {
             self.set_second(record.seconds);
         }
-        put_digits(&mut self.timestamp[20..23], record.millis);
+        put_digits(&mut self.timestamp[20..26], record.micros);
         to.extend_from_slice(br#"{"time":""#);
         to.extend_from_slice(&self.timestamp);
         to.push(b'"');
@@ -57,6 +57,12 @@ impl LineFormat {
         put_millis(to, br#","duration_ms":"#, record.duration_micros);
         if let Some(refusal) = record.refusal {
             put_text(to, br#","refusal":"#, refusal.name().as_bytes());
+        }
+        if let Some(limit) = &record.limit {
+            put_text(to, br#","limit":{"by":"#, limit.by.as_bytes());
+            put_millis(to, br#","wait_ms":"#, limit.waited_micros);
+            put_text_unless_empty(to, br#","refused_by":"#, limit.refused_by);
+            to.push(b'}');
         }
         put_text_unless_empty(to, br#","user_agent":"#, record.user_agent);
         if let Some(upstream) = &record.upstream {
@@ -203,12 +209,12 @@ mod tests {
         assert_eq!(
             line_of(&example()),
             concat!(
-                r#"{"time":"2025-11-23T07:24:55.042Z","request_id":"01997b2c-5d0e-7c3a-9b1e-2f6d8a4c0e11","#,
+                r#"{"time":"2025-11-23T07:24:55.042007Z","request_id":"01997b2c-5d0e-7c3a-9b1e-2f6d8a4c0e11","#,
                 r#""trace_id":"0af7651916cd43dd8448eb211c80319c","node":"gateway-1","tenant":"acme","#,
                 r#""route":"echo","consumer":"billing","client":"192.0.2.7","method":"GET","#,
                 r#""host":"acme.localhost","path":"/v1/echo","protocol":"HTTP/2","tls":"TLSv1_3","status":503,"#,
                 r#""bytes_in":0,"bytes_out":312,"duration_ms":12.345,"refusal":"upstream-unavailable","#,
-                r#""user_agent":"curl/8.9.1","upstream":{"name":"demo","address":"[2001:db8::1]:9001","#,
+                r#""limit":{"by":"coordinator","wait_ms":0.812},"user_agent":"curl/8.9.1","upstream":{"name":"demo","address":"[2001:db8::1]:9001","#,
                 r#""status":0,"duration_ms":11.900,"attempts":3}}"#,
                 "\n"
             )
@@ -224,13 +230,14 @@ mod tests {
             consumer: "",
             tls: "",
             refusal: None,
+            limit: None,
             user_agent: b"",
             upstream: None,
             ..example()
         };
         let line: serde_json::Value = serde_json::from_str(&line_of(&bare)).unwrap();
         let object = line.as_object().unwrap();
-        for absent in ["trace_id", "tenant", "route", "consumer", "tls", "refusal", "user_agent", "upstream"] {
+        for absent in ["trace_id", "tenant", "route", "consumer", "tls", "refusal", "limit", "user_agent", "upstream"] {
             assert!(!object.contains_key(absent), "{absent}");
         }
         assert_eq!(object["status"], 503);

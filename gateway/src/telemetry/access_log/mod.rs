@@ -24,7 +24,7 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use seiketsu_config::node::{AccessLogOutput, LogOutput};
 
-pub use self::record::{AccessRecord, UpstreamRecord};
+pub use self::record::{AccessRecord, LimitRecord, UpstreamRecord};
 use self::{line::LineFormat, output::Output, writer::Writer};
 use super::{
     metrics::{Counters, LogDrop},

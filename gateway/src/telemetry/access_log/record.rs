@@ -5,6 +5,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use seiketsu_limits::admission::By as DecidedBy;
+
 use crate::respond::problem::ProblemKind;
 
 /// Longer texts are cut. Client input is never longer in the log, whatever the limits on requests are.
@@ -40,8 +42,21 @@ pub struct AccessRecord<'a> {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub refusal: Option<ProblemKind>,
+    /// Absent where nothing is limited.
+    pub limit: Option<LimitRecord<'a>>,
     pub user_agent: &'a [u8],
     pub upstream: Option<UpstreamRecord<'a>>,
+}
+
+/// What limits made of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitRecord<'a> {
+    /// What they decided with.
+    pub by: DecidedBy,
+    /// How long that took.
+    pub waited: Duration,
+    /// The limit that refused it; empty if none did.
+    pub refused_by: &'a str,
 }
 
 /// The exchange with an upstream; of several attempts, the last.
@@ -65,7 +80,7 @@ impl AccessRecord<'_> {
         // Gathered first, so that the buffer grows once for all of it.
         let mut fixed = Fixed::new();
         fixed.put(since.as_secs().to_le_bytes());
-        fixed.put(since.subsec_millis().to_le_bytes());
+        fixed.put(since.subsec_micros().to_le_bytes());
         fixed.put(micros(self.duration));
         fixed.put(self.bytes_in.to_le_bytes());
         fixed.put(self.bytes_out.to_le_bytes());
@@ -87,6 +102,14 @@ impl AccessRecord<'_> {
         ] {
             put_text(to, text, limit);
         }
+        match &self.limit {
+            None => to.push(NONE),
+            Some(limit) => {
+                to.push(decided_by_number(limit.by));
+                to.extend_from_slice(&micros(limit.waited));
+                put_text(to, limit.refused_by.as_bytes(), MAX_NAME);
+            }
+        }
         let Some(upstream) = &self.upstream else { return to.push(NONE) };
         let mut fixed = Fixed::new();
         fixed.put([upstream.attempts.min(NONE - 1)]);
@@ -103,13 +126,14 @@ impl AccessRecord<'_> {
 #[derive(Debug, PartialEq)]
 pub(super) struct Decoded<'a> {
     pub(super) seconds: u64,
-    pub(super) millis: u32,
+    pub(super) micros: u32,
     pub(super) duration_micros: u64,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
     pub(super) status: u16,
     pub(super) protocol: &'static str,
     pub(super) refusal: Option<ProblemKind>,
+    pub(super) limit: Option<DecodedLimit<'a>>,
     pub(super) trace_id: u128,
     pub(super) client: Option<IpAddr>,
     pub(super) request_id: &'a [u8],
@@ -122,6 +146,13 @@ pub(super) struct Decoded<'a> {
     pub(super) tls: &'a [u8],
     pub(super) user_agent: &'a [u8],
     pub(super) upstream: Option<DecodedUpstream<'a>>,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) struct DecodedLimit<'a> {
+    pub(super) by: &'static str,
+    pub(super) waited_micros: u64,
+    pub(super) refused_by: &'a [u8],
 }
 
 #[derive(Debug, PartialEq)]
@@ -138,7 +169,7 @@ impl<'a> Decoded<'a> {
     pub(super) fn take(from: &mut &'a [u8]) -> Option<Self> {
         let mut record = Self {
             seconds: u64::from_le_bytes(take(from)?),
-            millis: u32::from_le_bytes(take(from)?),
+            micros: u32::from_le_bytes(take(from)?),
             duration_micros: u64::from_le_bytes(take(from)?),
             bytes_in: u64::from_le_bytes(take(from)?),
             bytes_out: u64::from_le_bytes(take(from)?),
@@ -156,8 +187,17 @@ impl<'a> Decoded<'a> {
             path: take_text(from)?,
             tls: take_text(from)?,
             user_agent: take_text(from)?,
+            limit: None,
             upstream: None,
         };
+        let [by] = take(from)?;
+        if by != NONE {
+            record.limit = Some(DecodedLimit {
+                by: DECIDED_BY.get(usize::from(by)).copied().unwrap_or_default(),
+                waited_micros: u64::from_le_bytes(take(from)?),
+                refused_by: take_text(from)?,
+            });
+        }
         let [attempts] = take(from)?;
         if attempts != NONE {
             record.upstream = Some(DecodedUpstream {
@@ -179,6 +219,16 @@ impl<'a> Decoded<'a> {
 /// Stands for "absent" where a small number is expected.
 const NONE: u8 = u8::MAX;
 const _: () = assert!(ProblemKind::COUNT < NONE as usize);
+
+const DECIDED_BY: [&str; 3] = ["lease", "coordinator", "alone"];
+
+fn decided_by_number(by: DecidedBy) -> u8 {
+    match by {
+        DecidedBy::Lease => 0,
+        DecidedBy::Coordinator => 1,
+        DecidedBy::Alone => 2,
+    }
+}
 
 const PROTOCOLS: [&str; 5] = ["", "HTTP/1.0", "HTTP/1.1", "HTTP/2", "HTTP/3"];
 
@@ -270,7 +320,7 @@ pub(super) mod tests {
 
     pub(crate) fn example() -> AccessRecord<'static> {
         AccessRecord {
-            started: UNIX_EPOCH + Duration::from_millis(1_763_882_695_042),
+            started: UNIX_EPOCH + Duration::from_micros(1_763_882_695_042_007),
             duration: Duration::from_micros(12_345),
             request_id: "01997b2c-5d0e-7c3a-9b1e-2f6d8a4c0e11",
             trace_id: Some(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes()),
@@ -287,6 +337,7 @@ pub(super) mod tests {
             bytes_in: 0,
             bytes_out: 312,
             refusal: Some(ProblemKind::UpstreamUnavailable),
+            limit: Some(LimitRecord { by: DecidedBy::Coordinator, waited: Duration::from_micros(812), refused_by: "" }),
             user_agent: b"curl/8.9.1",
             upstream: Some(UpstreamRecord {
                 name: "demo",
@@ -303,11 +354,11 @@ pub(super) mod tests {
     fn a_record_comes_out_as_it_went_in() {
         let mut buffer = Vec::new();
         example().encode(&mut buffer);
-        AccessRecord { upstream: None, refusal: None, trace_id: None, ..example() }.encode(&mut buffer);
+        AccessRecord { upstream: None, refusal: None, limit: None, trace_id: None, ..example() }.encode(&mut buffer);
         let mut rest = &buffer[..];
         let (first, second) = (Decoded::take(&mut rest).unwrap(), Decoded::take(&mut rest).unwrap());
         assert!(rest.is_empty() && Decoded::take(&mut rest).is_none());
-        assert_eq!((first.seconds, first.millis, first.duration_micros), (1_763_882_695, 42, 12_345));
+        assert_eq!((first.seconds, first.micros, first.duration_micros), (1_763_882_695, 42_007, 12_345));
         assert_eq!((first.protocol, first.refusal), ("HTTP/2", Some(ProblemKind::UpstreamUnavailable)));
         assert_eq!(first.client, Some("192.0.2.7".parse().unwrap()));
         let upstream = first.upstream.unwrap();

@@ -1,5 +1,7 @@
 //! Metric families for the text format, from names and sums.
 
+use std::time::Duration;
+
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
 use super::histogram::HistogramSum;
@@ -60,6 +62,26 @@ impl Family {
         histogram.set_sample_count(sum.count());
         histogram.set_sample_sum(sum.sum_nanos as f64 / 1e9);
         let mut sample = self.sample(labels);
+        sample.set_histogram(histogram);
+        self.samples.push(sample);
+    }
+
+    /// Adds a histogram from counts of its own bounds: so many were no longer than each, and longer than the one
+    /// before.
+    pub(super) fn add_counts(&mut self, bounds: &[Duration], counts: &[u64], sum: Duration) {
+        let mut count = 0;
+        let buckets = bounds.iter().zip(counts).map(|(bound, within)| {
+            count += within;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound.as_secs_f64());
+            bucket.set_cumulative_count(count);
+            bucket
+        });
+        let mut histogram = Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(counts.iter().sum());
+        histogram.set_sample_sum(sum.as_secs_f64());
+        let mut sample = self.sample(&[]);
         sample.set_histogram(histogram);
         self.samples.push(sample);
     }

@@ -7,6 +7,7 @@
 mod family;
 mod histogram;
 mod labels;
+mod limits;
 mod node;
 mod process;
 mod shard;
@@ -15,7 +16,7 @@ mod tenants;
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Instant, SystemTime},
 };
 
@@ -35,7 +36,7 @@ pub use self::{
     tenants::{RouteTable, TenantMetrics},
 };
 use super::names;
-use crate::respond::problem::ProblemKind;
+use crate::{limits::Limits, respond::problem::ProblemKind};
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -47,6 +48,7 @@ pub struct Metrics {
     registry: Registry,
     tenants: Tenants,
     shedders: Arc<[Arc<Shedder>]>,
+    limits: OnceLock<Arc<Limits>>,
     started: SystemTime,
 }
 
@@ -63,7 +65,7 @@ impl Metrics {
         let registry = Registry::new();
         let node = NodeMetrics::new(&registry)?;
         let tenants = Tenants::new(workers, Instant::now());
-        Ok(Self { node, registry, tenants, shedders, started: SystemTime::now() })
+        Ok(Self { node, registry, tenants, shedders, limits: OnceLock::new(), started: SystemTime::now() })
     }
 
     /// The counters of a tenant, the same for the same id over all configurations. Called when a
@@ -75,6 +77,12 @@ impl Metrics {
     /// The counters of requests that no tenant could be found for.
     pub fn no_tenant(&self) -> &Arc<TenantMetrics> {
         self.tenants.none()
+    }
+
+    /// Shows these limits too; the first ones that are given.
+    pub(crate) fn show_limits(&self, limits: Arc<Limits>) {
+        // A node has no others.
+        let _ = self.limits.set(limits);
     }
 
     /// What the accept loops count with.
@@ -92,6 +100,7 @@ impl Metrics {
         let mut families = self.registry.gather();
         families.extend(tenant_families(&self.tenants.collect(Instant::now())));
         families.extend(shedding::families(&self.shedders));
+        families.extend(self.limits.get().map(|limits| limits::families(limits)).unwrap_or_default());
         families.extend(process::families(self.started));
         let mut build = Family::gauge(names::BUILD_INFO);
         build.add(&[env!("CARGO_PKG_VERSION")], 1.0);

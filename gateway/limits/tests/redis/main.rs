@@ -8,4 +8,5 @@ mod support;
 mod concurrency;
 mod faults;
 mod script;
+mod tls;
 mod topologies;

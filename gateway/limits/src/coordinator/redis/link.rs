@@ -12,7 +12,7 @@ use std::{
 use foldhash::quality::FixedState;
 use parking_lot::RwLock;
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, RedisFuture, Script, Value,
+    AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, RedisFuture, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
@@ -26,6 +26,7 @@ use tokio::{
 use super::{
     EXCHANGE_TIMEOUT,
     address::{RedisAddress, Topology},
+    script,
 };
 
 /// How soon is tried again what failed.
@@ -211,7 +212,7 @@ impl Keeper {
 
     /// Heartbeats over this connection, which exchanges use as soon as the first one went well.
     async fn serve(&mut self, mut connection: Connection, is_away: &mut bool) -> End {
-        let heartbeat = Script::new(include_str!("heartbeat.lua"));
+        let heartbeat = [1.to_string(), GATEWAYS.to_owned(), self.gateway.to_string(), micros(GONE_AFTER).to_string()];
         let is_cluster = matches!(connection, Connection::Cluster(_));
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -227,9 +228,7 @@ impl Keeper {
                 _ = ticks.tick() => {}
                 () = self.link.doubt.notified(), if !is_cluster => {}
             }
-            let mut beat = heartbeat.key(GATEWAYS);
-            beat.arg(&*self.gateway).arg(micros(GONE_AFTER));
-            let live = timeout(EXCHANGE_TIMEOUT, beat.invoke_async::<u64>(&mut connection));
+            let live = timeout(EXCHANGE_TIMEOUT, script::HEARTBEAT.run(&mut connection, &heartbeat));
             let error = match live.await {
                 Ok(Ok(live)) => {
                     failures = 0;

@@ -6,7 +6,8 @@
 //! What Redis must be:
 //! - 7.0 or later. A user with an access list needs the keys `seiketsu:*`, and the commands `EVAL`, `EVALSHA`,
 //!   `HGETALL`, `HMGET`, `HSET`, `HDEL`, `DEL`, `PEXPIRE`, `PEXPIREAT`, `ZADD`, `ZREM`, `ZREMRANGEBYSCORE`,
-//!   `ZCARD`, `TIME`, `INFO`, and those of the connection.
+//!   `ZCARD`, `TIME`, `INFO`, and those of the connection: `HELLO`, `AUTH`, `CLIENT`, `SELECT`; `CLUSTER` of a
+//!   cluster, `ROLE` of a master that sentinels name.
 //! - With `maxmemory-policy noeviction`: an account that is evicted is taken for one that was never used, and is
 //!   full again. Without memory exchanges fail, and the tenants' settings for that case apply. Nor must it be
 //!   flushed while it is in use.
@@ -14,8 +15,9 @@
 //!   stops giving tokens while another one has taken over.
 //!
 //! What is lost with it is found out: the script knows from the process' run id that Redis has restarted, or
-//! that another one has taken over, and then gives nothing until all leases of before have ended. The data of
-//! quotas is worth keeping: `appendonly yes`.
+//! that another one has taken over, and then gives nothing until all leases of before have ended. What it cannot
+//! know of is an account that began so shortly before a failover that no replica had heard of it: to gateways
+//! that had not used it, it is full once more. The data of quotas is worth keeping: `appendonly yes`.
 
 pub mod address;
 mod link;
@@ -105,7 +107,7 @@ impl RedisCoordinator {
         // Once for each message: a later one has a higher number.
         let number = self.sent.fetch_add(1, Relaxed) + 1;
         let arguments = script::arguments(exchange, &self.session, number, self.live())?;
-        match timeout(EXCHANGE_TIMEOUT, script::run(&mut connection, &arguments)).await {
+        match timeout(EXCHANGE_TIMEOUT, script::ACQUIRE.run::<Vec<u64>>(&mut connection, &arguments)).await {
             Ok(Ok(numbers)) => {
                 self.link.trust(tenant);
                 script::answers(&numbers, exchange.accounts.len())

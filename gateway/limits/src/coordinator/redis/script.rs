@@ -1,8 +1,8 @@
-//! The script that does an exchange: what it is told, and what it answers.
+//! The scripts; and of the one that does an exchange, what it is told, and what it answers.
 
 use std::{sync::LazyLock, time::Duration};
 
-use redis::{Cmd, ErrorKind, RedisError, Script, ServerErrorKind, aio::ConnectionLike};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::ConnectionLike};
 
 use crate::{
     coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Request, SLOT_LEASE_TIME},
@@ -16,38 +16,48 @@ const MAX_EXACT: u64 = (1 << 53) - 1;
 /// Of each account: outcome, tokens or wait, ends, left.
 const NUMBERS_PER_ANSWER: usize = 4;
 
-static ACQUIRE: LazyLock<Acquire> = LazyLock::new(|| {
-    let text = text();
-    let hash = Script::new(&text).get_hash().to_owned();
-    Acquire { text, hash }
-});
+pub(super) static ACQUIRE: LazyLock<Script> = LazyLock::new(|| Script::new(text()));
 
-struct Acquire {
+pub(super) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua").to_owned()));
+
+/// A script, called by its hash, and loaded where it is not known yet.
+pub(super) struct Script {
     text: String,
     hash: String,
 }
 
-/// The script, with the times that it and the ledger have in common.
+impl Script {
+    fn new(text: String) -> Self {
+        let hash = redis::Script::new(&text).get_hash().to_owned();
+        Self { text, hash }
+    }
+
+    /// Has it run with these arguments: the number of keys, the keys, and the others.
+    pub(super) async fn run<T: FromRedisValue>(
+        &self,
+        connection: &mut impl ConnectionLike,
+        arguments: &[String],
+    ) -> Result<T, RedisError> {
+        let command = |name: &str, script: &str| {
+            let mut command = Cmd::new();
+            command.arg(name).arg(script).arg(arguments);
+            command
+        };
+        match command("EVALSHA", &self.hash).query_async(connection).await {
+            // This loads it too, and goes to the very server that lacks it.
+            Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                command("EVAL", &self.text).query_async(connection).await
+            }
+            result => result,
+        }
+    }
+}
+
+/// The script of an exchange, with the times that it and the ledger have in common.
 pub fn text() -> String {
     let [lease, slot_lease, kept, settled] = [LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER].map(micros);
     let times = "local LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER";
     format!("{times} = {lease}, {slot_lease}, {kept}, {settled}\n{}", include_str!("acquire.lua"))
-}
-
-/// Has the script run with these arguments; returns the numbers for [`answers`].
-pub(super) async fn run(connection: &mut impl ConnectionLike, arguments: &[String]) -> Result<Vec<u64>, RedisError> {
-    let command = |name: &str, script: &str| {
-        let mut command = Cmd::new();
-        command.arg(name).arg(script).arg(arguments);
-        command
-    };
-    match command("EVALSHA", &ACQUIRE.hash).query_async(connection).await {
-        // This loads it too, and goes to the very server that lacks it.
-        Err(error) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-            command("EVAL", &ACQUIRE.text).query_async(connection).await
-        }
-        result => result,
-    }
 }
 
 /// The number of keys, the keys, and what the script is told.

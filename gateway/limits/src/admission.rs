@@ -26,9 +26,17 @@ pub struct Applying<'a> {
 /// What became of a request.
 #[derive(Debug)]
 pub enum Decision {
-    Admitted { by: By, admitted: Admitted },
+    Admitted {
+        by: By,
+        admitted: Admitted,
+    },
     /// This limit, of those that apply, does not admit it before this time has passed.
-    Refused { by: By, applying: usize, place: Place, wait: Duration },
+    Refused {
+        by: By,
+        applying: usize,
+        place: Place,
+        wait: Duration,
+    },
     /// The coordinator cannot be reached, and nothing is to be admitted without it.
     Unavailable,
 }

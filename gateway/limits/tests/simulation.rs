@@ -192,7 +192,8 @@ async fn below_the_limit_nothing_is_refused_and_nearly_everything_is_decided_at_
         let centre = Centre::new(3, NEAR);
         let gateways = gateways(&centre, bucket, Unreachable::Share);
         let rate = tokens as f64 / 60.0;
-        let log = drive(&centre, &gateways, steady(0.9 * rate, (20_000.0 / rate).min(60.0), |_| fastrand::usize(..3))).await;
+        let log =
+            drive(&centre, &gateways, steady(0.9 * rate, (20_000.0 / rate).min(60.0), |_| fastrand::usize(..3))).await;
         assert_eq!(log.admitted.len(), log.arrived.len(), "{tokens}");
         let local = log.local as f64 / log.arrived.len() as f64;
         let exchanges = centre.exchanges.load(Relaxed) as f64;

@@ -159,7 +159,6 @@ impl Limited {
             self.admitted.refund();
         }
     }
-
 }
 
 fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Arc<[Place]>) {

@@ -166,7 +166,8 @@ pub(crate) fn tenant(
         let mut keyed_limits: Vec<(&str, String, &KeyedLimit)> =
             merged.keyed().map(|limit| ("", String::new(), limit)).collect();
         if let Some(limits) = effective.route_limits.as_deref() {
-            keyed_limits.extend(limits.keyed.iter().map(|limit| (route.id.as_str(), format!("route/{}/", route.id), limit)));
+            keyed_limits
+                .extend(limits.keyed.iter().map(|limit| (route.id.as_str(), format!("route/{}/", route.id), limit)));
         }
         let keyed = keyed_limits
             .into_iter()

@@ -137,11 +137,7 @@ fn decide(
 }
 
 /// Who is calling, and whether the body is what the route wants.
-async fn admit(
-    shared: &Shared,
-    session: &mut Session,
-    ctx: &mut RequestContext,
-) -> Result<Result<Decision, Refusal>> {
+async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
     let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
         return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
     };

@@ -223,8 +223,9 @@ impl<'a> Compiler<'a> {
         let versions = tenant.versions.as_ref().map(Versions::compile).transpose();
         let versions = versions.map_err(|source| CompileError::Versions { tenant: tenant.id.clone(), source })?;
         let policies = self.policies(tenant_effective).map_err(of_tenant)?;
-        let (limits, of_routes) = limits_compile::tenant(self.limits, self.revision, tenant, tenant_effective, &effective)
-            .map_err(|source| of_tenant(source.into()))?;
+        let (limits, of_routes) =
+            limits_compile::tenant(self.limits, self.revision, tenant, tenant_effective, &effective)
+                .map_err(|source| of_tenant(source.into()))?;
         let mut routes = Vec::with_capacity(tenant.routes.len());
         for ((route, effective), limits) in tenant.routes.iter().zip(&effective).zip(of_routes) {
             let compiled = self.route(route, effective, limits, pools).map_err(|source| CompileError::Route {

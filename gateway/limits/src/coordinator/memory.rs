@@ -161,7 +161,11 @@ impl Shard {
         self.tenants.retain(|_, accounts| {
             accounts.retain(|_, account| {
                 let is_quota = account.ends != u64::MAX;
-                if is_quota { now < account.ends } else { now.saturating_sub(account.used_at) < account.ledger.is_as_new_after() }
+                if is_quota {
+                    now < account.ends
+                } else {
+                    now.saturating_sub(account.used_at) < account.ledger.is_as_new_after()
+                }
             });
             !accounts.is_empty()
         });

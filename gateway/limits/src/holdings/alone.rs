@@ -3,21 +3,13 @@
 //! Tokens that are admitted without it count as spent like any others. When it is back, it learns of them
 //! with the next exchange, and takes them off before it gives new ones.
 
-use std::{
-    sync::atomic::Ordering::Relaxed,
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
     Holdings, Kind, Place, Unreachable,
     exchange::{PATIENCE, PAUSE, State},
 };
-use crate::{
-    clock::Nanos,
-    coordinator::LEASE_TIME,
-    node::after,
-    terms::Bucket,
-};
+use crate::{clock::Nanos, coordinator::LEASE_TIME, node::after, terms::Bucket};
 
 /// The coordinator is tried again after this time, give or take a fifth, so that gateways do not all come at
 /// once.
@@ -49,7 +41,9 @@ pub(crate) enum Verdict {
     TryAgain,
     /// It passes this limit without a token.
     Pass,
-    Refused { until: Nanos },
+    Refused {
+        until: Nanos,
+    },
     /// It cannot be told whether the limit allows it.
     Unknown,
 }

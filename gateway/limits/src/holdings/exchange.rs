@@ -219,7 +219,11 @@ impl Holdings {
             let asked = lease.asked().wrapping_sub(account.asked);
             let least = match purpose {
                 Purpose::Wanted { limits, cost } if limits.iter().any(|wanted| wanted.index() == index) => {
-                    if is_slots { 1 } else { cost }
+                    if is_slots {
+                        1
+                    } else {
+                        cost
+                    }
                 }
                 _ => 0,
             };
@@ -235,7 +239,8 @@ impl Holdings {
                         // A new period is a new account.
                         lease.void();
                         let (asked, share) = (account.asked, std::mem::take(&mut account.share));
-                        *account = Account { asked, share, period: Some(calendar.period(micros)), ..Account::default() };
+                        *account =
+                            Account { asked, share, period: Some(calendar.period(micros)), ..Account::default() };
                     }
                     let Some(period) = &account.period else { continue };
                     let terms = Terms::Quota { limit: *quota, starts: period.starts, ends: period.ends };

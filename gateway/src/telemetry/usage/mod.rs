@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn what_many_threads_count_over_restarts_adds_up_exactly() {
-        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2).unwrap());
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2, [].into()).unwrap());
         for _ in 0..3 {
             let usage = open(folder.path(), &metrics);
             thread::scope(|scope| {
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn who_waits_is_woken_by_a_record_and_not_by_nothing() {
-        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2).unwrap());
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2, [].into()).unwrap());
         let usage = open(folder.path(), &metrics);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let page = usage.read(None, 10).unwrap();
@@ -386,7 +386,7 @@ mod tests {
 
     #[test]
     fn cursors_of_elsewhere_are_known_as_such() {
-        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2).unwrap());
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2, [].into()).unwrap());
         let usage = open(folder.path(), &metrics);
         usage.count(&Caller { tenant: "acme", route: "", consumer: "" }, &ONE);
         usage.flush();
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn a_node_that_keeps_none_writes_none() {
-        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2).unwrap());
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2, [].into()).unwrap());
         let off = UsageLog { retain: ByteSize::new(0) };
         let usage = Usage::open(&off, folder.path(), 2, metrics.node.usage.clone()).unwrap();
         usage.count(&Caller { tenant: "acme", route: "", consumer: "" }, &ONE);

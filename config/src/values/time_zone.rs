@@ -1,8 +1,13 @@
 //! Time zones.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::LazyLock};
+
+use jiff::tz::TimeZoneDatabase;
 
 use super::{InvalidValue, text_value};
+
+/// Not those of the system, which other parts of the program may have asked the library for.
+static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
 
 /// A time zone by its IANA name, as in `Asia/Tokyo`. Known are those that the program brings with it, so
 /// that every node knows the same ones, whatever its system has.
@@ -29,12 +34,12 @@ impl FromStr for TimeZone {
     type Err = InvalidValue;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(zone) = jiff::tz::db().get(text)
+        if let Ok(zone) = ZONES.get(text)
             && let Some(name) = zone.iana_name()
         {
             return Ok(Self(name.into()));
         }
-        let known: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+        let known: Vec<String> = ZONES.available().map(|name| name.to_string()).collect();
         let fix = match crate::error::nearest(text, &known) {
             Some(nearest) => format!("did you mean {nearest}?"),
             None => "write an IANA name, as in Asia/Tokyo, Europe/Berlin or UTC".to_owned(),

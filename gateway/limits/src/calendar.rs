@@ -3,12 +3,12 @@
 //! The periods of a calendar follow each other without gap or overlap, whatever clocks do: a day with a
 //! change of the clocks has 23 or 25 hours, a day that a time zone left out has none.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
 use jiff::{
     Timestamp, ToSpan,
     civil::{Date, Time},
-    tz::{AmbiguousOffset, TimeZone},
+    tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase},
 };
 
 /// Which periods a quota counts in, and in which time zone they begin.
@@ -134,7 +134,9 @@ impl Calendar {
 }
 
 fn zone_named(name: &str) -> Result<TimeZone, CalendarError> {
-    jiff::tz::db().get(name).map_err(|_| CalendarError::UnknownZone(name.to_owned()))
+    // Not those of the system: all gateways must know the same ones.
+    static ZONES: LazyLock<TimeZoneDatabase> = LazyLock::new(TimeZoneDatabase::bundled);
+    ZONES.get(name).map_err(|_| CalendarError::UnknownZone(name.to_owned()))
 }
 
 /// One day or month.

@@ -281,9 +281,14 @@ impl QuotaLedger {
             return Answer { outcome: Outcome::OtherPeriod, left: 0, now };
         }
         let before = self.leases.get(reporter).copied().unwrap_or_default();
-        self.debited = self.accounted(&before, request);
+        let accounted = self.accounted(&before, request);
+        self.debited = if request.has_ended { self.debited.max(accounted) } else { accounted };
         let lease = self.leases.entry(Arc::clone(reporter)).or_default();
-        *lease = QuotaLease { spent: request.spent, out: request.held };
+        *lease = if request.has_ended {
+            QuotaLease { spent: request.spent.max(before.spent + before.out), out: 0 }
+        } else {
+            QuotaLease { spent: request.spent, out: request.held }
+        };
         let remaining = self.limit.saturating_sub(self.debited);
         if now < self.opens {
             let wait = Duration::from_micros(self.opens - now);

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashMap},
     fmt,
     sync::{
         Arc, Weak,
@@ -16,12 +16,23 @@ use tokio::runtime::Handle;
 
 use crate::{
     clock::{Clock, Nanos, nanos},
-    coordinator::Coordinator,
+    coordinator::{Coordinator, Exchange, Request},
     holdings::Holdings,
+    journal::{Entry, Journal},
+    terms::{MAX_QUOTA, Terms},
 };
 
 /// How often leases that are due are looked for.
 const TICK: Duration = Duration::from_millis(50);
+
+/// What was given of quotas is written down every second: so many ticks.
+const WRITTEN_EVERY: u64 = 20;
+
+/// Stands between account and reporter in the journal; neither contains it.
+const SEPARATOR: char = '\t';
+
+/// How often a coordinator is told that does not answer.
+const REMINDERS: u32 = 5;
 
 /// One gateway, as far as its limits are concerned.
 pub struct Node {
@@ -37,6 +48,9 @@ pub struct Node {
     due: Mutex<BinaryHeap<Due>>,
     /// Exchanges that have not ended.
     in_flight: AtomicU64,
+    journal: Option<Journal>,
+    /// What of each quota this process was given, as far as it is not in the journal yet.
+    unwritten: Mutex<HashMap<(Arc<str>, Arc<str>), Entry>>,
 }
 
 /// What became of requests, and what the coordinator was asked.
@@ -70,7 +84,10 @@ struct Due {
 impl Node {
     /// `id` must be another one in each process: letters, digits, `.`, `_` and `-`. Leases are looked after
     /// on `runtime`, until the last reference to the node is gone.
-    pub fn start(coordinator: Arc<dyn Coordinator>, id: &str, runtime: Handle) -> Arc<Self> {
+    ///
+    /// `journal` keeps what was given of quotas, so that a coordinator that has lost it can be told after the
+    /// process has gone. Coordinators that keep it themselves need none.
+    pub fn start(coordinator: Arc<dyn Coordinator>, journal: Option<Journal>, id: &str, runtime: Handle) -> Arc<Self> {
         let clock = Clock::new();
         let node = Arc::new(Self {
             coordinator,
@@ -82,15 +99,20 @@ impl Node {
             epoch_micros: AtomicI64::new(unix_micros() - micros(clock.now())),
             due: Mutex::default(),
             in_flight: AtomicU64::new(0),
+            journal,
+            unwritten: Mutex::default(),
         });
         let weak = Arc::downgrade(&node);
         runtime.spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
+            for tick in 0_u64.. {
                 ticks.tick().await;
                 let Some(node) = weak.upgrade() else { return };
                 node.look_after();
+                if tick.is_multiple_of(WRITTEN_EVERY) {
+                    node.write_down().await;
+                }
             }
         });
         node
@@ -102,7 +124,11 @@ impl Node {
 
     /// Whether exchanges are under way.
     pub fn is_busy(&self) -> bool {
-        self.in_flight.load(Relaxed) > 0
+        self.in_flight() > 0
+    }
+
+    pub(crate) fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
     }
 
     pub(crate) fn exchange_begins(&self) {
@@ -117,6 +143,67 @@ impl Node {
     /// A name for one more reporter of this process.
     pub(crate) fn new_reporter(&self) -> Arc<str> {
         format!("{}.{}", self.id, self.reporters.fetch_add(1, Relaxed)).into()
+    }
+
+    /// So much of a quota was given to a reporter of this process in all, until its period ends.
+    pub(crate) fn quota_given(&self, tenant: &Arc<str>, key: &Arc<str>, reporter: &str, given: u64, ends: u64) {
+        if self.journal.is_none() {
+            return;
+        }
+        let named: Arc<str> = format!("{key}{SEPARATOR}{reporter}").into();
+        let entry = Entry::new(tenant, &named, given, ends).to_be_final();
+        self.unwritten.lock().insert((Arc::clone(tenant), named), entry);
+    }
+
+    async fn write_down(&self) {
+        let Some(journal) = &self.journal else { return };
+        let entries: Vec<Entry> = std::mem::take(&mut *self.unwritten.lock()).into_values().collect();
+        if !entries.is_empty() && journal.write(&entries).await.is_err() {
+            // The journal has said why. They are written with the next ones.
+            let mut unwritten = self.unwritten.lock();
+            for entry in entries {
+                unwritten.entry((Arc::clone(entry.tenant()), Arc::clone(entry.key()))).or_insert(entry);
+            }
+        }
+    }
+
+    /// Writes down the last of it.
+    pub async fn close(&self) {
+        self.write_down().await;
+    }
+
+    /// Tells the coordinator what former processes were given of quotas that have not ended: it may have
+    /// forgotten.
+    pub(crate) async fn remind_of_former(&self) {
+        let Some(journal) = &self.journal else { return };
+        for entry in journal.former() {
+            let Some((key, reporter)) = entry.key().rsplit_once(SEPARATOR) else { continue };
+            let request = Request {
+                key: key.into(),
+                // The limit itself is for those to say who know it.
+                terms: Terms::Quota { limit: MAX_QUOTA, starts: 0, ends: entry.ends() },
+                spent: entry.value(),
+                held: 0,
+                known: false,
+                has_ended: true,
+                want: 0,
+                least: 0,
+            };
+            let exchange = Exchange {
+                tenant: Arc::clone(entry.tenant()),
+                reporter: reporter.into(),
+                revision: 0,
+                accounts: vec![request],
+            };
+            for _ in 0..REMINDERS {
+                self.exchange_begins();
+                let result = self.coordinator.exchange(&exchange).await;
+                self.exchange_ends();
+                if result.is_ok() {
+                    break;
+                }
+            }
+        }
     }
 
     /// What time it is for the coordinator, as far as is known: microseconds since 1970.

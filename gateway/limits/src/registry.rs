@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash},
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use foldhash::quality::RandomState;
@@ -20,6 +21,12 @@ use crate::{
 /// Callers that a keyed limit tells apart. Those that come when so many are there share one account: an
 /// attacker who makes up values gains nothing by it.
 pub const MOST_SUBJECTS: usize = 10_000;
+
+/// How soon a new connection is noticed: well within the time for which nothing is given after a loss.
+const REMINDER_TICK: Duration = Duration::from_millis(50);
+
+/// Exchanges under way while reminding.
+const REMINDED_AT_ONCE: u64 = 64;
 
 /// The subjects of a keyed limit are spread over so many locks.
 const SHARDS: usize = 16;
@@ -92,6 +99,37 @@ impl Registry {
         made
     }
 
+    /// Tells the coordinator again what was spent of quotas, whenever the connection to it was made anew.
+    /// Ends with the registry.
+    pub async fn remind_after_losses(registry: Weak<Self>) {
+        let mut ticks = tokio::time::interval(REMINDER_TICK);
+        let mut known = 0;
+        loop {
+            ticks.tick().await;
+            let Some(registry) = registry.upgrade() else { return };
+            let connections = registry.node.coordinator.connections();
+            if connections != known {
+                // With the first one too: it may have lost what former processes of this gateway told it.
+                known = connections;
+                registry.node.remind_of_former().await;
+                registry.remind().await;
+            }
+        }
+    }
+
+    async fn remind(&self) {
+        let mut all: Vec<Arc<Holdings>> = self.tenants.lock().values().filter_map(Weak::upgrade).collect();
+        let keyed: Vec<_> = self.keyed.lock().values().filter_map(Weak::upgrade).collect();
+        all.extend(keyed.iter().flat_map(|keyed| keyed.subjects()));
+        for holdings in all.iter().filter(|holdings| holdings.has_quotas()) {
+            holdings.remind();
+            // Not all at once: each has its time-out.
+            while self.node.in_flight() >= REMINDED_AT_ONCE {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
     /// Gives back everything that is not in use, for a gateway that ends.
     pub fn give_back(&self) {
         // Not under the lock: what is given back may be the last reference.
@@ -141,14 +179,18 @@ impl KeyedHoldings {
         holdings
     }
 
-    fn give_back(&self) {
+    fn subjects(&self) -> Vec<Arc<Holdings>> {
+        let mut all = vec![Arc::clone(&self.others)];
         for shard in &self.shards {
-            let subjects: Vec<_> = shard.lock().values().cloned().collect();
-            for holdings in subjects {
-                holdings.give_back();
-            }
+            all.extend(shard.lock().values().cloned());
         }
-        self.others.give_back();
+        all
+    }
+
+    fn give_back(&self) {
+        for holdings in self.subjects() {
+            holdings.give_back();
+        }
     }
 }
 

@@ -99,7 +99,7 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
     (0..centre.gateways)
         .map(|number| {
             let coordinator: Arc<dyn Coordinator> = centre.clone();
-            let node = Node::start(coordinator, &format!("g{number}"), Handle::current());
+            let node = Node::start(coordinator, None, &format!("g{number}"), Handle::current());
             let limit = Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) };
             let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable };
             Gateway { holdings: Holdings::new(plan, &node), node }

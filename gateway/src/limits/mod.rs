@@ -36,6 +36,9 @@ use self::refusals::Refusals;
 /// The counters of quotas of a node that counts by itself, under its state.
 const JOURNAL: &str = "quotas.journal";
 
+/// What this node was given of quotas by Redis, in case that loses it.
+const JOURNAL_OF_REDIS: &str = "quotas-of-redis.journal";
+
 /// A node that ends waits this long for its leases to be given back.
 const FAREWELL: Duration = Duration::from_millis(500);
 
@@ -43,7 +46,7 @@ const FAREWELL: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub(crate) struct Limits {
     /// What all nodes count together, if there is Redis.
-    pub(crate) shared: Registry,
+    pub(crate) shared: Arc<Registry>,
     /// What each node counts for itself: client addresses.
     pub(crate) local: Registry,
     pub(crate) redis: Option<Arc<RedisCoordinator>>,
@@ -71,8 +74,11 @@ impl Limits {
         };
         let address = RedisAddress::parse(&redis.url.read()?)?;
         let redis = Arc::new(RedisCoordinator::start(address, name.as_str().into(), runtime));
+        let journal = Journal::open(&node.state_dir.join(JOURNAL_OF_REDIS))?;
+        let shared = Arc::new(Registry::new(Node::start(redis.clone(), Some(journal), &name, runtime.clone())));
+        runtime.spawn(Registry::remind_after_losses(Arc::downgrade(&shared)));
         Ok(Self {
-            shared: Registry::new(Node::start(redis.clone(), &name, runtime.clone())),
+            shared,
             local: local(&name, runtime),
             redis: Some(redis),
             refusals: Refusals::default(),
@@ -85,7 +91,7 @@ impl Limits {
         let journal = state.map(|folder| Journal::open(&folder.join(JOURNAL))).transpose()?;
         let memory = Arc::new(MemoryCoordinator::new(journal));
         Ok(Self {
-            shared: Registry::new(Node::start(memory.clone(), name, runtime.clone())),
+            shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, runtime.clone()))),
             local: local(name, runtime),
             redis: None,
             refusals: Refusals::default(),
@@ -110,6 +116,7 @@ impl Limits {
             };
             // What is not back by then ends with its lease.
             let _ = tokio::time::timeout(FAREWELL, given_back).await;
+            self.shared.node().close().await;
         }
         if let Some(memory) = &self.memory
             && let Err(error) = memory.close()
@@ -121,5 +128,5 @@ impl Limits {
 
 fn local(name: &str, runtime: &Handle) -> Registry {
     let coordinator = Arc::new(MemoryCoordinator::new(None));
-    Registry::new(Node::start(coordinator, name, runtime.clone()))
+    Registry::new(Node::start(coordinator, None, name, runtime.clone()))
 }

@@ -38,6 +38,11 @@ pub trait Coordinator: fmt::Debug + Send + Sync {
 
     /// How many gateways share the accounts, this one included.
     fn live(&self) -> u64;
+
+    /// How many connections there have been: with each new one, what was told before may have been forgotten.
+    fn connections(&self) -> u64 {
+        0
+    }
 }
 
 /// What one reporter says about some accounts of a tenant.
@@ -64,6 +69,8 @@ pub struct Request {
     /// Whether it has had an answer about this account within [`ledger::KEPT`](crate::ledger::KEPT): then an
     /// account that is not there has been lost.
     pub known: bool,
+    /// The reporter is no more: of a quota, what it was given counts as spent.
+    pub has_ended: bool,
     /// New tokens that it would like.
     pub want: u64,
     /// Fewer new tokens than this are of no use to it.

@@ -85,6 +85,8 @@ enum Purpose<'a> {
     Renewal,
     /// Nobody has asked for a while: everything is given back.
     Return,
+    /// The coordinator may have forgotten what was told of quotas.
+    Reminder,
 }
 
 impl Holdings {
@@ -122,6 +124,16 @@ impl Holdings {
         if self.begin(purpose, now) == Begun::Not {
             self.schedule(after(now, RENEWAL));
         }
+    }
+
+    /// Tells the coordinator again what was spent: it may have forgotten.
+    pub(crate) fn remind(&self) {
+        self.begin(Purpose::Reminder, self.node.clock.now());
+    }
+
+    /// Whether there are quotas, of which more than the leases at hand must be known.
+    pub(crate) fn has_quotas(&self) -> bool {
+        self.plan.limits.iter().any(|limit| matches!(limit.kind, Kind::Quota { .. }))
     }
 
     /// Gives everything back that is not in use. Whoever asks again takes new leases.
@@ -227,7 +239,11 @@ impl Holdings {
                 }
                 _ => 0,
             };
-            if least == 0 && asked == 0 && lease.tokens() == 0 && !(is_slots && account.granted > 0) {
+            let matters = match purpose {
+                Purpose::Reminder => account.granted > 0,
+                _ => is_slots && account.granted > 0,
+            };
+            if least == 0 && asked == 0 && lease.tokens() == 0 && !matters {
                 continue;
             }
             let (key, terms) = match &limit.kind {
@@ -253,7 +269,7 @@ impl Holdings {
             }
             let held = lease.tokens();
             let prefetch = match (&limit.kind, purpose) {
-                (_, Purpose::Return) => 0,
+                (_, Purpose::Return | Purpose::Reminder) => 0,
                 // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
                 // nobody wants it.
                 (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL) < 2 * live => 0,
@@ -266,6 +282,7 @@ impl Holdings {
                 terms,
                 spent: if is_slots { account.granted } else { account.granted.saturating_sub(held) },
                 held: if is_slots { 0 } else { held },
+                has_ended: false,
                 known: account.answered_at != 0 && now < after(account.answered_at, ledger::KEPT / 2),
                 want: prefetch.max(least.saturating_sub(held)),
                 least: least.saturating_sub(held),
@@ -329,6 +346,10 @@ impl Holdings {
                 }
                 account.granted += tokens;
                 lease.add(tokens, ends(request.terms, sent_at, ends_in));
+                if let Terms::Quota { ends, .. } = request.terms {
+                    let given = request.spent + request.held + tokens;
+                    self.node.quota_given(&self.plan.tenant, &request.key, &self.reporter, given, ends);
+                }
             }
             Outcome::NoneUntil { wait, ends_in } => {
                 if !lease.has_ended(now) {

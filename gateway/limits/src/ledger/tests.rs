@@ -144,7 +144,8 @@ impl World {
                 // Free slots are all given back.
                 teller.held = if is_slots { 0 } else { teller.held.saturating_sub(give_back) };
                 let Gateway { spent, held, generation, .. } = *teller;
-                let request = Request { key: "limit".into(), terms, spent, held, known: true, want, least };
+                let request =
+                    Request { key: "limit".into(), terms, spent, held, known: true, has_ended: false, want, least };
                 let reporter = format!("{gateway}-{generation}").into();
                 let (there, back) = (now + there, now + there + back);
                 let flight =
@@ -294,7 +295,7 @@ proptest! {
 }
 
 fn request(terms: Terms) -> Request {
-    Request { key: "limit".into(), terms, spent: 0, held: 0, known: false, want: 1, least: 1 }
+    Request { key: "limit".into(), terms, spent: 0, held: 0, known: false, has_ended: false, want: 1, least: 1 }
 }
 
 fn bucket(tokens: u64, burst: u64) -> Terms {

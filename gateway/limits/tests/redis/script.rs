@@ -37,6 +37,7 @@ struct Said {
     newly_spent: i64,
     held: u64,
     known: bool,
+    has_ended: bool,
     want: u64,
     least: u64,
 }
@@ -82,14 +83,15 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
     let tokens = || prop_oneof![3 => Just(0u64), 4 => 0u64..4, 3 => 0u64..60, 1 => 0u64..2_000_000];
     let newly_spent = prop_oneof![8 => tokens().prop_map(u64::cast_signed), 1 => -20i64..0, 1 => Just(1i64 << 45)];
     let least = prop_oneof![4 => 0u64..2, 2 => 0u64..12, 1 => 0u64..100_000];
-    let known = prop::bool::weighted(0.2);
-    (Just(account), terms(), newly_spent, tokens(), known, tokens(), least).prop_map(
-        |(account, terms, newly_spent, held, known, want, least)| Said {
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
+    (Just(account), terms(), newly_spent, tokens(), flags, tokens(), least).prop_map(
+        |(account, terms, newly_spent, held, (known, has_ended), want, least)| Said {
             account,
             terms,
             newly_spent,
             held,
             known,
+            has_ended,
             want,
             least,
         },
@@ -200,6 +202,7 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
                 spent: *spent,
                 held: said.held,
                 known: said.known,
+                has_ended: said.has_ended,
                 want: said.want,
                 least: said.least,
             };
@@ -228,7 +231,7 @@ fn the_script_does_what_the_ledger_does() {
 }
 
 fn request(terms: Terms) -> Request {
-    Request { key: "rate".into(), terms, spent: 0, held: 0, known: false, want: 1, least: 1 }
+    Request { key: "rate".into(), terms, spent: 0, held: 0, known: false, has_ended: false, want: 1, least: 1 }
 }
 
 fn exchange_of(reporter: &str, request: Request) -> Exchange {

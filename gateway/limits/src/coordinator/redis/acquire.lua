@@ -11,7 +11,7 @@
 --           have not ended hold, all together; the time before which none of them ends; what a bucket has spilled
 --   @name   the lease of a reporter: spent, out, ends, ended, and the session and number of its last exchange
 -- ARGV: reporter, its session, number of the exchange, revision, gateways that are live; then for each
---   account: kind, three numbers of its terms, spent, held, known, want, least.
+--   account: kind, three numbers of its terms, spent, held, known, has ended, want, least.
 -- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left.
 
 local GRANTED, NONE_UNTIL, RECOVERING, OTHER_PERIOD, OVERTAKEN = 0, 1, 2, 3, 4
@@ -308,8 +308,14 @@ local function exchange_quota(request, account)
   end
   local limit = account.terms[1]
   local lease = account.leases[reporter] or own_lease(0, 0, NEVER)
-  account.value = math.max(account.value + request.spent - lease.spent + request.held - lease.out, 0)
-  lease = own_lease(request.spent, request.held, NEVER)
+  local accounted = math.max(account.value + request.spent - lease.spent + request.held - lease.out, 0)
+  if request.has_ended then
+    account.value = math.max(account.value, accounted)
+    lease = own_lease(math.max(request.spent, lease.spent + lease.out), 0, NEVER)
+  else
+    account.value = accounted
+    lease = own_lease(request.spent, request.held, NEVER)
+  end
   account.leases[reporter] = lease
   local remaining = math.max(limit - account.value, 0)
   if now < account.opens then
@@ -386,7 +392,7 @@ end
 
 local answers = { now }
 for i, key in ipairs(KEYS) do
-  local at = 5 + (i - 1) * 9
+  local at = 5 + (i - 1) * 10
   local kind = ARGV[at + 1]
   local outcome, amount, ends_in, left = exchange({
     key = key,
@@ -396,8 +402,9 @@ for i, key in ipairs(KEYS) do
     spent = tonumber(ARGV[at + 5]),
     held = tonumber(ARGV[at + 6]),
     known = ARGV[at + 7] == '1',
-    want = tonumber(ARGV[at + 8]),
-    least = tonumber(ARGV[at + 9]),
+    has_ended = ARGV[at + 8] == '1',
+    want = tonumber(ARGV[at + 9]),
+    least = tonumber(ARGV[at + 10]),
   })
   for _, n in ipairs({ outcome, amount, ends_in, left }) do
     answers[#answers + 1] = n

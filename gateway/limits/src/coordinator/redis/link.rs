@@ -93,6 +93,8 @@ pub(super) struct Link {
     origin: Instant,
     doubt: Notify,
     live: AtomicU64,
+    /// So many connections have been made.
+    connections: AtomicU64,
 }
 
 /// Tenants that fail together. After a time-out only one exchange at a time tries again.
@@ -111,11 +113,16 @@ impl Link {
             origin: Instant::now(),
             doubt: Notify::new(),
             live: AtomicU64::new(1),
+            connections: AtomicU64::new(0),
         }
     }
 
     pub(super) fn live(&self) -> u64 {
         self.live.load(Relaxed)
+    }
+
+    pub(super) fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -238,6 +245,7 @@ impl Keeper {
                     }
                     if !self.link.is_connected() {
                         *self.link.connection.write() = Some(connection.clone());
+                        self.link.connections.fetch_add(1, Relaxed);
                         *is_away = false;
                         tracing::info!(address = %self.address, "connected to Redis");
                     }

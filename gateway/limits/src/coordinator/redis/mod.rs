@@ -145,6 +145,10 @@ impl Coordinator for RedisCoordinator {
     fn live(&self) -> u64 {
         self.link.live()
     }
+
+    fn connections(&self) -> u64 {
+        self.link.connections()
+    }
 }
 
 impl fmt::Debug for RedisCoordinator {

@@ -73,7 +73,7 @@ pub fn arguments(exchange: &Exchange, session: &str, number: u64, live: u64) -> 
     if reporter.is_empty() || !reporter.chars().all(is_plain) {
         return Err(CoordinatorError::Malformed(format!("a reporter named {reporter:?}")));
     }
-    let mut arguments = Vec::with_capacity(6 + accounts.len() * 10);
+    let mut arguments = Vec::with_capacity(6 + accounts.len() * 11);
     arguments.push(accounts.len().to_string());
     arguments.extend(accounts.iter().map(|account| format!("seiketsu:{{{tenant}}}:{}", account.key)));
     arguments.extend([reporter.to_string(), session.to_owned()]);
@@ -90,10 +90,10 @@ fn add_account(arguments: &mut Vec<String>, account: &Request) {
         Terms::Quota { limit, starts, ends } => ("quota", [limit, starts, ends]),
         Terms::Slots { limit } => ("slots", [limit, 0, 0]),
     };
-    let Request { spent, held, known, want, least, .. } = *account;
+    let Request { spent, held, known, has_ended, want, least, .. } = *account;
     arguments.push(kind.to_owned());
     arguments.extend(terms.map(exact));
-    arguments.extend([spent, held, u64::from(known), want, least].map(exact));
+    arguments.extend([spent, held, known.into(), has_ended.into(), want, least].map(exact));
 }
 
 /// What the script answered for so many accounts.

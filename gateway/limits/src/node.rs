@@ -122,6 +122,11 @@ impl Node {
         self.clock
     }
 
+    /// How long a request waits for the coordinator, all in all.
+    pub(crate) fn patience(&self) -> Duration {
+        self.coordinator.patience()
+    }
+
     /// Whether exchanges are under way.
     pub fn is_busy(&self) -> bool {
         self.in_flight() > 0

@@ -2,6 +2,7 @@
 //! files, the policies that most routes have, and a whole gateway.
 
 pub mod gateway;
+pub mod limits;
 pub mod policies;
 pub mod tenancy;
 pub mod tenant_files;

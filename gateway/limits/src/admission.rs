@@ -10,9 +10,6 @@ use crate::{
     node::{Counters, Node, after},
 };
 
-/// How long a request waits for coordinators, all in all.
-pub const PATIENCE: Duration = Duration::from_millis(10);
-
 /// How often a request tries to take a token that was made for it.
 const MOST_TRIES: u32 = 100;
 
@@ -101,7 +98,7 @@ pub fn decide_now(applying: &[Applying<'_>], cost: u64, refundable: bool, node: 
 /// Decides, and waits for the coordinator where what is at hand does not suffice.
 pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node) -> Decision {
     let start = node.clock().now();
-    let deadline = after(start, PATIENCE);
+    let deadline = after(start, node.patience());
     let mut by = By::Lease;
     let mut tries = 0;
     // Limits that need not be asked: the coordinator is away, and they admit everything.

@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::BinaryHeap,
     fmt,
     sync::{
         Arc, Weak,
@@ -18,7 +18,7 @@ use crate::{
     clock::{Clock, Nanos, nanos},
     coordinator::{Coordinator, Exchange, Request},
     holdings::Holdings,
-    journal::{Entry, Journal},
+    journal::{Entries, Entry, Journal},
     terms::{MAX_QUOTA, Terms},
 };
 
@@ -50,7 +50,7 @@ pub struct Node {
     in_flight: AtomicU64,
     journal: Option<Journal>,
     /// What of each quota this process was given, as far as it is not in the journal yet.
-    unwritten: Mutex<HashMap<(Arc<str>, Arc<str>), Entry>>,
+    unwritten: Mutex<Entries>,
 }
 
 /// What became of requests, and what the coordinator was asked.
@@ -87,7 +87,7 @@ impl Node {
     ///
     /// `journal` keeps what was given of quotas, so that a coordinator that has lost it can be told after the
     /// process has gone. Coordinators that keep it themselves need none.
-    pub fn start(coordinator: Arc<dyn Coordinator>, journal: Option<Journal>, id: &str, runtime: Handle) -> Arc<Self> {
+    pub fn start(coordinator: Arc<dyn Coordinator>, journal: Option<Journal>, id: &str, runtime: &Handle) -> Arc<Self> {
         let clock = Clock::new();
         let node = Arc::new(Self {
             coordinator,
@@ -120,6 +120,11 @@ impl Node {
 
     pub fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// How long a request waits for the coordinator, all in all.
+    pub(crate) fn patience(&self) -> Duration {
+        self.coordinator.patience()
     }
 
     /// Whether exchanges are under way.

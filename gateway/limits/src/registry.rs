@@ -36,8 +36,13 @@ const SHARDS: usize = 16;
 pub struct Registry {
     node: Arc<Node>,
     tenants: Mutex<HashMap<Arc<str>, Weak<Holdings>>>,
-    keyed: Mutex<HashMap<(Arc<str>, Arc<str>), Weak<KeyedHoldings>>>,
+    keyed: Mutex<AllKeyed>,
 }
+
+/// By tenant and id.
+type AllKeyed = HashMap<(Arc<str>, Arc<str>), Weak<KeyedHoldings>>;
+
+type Subjects = HashMap<Subject, Arc<Holdings>, RandomState>;
 
 /// The holdings of each value of a key.
 #[derive(Debug)]
@@ -45,7 +50,7 @@ pub struct KeyedHoldings {
     node: Arc<Node>,
     /// What holds for each of them; the keys of accounts get the subject appended.
     template: Plan,
-    shards: Box<[Mutex<HashMap<Subject, Arc<Holdings>, RandomState>>]>,
+    shards: Box<[Mutex<Subjects>]>,
     hasher: RandomState,
     others: Arc<Holdings>,
 }

@@ -99,7 +99,7 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
     (0..centre.gateways)
         .map(|number| {
             let coordinator: Arc<dyn Coordinator> = centre.clone();
-            let node = Node::start(coordinator, None, &format!("g{number}"), Handle::current());
+            let node = Node::start(coordinator, None, &format!("g{number}"), &Handle::current());
             let limit = Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) };
             let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable };
             Gateway { holdings: Holdings::new(plan, &node), node }
@@ -162,7 +162,7 @@ fn steady(per_second: f64, seconds: f64, choose: impl Fn(usize) -> usize) -> Vec
 }
 
 fn per_minute(tokens: u64, burst: u64) -> Bucket {
-    Bucket::new(tokens, Duration::from_secs(60), burst).unwrap()
+    Bucket::new(tokens, Duration::from_mins(1), burst).unwrap()
 }
 
 const NEAR: Duration = Duration::from_millis(1);

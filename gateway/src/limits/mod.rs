@@ -75,7 +75,7 @@ impl Limits {
         let address = RedisAddress::parse(&redis.url.read()?)?;
         let redis = Arc::new(RedisCoordinator::start(address, name.as_str().into(), runtime));
         let journal = Journal::open(&node.state_dir.join(JOURNAL_OF_REDIS))?;
-        let shared = Arc::new(Registry::new(Node::start(redis.clone(), Some(journal), &name, runtime.clone())));
+        let shared = Arc::new(Registry::new(Node::start(redis.clone(), Some(journal), &name, runtime)));
         runtime.spawn(Registry::remind_after_losses(Arc::downgrade(&shared)));
         Ok(Self {
             shared,
@@ -91,7 +91,7 @@ impl Limits {
         let journal = state.map(|folder| Journal::open(&folder.join(JOURNAL))).transpose()?;
         let memory = Arc::new(MemoryCoordinator::new(journal));
         Ok(Self {
-            shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, runtime.clone()))),
+            shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, runtime))),
             local: local(name, runtime),
             redis: None,
             refusals: Refusals::default(),
@@ -128,5 +128,5 @@ impl Limits {
 
 fn local(name: &str, runtime: &Handle) -> Registry {
     let coordinator = Arc::new(MemoryCoordinator::new(None));
-    Registry::new(Node::start(coordinator, None, name, runtime.clone()))
+    Registry::new(Node::start(coordinator, None, name, runtime))
 }

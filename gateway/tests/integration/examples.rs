@@ -362,7 +362,7 @@ fn the_demo_does_what_the_readme_says() {
     assert_eq!(gateway.operations("/config?tenant=acme&route=secure").status, 200);
     west.control("health", &json!({ "healthy": false }));
     assert!(comes_true(|| {
-        (0..4).all(|_| gateway.get("acme.localhost", "/v1/echo", "").header("x-origin-region") == Some("us-east"))
+        (0..4).all(|_| gateway.get("umbrella.localhost", "/v1/echo", "").header("x-origin-region") == Some("us-east"))
     }));
 }
 

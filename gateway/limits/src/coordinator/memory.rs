@@ -25,6 +25,10 @@ use crate::{
 /// Tenants are spread over so many locks.
 const SHARDS: usize = 64;
 
+/// For a disk that is very slow. Only the first request of a tenant in a day waits for it, and now and then one
+/// whose portion is used up.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Accounts that nobody has asked for are looked for when a shard has grown by so many.
 const GROWTH: usize = 1024;
 
@@ -197,6 +201,11 @@ impl Coordinator for MemoryCoordinator {
 
     fn live(&self) -> u64 {
         1
+    }
+
+    /// There is nobody else to ask: what a slow disk has not written yet cannot be decided without it.
+    fn patience(&self) -> Duration {
+        PATIENCE
     }
 }
 

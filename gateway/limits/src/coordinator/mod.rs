@@ -19,6 +19,9 @@ pub const SLOT_LEASE_TIME: Duration = Duration::from_secs(5);
 /// Leases are renewed this often at least, while they are in use.
 pub const RENEWAL: Duration = Duration::from_secs(1);
 
+/// A request waits this long for a coordinator that is reached over the network, and not longer.
+pub const PATIENCE: Duration = Duration::from_millis(10);
+
 /// Keeps one account for each limit.
 #[async_trait]
 pub trait Coordinator: fmt::Debug + Send + Sync {
@@ -38,6 +41,11 @@ pub trait Coordinator: fmt::Debug + Send + Sync {
 
     /// How many gateways share the accounts, this one included.
     fn live(&self) -> u64;
+
+    /// How long a request waits for an answer before it is decided without one.
+    fn patience(&self) -> Duration {
+        PATIENCE
+    }
 
     /// How many connections there have been: with each new one, what was told before may have been forgotten.
     fn connections(&self) -> u64 {

@@ -7,7 +7,7 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
     Holdings, Kind, Place, Unreachable,
-    exchange::{PATIENCE, PAUSE, State},
+    exchange::{PAUSE, State},
 };
 use crate::{clock::Nanos, coordinator::LEASE_TIME, node::after, terms::Bucket};
 
@@ -61,7 +61,7 @@ impl Holdings {
         let mut state = self.state.lock();
         // Its own exchange, or one that began shortly after.
         if let Some(sent_at) = state.waits_since()
-            && now > after(sent_at, PATIENCE / 2)
+            && now > after(sent_at, self.node.coordinator.patience() / 2)
         {
             self.is_away(&mut state, sent_at, now);
         }
@@ -113,11 +113,12 @@ impl Holdings {
         let cost = if place.is_slots() { 1 } else { cost };
         match self.plan.unreachable {
             Unreachable::Deny => return Verdict::Unknown,
-            Unreachable::Allow => {
+            Unreachable::Allow if !place.is_slots() => {
                 self.pass(place, cost);
                 return Verdict::Pass;
             }
-            Unreachable::Share => {}
+            // Slots must come back, so there must be some.
+            Unreachable::Allow | Unreachable::Share => {}
         }
         let mut state = self.state.lock();
         let until = match &state.alone {
@@ -142,7 +143,10 @@ impl Holdings {
                 account.share.of_quota(all / live, cost)
             }
             Kind::Slots { limit: slots } => {
-                let share = (slots / live).max(1);
+                let share = match self.plan.unreachable {
+                    Unreachable::Allow => u64::MAX,
+                    Unreachable::Share | Unreachable::Deny => (slots / live).max(1),
+                };
                 (u64::from(account.granted < share), Duration::from_millis(10))
             }
         };

@@ -15,9 +15,6 @@ use crate::{
     terms::Terms,
 };
 
-/// A request waits this long for the coordinator, and not longer.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(10);
-
 /// Leases are taken to last from one renewal to the next, and somewhat longer.
 const FORESIGHT: f64 = 2.2;
 
@@ -198,7 +195,7 @@ impl Holdings {
                 tokio::select! {
                     biased;
                     result = &mut call => result,
-                    () = tokio::time::sleep(PATIENCE) => {
+                    () = tokio::time::sleep(this.node.coordinator.patience()) => {
                         // Nobody waits any longer; what was sent may still be answered.
                         this.is_slow(now);
                         call.await

@@ -185,9 +185,12 @@ fn add_requests(requests: &mut Family, tenant: &NamedSum) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{collections::HashMap, time::Duration};
+    use std::{collections::HashMap, path::Path, time::Duration};
 
+    use seiketsu_config::node::{NodeConfig, NodeLimits, Redis};
     use seiketsu_limits::shedding::{Priority, Settings};
+
+    use tokio::runtime::Runtime;
 
     use super::*;
 
@@ -235,6 +238,19 @@ mod tests {
         (samples, types)
     }
 
+    /// Of a node whose Redis is not there.
+    fn limits(state_dir: &Path) -> (Runtime, Arc<Limits>) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let url = "redis://127.0.0.1:1".parse().unwrap();
+        let node = NodeConfig {
+            state_dir: state_dir.to_owned(),
+            limits: NodeLimits { redis: Some(Redis { url }) },
+            ..NodeConfig::default()
+        };
+        let limits = Arc::new(Limits::start(&node, runtime.handle()).unwrap());
+        (runtime, limits)
+    }
+
     fn serve(metrics: &Metrics) -> Arc<RouteTable> {
         let tenant = metrics.tenant("acme");
         let routes = tenant.routes(["echo"]);
@@ -280,6 +296,10 @@ mod tests {
     fn the_text_says_what_was_counted() {
         let metrics = metrics();
         let _in_use = serve(&metrics);
+        let folder = tempfile::tempdir().unwrap();
+        let (_runtime, limits) = limits(folder.path());
+        limits.refusals.count("rate");
+        metrics.show_limits(limits);
         let (samples, types) = parse(&metrics.render());
         let expected = [
             (r#"seiketsu_requests_total{tenant="acme",route="echo",class="2xx"}"#, 1.0),
@@ -309,6 +329,8 @@ mod tests {
             (r#"seiketsu_shedding_limit{worker="0"}"#, 2.0),
             (r#"seiketsu_shedding_requests_in_flight{priority="critical"}"#, 0.0),
             (r#"seiketsu_shed_requests_total{priority="low"}"#, 1.0),
+            (r#"seiketsu_limit_refusals_total{scope="tenant",limit="rate"}"#, 1.0),
+            ("seiketsu_limit_coordinator_up", 0.0),
         ];
         for (series, value) in expected {
             let found = samples.get(series).copied();

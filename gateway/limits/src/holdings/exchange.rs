@@ -102,6 +102,19 @@ impl Holdings {
         let _ = tokio::time::timeout(left, exchanged).await;
     }
 
+    /// Begins an exchange for a request that will ask for these limits next, if they are not at hand.
+    pub(crate) fn ask_for(&self, limits: &[Place], cost: u64, now: Nanos) {
+        let is_unknown = |place: &Place| {
+            let cost = if place.is_slots() { 1 } else { cost };
+            self.leases
+                .get(place.index())
+                .is_some_and(|lease| (lease.tokens() < cost || lease.has_ended(now)) && lease.barred_until() <= now)
+        };
+        if limits.iter().any(is_unknown) {
+            self.begin(Purpose::Wanted { limits, cost }, now);
+        }
+    }
+
     /// Leases are low: more are taken in the background.
     pub(super) fn renew(&self, now: Nanos) {
         self.begin(Purpose::Renewal, now);

@@ -436,6 +436,7 @@ fn the_references_are_served_as_they_stand() {
     let partner = crate::fixtures::Issuer::new("p");
     fs::write(config.join("keys/partners.jwks.json"), partner.jwks()).unwrap();
     let gateway = start(folder, "reference-node.yaml");
+    redis.let_buckets_fill(std::time::Duration::from_secs(10));
     let from = "X-Forwarded-For: 192.0.2.1\r\n";
     let old = gateway.get(HOST, "/v1/calls/echo", from);
     // `/v1` is stripped, and the origin serves nothing else: its own 404.

@@ -59,8 +59,8 @@ fn what_is_refused_before_anybody_is_known_does_not_count() {
 fn a_request_that_one_limit_refuses_takes_nothing_from_the_others() {
     let origin = Origin::start("a");
     let routes = format!(
-        "- id: narrow\n  match: {{ path: '/v1/echo/narrow' }}\n  upstream: demo\n  policies: {{ limits: {{ {} }} }}\n\
-         - id: wide\n  match: {{ path: '/v1/echo/wide' }}\n  upstream: demo\n  policies:\n    limits:\n      keyed:\n\
+        "- id: narrow\n  match: {{ path: '/v1/status/200' }}\n  upstream: demo\n  policies: {{ limits: {{ {} }} }}\n\
+         - id: wide\n  match: {{ path: '/v1/bytes/1' }}\n  upstream: demo\n  policies:\n    limits:\n      keyed:\n\
          \x20     - {{ id: each, by: address, {} }}\n      - {{ id: device, by: {{ header: x-device }}, {} }}\n",
         still(2),
         still(50),
@@ -68,13 +68,13 @@ fn a_request_that_one_limit_refuses_takes_nothing_from_the_others() {
     );
     let gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 10 }", &routes));
     // The route refuses, and the tenant's day has not changed.
-    let answers = answers(&gateway, "/v1/echo/narrow", "", 20);
+    let answers = answers(&gateway, "/v1/status/200", "", 20);
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 2);
     assert_eq!(violated(&answers[19]), ["narrow-rate"]);
     assert_eq!((remaining(&answers[19], "day"), remaining(&answers[19], "narrow-rate")), (8, 0));
     // The tenant refuses, and neither what is counted by address nor by header has changed.
     let device = "X-Device: 7\r\n";
-    let answers = super::answers(&gateway, "/v1/echo/wide", device, 40);
+    let answers = super::answers(&gateway, "/v1/bytes/1", device, 40);
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 8);
     assert_eq!(violated(&answers[39]), ["day"]);
     assert_eq!((remaining(&answers[39], "each-rate"), remaining(&answers[39], "device-rate")), (42, 42));
@@ -109,10 +109,10 @@ fn a_quota_of_zero_admits_nothing_and_no_quota_everything() {
 fn a_request_takes_what_its_route_says_it_weighs() {
     let origin = Origin::start("a");
     let routes =
-        "- { id: heavy, match: { path: '/v1/echo/heavy' }, upstream: demo, policies: { limits: { cost: 3 } } }\n";
+        "- { id: heavy, match: { path: '/v1/status/200' }, upstream: demo, policies: { limits: { cost: 3 } } }\n";
     let limits = format!("{}, quotas: {{ daily: 20 }}", still(11));
     let gateway = Gateway::start(&limited(origin.address, &limits, routes));
-    let heavy = answers(&gateway, "/v1/echo/heavy", "", 5);
+    let heavy = answers(&gateway, "/v1/status/200", "", 5);
     let statuses: Vec<u16> = heavy.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses, [200, 200, 200, 429, 429]);
     assert_eq!((remaining(&heavy[2], "rate"), remaining(&heavy[2], "day")), (2, 11));

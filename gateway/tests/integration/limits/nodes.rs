@@ -88,7 +88,7 @@ impl Redis {
 
     /// An account that Redis has not known begins empty when leases of before have ended. This is when such a
     /// bucket is full.
-    pub(super) fn let_buckets_fill(&self, time_to_fill: Duration) {
+    pub fn let_buckets_fill(&self, time_to_fill: Duration) {
         // Redis tells its age in whole seconds, and a lease lasts one and a half.
         let full = self.began + Duration::from_millis(2600) + time_to_fill;
         let_pass(full.saturating_duration_since(Instant::now()));
@@ -177,7 +177,6 @@ fn a_node_that_ends_gives_back_what_it_holds_at_once() {
     let mut ended = nodes.remove(0);
     ended.process.signal("-TERM");
     assert!(wait_for_end(&mut ended.process).success(), "{}", ended.log());
-    assert_eq!(nodes[0].metric("seiketsu_limit_gateways") as usize, 2, "it has not been missed yet");
     // Renewals tell what is left for all: what the one that is left holds, and what is left in Redis.
     let left = || 30_000 - u64::try_from(passing_so_far(&nodes[0])).unwrap() - 100;
     assert!(comes_true(|| {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     fixtures::comes_true,
-    support::{Client, Gateway, Origin},
+    support::{Client, Gateway, Origin, wait_for},
 };
 
 /// Twenty tokens a second, full in two seconds.
@@ -18,7 +18,7 @@ const RATE: &str = "rate: { requests: 1200, per: 1m, burst: 40 }";
 const PER_SECOND: f64 = 20.0;
 const BURST: f64 = 40.0;
 
-/// What two nodes admit together, asked without a pause for so long.
+/// What two nodes admit together, both flooded for so long.
 fn flood_both(nodes: &[Gateway], time: Duration) -> [Flood; 2] {
     std::thread::scope(|scope| {
         let floods = [&nodes[0], &nodes[1]].map(|gateway| scope.spawn(move || flood(gateway.http, time)));
@@ -73,11 +73,18 @@ fn assert_exact_again(outage: &mut Outage) {
     outage.redis.let_buckets_fill(Duration::ZERO);
     // The first who ask learn that it gives again.
     flood_both(&outage.nodes, Duration::from_millis(500));
-    let began = Instant::now();
-    let after = flood_both(&outage.nodes, Duration::from_secs(3));
-    let passed = (after[0].passed + after[1].passed) as f64;
-    let ideal = PER_SECOND * began.elapsed().as_secs_f64();
-    assert!(passed <= BURST + ideal && passed >= 0.8 * ideal - 2.0, "{passed}, and {ideal} have come");
+    // Where all pass without Redis, a single answer that is late on a busy machine shows: until none is.
+    let unbacked = || outage.nodes.iter().map(|node| node.metric("seiketsu_limit_unbacked_tokens_total")).sum::<f64>();
+    let exact = wait_for(&|| {
+        let (began, before) = (Instant::now(), unbacked());
+        let after = flood_both(&outage.nodes, Duration::from_secs(2));
+        let passed = (after[0].passed + after[1].passed) as f64;
+        let (ideal, unbacked) = (PER_SECOND * began.elapsed().as_secs_f64(), unbacked() - before);
+        assert!(passed <= BURST + ideal + unbacked, "{passed}, and {ideal} have come; {unbacked} without Redis");
+        let is_exact = unbacked < 0.5 && passed >= 0.8 * ideal - 2.0;
+        is_exact.then_some(())
+    });
+    assert!(exact.is_some(), "{}", outage.nodes[0].metrics());
 }
 
 #[test]
@@ -124,7 +131,7 @@ fn none_passes_where_that_is_chosen() {
     }
     let refused = outage.nodes[0].get("acme.test", "/v1/echo", "");
     assert_eq!((refused.status, refused.problem().as_str()), (503, "temporary-reduced-capacity"));
-    assert_eq!((refused.header("retry-after"), refused.header("cache-control")), (Some("1"), Some("no-store")));
+    assert_eq!((refused.header("retry-after"), refused.header("cache-control")), (Some("2"), Some("no-store")));
     assert_nobody_waits(&outage);
     assert_exact_again(&mut outage);
 }

@@ -1,14 +1,11 @@
 //! What a node that counts by itself still knows of quotas after its end.
 
-use std::{
-    fs,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
-};
+use std::fs;
 
-use super::{REQUEST, drain, limited, passing, remaining, start_again};
+use super::{drain, limited, passing, remaining, start_again};
 use crate::{
     operations::{hand_over, wait_for_end},
-    support::{Client, Gateway, Origin},
+    support::{Gateway, Origin},
 };
 
 fn kill(gateway: &mut Gateway) {
@@ -79,30 +76,28 @@ fn a_quota_that_is_used_up_stays_so() {
 }
 
 #[test]
-fn an_upgrade_gives_no_quota_anew() {
+fn a_second_node_that_is_started_by_mistake_makes_the_first_forget_nothing() {
     let origin = Origin::start("a");
-    let mut gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 2000 }", ""));
-    let (stop, passed) = (AtomicBool::new(false), AtomicUsize::new(0));
-    let address = gateway.http;
-    let next = std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                let mut client = Client::connect(address);
-                while !stop.load(Relaxed) {
-                    let answer = client.request(REQUEST);
-                    passed.fetch_add(usize::from(answer.status == 200), Relaxed);
-                    if answer.header("connection") == Some("close") {
-                        client = Client::connect(address);
-                    }
-                }
-            });
-        }
+    let mut gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 40 }", ""));
+    assert_eq!(passing(&gateway, "/v1/echo", "", 10), 10);
+    let mut second = Gateway::spawn(gateway.folder.path(), &["--http", &gateway.http.to_string()]);
+    assert!(!wait_for_end(&mut second).success(), "the port is taken");
+    assert_eq!(passing(&gateway, "/v1/echo", "", 10), 10);
+    kill(&mut gateway);
+    let passed = drain(gateway.http);
+    assert!((18..=20).contains(&passed), "{passed}");
+}
+
+#[test]
+fn an_upgrade_keeps_what_was_used_before_it() {
+    let origin = Origin::start("a");
+    let mut gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 40 }", ""));
+    for _ in 0..2 {
+        assert_eq!(passing(&gateway, "/v1/echo", "", 10), 10);
         let next = hand_over(&gateway);
         assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
-        stop.store(true, Relaxed);
-        next
-    });
-    let passed = passed.into_inner() + drain(address);
-    assert!((1980..=2000).contains(&passed), "{passed}");
-    drop(next);
+        gateway.process = next;
+    }
+    let passed = drain(gateway.http);
+    assert!((16..=20).contains(&passed), "{passed}");
 }

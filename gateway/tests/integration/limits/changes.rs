@@ -34,6 +34,10 @@ fn under_load(gateway: &Gateway, changes: impl FnOnce(&Mutex<Vec<Seen>>)) -> Vec
                     let policy = answer.header("ratelimit-policy").expect("a policy");
                     let burst = policy.split_once(";q=").unwrap().1.split(';').next().unwrap().parse().unwrap();
                     seen.lock().unwrap().push((Instant::now(), answer.status == 200, burst));
+                    // A connection serves ten thousand requests.
+                    if answer.header("connection") == Some("close") {
+                        client = Client::connect(gateway.http);
+                    }
                 }
             });
         }

@@ -6,8 +6,8 @@ use crate::sync::{
 };
 
 /// Bits of the word: tokens, then how low they may get, then the generation.
-const TOKEN_BITS: u32 = 46;
-const LOW_BITS: u32 = 6;
+pub(crate) const TOKEN_BITS: u32 = 45;
+pub(crate) const LOW_BITS: u32 = 7;
 const TOKENS: u64 = (1 << TOKEN_BITS) - 1;
 const GENERATION_SHIFT: u32 = TOKEN_BITS + LOW_BITS;
 
@@ -21,7 +21,7 @@ const GENERATION_SHIFT: u32 = TOKEN_BITS + LOW_BITS;
 #[derive(Debug)]
 #[repr(align(32))]
 pub struct Lease {
-    /// Generation; which power of two renewal is due at half of; tokens.
+    /// Generation; the mark below which renewal is due, in the form of [`to_mark`]; tokens.
     word: AtomicU64,
     /// From when on the tokens are void, in [`Nanos`](crate::clock::Nanos).
     ends: AtomicU64,
@@ -40,9 +40,20 @@ struct Rest {
     left: AtomicU64,
 }
 
-/// Renewal is due when fewer tokens are left.
-fn low_mark(word: u64) -> u64 {
-    (1 << (word >> TOKEN_BITS & ((1 << LOW_BITS) - 1))) >> 1
+/// The largest number that is not above this one and has no more than two binary digits that are not 0, in a
+/// few bits: twice its place of the first digit, and the second digit.
+pub(crate) fn to_mark(tokens: u64) -> u64 {
+    match tokens {
+        0 | 1 => tokens,
+        _ => {
+            let first = tokens.ilog2();
+            u64::from(2 * first) | tokens >> (first - 1) & 1
+        }
+    }
+}
+
+pub(crate) fn of_mark(mark: u64) -> u64 {
+    if mark == 0 { 0 } else { ((2 | mark & 1) << (mark >> 1)) >> 1 }
 }
 
 /// What became of a request.
@@ -94,7 +105,7 @@ impl Lease {
             }
             match self.word.compare_exchange_weak(word, word - cost, AcqRel, Acquire) {
                 Ok(_) => {
-                    let low = tokens - cost < low_mark(word);
+                    let low = tokens - cost < of_mark(word >> TOKEN_BITS & ((1 << LOW_BITS) - 1));
                     return Take::Taken(Taken { generation: word >> GENERATION_SHIFT, low });
                 }
                 Err(changed) => word = changed,
@@ -164,8 +175,8 @@ impl Lease {
         let mut word = self.word.load(Acquire);
         loop {
             let sum = (word & TOKENS) + tokens;
-            // About half of them. A single one is not worth renewing.
-            let low = u64::from(sum.checked_ilog2().unwrap_or(0));
+            // Renewal is due when half of them are spent. A single one is not worth it.
+            let low = to_mark(sum / 2);
             let next = word >> GENERATION_SHIFT << GENERATION_SHIFT | low << TOKEN_BITS | sum & TOKENS;
             match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
                 Ok(_) => return,

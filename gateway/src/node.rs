@@ -58,6 +58,11 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     // is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     raise_limit_of_open_files();
+    if !upgrade {
+        // Ports that are taken are told at once, not after a long load. And before anything in the folder of its
+        // state is touched: it may be that of the gateway that has them.
+        server::check_ports(&node)?;
+    }
     // Health checks, name resolution and the like. Workers have runtimes of their own.
     let runtime = Builder::new_multi_thread().worker_threads(1).thread_name("background").enable_all().build()?;
     // Before anything that takes time: a HUP or QUIT that comes early must not end the process.
@@ -80,8 +85,6 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     // meanwhile, it answers them: half of them would go to this one.
     let (mut operations, mut serve_operations) = (None, Some(serve_operations));
     if !upgrade {
-        // Ports that are taken are told at once, not after a long load.
-        server::check_ports(&shared.node)?;
         warn_of_shared_operations(shared.node.listeners.operations);
     }
     if !upgrade && let Some(serve) = serve_operations.take() {

@@ -119,6 +119,10 @@ pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node
         let Some(asked) = applying.get(short.applying) else { return Decision::Unavailable };
         if now < deadline && !asked.holdings.is_alone(now) {
             by = By::Coordinator;
+            // All at the same time: patience is for all of them together.
+            for next in applying.iter().skip(short.applying + 1) {
+                next.holdings.ask_for(next.places, cost, now);
+            }
             asked.holdings.wait_for(asked.places, cost, deadline).await;
             continue;
         }

@@ -18,6 +18,9 @@ pub const KEPT: Duration = Duration::from_mins(20);
 /// What a gateway spent is put right against a lease that has ended, for this long after its end.
 pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(1);
 
+/// Of a quota, a gateway that dies takes no more than this part with it.
+pub(crate) const LEASE_PART: u64 = 1000;
+
 /// When and for how many an account is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
@@ -254,10 +257,17 @@ impl QuotaLedger {
         self.debited
     }
 
-    /// What will be debited after this exchange, at most.
+    /// What will be debited after this exchange, at most: no more than a lease holds, or than the limit leaves.
     pub fn debited_after(&self, reporter: &str, request: &Request) -> u64 {
         let lease = self.leases.get(reporter).copied().unwrap_or_default();
-        self.accounted(&lease, request).saturating_add(request.want.max(request.least))
+        let accounted = self.accounted(&lease, request);
+        // The request may bring another limit.
+        let limit = match request.terms {
+            Terms::Quota { limit, .. } => self.limit.max(limit),
+            Terms::Bucket(_) | Terms::Slots { .. } => self.limit,
+        };
+        let given = request.want.min((limit / LEASE_PART).max(1)).max(request.least);
+        accounted.saturating_add(given.min(limit.saturating_sub(accounted)))
     }
 
     /// What is debited when the reporter's word is taken: what it spent without having been given it is added,
@@ -298,8 +308,7 @@ impl QuotaLedger {
         if remaining < request.least {
             return Answer { outcome: Outcome::NoneUntil { wait: ends_in, ends_in }, left: remaining, now };
         }
-        // A gateway that dies takes no more than a thousandth with it.
-        let most = (remaining / (2 * live)).min(self.limit / 1000).max(1).saturating_sub(request.held);
+        let most = (remaining / (2 * live)).min(self.limit / LEASE_PART).max(1).saturating_sub(request.held);
         let tokens = request.want.min(most).min(remaining).max(request.least);
         self.debited += tokens;
         lease.out += tokens;

@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// Callers that a keyed limit tells apart. Those that come when so many are there share one account: an
-/// attacker who makes up values gains nothing by it.
+/// attacker who makes up values gains nothing by it. They make room once their accounts are as good as new:
+/// buckets that are full again, quotas whose period is over.
 pub const MOST_SUBJECTS: usize = 10_000;
 
 /// How soon a new connection is noticed: well within the time for which nothing is given after a loss.
@@ -174,7 +175,7 @@ impl KeyedHoldings {
             return Arc::clone(holdings);
         }
         if subjects.len() >= MOST_SUBJECTS / SHARDS {
-            subjects.retain(|_, holdings| Arc::strong_count(holdings) > 1 || !holdings.is_idle(now));
+            subjects.retain(|_, holdings| Arc::strong_count(holdings) > 1 || !holdings.is_as_new(now));
             if subjects.len() >= MOST_SUBJECTS / SHARDS {
                 return Arc::clone(&self.others);
             }
@@ -217,4 +218,72 @@ impl std::fmt::Display for Subject {
 fn with_subject(template: &Plan, subject: &str) -> Plan {
     let of_subject = |limit: &Limit| Limit { key: format!("{}/{subject}", limit.key).into(), ..limit.clone() };
     Plan { limits: template.limits.iter().map(of_subject).collect(), ..template.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Instant;
+
+    use tokio::runtime::Handle;
+
+    use super::*;
+    use crate::{
+        admission::{Applying, Decision, decide},
+        coordinator::MemoryCoordinator,
+        holdings::{Kind, Unreachable},
+        terms::Bucket,
+    };
+
+    /// One token for each caller, every so often.
+    fn keyed(period: Duration) -> (Registry, Arc<KeyedHoldings>) {
+        let node = Node::start(Arc::new(MemoryCoordinator::new(None)), None, "test", &Handle::current());
+        let bucket = Kind::Bucket(Bucket::new(1, period, 1).unwrap());
+        let limit = Limit { name: "each-rate".into(), key: "keyed/each/rate".into(), kind: bucket };
+        let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable: Unreachable::Share };
+        let registry = Registry::new(node);
+        let keyed = registry.keyed(&"each".into(), plan);
+        (registry, keyed)
+    }
+
+    async fn passes(registry: &Registry, keyed: &KeyedHoldings, caller: usize) -> bool {
+        let holdings = keyed.of(&caller.to_be_bytes(), registry.node().clock().now());
+        let places = keyed.places(|_| true);
+        let applying = [Applying { holdings: &holdings, places: &places }];
+        matches!(decide(&applying, 1, false, registry.node()).await, Decision::Admitted { .. })
+    }
+
+    async fn passing(registry: &Registry, keyed: &KeyedHoldings, callers: std::ops::Range<usize>) -> usize {
+        let mut passing = 0;
+        for caller in callers {
+            passing += usize::from(passes(registry, keyed, caller).await);
+        }
+        passing
+    }
+
+    #[tokio::test]
+    async fn whoever_makes_values_up_has_no_more_accounts_than_there_are() {
+        let (registry, keyed) = keyed(Duration::from_hours(1));
+        let passed = passing(&registry, &keyed, 0..2 * MOST_SUBJECTS).await;
+        assert!((MOST_SUBJECTS * 9 / 10..=MOST_SUBJECTS + 1).contains(&passed), "{passed}");
+        assert_eq!(passing(&registry, &keyed, 0..3 * MOST_SUBJECTS).await, 0);
+    }
+
+    #[tokio::test]
+    async fn callers_that_have_not_come_for_a_while_make_room_for_others() {
+        let (registry, keyed) = keyed(Duration::from_secs(1));
+        passing(&registry, &keyed, 0..2 * MOST_SUBJECTS).await;
+        let until = Instant::now() + Duration::from_secs(60);
+        let share = |a: usize, b: usize| {
+            let now = registry.node().clock().now();
+            Arc::ptr_eq(&keyed.of(&a.to_be_bytes(), now), &keyed.of(&b.to_be_bytes(), now))
+        };
+        let mut next = 3 * MOST_SUBJECTS;
+        while share(next, next + 1) {
+            assert!(Instant::now() < until, "nobody has made room");
+            next += 2;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }

@@ -19,6 +19,7 @@ use serde_json::json;
 
 use crate::{
     fixtures::{Stub, comes_true, ok},
+    limits::Redis,
     support::{Client, Gateway, Origin, PATIENCE, Process, Response},
 };
 
@@ -60,6 +61,7 @@ fn no_example_is_forgotten() {
         "canary.yaml",
         "demo-node.yaml",
         "demo-tenants.yaml",
+        "limits.yaml",
         "minimal.yaml",
         "mtls.yaml",
         "reference-node.yaml",
@@ -299,6 +301,11 @@ fn project(name: &str, text: &str) -> tempfile::TempDir {
 
 /// Starts the gateway with a node file of the project, on free ports.
 fn start(folder: tempfile::TempDir, node: &str) -> Gateway {
+    start_with(folder, node, &[("ACME_MOBILE_KEY", MOBILE_KEY)])
+}
+
+/// The same with other variables in its environment.
+fn start_with(folder: tempfile::TempDir, node: &str, variables: &[(&str, &str)]) -> Gateway {
     let test = std::env::current_exe().unwrap();
     let program = test.parent().and_then(Path::parent).unwrap().join("seiketsu-gateway");
     let log = fs::File::create(folder.path().join("gateway.log")).unwrap();
@@ -307,7 +314,7 @@ fn start(folder: tempfile::TempDir, node: &str) -> Gateway {
         .arg(folder.path().join("config/examples").join(node))
         .args(["--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--operations", "127.0.0.1:0", "--state-dir"])
         .arg(folder.path().join("state"))
-        .env("ACME_MOBILE_KEY", MOBILE_KEY)
+        .envs(variables.iter().copied())
         .stderr(log)
         .stdout(Stdio::null())
         .spawn()
@@ -360,11 +367,47 @@ fn the_demo_does_what_the_readme_says() {
 }
 
 #[test]
+fn limits_hold_at_every_layer() {
+    const APP_KEY: &str = "sk_a1b2c3d4_0123456789abcdefghijklmnopqrstuv";
+    const PARTNER_KEY: &str = "sk_e5f6a7b8_0123456789abcdefghijklmnopqrstuv";
+    let origin = Origin::start("a");
+    let text = with(example("limits.yaml"), &[("calls.internal:8080", origin.address.to_string())]);
+    let folder = project("limits.yaml", &text);
+    let node = with(example("demo-node.yaml"), &[("demo-tenants.yaml", "limits.yaml".to_owned())]);
+    fs::write(folder.path().join("config/examples/node.yaml"), node).unwrap();
+    let variables = [("ACME_MOBILE_KEY", APP_KEY), ("ACME_PARTNER_KEY", PARTNER_KEY)];
+    let gateway = start_with(folder, "node.yaml", &variables);
+    // The plan's, with the tenant's month.
+    let open = gateway.get(HOST, "/v1/echo", "");
+    let policy = r#""rate";q=100;w=6, "day";q=100000, "month";q=2000000"#;
+    assert_eq!((open.status, open.header("ratelimit-policy")), (200, Some(policy)));
+    let refused_by = |target: &str, fields: &str, within: usize| {
+        let answers = (0..within).map(|_| gateway.get(HOST, target, fields));
+        let (passed, refused): (Vec<_>, Vec<_>) = answers.partition(|answer| answer.status != 429);
+        (passed.len(), refused.first().map(|refused| refused.json()["violated-policies"].clone()))
+    };
+    let key = |key: &str| format!("X-API-Key: {key}\r\n");
+    // Ten at once and 100 a minute, whatever the others may.
+    let (passed, by) = refused_by("/v1/echo", &key(PARTNER_KEY), 14);
+    assert!((10..14).contains(&passed) && by == Some(json!(["consumer-rate"])), "{passed} {by:?}");
+    // Five sign-ins a minute from one address, although by address nothing else is limited.
+    let (passed, by) = refused_by("/v1/sign-in", "", 7);
+    assert_eq!((passed, by), (5, Some(json!(["per-address-rate"]))));
+    // One export a second for a device, since it weighs ten.
+    let fields = key(APP_KEY) + "X-Device-Id: 7\r\n";
+    let (passed, by) = refused_by("/v1/export", &fields, 3);
+    assert!(passed < 3 && by == Some(json!(["per-device-rate"])), "{passed} {by:?}");
+    let umbrella = gateway.get("api.umbrella.example", "/v1/echo", "");
+    assert_eq!(umbrella.header("ratelimit-policy"), Some(r#""per-address-rate";q=100;w=2"#), "{umbrella:?}");
+}
+
+#[test]
 fn the_references_are_served_as_they_stand() {
     let files = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     let (origin, _tls_origin) = tls_origin(&authority, "calls.internal", files.path());
     let plain = Origin::start("plain");
+    let redis = Redis::start();
     let text = with(
         example("reference-tenants.yaml"),
         &[("calls-1.internal:8443", origin.to_string()), ("10.0.0.9:8080", plain.address.to_string())],
@@ -377,6 +420,7 @@ fn the_references_are_served_as_they_stand() {
             ("allow_loopback: false", "allow_loopback: true".to_owned()),
             ("allow_private: false", "allow_private: true".to_owned()),
             ("servers: [10.0.0.2:53]", "servers: [127.0.0.1:9]".to_owned()),
+            ("url: redis://10.0.0.5:6379", format!("url: {}", redis.url())),
         ],
     );
     let folder = project("reference-tenants.yaml", &text);
@@ -392,6 +436,7 @@ fn the_references_are_served_as_they_stand() {
     let partner = crate::fixtures::Issuer::new("p");
     fs::write(config.join("keys/partners.jwks.json"), partner.jwks()).unwrap();
     let gateway = start(folder, "reference-node.yaml");
+    redis.let_buckets_fill(std::time::Duration::from_secs(10));
     let from = "X-Forwarded-For: 192.0.2.1\r\n";
     let old = gateway.get(HOST, "/v1/calls/echo", from);
     // `/v1` is stripped, and the origin serves nothing else: its own 404.

@@ -20,6 +20,7 @@ mod fixtures;
 mod grpc;
 mod heads;
 mod http2;
+mod limits;
 mod live_changes;
 mod matching;
 mod observability;

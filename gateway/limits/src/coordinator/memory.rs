@@ -1,8 +1,8 @@
 //! The coordinator of a gateway that stands alone: the accounts are in this process. Exact for one gateway.
 //!
 //! Quotas survive the process: what may be given is written down before it is, in portions, so that a
-//! gateway that is killed never counts again what it has counted already. It forgets at most one portion,
-//! a thousandth of the quota, and errs on the side of the limit.
+//! gateway that is killed never counts again what it has counted already. It forgets at most one portion and
+//! one lease, a thousandth of the quota each, and errs on the side of the limit.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use super::{Answer, Coordinator, CoordinatorError, Exchange, Outcome};
 use crate::{
     journal::{Entry, Journal},
-    ledger::{Ledger, Moment},
+    ledger::{LEASE_PART, Ledger, Moment},
     terms::Terms,
 };
 
@@ -95,7 +95,7 @@ impl MemoryCoordinator {
                     let Ledger::Quota(ledger) = &account.ledger else { return None };
                     let needed = ledger.debited_after(&exchange.reporter, request);
                     (needed > account.durable).then(|| {
-                        let value = needed.saturating_add(limit / 1000);
+                        let value = needed.saturating_add(limit / LEASE_PART);
                         Entry::new(&exchange.tenant, &request.key, value, ends)
                     })
                 })

@@ -98,6 +98,19 @@ impl Holdings {
         let _ = tokio::time::timeout(left, exchanged).await;
     }
 
+    /// Begins an exchange for a request that will ask for these limits next, if they are not at hand.
+    pub(crate) fn ask_for(&self, limits: &[Place], cost: u64, now: Nanos) {
+        let is_unknown = |place: &Place| {
+            let cost = if place.is_slots() { 1 } else { cost };
+            self.leases
+                .get(place.index())
+                .is_some_and(|lease| (lease.tokens() < cost || lease.has_ended(now)) && lease.barred_until() <= now)
+        };
+        if limits.iter().any(is_unknown) {
+            self.begin(Purpose::Wanted { limits, cost }, now);
+        }
+    }
+
     /// Leases are low: more are taken in the background.
     pub(super) fn renew(&self, now: Nanos) {
         self.begin(Purpose::Renewal, now);
@@ -136,10 +149,19 @@ impl Holdings {
         }
     }
 
-    /// Whether nothing is held, and nobody has asked for as long as a lease lasts.
-    pub(crate) fn is_idle(&self, now: Nanos) -> bool {
-        let idle_since = self.state.lock().exchanged_at;
-        now > after(idle_since, crate::coordinator::LEASE_TIME) && !self.holds_anything() && !self.is_in_use()
+    /// Whether nothing is held, and all accounts are what they would be if nobody had ever asked.
+    pub(crate) fn is_as_new(&self, now: Nanos) -> bool {
+        let state = self.state.lock();
+        let given_until = after(state.exchanged_at, crate::coordinator::LEASE_TIME);
+        let micros = self.node.coordinator_micros(now);
+        self.leases.iter().zip(&state.accounts).zip(&self.plan.limits).all(|((lease, account), limit)| {
+            let is_over = match &limit.kind {
+                Kind::Bucket(bucket) => now > after(given_until, bucket.time_to_fill()),
+                Kind::Quota { .. } => !account.period.as_ref().is_some_and(|period| period.contains(micros)),
+                Kind::Slots { .. } => account.granted == 0,
+            };
+            is_over && (lease.tokens() == 0 || lease.has_ended(now))
+        })
     }
 
     fn schedule(&self, at: Nanos) {

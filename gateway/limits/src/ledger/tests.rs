@@ -425,3 +425,28 @@ fn a_quota_counts_each_report_once() {
     one.now += 1_000_000;
     assert_eq!(one.ask("a", 1, &told).outcome, Outcome::OtherPeriod);
 }
+
+proptest! {
+    /// What is written down before an exchange covers it, and not much more.
+    #[test]
+    fn what_is_known_before_of_a_quota_suffices(
+        (before, limit) in (1u64..100_000, 1u64..100_000),
+        (debited, spent, held) in (0u64..100_000, 0u64..1_000, 0u64..1_000),
+        (want, least) in (0u64..1_000_000, 0u64..20),
+    ) {
+        let terms = |limit| Terms::Quota { limit, starts: 0, ends: 2 * BEGIN };
+        let moment = Moment { now: BEGIN, live: 1, began: 0 };
+        let Ledger::Quota(mut ledger) = Ledger::open(terms(before), 1, &moment, false) else { unreachable!() };
+        ledger.resume(debited);
+        let reporter: Arc<str> = "a".into();
+        let request =
+            Request { key: "day".into(), terms: terms(limit), spent, held, known: true, has_ended: false, want, least };
+        let known = ledger.debited_after(&reporter, &request);
+        let portion = (before.max(limit) / LEASE_PART).max(least).max(1);
+        prop_assert!(known <= debited + spent + held + portion);
+        let mut account = Ledger::Quota(ledger);
+        account.exchange(&moment, &reporter, 1, &request);
+        let Ledger::Quota(ledger) = account else { unreachable!() };
+        prop_assert!(ledger.debited() <= known, "{} of {known}", ledger.debited());
+    }
+}

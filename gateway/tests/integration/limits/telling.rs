@@ -1,0 +1,78 @@
+//! What operators are told of limits: metrics, access log, usage.
+
+use serde_json::{Value, json};
+
+use super::{answers, limited, passing, statuses, still};
+use crate::{
+    fixtures::comes_true,
+    support::{Gateway, Origin},
+};
+
+/// The lines of the access log, once there are so many.
+fn lines(gateway: &Gateway, many: usize) -> Vec<Value> {
+    assert!(comes_true(|| gateway.access_log().lines().count() >= many), "{}", gateway.access_log());
+    gateway.access_log().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn metrics_tell_decisions_and_whose_limit_refused() {
+    let origin = Origin::start("a");
+    let routes = format!(
+        "- {{ id: narrow, match: {{ path: /v1/status/200 }}, upstream: demo, policies: {{ limits: {{ {} }} }} }}\n",
+        still(1)
+    );
+    let limits = format!("quotas: {{ daily: 4 }}, keyed: [{{ id: each, by: {{ header: x-device }}, {} }}]", still(1));
+    let gateway = Gateway::start(&limited(origin.address, &limits, &routes));
+    let refusals = |scope: &str, limit: &str| {
+        gateway.metric(&format!("seiketsu_limit_refusals_total{{scope=\"{scope}\",limit=\"{limit}\"}}")) as u64
+    };
+    assert_eq!(statuses(&gateway, "/v1/status/200", "", 3), [200, 429, 429]);
+    assert_eq!(statuses(&gateway, "/v1/echo", "X-Device: a\r\n", 4), [200, 429, 429, 429]);
+    assert_eq!(passing(&gateway, "/v1/echo", "", 7), 2);
+    let counts = [("route", "rate"), ("keyed", "rate"), ("tenant", "day")].map(|(scope, limit)| refusals(scope, limit));
+    assert_eq!(counts, [2, 3, 5]);
+    let refused = gateway.metric("seiketsu_refusals_total{tenant=\"acme\",reason=\"quota-exceeded\"}") as u64;
+    assert_eq!(refused, 10, "{}", gateway.metrics());
+    let decided: f64 = ["lease", "coordinator", "alone"]
+        .iter()
+        .map(|by| gateway.metric(&format!("seiketsu_limit_decisions_total{{by=\"{by}\"}}")))
+        .sum();
+    assert_eq!(decided as u64, 14, "{}", gateway.metrics());
+    assert!(gateway.metric("seiketsu_limit_exchanges_total{result=\"answered\"}") > 0.5);
+    assert!(gateway.metric("seiketsu_limit_coordinator_up") > 0.5);
+    assert_eq!(gateway.metric("seiketsu_limit_gateways") as u64, 1);
+}
+
+#[test]
+fn the_access_log_tells_what_was_decided_how_and_by_which_limit() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 2 }", ""));
+    let _ = answers(&gateway, "/v1/echo", "", 3);
+    let lines = lines(&gateway, 3);
+    for line in &lines {
+        let limit = &line["limit"];
+        assert!(["lease", "coordinator", "alone"].contains(&limit["by"].as_str().unwrap()), "{line}");
+        assert!(limit["wait_ms"].as_f64().is_some_and(|millis| millis < 1000.0), "{line}");
+    }
+    assert_eq!((&lines[0]["limit"]["refused_by"], &lines[0]["refusal"]), (&Value::Null, &Value::Null));
+    assert_eq!(lines[2]["limit"]["refused_by"], "day");
+    assert_eq!((&lines[2]["status"], &lines[2]["refusal"]), (&json!(429), &json!("quota-exceeded")));
+}
+
+#[test]
+fn usage_tells_what_requests_weighed_and_how_many_limits_refused() {
+    let origin = Origin::start("a");
+    let routes =
+        "- { id: heavy, match: { path: '/v1/status/200' }, upstream: demo, policies: { limits: { cost: 5 } } }\n";
+    let gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 17 }", routes));
+    assert_eq!(statuses(&gateway, "/v1/status/200", "", 5), [200, 200, 200, 429, 429]);
+    assert_eq!(passing(&gateway, "/v1/echo", "", 5), 2);
+    let sum = |route: &str, pointer: &str| -> u64 {
+        let page = gateway.operations("/usage").json();
+        let records = page["records"].as_array().unwrap().iter().filter(|record| record["route"] == route);
+        records.filter_map(|record| record.pointer(pointer)?.as_u64()).sum()
+    };
+    assert!(comes_true(|| sum("heavy", "/refused/limit") == 2 && sum("open", "/refused/limit") == 3));
+    assert_eq!((sum("heavy", "/admitted"), sum("heavy", "/cost")), (3, 15));
+    assert_eq!((sum("open", "/admitted"), sum("open", "/cost")), (2, 2));
+}

@@ -44,7 +44,9 @@ impl Coordinator for Generous {
 #[derive(Debug)]
 pub struct Tenants {
     node: Arc<Node>,
-    tenants: Vec<(Arc<Holdings>, Box<[Place]>)>,
+    tenants: Vec<Arc<Holdings>>,
+    /// The same for all.
+    places: Box<[Place]>,
 }
 
 impl Tenants {
@@ -69,17 +71,17 @@ impl Tenants {
                 limits: limits.collect(),
                 unreachable: Unreachable::Share,
             };
-            let holdings = Holdings::new(plan, &node);
-            let places = holdings.places(|_| true);
-            (holdings, places)
+            Holdings::new(plan, &node)
         });
-        Self { tenants: tenants.collect(), node }
+        let tenants: Vec<_> = tenants.collect();
+        let places = tenants.first().map(|holdings| holdings.places(|_| true)).unwrap_or_default();
+        Self { tenants, places, node }
     }
 
     /// Gives each of them its leases.
     pub fn warm(&self) {
-        for (holdings, places) in &self.tenants {
-            let applying = [Applying { holdings, places }];
+        for holdings in &self.tenants {
+            let applying = [Applying { holdings, places: &self.places }];
             let mut now = std::pin::pin!(seiketsu_limits::admission::decide(&applying, 1, false, &self.node));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             assert!(now.as_mut().poll(&mut context).is_ready(), "the coordinator answers at once");
@@ -88,8 +90,8 @@ impl Tenants {
 
     /// Decides about a request of this tenant, by what is at hand.
     pub fn decide(&self, tenant: usize) -> bool {
-        let (holdings, places) = &self.tenants[tenant];
-        matches!(decide_now(&[Applying { holdings, places }], 1, false, &self.node), Some(Decision::Admitted { .. }))
+        let applying = [Applying { holdings: &self.tenants[tenant], places: &self.places }];
+        matches!(decide_now(&applying, 1, false, &self.node), Some(Decision::Admitted { .. }))
     }
 
     /// Numbers of tenants in an order that no cache can guess.

@@ -5,32 +5,55 @@ use crate::sync::{
     Ordering::{AcqRel, Acquire, Relaxed, Release},
 };
 
-/// Bits of the word that count tokens; those above count generations.
-const TOKEN_BITS: u32 = 48;
+/// Bits of the word: tokens, then how low they may get, then the generation.
+pub(crate) const TOKEN_BITS: u32 = 45;
+pub(crate) const LOW_BITS: u32 = 7;
 const TOKENS: u64 = (1 << TOKEN_BITS) - 1;
+const GENERATION_SHIFT: u32 = TOKEN_BITS + LOW_BITS;
 
 /// The tokens of one account that this gateway holds.
 ///
 /// A lease goes through generations: voiding it begins the next one, so that a token that is put back
 /// after its lease has ended is not spent again.
 ///
-/// All that a request reads lies in one cache line, which no other lease shares.
+/// Half a cache line is all that an admitted request touches, so that the four limits that a tenant
+/// mostly has are two lines side by side: of many tenants, hardly one is in the processor's cache.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(align(32))]
 pub struct Lease {
-    /// Generation and tokens.
+    /// Generation; the mark below which renewal is due, in the form of [`to_mark`]; tokens.
     word: AtomicU64,
     /// From when on the tokens are void, in [`Nanos`](crate::clock::Nanos).
     ends: AtomicU64,
-    /// Renewal is due when fewer are left.
-    low: AtomicU64,
     /// Tokens that requests asked for since the last exchange.
     asked: AtomicU64,
+    rest: Box<Rest>,
+}
+
+/// What only those requests need that find too few tokens, and those who report.
+#[derive(Debug)]
+struct Rest {
     /// Until when requests that cost as much are refused without asking again.
     barred_until: AtomicU64,
     barred_cost: AtomicU64,
     /// What was left for everybody when last heard.
     left: AtomicU64,
+}
+
+/// The largest number that is not above this one and has no more than two binary digits that are not 0, in a
+/// few bits: twice its place of the first digit, and the second digit.
+pub(crate) fn to_mark(tokens: u64) -> u64 {
+    match tokens {
+        0 | 1 => tokens,
+        _ => {
+            let first = tokens.ilog2();
+            u64::from(2 * first) | tokens >> (first - 1) & 1
+        }
+    }
+}
+
+pub(crate) fn of_mark(mark: u64) -> u64 {
+    if mark == 0 { 0 } else { ((2 | mark & 1) << (mark >> 1)) >> 1 }
 }
 
 /// What became of a request.
@@ -59,11 +82,12 @@ impl Lease {
         Self {
             word: AtomicU64::new(0),
             ends: AtomicU64::new(0),
-            low: AtomicU64::new(0),
             asked: AtomicU64::new(0),
-            barred_until: AtomicU64::new(0),
-            barred_cost: AtomicU64::new(0),
-            left: AtomicU64::new(0),
+            rest: Box::new(Rest {
+                barred_until: AtomicU64::new(0),
+                barred_cost: AtomicU64::new(0),
+                left: AtomicU64::new(0),
+            }),
         }
     }
 
@@ -81,8 +105,8 @@ impl Lease {
             }
             match self.word.compare_exchange_weak(word, word - cost, AcqRel, Acquire) {
                 Ok(_) => {
-                    let low = tokens - cost < self.low.load(Relaxed);
-                    return Take::Taken(Taken { generation: word >> TOKEN_BITS, low });
+                    let low = tokens - cost < of_mark(word >> TOKEN_BITS & ((1 << LOW_BITS) - 1));
+                    return Take::Taken(Taken { generation: word >> GENERATION_SHIFT, low });
                 }
                 Err(changed) => word = changed,
             }
@@ -90,14 +114,14 @@ impl Lease {
     }
 
     fn nothing(&self, cost: u64, now: u64) -> Take {
-        let until = self.barred_until.load(Acquire);
-        if now < until && cost >= self.barred_cost.load(Relaxed) { Take::Barred { until } } else { Take::Empty }
+        let until = self.rest.barred_until.load(Acquire);
+        if now < until && cost >= self.rest.barred_cost.load(Relaxed) { Take::Barred { until } } else { Take::Empty }
     }
 
     /// Gives back what a request took and does not need. If the lease was voided meanwhile, they count as spent.
     pub fn put_back(&self, taken: Taken, cost: u64) {
         let mut word = self.word.load(Acquire);
-        while word >> TOKEN_BITS == taken.generation {
+        while word >> GENERATION_SHIFT == taken.generation {
             match self.word.compare_exchange_weak(word, word + cost, AcqRel, Acquire) {
                 Ok(_) => return,
                 Err(changed) => word = changed,
@@ -124,7 +148,7 @@ impl Lease {
     pub fn void(&self) -> u64 {
         let mut word = self.word.load(Acquire);
         loop {
-            let next = (word >> TOKEN_BITS).wrapping_add(1) << TOKEN_BITS;
+            let next = (word >> GENERATION_SHIFT).wrapping_add(1) << GENERATION_SHIFT;
             match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
                 Ok(_) => return word & TOKENS,
                 Err(changed) => word = changed,
@@ -148,8 +172,17 @@ impl Lease {
     /// voided.
     pub fn add(&self, tokens: u64, ends: u64) {
         self.ends.store(ends, Release);
-        let before = self.word.fetch_add(tokens, AcqRel) & TOKENS;
-        self.low.store(u64::midpoint(before, tokens), Relaxed);
+        let mut word = self.word.load(Acquire);
+        loop {
+            let sum = (word & TOKENS) + tokens;
+            // Renewal is due when half of them are spent. A single one is not worth it.
+            let low = to_mark(sum / 2);
+            let next = word >> GENERATION_SHIFT << GENERATION_SHIFT | low << TOKEN_BITS | sum & TOKENS;
+            match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
+                Ok(_) => return,
+                Err(changed) => word = changed,
+            }
+        }
     }
 
     /// Moves the end of the tokens.
@@ -164,29 +197,29 @@ impl Lease {
 
     /// Nothing that costs as much is to be had anywhere before this time.
     pub fn bar(&self, cost: u64, until: u64) {
-        self.barred_cost.store(cost, Relaxed);
-        self.barred_until.store(until, Release);
+        self.rest.barred_cost.store(cost, Relaxed);
+        self.rest.barred_until.store(until, Release);
     }
 
     /// What was left for everybody.
     pub fn set_left(&self, left: u64) {
-        self.left.store(left, Relaxed);
+        self.rest.left.store(left, Relaxed);
     }
 
     /// What was left for everybody when last heard.
     pub fn left(&self) -> u64 {
-        self.left.load(Relaxed)
+        self.rest.left.load(Relaxed)
     }
 
     /// What could be had, as far as is known here.
     pub fn remaining(&self, now: u64) -> u64 {
         let own = if self.has_ended(now) { 0 } else { self.tokens() };
-        own.saturating_add(self.left.load(Relaxed))
+        own.saturating_add(self.rest.left.load(Relaxed))
     }
 
     /// Until when requests are refused without asking, if they are.
     pub fn barred_until(&self) -> u64 {
-        self.barred_until.load(Relaxed)
+        self.rest.barred_until.load(Relaxed)
     }
 
     /// Tokens asked for so far; wraps.

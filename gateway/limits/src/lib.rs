@@ -33,6 +33,8 @@ pub mod fields;
 pub mod holdings;
 pub mod journal;
 pub mod lease;
+#[cfg(test)]
+mod lease_tests;
 pub mod ledger;
 pub mod node;
 pub mod oracle;

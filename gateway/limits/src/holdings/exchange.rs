@@ -29,6 +29,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(10);
 /// What is known of the accounts.
 #[derive(Debug)]
 pub(super) struct State {
+    /// One for each limit, from the first exchange on: of many tenants, few are ever asked for.
     pub(super) accounts: Vec<Account>,
     pub(super) alone: Option<Alone>,
     /// An exchange is under way.
@@ -58,13 +59,8 @@ impl Account {
 }
 
 impl State {
-    pub(super) fn new(limits: usize) -> Self {
-        Self {
-            accounts: (0..limits).map(|_| Account::default()).collect(),
-            alone: None,
-            in_flight: false,
-            exchanged_at: 0,
-        }
+    pub(super) fn new() -> Self {
+        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0 }
     }
 
     /// When the exchange that is under way began.
@@ -243,6 +239,7 @@ impl Holdings {
         // After a longer silence only its end says what is to be expected.
         let elapsed = Duration::from_nanos(now.saturating_sub(state.exchanged_at)).min(RENEWAL);
         let live = self.node.coordinator.live().max(1);
+        state.accounts.resize_with(self.leases.len(), Account::default);
         let (mut requests, mut indices) = (Vec::new(), Vec::new());
         for (index, (lease, limit)) in self.leases.iter().zip(&self.plan.limits).enumerate() {
             let Some(account) = state.accounts.get_mut(index) else { continue };

@@ -140,7 +140,7 @@ impl Holdings {
             leases: plan.limits.iter().map(|_| Lease::new()).collect(),
             alone_until: AtomicU64::new(0),
             scheduled: AtomicBool::new(false),
-            state: Mutex::new(State::new(plan.limits.len())),
+            state: Mutex::new(State::new()),
             reporter: node.new_reporter(),
             plan,
             node: Arc::clone(node),

@@ -117,7 +117,7 @@ fn a_reload_that_changes_something_else_gives_nothing_anew() {
         assert!(comes_true(|| gateway.operations("/config").json()["revision"] == json!(revision)));
         let answer = gateway.get("acme.test", "/v1/echo", "");
         assert_eq!((answer.status, answer.header("x-revision")), (200, Some(&*revision.to_string())));
-        let used = u64::from(revision) + 3;
+        let used = revision + 3;
         assert_eq!((remaining(&answer, "day"), remaining(&answer, "rate")), (10 - used, 12 - used));
     }
     assert_eq!(passing(&gateway, "/v1/echo", "", 5), 2);

@@ -1,0 +1,351 @@
+//! What is tried, for how long, and what was promised of it.
+
+use std::time::Duration;
+
+use seiketsu_limits::terms::Bucket;
+use serde::Serialize;
+
+use super::trace::{Arrivals, Spread};
+
+/// `rate_limit_rpm` and `burst_limit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    pub per_minute: u64,
+    pub burst: u64,
+}
+
+impl Limit {
+    pub const fn new(per_minute: u64, burst: u64) -> Self {
+        Self { per_minute, burst }
+    }
+
+    pub fn per_second(self) -> f64 {
+        self.per_minute as f64 / 60.0
+    }
+
+    pub fn bucket(self) -> anyhow::Result<Bucket> {
+        Ok(Bucket::new(self.per_minute, Duration::from_mins(1), self.burst)?)
+    }
+}
+
+/// Whose requests are sent, and how many.
+#[derive(Debug, Clone)]
+pub struct Tenant {
+    pub id: String,
+    /// Without one it is unlimited: what others wait longer than it is what limits cost.
+    pub limit: Option<Limit>,
+    /// Requests a second.
+    pub rate: f64,
+    pub arrivals: Arrivals,
+}
+
+impl Tenant {
+    pub fn host(&self) -> String {
+        format!("{}.localhost", self.id)
+    }
+}
+
+/// Which gateways serve it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Setting {
+    /// Three.
+    Three,
+    /// Three, the last of which reaches Redis over a way that can be cut; Redis itself can fail.
+    Faulty,
+    /// Three whose clocks can be moved.
+    Clocks,
+    /// Twenty.
+    Twenty,
+    /// Three with so many tenants more.
+    Crowd(usize),
+}
+
+impl Setting {
+    pub fn nodes(self) -> usize {
+        if self == Self::Twenty { 20 } else { 3 }
+    }
+}
+
+/// What happens while requests come.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Fault {
+    /// The last gateway is killed.
+    NodeKilled { at: Duration },
+    /// Redis is killed and started again at once.
+    RedisRestarted { at: Duration, with_data: bool },
+    /// Redis is away for a while: killed, or hung.
+    RedisAway { at: Duration, back: Duration, hung: bool },
+    /// The last gateway cannot reach Redis for a while.
+    Cut { at: Duration, back: Duration },
+    /// One gateway's clock is put forward by five seconds, another's back.
+    ClocksMoved { at: Duration },
+    /// The first tenant gets another limit for a while.
+    LimitChanged { at: Duration, back: Duration, to: Limit },
+}
+
+/// What must hold of each tenant that has a limit, beside that nothing is admitted that should not be.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Promise {
+    /// At least this share of what an ideal bucket admits.
+    Used(f64),
+    /// Exactly what an ideal bucket admits.
+    Exact,
+    /// Nothing is refused.
+    NothingRefused,
+    /// At least 95 % are decided with a lease at hand.
+    Local,
+    /// At most one exchange for each gateway, tenant and second, once it goes its way.
+    FewExchanges,
+    /// At most five exchanges for a thousand admitted requests.
+    FiveInThousand,
+    /// While a tenant is refused, one exchange for each time that was told.
+    RefusedAtNoCost,
+    /// From one second after this on, 99 % of what an ideal bucket admits.
+    UsedAfterShift(Duration),
+}
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub name: &'static str,
+    pub about: &'static str,
+    pub setting: Setting,
+    pub tenants: Vec<Tenant>,
+    pub spread: Spread,
+    pub lasts: Duration,
+    pub fault: Option<Fault>,
+    pub promises: Vec<Promise>,
+}
+
+const SMALL: Limit = Limit::new(1_000, 100);
+const MIDDLE: Limit = Limit::new(6_000, 600);
+const LARGE: Limit = Limit::new(36_000, 2_400);
+/// At 90 % of it there are 200 requests a second for each of three gateways.
+const BUSY: Limit = Limit::new(42_000, 2_400);
+const TINY: Limit = Limit::new(60, 10);
+
+/// Requests a second of the tenant without limits, beside which the others are seen.
+const UNLIMITED_RATE: f64 = 50.0;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+struct Maker {
+    all: Vec<Scenario>,
+    quick: bool,
+}
+
+impl Maker {
+    /// Each of these limits has a tenant, which asks for `load` times its rate.
+    fn add(
+        &mut self,
+        name: &'static str,
+        about: &'static str,
+        (limits, load): (&[Limit], f64),
+        (spread, seconds, in_quick): (Spread, u32, Option<u32>),
+        promises: &[Promise],
+    ) -> Option<&mut Scenario> {
+        let seconds = if self.quick { in_quick? } else { seconds };
+        let limited = limits.iter().map(|limit| Tenant {
+            id: format!("{name}-{}", limit.per_minute),
+            limit: Some(*limit),
+            rate: limit.per_second() * load,
+            arrivals: Arrivals::Random,
+        });
+        let unlimited =
+            Tenant { id: format!("{name}-unlimited"), limit: None, rate: UNLIMITED_RATE, arrivals: Arrivals::Random };
+        self.all.push(Scenario {
+            name,
+            about,
+            setting: Setting::Three,
+            tenants: limited.chain([unlimited]).collect(),
+            spread,
+            lasts: SECOND * seconds,
+            fault: None,
+            promises: promises.to_vec(),
+        });
+        self.all.last_mut()
+    }
+
+    fn add_fault(
+        &mut self,
+        name: &'static str,
+        about: &'static str,
+        (setting, fault, spread): (Setting, Fault, Spread),
+        (seconds, in_quick): (u32, Option<u32>),
+    ) {
+        let limits = [SMALL, MIDDLE];
+        if let Some(scenario) = self.add(name, about, (&limits, 2.0), (spread, seconds, in_quick), &[]) {
+            scenario.setting = setting;
+            scenario.fault = Some(fault);
+        }
+    }
+}
+
+/// All of them, or those that are worth it when there is little time. Those that share gateways follow each other.
+#[expect(clippy::too_many_lines, reason = "a list")]
+pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
+    use Promise::{Exact, FewExchanges, FiveInThousand, Local, NothingRefused, RefusedAtNoCost, Used, UsedAfterShift};
+    use Spread::{Shift, Skewed, Sticky, Uniform, WithoutLast};
+    let mut make = Maker { all: Vec::new(), quick };
+    let middle = SECOND * 8;
+    make.add(
+        "uniform",
+        "Twice the rate, over all nodes alike.",
+        (&[SMALL, MIDDLE, LARGE], 2.0),
+        (Uniform, 65, Some(15)),
+        &[Used(0.99)],
+    );
+    make.add(
+        "below",
+        "Nine tenths of the rate, over all nodes alike.",
+        (&[SMALL, MIDDLE], 0.9),
+        (Uniform, 25, Some(10)),
+        &[NothingRefused, Local, FewExchanges],
+    );
+    make.add(
+        "busy",
+        "Nine tenths of a high rate, over all nodes alike.",
+        (&[BUSY], 0.9),
+        (Uniform, 20, Some(10)),
+        &[NothingRefused, Local, FiveInThousand],
+    );
+    make.add(
+        "below-sticky",
+        "Nine tenths of the rate, to one node.",
+        (&[SMALL, MIDDLE], 0.9),
+        (Sticky, 15, None),
+        &[NothingRefused, Local],
+    );
+    make.add("sticky", "Twice the rate, to one node.", (&[SMALL, MIDDLE], 2.0), (Sticky, 25, None), &[Used(0.99)]);
+    make.add(
+        "skewed",
+        "Twice the rate, nine tenths of it to one node.",
+        (&[SMALL, MIDDLE], 2.0),
+        (Skewed, 25, None),
+        &[Used(0.95)],
+    );
+    make.add(
+        "shift",
+        "Twice the rate, from one node to another at once.",
+        (&[SMALL, MIDDLE], 2.0),
+        (Shift(middle), 20, Some(14)),
+        &[UsedAfterShift(middle)],
+    );
+    make.add(
+        "refused",
+        "Three hundred times the rate, nearly all of it refused.",
+        (&[TINY], 300.0),
+        (Uniform, 12, Some(8)),
+        &[Used(0.99), RefusedAtNoCost],
+    );
+    make.add_fault(
+        "partition",
+        "One of three nodes is cut off from Redis.",
+        (Setting::Faulty, Fault::Cut { at: middle, back: SECOND * 14 }, Uniform),
+        (22, None),
+    );
+    make.add_fault(
+        "redis-killed",
+        "Redis is killed, and comes back with its data.",
+        (Setting::Faulty, Fault::RedisAway { at: middle, back: SECOND * 12, hung: false }, Uniform),
+        (22, Some(19)),
+    );
+    make.add_fault(
+        "redis-hung",
+        "Redis hangs, and goes on.",
+        (Setting::Faulty, Fault::RedisAway { at: middle, back: SECOND * 12, hung: true }, Uniform),
+        (22, None),
+    );
+    make.add_fault(
+        "redis-restarted",
+        "Redis is killed and started again at once, with its data.",
+        (Setting::Faulty, Fault::RedisRestarted { at: middle, with_data: true }, Uniform),
+        (20, None),
+    );
+    make.add_fault(
+        "redis-emptied",
+        "Redis is killed and started again at once, without its data.",
+        (Setting::Faulty, Fault::RedisRestarted { at: middle, with_data: false }, Uniform),
+        (20, None),
+    );
+    make.add_fault(
+        "node-killed",
+        "One of three nodes is killed.",
+        (Setting::Three, Fault::NodeKilled { at: middle }, WithoutLast(middle)),
+        (18, Some(12)),
+    );
+    make.add_fault(
+        "clocks",
+        "One node's clock is put forward by 5 s, another's back.",
+        (Setting::Clocks, Fault::ClocksMoved { at: middle }, Uniform),
+        (18, None),
+    );
+    if let Some(scenario) =
+        make.add("changed", "1,000 a minute become 60, and 1,000 again.", (&[SMALL], 2.0), (Uniform, 30, None), &[])
+    {
+        scenario.fault = Some(Fault::LimitChanged { at: SECOND * 10, back: SECOND * 20, to: TINY });
+    }
+    if let Some(scenario) = make.add(
+        "slow",
+        "10 a minute over twenty nodes, with twelve times as many asked for.",
+        (&[Limit::new(10, 10)], 12.0),
+        (Uniform, 45, None),
+        &[Exact],
+    ) {
+        scenario.setting = Setting::Twenty;
+        scenario.tenants[0].arrivals = Arrivals::Regular;
+    }
+    if crowd > 0
+        && let Some(scenario) = make.add(
+            "crowd",
+            "Very many tenants with 60 a minute each, whose requests are spread by Zipf's law.",
+            (&[], 1.0),
+            (Uniform, 20, None),
+            &[],
+        )
+    {
+        scenario.setting = Setting::Crowd(crowd);
+    }
+    // Gateways are started once for each setting.
+    let order = |setting: Setting| match setting {
+        Setting::Three => 0,
+        Setting::Faulty => 1,
+        Setting::Clocks => 2,
+        Setting::Twenty => 3,
+        Setting::Crowd(_) => 4,
+    };
+    make.all.sort_by_key(|scenario| order(scenario.setting));
+    make.all
+}
+
+/// Those of the crowd: all have the same limit.
+pub fn crowd(count: usize) -> impl Iterator<Item = Tenant> {
+    (0..count).map(|number| Tenant {
+        id: format!("crowd-{number}"),
+        limit: Some(TINY),
+        rate: 0.0,
+        arrivals: Arrivals::Random,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_tenants_have_the_same_name() {
+        let scenarios = all(false, 1);
+        let mut ids: Vec<_> =
+            scenarios.iter().flat_map(|scenario| scenario.tenants.iter().map(|tenant| &tenant.id)).collect();
+        let count = ids.len();
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), count);
+    }
+
+    #[test]
+    fn a_quick_run_takes_a_minute_and_a_half() {
+        let lasts = |quick| all(quick, 1).iter().map(|scenario| scenario.lasts).sum::<Duration>();
+        assert!(lasts(true) < Duration::from_secs(90), "{:?}", lasts(true));
+        assert!(lasts(false) < Duration::from_secs(500), "{:?}", lasts(false));
+    }
+}

@@ -110,9 +110,6 @@ pub struct BucketLedger {
     revision: u64,
     /// In units; below zero when more was spent than given, by gateways that were cut off.
     level: i64,
-    /// Units that came when there was no room for them, up to a full bucket: nobody has had them. What a
-    /// gateway spent by itself while it was cut off is paid with them first.
-    spilled: i64,
     updated: u64,
     /// Nothing is given before.
     opens: u64,
@@ -121,7 +118,7 @@ pub struct BucketLedger {
 
 impl BucketLedger {
     fn open(terms: Bucket, revision: u64, opens: u64) -> Self {
-        Self { terms, revision, level: 0, spilled: 0, updated: opens, opens, leases: BTreeMap::new() }
+        Self { terms, revision, level: 0, updated: opens, opens, leases: BTreeMap::new() }
     }
 
     /// Takes the terms, unless they are of a lower revision. What has come so far came under the old ones.
@@ -135,7 +132,6 @@ impl BucketLedger {
             let tokens = self.level.div_euclid(self.terms.unit());
             self.terms = terms;
             self.level = (tokens * terms.unit()).clamp(-terms.capacity(), self.room());
-            self.spilled = 0;
         }
         self.revision = revision;
     }
@@ -168,8 +164,6 @@ impl BucketLedger {
         self.updated = self.updated.max(to);
         let level = i128::from(self.level) + elapsed * i128::from(self.terms.units_per_micro());
         let room = self.room();
-        let spilled = i128::from(self.spilled) + (level - i128::from(room)).max(0);
-        self.spilled = i64::try_from(spilled).unwrap_or(i64::MAX).min(self.terms.capacity());
         self.level = i64::try_from(level).unwrap_or(i64::MAX).min(room);
     }
 
@@ -220,10 +214,7 @@ impl BucketLedger {
         lease.out = request.held;
         lease.ended = false;
         let owed = -self.terms.capacity();
-        let balance = i128::from(balance) * i128::from(self.terms.unit());
-        let paid = i128::from(self.spilled).min(-balance).max(0);
-        self.spilled -= i64::try_from(paid).unwrap_or_default();
-        let level = i128::from(self.level) + balance + paid;
+        let level = i128::from(self.level) + i128::from(balance) * i128::from(self.terms.unit());
         let level = level.clamp(i128::from(owed), i128::from(self.room()));
         self.level = i64::try_from(level).unwrap_or(owed);
     }

@@ -15,8 +15,9 @@ use crate::{
     terms::Terms,
 };
 
-/// Leases are taken to last from one renewal to the next, and somewhat longer.
-const FORESIGHT: f64 = 2.2;
+/// Leases are taken to last so many renewals: half of one, the mark at which it is renewed early, is still
+/// there at the next renewal, also where requests come irregularly.
+const FORESIGHT: f64 = 3.0;
 
 /// A lease ends here this much earlier than with the coordinator: a request that was just let in counts
 /// as before its end everywhere.

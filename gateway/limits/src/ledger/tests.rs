@@ -370,8 +370,8 @@ fn debts_are_paid_before_anything_new_is_given() {
     let terms = bucket(60, 10);
     let mut one = One::new(terms);
     assert_eq!(one.ask("a", 1, &request(terms)).left, 9);
-    // It was cut off, and spent 23 that it did not have. 10 of them had come when there was no room for them.
-    let owing = Request { spent: 24, ..request(terms) };
+    // It was cut off, and spent 13 that it did not have.
+    let owing = Request { spent: 14, ..request(terms) };
     let Outcome::NoneUntil { wait, .. } = one.ask("a", 1, &owing).outcome else { panic!() };
     assert_eq!(wait, Duration::from_secs(5));
     // However much it was: from the deepest debt it takes twice the time to fill.

@@ -8,7 +8,7 @@
 --   run     id of the Redis process that wrote it last, and when the account opens
 --   terms   kind, revision and the three numbers of the terms
 --   state   level of a bucket, or what a quota has debited; when it was brought up to date; what leases that
---           have not ended hold, all together; the time before which none of them ends; what a bucket has spilled
+--           have not ended hold, all together; the time before which none of them ends
 --   @name   the lease of a reporter: spent, out, ends, ended, and the session and number of its last exchange
 -- ARGV: reporter, its session, number of the exchange, revision, gateways that are live; then for each
 --   account: kind, three numbers of its terms, spent, held, known, has ended, want, least.
@@ -60,8 +60,7 @@ local function read_terms(text)
 end
 
 local function write_state(account)
-  return string.format('%.0f %.0f %.0f %.0f %.0f', account.value, account.updated, account.out, account.next_end,
-    account.spilled)
+  return string.format('%.0f %.0f %.0f %.0f', account.value, account.updated, account.out, account.next_end)
 end
 
 local function read_lease(text)
@@ -92,7 +91,6 @@ local function open(request, lost)
     revision = revision,
     terms = request.terms,
     value = 0,
-    spilled = 0,
     updated = opens,
     opens = opens,
     out = 0,
@@ -119,7 +117,7 @@ local function load(request)
   account.revision, account.terms = at, terms
   account.old_run, account.old_terms, account.old_state = run_text, terms_text, state_text
   local written_by, opens = string.match(run_text, '^(%S+) (%S+)')
-  local value, updated, out, next_end, spilled = string.match(state_text, '^(%S+) (%S+) (%S+) (%S+) (%S+)')
+  local value, updated, out, next_end = string.match(state_text, '^(%S+) (%S+) (%S+) (%S+)')
   account.value = tonumber(value)
   -- Another process: what was given last may not have reached it. All that is out there ends before it opens.
   if written_by ~= run and kind == 'bucket' then
@@ -132,7 +130,6 @@ local function load(request)
   if written_by == run then
     account.opens = tonumber(opens)
   end
-  account.spilled = tonumber(spilled)
   account.out = tonumber(out)
   account.next_end = tonumber(next_end)
   if lease_text then
@@ -208,11 +205,8 @@ end
 local function refill_to(account, to)
   local elapsed = math.max(to - account.updated, 0)
   account.updated = math.max(account.updated, to)
-  local rate, unit, burst = unpack(account.terms)
-  -- Where this is not exact, it is more than there is room for, even to spill.
-  local value = account.value + elapsed * rate
-  account.spilled = math.min(account.spilled + math.max(value - room(account), 0), burst * unit)
-  account.value = math.min(value, room(account))
+  -- Where this is not exact, it is more than there is room for.
+  account.value = math.min(account.value + elapsed * account.terms[1], room(account))
 end
 
 local function refill(account)
@@ -248,7 +242,6 @@ local function adopt_bucket(request, account)
     local tokens = quotient(account.value, old[2])
     account.terms = request.terms
     account.value = math.max(math.min(tokens * unit, room(account)), -burst * unit)
-    account.spilled = 0
   end
   account.revision = revision
 end
@@ -266,9 +259,7 @@ local function settle(request, account)
     balance = math.min(balance, 0)
   end
   account.out = account.out + request.held - (lease.ended and 0 or lease.out)
-  local paid = math.max(math.min(account.spilled, -balance * unit), 0)
-  account.spilled = account.spilled - paid
-  account.value = math.min(math.max(account.value + balance * unit + paid, -burst * unit), room(account))
+  account.value = math.min(math.max(account.value + balance * unit, -burst * unit), room(account))
 end
 
 local function exchange_bucket(request, account)

@@ -44,7 +44,7 @@ impl Coordinator for Generous {
 #[derive(Debug)]
 pub struct Tenants {
     node: Arc<Node>,
-    tenants: Vec<Arc<Holdings>>,
+    all: Vec<Arc<Holdings>>,
     /// The same for all.
     places: Box<[Place]>,
 }
@@ -75,12 +75,12 @@ impl Tenants {
         });
         let tenants: Vec<_> = tenants.collect();
         let places = tenants.first().map(|holdings| holdings.places(|_| true)).unwrap_or_default();
-        Self { tenants, places, node }
+        Self { node, all: tenants, places }
     }
 
     /// Gives each of them its leases.
     pub fn warm(&self) {
-        for holdings in &self.tenants {
+        for holdings in &self.all {
             let applying = [Applying { holdings, places: &self.places }];
             let mut now = std::pin::pin!(seiketsu_limits::admission::decide(&applying, 1, false, &self.node));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
@@ -90,13 +90,13 @@ impl Tenants {
 
     /// Decides about a request of this tenant, by what is at hand.
     pub fn decide(&self, tenant: usize) -> bool {
-        let applying = [Applying { holdings: &self.tenants[tenant], places: &self.places }];
+        let applying = [Applying { holdings: &self.all[tenant], places: &self.places }];
         matches!(decide_now(&applying, 1, false, &self.node), Some(Decision::Admitted { .. }))
     }
 
     /// Numbers of tenants in an order that no cache can guess.
     pub fn shuffled(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.tenants.len()).collect();
+        let mut order: Vec<usize> = (0..self.all.len()).collect();
         fastrand::Rng::with_seed(7).shuffle(&mut order);
         order
     }

@@ -3,8 +3,8 @@
 //! | file | what happens there |
 //! |---|---|
 //! | `mod.rs` | what is held, and the fast path over it |
-//! | [`exchange`] | reports, renewals, returns |
-//! | [`alone`] | what applies while the coordinator cannot be reached |
+//! | `exchange.rs` | reports, renewals, returns |
+//! | `alone.rs` | what applies while the coordinator cannot be reached |
 
 mod alone;
 mod exchange;

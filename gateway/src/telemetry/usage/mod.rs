@@ -4,7 +4,7 @@
 //! whose lock nobody else asks for but once a second, for the moment in which a full table changes places with an
 //! empty one; names are put together in a buffer that stays, so that a caller's first request in a second is the only
 //! one that allocates. Everything else happens on a thread of its own: once a second it adds up the tables and
-//! appends what comes of it to a durable log ([`log`]), where the control plane reads it and takes it over.
+//! appends what comes of it to a durable log (`log.rs`), where the control plane reads it and takes it over.
 //!
 //! What cannot be written, since the disk is full, say, stays in memory and is written with a later second.
 

@@ -4,7 +4,7 @@
 //!
 //! The requests in flight of one worker. Who waits for an upstream, or sends to a slow client, costs the thread
 //! next to nothing and must not use up the limit: after a fifth of a second a request is no longer counted
-//! ([`recent`]), and WebSockets and event streams give their place back as they begin. With upstreams that
+//! (`recent.rs`), and WebSockets and event streams give their place back as they begin. With upstreams that
 //! take longer than that, the limit amounts to one on the rate. A worker is judged by itself, since nothing
 //! moves between workers; a node's limit is the sum of theirs.
 //!
@@ -16,7 +16,7 @@
 //!
 //! Every [`LOOK`] there is a look. As in `CoDel` (RFC 8289 §3), the least lag of an interval counts, since
 //! a burst is worked off within it and a standing queue is not. How the limit follows stands in
-//! [`estimator`]; `simulation` shows what comes of it.
+//! `estimator.rs`; `simulation` shows what comes of it.
 //!
 //! # Who is refused
 //!

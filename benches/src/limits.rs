@@ -7,8 +7,9 @@ use async_trait::async_trait;
 use seiketsu_limits::{
     admission::{Applying, Decision, decide_now},
     calendar::Calendar,
+    clock::Clock,
     coordinator::{Answer, Coordinator, CoordinatorError, Exchange, Outcome},
-    holdings::{Holdings, Kind, Limit, Place, Plan, Unreachable},
+    holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
     node::Node,
     terms::Bucket,
 };
@@ -46,13 +47,13 @@ pub struct Tenants {
     node: Arc<Node>,
     all: Vec<Arc<Holdings>>,
     /// The same for all.
-    places: Box<[Place]>,
+    places: Places,
 }
 
 impl Tenants {
     /// So many tenants that nobody has asked for yet. The runtime must go on for as long as they do.
     pub fn idle(count: usize, runtime: &Handle) -> Self {
-        let node = Node::start(Arc::new(Generous), None, "bench", runtime);
+        let node = Node::start(Arc::new(Generous), None, "bench", Clock::new(), runtime);
         let names: [Arc<str>; 4] = ["rate", "day", "month", "orders-rate"].map(Arc::from);
         let bucket = Bucket::new(1000, Duration::from_mins(1), 100).unwrap_or_else(|error| panic!("{error}"));
         let (days, months) = (calendar(Calendar::days("UTC")), calendar(Calendar::months("UTC", 1)));
@@ -91,7 +92,7 @@ impl Tenants {
     /// Decides about a request of this tenant, by what is at hand.
     pub fn decide(&self, tenant: usize) -> bool {
         let applying = [Applying { holdings: &self.all[tenant], places: &self.places }];
-        matches!(decide_now(&applying, 1, false, &self.node), Some(Decision::Admitted { .. }))
+        matches!(decide_now(&applying, 1, false, &self.node, self.node.clock().now()), Some(Decision::Admitted { .. }))
     }
 
     /// Numbers of tenants in an order that no cache can guess.

@@ -58,11 +58,21 @@ pub struct Admitted {
 impl Admitted {
     /// Gives back what was taken beside slots: the request does not count after all.
     pub fn refund(&mut self) {
+        self.put_back_where(|place| !place.is_slots());
+    }
+
+    /// Gives back what was taken of quotas. What it cost in rates, it did cost.
+    pub fn refund_quotas(&mut self) {
+        self.put_back_where(Place::is_quota);
+    }
+
+    fn put_back_where(&mut self, chosen: impl Fn(Place) -> bool) {
         self.took.retain(|(holdings, took)| {
-            if !took.place.is_slots() {
+            let is_chosen = chosen(took.place);
+            if is_chosen {
                 holdings.put_back(*took);
             }
-            took.place.is_slots()
+            !is_chosen
         });
     }
 }
@@ -79,9 +89,9 @@ impl Drop for Admitted {
 
 /// Decides with what is at hand, if that is possible: a few nanoseconds for each limit.
 ///
-/// `refundable` says whether [`Admitted::refund`] may be called.
-pub fn decide_now(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node) -> Option<Decision> {
-    let now = node.clock().now();
+/// `refundable` says whether anything may be refunded. `now` is the time by the node's clock, which
+/// the caller mostly has.
+pub fn decide_now(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node, now: Nanos) -> Option<Decision> {
     match take_all(applying, cost, now) {
         Ok(took) => {
             Counters::count(&node.counters.local);
@@ -165,6 +175,8 @@ fn take_all_but(
     now: Nanos,
 ) -> Result<TookAll, ShortOf> {
     let mut took = TookAll::new();
+    // Nothing is decided by it: it has the leases fetched.
+    std::hint::black_box(applying.iter().all(|of| of.holdings.seems_to_hold(of.places, cost)));
     for (index, Applying { holdings, places }) in applying.iter().enumerate() {
         for place in *places {
             if passed.contains(&(index, *place)) {

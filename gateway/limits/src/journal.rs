@@ -1,12 +1,15 @@
-//! Numbers that only grow, on disk: what must still be known after the process has been killed.
+//! How much of each quota was taken, on disk: what must still be known after the process has been killed.
 //!
-//! A file of lines, one JSON object each; of several lines about one thing the largest number counts, or
-//! the one that is said to be final. A last line that was not written whole is ignored.
+//! A file of lines, one JSON object each: by how much a number grew, or shrank where what was taken was not
+//! needed after all. The sum of its lines counts. Several processes may write the same file, as the two do of
+//! which one takes the other's place: each reads what the others have added before it adds anything itself,
+//! under a lock. A line that was not written whole is ignored; nobody was told that it had been.
 
 use std::{
     collections::HashMap,
     fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -20,39 +23,56 @@ use tokio::sync::{mpsc, oneshot};
 /// A file that has grown to twice what it says is written anew, but not below this.
 const REWRITTEN_FROM: u64 = 4 << 20;
 
-/// By tenant and key.
-pub(crate) type Entries = HashMap<(Arc<str>, Arc<str>), Entry>;
+/// Tenant and key.
+pub(crate) type Name = (Arc<str>, Arc<str>);
 
 /// A journal in use.
 #[derive(Debug)]
 pub struct Journal {
     /// What stood there at the beginning and has not ended.
-    former: Entries,
+    former: HashMap<Name, Entry>,
     batches: Mutex<Option<mpsc::UnboundedSender<Batch>>>,
     writer: Mutex<Option<thread::JoinHandle<()>>>,
 }
 
-/// A number and what it is of.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// How much of something this process has taken in all.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
+    tenant: Arc<str>,
+    key: Arc<str>,
+    value: u64,
+    /// Microseconds since 1970 from which on it matters no more.
+    ends: u64,
+    /// Whether it counts although a larger one was written before.
+    is_final: bool,
+}
+
+/// What other processes have taken, for each entry of a batch.
+#[derive(Debug)]
+pub struct Others {
+    /// Grows with each batch: what has a larger one is newer.
+    pub sequence: u64,
+    pub taken: Vec<u64>,
+}
+
+/// A line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+struct Line {
     #[serde(rename = "t")]
     tenant: Arc<str>,
     #[serde(rename = "k")]
     key: Arc<str>,
-    #[serde(rename = "v")]
-    value: u64,
-    /// Microseconds since 1970 from which on it matters no more.
+    /// By how much it has grown.
+    #[serde(rename = "d")]
+    by: i64,
     #[serde(rename = "e")]
     ends: u64,
-    /// Whether it counts although a larger one was written before.
-    #[serde(rename = "f", default, skip_serializing_if = "std::ops::Not::not")]
-    is_final: bool,
 }
 
 #[derive(Debug)]
 struct Batch {
     entries: Vec<Entry>,
-    written: oneshot::Sender<io::Result<()>>,
+    written: oneshot::Sender<io::Result<Others>>,
 }
 
 /// Why a journal cannot be used.
@@ -90,6 +110,10 @@ impl Entry {
     pub fn ends(&self) -> u64 {
         self.ends
     }
+
+    pub(crate) fn name(&self) -> Name {
+        (Arc::clone(&self.tenant), Arc::clone(&self.key))
+    }
 }
 
 impl Journal {
@@ -97,18 +121,14 @@ impl Journal {
     /// its folder must.
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let error = |action| move |source| JournalError { path: path.to_owned(), action, source };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        let mut known = read(path).map_err(error("read"))?;
-        known.retain(|_, entry| entry.ends > now);
-        let file = rewrite(path, known.values()).map_err(error("written"))?;
+        let mut writer = Writer::open(path).map_err(error("opened"))?;
+        let former = writer.begin().map_err(error("written"))?;
         let (batches, receiver) = mpsc::unbounded_channel();
-        let mut writer = Writer { path: path.to_owned(), file, known: known.clone(), written: 0 };
         let thread = thread::Builder::new()
             .name("quota-journal".to_owned())
             .spawn(move || writer.run(receiver))
             .map_err(error("written"))?;
-        Ok(Self { former: known, batches: Mutex::new(Some(batches)), writer: Mutex::new(Some(thread)) })
+        Ok(Self { former, batches: Mutex::new(Some(batches)), writer: Mutex::new(Some(thread)) })
     }
 
     /// What stood there at the beginning; 0 if nothing did.
@@ -121,8 +141,9 @@ impl Journal {
         self.former.values()
     }
 
-    /// Returns once the entries would survive a loss of power.
-    pub async fn write(&self, entries: &[Entry]) -> io::Result<()> {
+    /// Returns once the entries would survive a loss of power, with what all other processes have taken of the
+    /// same, before and since.
+    pub async fn write(&self, entries: &[Entry]) -> io::Result<Others> {
         let (written, wait) = oneshot::channel();
         self.send(Batch { entries: entries.to_vec(), written })?;
         wait.await.unwrap_or_else(|_| Err(closed()))
@@ -130,11 +151,12 @@ impl Journal {
 
     /// Writes the last entries; nothing can be written after that.
     pub fn close(&self, entries: &[Entry]) -> io::Result<()> {
-        let (written, _) = oneshot::channel();
+        let (written, mut result) = oneshot::channel();
         self.send(Batch { entries: entries.to_vec(), written })?;
         self.batches.lock().take();
         let writer = self.writer.lock().take();
-        writer.map_or(Ok(()), |writer| writer.join().map_err(|_| io::Error::other("the writer has failed")))
+        writer.map_or(Ok(()), |writer| writer.join().map_err(|_| io::Error::other("the writer has failed")))?;
+        result.try_recv().unwrap_or_else(|_| Err(closed())).map(drop)
     }
 
     fn send(&self, batch: Batch) -> io::Result<()> {
@@ -154,13 +176,53 @@ impl Drop for Journal {
 
 struct Writer {
     path: PathBuf,
+    /// Held while the file is read and written. Another file, since that one is replaced at times.
+    lock: File,
     file: File,
-    known: Entries,
-    /// Bytes since the file was written anew.
-    written: u64,
+    /// Up to here the file has been read, or was written here.
+    offset: u64,
+    /// Whether the last line has no end.
+    is_torn: bool,
+    /// What the lines up to there say.
+    sums: HashMap<Name, Sum>,
+    /// What of it this process has written.
+    own: HashMap<Name, u64>,
+    sequence: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sum {
+    value: i64,
+    ends: u64,
 }
 
 impl Writer {
+    fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            path: path.to_owned(),
+            lock: OpenOptions::new().create(true).append(true).open(path.with_extension("lock"))?,
+            file: open_or_create(path)?,
+            offset: 0,
+            is_torn: false,
+            sums: HashMap::new(),
+            own: HashMap::new(),
+            sequence: 0,
+        })
+    }
+
+    /// Reads what is there, and writes it anew without what has ended.
+    fn begin(&mut self) -> io::Result<HashMap<Name, Entry>> {
+        self.locked(|this| {
+            this.catch_up()?;
+            this.rewrite()
+        })?;
+        let entry = |(name, sum): (&Name, &Sum)| {
+            let (tenant, key) = name;
+            (name.clone(), Entry::new(tenant, key, u64::try_from(sum.value).unwrap_or_default(), sum.ends))
+        };
+        Ok(self.sums.iter().map(entry).collect())
+    }
+
     fn run(&mut self, mut batches: mpsc::UnboundedReceiver<Batch>) {
         while let Some(first) = batches.blocking_recv() {
             // All that has come meanwhile shares one wait for the disk.
@@ -168,97 +230,167 @@ impl Writer {
             while let Ok(next) = batches.try_recv() {
                 together.push(next);
             }
-            let result = self.append(together.iter().flat_map(|batch| &batch.entries));
+            let result = self.locked(|this| this.append(together.iter().flat_map(|batch| &batch.entries)));
             if let Err(error) = &result {
                 tracing::error!(path = %self.path.display(), %error, "counters of quotas cannot be written");
+                // How much of it was written is read again; it counts as others' then, so that nothing is
+                // given twice.
+                self.forget();
             }
+            self.sequence += 1;
             for batch in together {
-                let result = result.as_ref().copied().map_err(|error| io::Error::new(error.kind(), error.to_string()));
+                let others = |()| Others {
+                    sequence: self.sequence,
+                    taken: batch.entries.iter().map(|entry| self.others(&entry.name())).collect(),
+                };
+                let result = result.as_ref().copied().map(others);
+                let result = result.map_err(|error| io::Error::new(error.kind(), error.to_string()));
                 // Whoever asked may have gone.
                 let _ = batch.written.send(result);
             }
         }
     }
 
+    fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
+        self.lock.lock()?;
+        let result = work(self);
+        self.lock.unlock()?;
+        result
+    }
+
     fn append<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) -> io::Result<()> {
-        let mut lines = Vec::new();
+        self.catch_up()?;
+        let (mut lines, mut own) = (Vec::new(), HashMap::new());
+        if self.is_torn {
+            lines.push(b'\n');
+        }
         for entry in entries {
-            if merge(&mut self.known, entry.clone()) {
-                serde_json::to_writer(&mut lines, entry)?;
-                lines.push(b'\n');
+            let name = entry.name();
+            let before = own.get(&name).or_else(|| self.own.get(&name)).copied().unwrap_or_default();
+            // Several are on their way at a time, and need not come in their order.
+            if entry.value == before || entry.value < before && !entry.is_final {
+                continue;
             }
+            let by = to_i64(entry.value) - to_i64(before);
+            write_line(&mut lines, &name, Sum { value: by, ends: entry.ends })?;
+            own.insert(name, entry.value);
         }
         self.file.write_all(&lines)?;
         self.file.sync_data()?;
-        self.written += lines.len() as u64;
+        self.own.extend(own);
+        self.catch_up()?;
         // About what the entries take that count.
-        let size = self.known.len() as u64 * 100;
-        if self.written > REWRITTEN_FROM.max(size) {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-            self.known.retain(|_, entry| entry.ends > now);
-            self.file = rewrite(&self.path, self.known.values())?;
-            self.written = 0;
+        let size = self.sums.len() as u64 * 100;
+        if self.offset > 2 * REWRITTEN_FROM.max(size) {
+            self.rewrite()?;
         }
         Ok(())
     }
-}
 
-/// Whether the entry says anything new.
-fn merge(known: &mut Entries, entry: Entry) -> bool {
-    let key = (Arc::clone(&entry.tenant), Arc::clone(&entry.key));
-    match known.get(&key) {
-        Some(before) if !entry.is_final && before.value >= entry.value => false,
-        _ => {
-            known.insert(key, entry);
-            true
-        }
-    }
-}
-
-fn read(path: &Path) -> io::Result<Entries> {
-    let mut known = HashMap::new();
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(known),
-        Err(error) => return Err(error),
-    };
-    let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
-    let mut number = 0_u64;
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        number += 1;
-        match serde_json::from_slice(&line) {
-            // The last line, if it lacks its end, was not waited for by anybody.
-            Ok(entry) if line.ends_with(b"\n") => {
-                merge(&mut known, entry);
+    /// Reads what has been added to the file, or all of it if it is another one.
+    fn catch_up(&mut self) -> io::Result<()> {
+        let is_another = match fs::metadata(&self.path) {
+            Ok(there) => {
+                let here = self.file.metadata()?;
+                (there.dev(), there.ino()) != (here.dev(), here.ino())
             }
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(path = %path.display(), line = number, %error, "a line of counters is ignored");
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            Err(error) => return Err(error),
+        };
+        if is_another {
+            self.file = open_or_create(&self.path)?;
+            self.forget();
         }
-        line.clear();
+        let length = self.file.metadata()?.len();
+        if length < self.offset {
+            self.forget();
+        }
+        let mut reader = BufReader::new(From { file: &self.file, offset: self.offset });
+        let mut line = Vec::new();
+        while reader.read_until(b'\n', &mut line)? > 0 {
+            self.offset += line.len() as u64;
+            self.is_torn = !line.ends_with(b"\n");
+            match serde_json::from_slice::<Line>(&line) {
+                Ok(Line { tenant, key, by, ends }) if !self.is_torn => {
+                    let sum = self.sums.entry((tenant, key)).or_default();
+                    (sum.value, sum.ends) = (sum.value.saturating_add(by), ends);
+                }
+                Ok(_) => {}
+                Err(_) if line == b"\n" => {}
+                Err(error) => {
+                    tracing::warn!(path = %self.path.display(), %error, "a line of counters is ignored");
+                }
+            }
+            line.clear();
+        }
+        Ok(())
     }
-    Ok(known)
+
+    /// Replaces the file in one step by one that says the same with fewer lines.
+    fn rewrite(&mut self) -> io::Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
+        self.sums.retain(|_, sum| sum.ends > now);
+        let Self { sums, own, .. } = self;
+        own.retain(|name, _| sums.contains_key(name));
+        let mut text = Vec::new();
+        for (name, sum) in sums.iter() {
+            write_line(&mut text, name, *sum)?;
+        }
+        let next = self.path.with_extension("next");
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&next)?;
+        file.write_all(&text)?;
+        file.sync_all()?;
+        fs::rename(&next, &self.path)?;
+        if let Some(folder) = self.path.parent() {
+            File::open(folder)?.sync_all()?;
+        }
+        self.file = open_or_create(&self.path)?;
+        (self.offset, self.is_torn) = (text.len() as u64, false);
+        Ok(())
+    }
+
+    /// Everything is read again.
+    fn forget(&mut self) {
+        self.sums.clear();
+        (self.offset, self.is_torn) = (0, false);
+    }
+
+    /// What all others have taken, before and since.
+    fn others(&self, name: &Name) -> u64 {
+        let sum = self.sums.get(name).map_or(0, |sum| sum.value);
+        let own = self.own.get(name).copied().unwrap_or_default();
+        u64::try_from(sum.saturating_sub(to_i64(own))).unwrap_or_default()
+    }
 }
 
-/// Replaces the file in one step; returns it, open for more.
-fn rewrite<'a>(path: &Path, entries: impl Iterator<Item = &'a Entry>) -> io::Result<File> {
-    let next = path.with_extension("next");
-    let mut text = Vec::new();
-    for entry in entries {
-        serde_json::to_writer(&mut text, &Entry { is_final: false, ..entry.clone() })?;
-        text.push(b'\n');
+/// A file from some place on, whatever place others read or write it at.
+struct From<'a> {
+    file: &'a File,
+    offset: u64,
+}
+
+impl io::Read for From<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
     }
-    let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&next)?;
-    file.write_all(&text)?;
-    file.sync_all()?;
-    fs::rename(&next, path)?;
-    if let Some(folder) = path.parent() {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(file)
+}
+
+fn open_or_create(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).read(true).append(true).open(path)
+}
+
+fn write_line(text: &mut Vec<u8>, (tenant, key): &Name, sum: Sum) -> io::Result<()> {
+    let line = Line { tenant: Arc::clone(tenant), key: Arc::clone(key), by: sum.value, ends: sum.ends };
+    serde_json::to_writer(&mut *text, &line)?;
+    text.push(b'\n');
+    Ok(())
+}
+
+fn to_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 fn closed() -> io::Error {
@@ -298,6 +430,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn of_several_processes_each_learns_what_the_others_have_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quotas");
+        let former = Journal::open(&path).unwrap();
+        former.write(&[entry("day", 10)]).await.unwrap();
+        // Which writes the file anew, while the first has it open.
+        let next = Journal::open(&path).unwrap();
+        assert_eq!(get(&next, "day"), 10);
+        former.write(&[entry("day", 15)]).await.unwrap();
+        let told = next.write(&[entry("day", 4)]).await.unwrap();
+        assert_eq!(told.taken, [15]);
+        let told_former = former.write(&[entry("month", 1), entry("day", 16)]).await.unwrap();
+        assert_eq!(told_former.taken, [0, 4]);
+        // What the first did not need after all is the other's again.
+        former.close(&[entry("day", 12).to_be_final()]).unwrap();
+        let told_later = next.write(&[entry("day", 5)]).await.unwrap();
+        assert_eq!(told_later.taken, [12]);
+        assert!(told_later.sequence > told.sequence);
+        drop(next);
+        assert_eq!(get(&Journal::open(&path).unwrap(), "day"), 17);
+    }
+
+    #[tokio::test]
     async fn a_line_that_was_cut_off_is_as_if_it_had_not_been_written() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("quotas");
@@ -312,6 +467,19 @@ mod tests {
             let lines = whole[..length].split(|byte| *byte == b'\n').count() as u64 - 1;
             assert_eq!(get(&Journal::open(&path).unwrap(), "day"), lines);
         }
+    }
+
+    #[tokio::test]
+    async fn a_line_that_another_process_left_torn_spoils_none_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quotas");
+        let journal = Journal::open(&path).unwrap();
+        journal.write(&[entry("day", 1)]).await.unwrap();
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"t\":\"ac").unwrap();
+        journal.write(&[entry("day", 2)]).await.unwrap();
+        journal.write(&[entry("day", 3)]).await.unwrap();
+        drop(journal);
+        assert_eq!(get(&Journal::open(&path).unwrap(), "day"), 3);
     }
 
     #[tokio::test]

@@ -238,9 +238,9 @@ struct QuotaLease {
 }
 
 impl QuotaLedger {
-    /// Goes on where an account stopped that cannot be asked any more.
-    pub fn resume(&mut self, debited: u64) {
-        self.debited = debited;
+    /// What is counted elsewhere, in an account that cannot be asked, was so much and is now so much.
+    pub fn others_took(&mut self, before: u64, now: u64) {
+        self.debited = self.debited.saturating_sub(before).saturating_add(now);
     }
 
     /// Spent, and given to be spent.

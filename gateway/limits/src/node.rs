@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashMap},
     fmt,
     sync::{
         Arc, Weak,
@@ -18,7 +18,7 @@ use crate::{
     clock::{Clock, Nanos, nanos},
     coordinator::{Coordinator, Exchange, Request},
     holdings::Holdings,
-    journal::{Entries, Entry, Journal},
+    journal::{Entry, Journal, Name},
     terms::{MAX_QUOTA, Terms},
 };
 
@@ -50,7 +50,7 @@ pub struct Node {
     in_flight: AtomicU64,
     journal: Option<Journal>,
     /// What of each quota this process was given, as far as it is not in the journal yet.
-    unwritten: Mutex<Entries>,
+    unwritten: Mutex<HashMap<Name, Entry>>,
 }
 
 /// What became of requests, and what the coordinator was asked.
@@ -87,8 +87,13 @@ impl Node {
     ///
     /// `journal` keeps what was given of quotas, so that a coordinator that has lost it can be told after the
     /// process has gone. Coordinators that keep it themselves need none.
-    pub fn start(coordinator: Arc<dyn Coordinator>, journal: Option<Journal>, id: &str, runtime: &Handle) -> Arc<Self> {
-        let clock = Clock::new();
+    pub fn start(
+        coordinator: Arc<dyn Coordinator>,
+        journal: Option<Journal>,
+        id: &str,
+        clock: Clock,
+        runtime: &Handle,
+    ) -> Arc<Self> {
         let node = Arc::new(Self {
             coordinator,
             clock,
@@ -167,7 +172,7 @@ impl Node {
             // The journal has said why. They are written with the next ones.
             let mut unwritten = self.unwritten.lock();
             for entry in entries {
-                unwritten.entry((Arc::clone(entry.tenant()), Arc::clone(entry.key()))).or_insert(entry);
+                unwritten.entry(entry.name()).or_insert(entry);
             }
         }
     }

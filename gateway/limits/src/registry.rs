@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     clock::Nanos,
-    holdings::{Holdings, Limit, Place, Plan},
+    holdings::{Holdings, Limit, Places, Plan},
     node::Node,
 };
 
@@ -162,7 +162,7 @@ impl KeyedHoldings {
     }
 
     /// The places of the limits that `chosen` says yes to; they are the same for all subjects.
-    pub fn places(&self, chosen: impl Fn(&Limit) -> bool) -> Box<[Place]> {
+    pub fn places(&self, chosen: impl Fn(&Limit) -> bool) -> Places {
         self.others.places(chosen)
     }
 
@@ -231,6 +231,7 @@ mod tests {
     use super::*;
     use crate::{
         admission::{Applying, Decision, decide},
+        clock::Clock,
         coordinator::MemoryCoordinator,
         holdings::{Kind, Unreachable},
         terms::Bucket,
@@ -238,7 +239,7 @@ mod tests {
 
     /// One token for each caller, every so often.
     fn keyed(period: Duration) -> (Registry, Arc<KeyedHoldings>) {
-        let node = Node::start(Arc::new(MemoryCoordinator::new(None)), None, "test", &Handle::current());
+        let node = Node::start(Arc::new(MemoryCoordinator::new(None)), None, "test", Clock::new(), &Handle::current());
         let bucket = Kind::Bucket(Bucket::new(1, period, 1).unwrap());
         let limit = Limit { name: "each-rate".into(), key: "keyed/each/rate".into(), kind: bucket };
         let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable: Unreachable::Share };

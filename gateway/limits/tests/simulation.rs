@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use seiketsu_limits::{
     admission::{Applying, By, Decision, decide, decide_now},
+    clock::Clock,
     coordinator::{Answer, Coordinator, CoordinatorError, Exchange},
     holdings::{Holdings, Kind, Limit, Plan, Unreachable},
     ledger::{Ledger, Moment},
@@ -99,7 +100,7 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
     (0..centre.gateways)
         .map(|number| {
             let coordinator: Arc<dyn Coordinator> = centre.clone();
-            let node = Node::start(coordinator, None, &format!("g{number}"), &Handle::current());
+            let node = Node::start(coordinator, None, &format!("g{number}"), Clock::new(), &Handle::current());
             let limit = Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) };
             let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable };
             Gateway { holdings: Holdings::new(plan, &node), node }
@@ -130,7 +131,7 @@ async fn drive(centre: &Arc<Centre>, gateways: &[Gateway], requests: Vec<(Durati
             log.lock().arrived.push((centre.now(), 1));
             let places = holdings.places(|_| true);
             let applying = [Applying { holdings: &holdings, places: &places }];
-            let decision = match decide_now(&applying, 1, false, &node) {
+            let decision = match decide_now(&applying, 1, false, &node, node.clock().now()) {
                 Some(decision) => decision,
                 None => decide(&applying, 1, false, &node).await,
             };

@@ -6,9 +6,8 @@ use http::{HeaderMap, StatusCode};
 use seiketsu_identity::principal::{Principal, PrincipalKind};
 use seiketsu_limits::{
     admission::{Admitted, Applying, By as DecidedBy, Decision, decide, decide_now},
-    clock::Clock,
-    holdings::{Holdings, Place},
-    node::Node,
+    clock::{Clock, Nanos},
+    holdings::{Holdings, Places},
 };
 use smallvec::SmallVec;
 
@@ -33,7 +32,7 @@ pub(crate) struct Limited {
     count_failures: bool,
 }
 
-type Sets = SmallVec<[(Arc<Holdings>, Arc<[Place]>); 2]>;
+type Sets = SmallVec<[(Arc<Holdings>, Places); 2]>;
 
 /// Why a request is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +63,7 @@ pub(crate) async fn check(
     if tenant.is_none() && route.keyed.is_empty() {
         return None;
     }
+    // By the clock of all limits, of this node's own as well.
     let node = limits.shared.node();
     let began = node.clock().now();
     let (mut shared, mut local) = (Sets::new(), Sets::new());
@@ -83,7 +83,6 @@ pub(crate) async fn check(
     if shared.is_empty() && local.is_empty() {
         return None;
     }
-    let refundable = !route.count_failures;
     let mut limited = Limited {
         sets: SmallVec::new(),
         by: DecidedBy::Lease,
@@ -95,9 +94,9 @@ pub(crate) async fn check(
         count_failures: route.count_failures,
     };
     // Addresses first: who floods the node is not to cost the others anything.
-    let mut result = limited.pass(limits, &local, route.cost, true, limits.local.node(), true).await;
+    let mut result = limited.pass(limits, &local, route.cost, true, began).await;
     if result.is_ok() {
-        result = limited.pass(limits, &shared, route.cost, refundable, node, false).await;
+        result = limited.pass(limits, &shared, route.cost, false, began).await;
         if result.is_err() {
             limited.admitted_locally.refund();
         }
@@ -114,16 +113,17 @@ impl Limited {
         limits: &Limits,
         sets: &Sets,
         cost: u64,
-        refundable: bool,
-        node: &Node,
         is_local: bool,
+        now: Nanos,
     ) -> Result<(), NotAdmitted> {
         if sets.is_empty() {
             return Ok(());
         }
+        let node = if is_local { limits.local.node() } else { limits.shared.node() };
+        let refundable = is_local || !self.count_failures;
         let applying: SmallVec<[Applying<'_>; 4]> =
             sets.iter().map(|(holdings, places)| Applying { holdings, places }).collect();
-        let decision = match decide_now(&applying, cost, refundable, node) {
+        let decision = match decide_now(&applying, cost, refundable, node, now) {
             Some(decision) => decision,
             // Boxed: few requests wait, and all would carry the room for it.
             None => Box::pin(decide(&applying, cost, refundable, node)).await,
@@ -156,14 +156,14 @@ impl Limited {
     /// The request has ended with this status; 0: without any.
     pub(crate) fn ended(&mut self, status: u16) {
         if !self.count_failures && status >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
-            self.admitted.refund();
+            self.admitted.refund_quotas();
         }
     }
 }
 
-fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Arc<[Place]>) {
+fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Places) {
     if !places.is_empty() {
-        sets.push((Arc::clone(holdings), Arc::clone(places)));
+        sets.push((Arc::clone(holdings), places.clone()));
     }
 }
 
@@ -172,7 +172,7 @@ fn is_consumer(principal: &Principal) -> bool {
 }
 
 /// The holdings of whoever is asking, if the key tells.
-fn of_caller(keyed: &Keyed, asking: &Asking<'_>, now: u64) -> Option<Arc<Holdings>> {
+fn of_caller(keyed: &Keyed, asking: &Asking<'_>, now: Nanos) -> Option<Arc<Holdings>> {
     match &keyed.by {
         By::Address => Some(match asking.client {
             IpAddr::V4(address) => keyed.holdings.of(&address.octets(), now),

@@ -11,7 +11,7 @@ use seiketsu_config::{
 };
 use seiketsu_limits::{
     calendar::{Calendar, CalendarError},
-    holdings::{Holdings, Kind, Limit, Place, Plan, Unreachable},
+    holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
     registry::{KeyedHoldings, Registry},
     terms::{Bucket, BucketError},
 };
@@ -31,14 +31,14 @@ pub enum LimitsCompileError {
 #[derive(Debug)]
 pub(crate) struct TenantLimits {
     pub(crate) holdings: Arc<Holdings>,
-    consumers: HashMap<Id, Places>,
+    consumers: HashMap<Id, PlacesBy>,
 }
 
 /// The limits of one route.
 #[derive(Debug, Default)]
 pub(crate) struct RouteLimits {
     /// The tenant's and the route's own.
-    pub(crate) places: Places,
+    pub(crate) places: PlacesBy,
     pub(crate) keyed: Box<[Keyed]>,
     pub(crate) cost: u64,
     /// Whether requests that the upstream fails count.
@@ -47,13 +47,13 @@ pub(crate) struct RouteLimits {
 
 /// Places of limits, for what they apply to.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Places {
-    pub(crate) requests: Arc<[Place]>,
-    pub(crate) websockets: Arc<[Place]>,
+pub(crate) struct PlacesBy {
+    pub(crate) requests: Places,
+    pub(crate) websockets: Places,
 }
 
-impl Places {
-    pub(crate) fn of(&self, websocket: bool) -> &Arc<[Place]> {
+impl PlacesBy {
+    pub(crate) fn of(&self, websocket: bool) -> &Places {
         if websocket { &self.websockets } else { &self.requests }
     }
 }
@@ -63,7 +63,7 @@ impl Places {
 pub(crate) struct Keyed {
     pub(crate) by: By,
     pub(crate) holdings: Arc<KeyedHoldings>,
-    pub(crate) places: Places,
+    pub(crate) places: PlacesBy,
 }
 
 /// What tells callers apart.
@@ -77,7 +77,7 @@ pub(crate) enum By {
 
 impl TenantLimits {
     /// The limits that hold for this consumer only.
-    pub(crate) fn of_consumer(&self, consumer: &str) -> Option<&Places> {
+    pub(crate) fn of_consumer(&self, consumer: &str) -> Option<&PlacesBy> {
         if self.consumers.is_empty() { None } else { self.consumers.get(consumer) }
     }
 }
@@ -158,7 +158,7 @@ pub(crate) fn tenant(
         is_limited.then(|| limits.shared.holdings(plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect())));
     let places = |ranges: &[std::ops::Range<usize>]| match &holdings {
         Some(holdings) => places(holdings, &counts, ranges),
-        None => Places::default(),
+        None => PlacesBy::default(),
     };
     let of_tenant_only = places(std::slice::from_ref(&own));
     let mut routes = Vec::with_capacity(tenant.routes.len());
@@ -256,14 +256,14 @@ fn interned(prefix: &str, what: &str) -> Arc<str> {
     }
 }
 
-fn places(holdings: &Holdings, counts: &[Counts], ranges: &[std::ops::Range<usize>]) -> Places {
+fn places(holdings: &Holdings, counts: &[Counts], ranges: &[std::ops::Range<usize>]) -> PlacesBy {
     let all = holdings.places(|_| true);
     let of = |wanted: Counts| {
         let indices = ranges.iter().flat_map(Clone::clone);
         let chosen = indices.filter(|index| matches!(counts[*index], Counts::Both) || counts[*index] == wanted);
         chosen.map(|index| all[index]).collect()
     };
-    Places { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) }
+    PlacesBy { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) }
 }
 
 fn keyed(
@@ -295,7 +295,7 @@ fn keyed(
         let chosen = all.iter().zip(&counts).filter(|(_, counts)| **counts == Counts::Both || **counts == wanted);
         chosen.map(|(place, _)| *place).collect()
     };
-    let places = Places { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) };
+    let places = PlacesBy { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) };
     Ok(Keyed { by, holdings, places })
 }
 

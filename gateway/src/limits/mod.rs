@@ -18,6 +18,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use seiketsu_config::{node::NodeConfig, values::RedisUrlError};
 use seiketsu_limits::{
+    clock::Clock,
     coordinator::{
         Coordinator, MemoryCoordinator,
         redis::{
@@ -72,14 +73,15 @@ impl Limits {
         let Some(redis) = &node.limits.redis else {
             return Ok(Self::by_itself(Some(&node.state_dir), &name, runtime)?);
         };
+        let clock = Clock::new();
         let address = RedisAddress::parse(&redis.url.read()?)?;
         let redis = Arc::new(RedisCoordinator::start(address, name.as_str().into(), runtime));
         let journal = Journal::open(&node.state_dir.join(JOURNAL_OF_REDIS))?;
-        let shared = Arc::new(Registry::new(Node::start(redis.clone(), Some(journal), &name, runtime)));
+        let shared = Arc::new(Registry::new(Node::start(redis.clone(), Some(journal), &name, clock, runtime)));
         runtime.spawn(Registry::remind_after_losses(Arc::downgrade(&shared)));
         Ok(Self {
             shared,
-            local: local(&name, runtime),
+            local: local(&name, clock, runtime),
             redis: Some(redis),
             refusals: Refusals::default(),
             memory: None,
@@ -90,9 +92,10 @@ impl Limits {
     pub(crate) fn by_itself(state: Option<&Path>, name: &str, runtime: &Handle) -> Result<Self, JournalError> {
         let journal = state.map(|folder| Journal::open(&folder.join(JOURNAL))).transpose()?;
         let memory = Arc::new(MemoryCoordinator::new(journal));
+        let clock = Clock::new();
         Ok(Self {
-            shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, runtime))),
-            local: local(name, runtime),
+            shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, clock, runtime))),
+            local: local(name, clock, runtime),
             redis: None,
             refusals: Refusals::default(),
             memory: Some(memory),
@@ -126,7 +129,7 @@ impl Limits {
     }
 }
 
-fn local(name: &str, runtime: &Handle) -> Registry {
+fn local(name: &str, clock: Clock, runtime: &Handle) -> Registry {
     let coordinator = Arc::new(MemoryCoordinator::new(None));
-    Registry::new(Node::start(coordinator, None, name, runtime))
+    Registry::new(Node::start(coordinator, None, name, clock, runtime))
 }

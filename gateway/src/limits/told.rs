@@ -21,7 +21,7 @@ pub(crate) fn write(limited: &Limited, response: &mut HeaderMap) {
     let now = limited.clock.now();
     let mut items: SmallVec<[Item<'_>; 6]> = SmallVec::new();
     for (holdings, places) in &limited.sets {
-        for place in places.iter() {
+        for place in places {
             let Some(limit) = holdings.limit(*place) else { continue };
             let (quota, window) = match &limit.kind {
                 Kind::Bucket(bucket) => (bucket.burst(), Some(seconds(bucket.time_to_fill()))),

@@ -71,7 +71,10 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut sh
         };
         requests_left = requests_left.saturating_sub(1);
         let mut session = ServerSession::new_http1(transport as Stream);
-        session.set_keepalive((requests_left > 0).then_some(worker.protection.keepalive_seconds));
+        if requests_left == 0 {
+            // So that the answer says it: what a session is told of keep-alive otherwise, the request overrides.
+            session.set_keepalive_reuses_remaining(Some(0));
+        }
         session.set_pipelined_prefix(prefix);
         let same = match worker.proxy.process_new_http(session, &shutdown).await {
             Some(reusable) => reusable.consume().0.into_any().downcast::<Transport>().ok(),

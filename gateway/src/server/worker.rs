@@ -54,7 +54,6 @@ pub(super) struct Protection {
     pub(super) handshake_timeout: Duration,
     pub(super) write_timeout: Duration,
     pub(super) keepalive: Duration,
-    pub(super) keepalive_seconds: u64,
     pub(super) keepalive_requests: u32,
     /// Bytes per second; 0: no bound.
     pub(super) min_body_rate: u64,
@@ -65,7 +64,6 @@ pub(super) struct Protection {
 impl Protection {
     pub(super) fn new(node: &NodeConfig) -> Self {
         let protection = &node.protection;
-        let keepalive = protection.keepalive.get();
         Self {
             head: HeadLimits {
                 bytes: protection.max_head.as_usize(),
@@ -74,9 +72,7 @@ impl Protection {
             head_timeout: protection.head_timeout.get(),
             handshake_timeout: protection.handshake_timeout.get(),
             write_timeout: protection.write_timeout.get(),
-            keepalive,
-            // To Pingora, 0 means for ever.
-            keepalive_seconds: keepalive.as_secs().max(1),
+            keepalive: protection.keepalive.get(),
             keepalive_requests: protection.keepalive_requests,
             min_body_rate: protection.min_body_rate.get(),
             h2_streams: protection.h2_streams,

@@ -192,6 +192,19 @@ fn http_1_0_is_answered_and_closed_unless_it_asks_to_be_kept() {
 }
 
 #[test]
+fn the_last_answer_of_a_connection_says_that_it_closes() {
+    let origin = Origin::start("a");
+    let tenants = tenants(&demo(&[origin.address], ""), "", &open(""));
+    let gateway = Gateway::start_with(&tenants, "protection: { keepalive_requests: 3 }\n");
+    let mut client = gateway.connect();
+    for expected in ["keep-alive", "keep-alive", "close"] {
+        let answer = client.request("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        assert_eq!((answer.status, answer.header("connection")), (200, Some(expected)));
+    }
+    assert!(client.is_closed());
+}
+
+#[test]
 fn answers_without_a_body_leave_the_connection_in_step() {
     let origin = Origin::start("a");
     let gateway = gateway(&origin);

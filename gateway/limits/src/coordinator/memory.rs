@@ -2,7 +2,8 @@
 //!
 //! Quotas survive the process: what may be given is written down before it is, in portions, so that a
 //! gateway that is killed never counts again what it has counted already. It forgets at most one portion and
-//! one lease, a thousandth of the quota each, and errs on the side of the limit.
+//! one lease, a thousandth of the quota each, and errs on the side of the limit. While one process takes
+//! another's place, each counts what the other has written down as used.
 
 use std::{
     collections::HashMap,
@@ -17,7 +18,7 @@ use parking_lot::Mutex;
 
 use super::{Answer, Coordinator, CoordinatorError, Exchange, Outcome};
 use crate::{
-    journal::{Entry, Journal},
+    journal::{Entry, Journal, Others},
     ledger::{LEASE_PART, Ledger, Moment},
     terms::Terms,
 };
@@ -49,8 +50,12 @@ struct Shard {
 struct Account {
     ledger: Ledger,
     used_at: u64,
-    /// Of a quota: how many may be counted, as it stands in the journal.
+    /// Of a quota: how many this process may count, as it stands in the journal.
     durable: u64,
+    /// Of a quota: how many others may have counted, before this process and beside it.
+    others: u64,
+    /// The batch of the journal that said so.
+    heard: u64,
     ends: u64,
 }
 
@@ -93,7 +98,7 @@ impl MemoryCoordinator {
                     let account = of_tenant.get(&request.key)?;
                     let Terms::Quota { limit, ends, .. } = request.terms else { return None };
                     let Ledger::Quota(ledger) = &account.ledger else { return None };
-                    let needed = ledger.debited_after(&exchange.reporter, request);
+                    let needed = ledger.debited_after(&exchange.reporter, request).saturating_sub(account.others);
                     (needed > account.durable).then(|| {
                         let value = needed.saturating_add(limit / LEASE_PART);
                         Entry::new(&exchange.tenant, &request.key, value, ends)
@@ -116,16 +121,16 @@ impl MemoryCoordinator {
 
     fn open(&self, exchange: &Exchange, key: &Arc<str>, terms: Terms, moment: &Moment) -> Account {
         let mut ledger = Ledger::open(terms, exchange.revision, moment, false);
-        let mut durable = 0;
+        let mut others = 0;
         if let (Some(journal), Ledger::Quota(quota)) = (&self.journal, &mut ledger) {
-            durable = journal.get(&exchange.tenant, key);
-            quota.resume(durable);
+            others = journal.get(&exchange.tenant, key);
+            quota.others_took(0, others);
         }
         let ends = match terms {
             Terms::Quota { ends, .. } => ends,
             Terms::Bucket(_) | Terms::Slots { .. } => u64::MAX,
         };
-        Account { ledger, used_at: moment.now, durable, ends }
+        Account { ledger, used_at: moment.now, durable: 0, others, heard: 0, ends }
     }
 
     /// Writes down how much of each quota is used. Leases should have been given back; nothing can be taken
@@ -137,7 +142,8 @@ impl MemoryCoordinator {
             for (tenant, accounts) in &shard.lock().tenants {
                 for (key, account) in accounts {
                     if let Ledger::Quota(quota) = &account.ledger {
-                        entries.push(Entry::new(tenant, key, quota.debited(), account.ends).to_be_final());
+                        let own = quota.debited().saturating_sub(account.others);
+                        entries.push(Entry::new(tenant, key, own, account.ends).to_be_final());
                     }
                 }
             }
@@ -145,12 +151,19 @@ impl MemoryCoordinator {
         journal.close(&entries)
     }
 
-    fn written(&self, exchange: &Exchange, entries: &[Entry]) {
+    fn written(&self, exchange: &Exchange, entries: &[Entry], others: &Others) {
         let mut shard = self.shard(&exchange.tenant).lock();
-        for entry in entries {
+        for (entry, others_took) in entries.iter().zip(&others.taken) {
             let account = shard.tenants.get_mut(&exchange.tenant).and_then(|accounts| accounts.get_mut(entry.key()));
-            if let Some(account) = account {
-                account.durable = account.durable.max(entry.value());
+            let Some(account) = account else { continue };
+            account.durable = account.durable.max(entry.value());
+            // Of two that were written at about the same time, the later one knows more.
+            if let Ledger::Quota(quota) = &mut account.ledger
+                && others.sequence > account.heard
+            {
+                account.heard = others.sequence;
+                quota.others_took(account.others, *others_took);
+                account.others = *others_took;
             }
         }
     }
@@ -187,8 +200,9 @@ impl Coordinator for MemoryCoordinator {
                 Ok(answers) => return Ok(answers),
                 Err(entries) => {
                     let Some(journal) = &self.journal else { break };
-                    journal.write(&entries).await.map_err(|error| CoordinatorError::Unreachable(error.to_string()))?;
-                    self.written(exchange, &entries);
+                    let others = journal.write(&entries).await;
+                    let others = others.map_err(|error| CoordinatorError::Unreachable(error.to_string()))?;
+                    self.written(exchange, &entries, &others);
                 }
             }
         }

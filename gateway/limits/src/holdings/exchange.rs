@@ -19,6 +19,10 @@ use crate::{
 /// there at the next renewal, also where requests come irregularly.
 const FORESIGHT: f64 = 3.0;
 
+/// A bucket that is full loses what comes, until the coordinator hears that there is room. So leases of one that
+/// is rather full grow by steps, each of which reports: to so many times what was spent since the last one.
+const GROWTH: u64 = 4;
+
 /// A lease ends here this much earlier than with the coordinator: a request that was just let in counts
 /// as before its end everywhere.
 const MARGIN: Duration = Duration::from_millis(20);
@@ -291,6 +295,9 @@ impl Holdings {
                 // nobody wants it.
                 (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL) < 2 * live => 0,
                 (Kind::Slots { .. }, _) => (account.granted / 4).saturating_sub(held),
+                (Kind::Bucket(bucket), _) if lease.left() > bucket.burst() / 2 => {
+                    demand(asked, elapsed).min(asked.saturating_mul(GROWTH)).saturating_sub(held)
+                }
                 _ => demand(asked, elapsed).saturating_sub(held),
             };
             account.asked = account.asked.wrapping_add(asked);

@@ -18,6 +18,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 pub(crate) use self::alone::Verdict;
@@ -78,9 +79,11 @@ pub enum Unreachable {
 
 /// The leases of one plan.
 #[derive(Debug)]
+// In this order: what each request reads comes first, in one piece, and without a pointer to follow where a
+// plan is no longer than most are. Of many tenants, hardly one is in the processor's cache.
+#[repr(C)]
 pub struct Holdings {
-    // First what each request reads, in one piece.
-    leases: Box<[Lease]>,
+    leases: SmallVec<[Lease; 4]>,
     /// Until when decisions are made without the coordinator; 0: it can be reached.
     alone_until: AtomicU64,
     /// Whether somebody will look after the leases.
@@ -94,28 +97,41 @@ pub struct Holdings {
     exchanged: Notify,
 }
 
-/// Where a limit stands in a plan, and whether it counts slots: what a request needs to know of it, so that
-/// it need not look into the plan.
+/// Where a limit stands in a plan, and of which kind it is: what a request needs to know of it, so that it need
+/// not look into the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place(u16);
+pub struct Place(u32);
 
 impl Place {
-    const SLOTS: u16 = 1 << 15;
+    const SLOTS: u32 = 1 << 31;
+    const QUOTA: u32 = 1 << 30;
+    const INDEX: u32 = Self::QUOTA - 1;
 
     fn new(index: usize, kind: &Kind) -> Self {
-        // A plan is checked to be shorter.
-        let index = u16::try_from(index).unwrap_or(u16::MAX) & !Self::SLOTS;
-        Self(if matches!(kind, Kind::Slots { .. }) { index | Self::SLOTS } else { index })
+        // No memory holds a plan that is longer.
+        let index = u32::try_from(index).unwrap_or(u32::MAX) & Self::INDEX;
+        Self(match kind {
+            Kind::Bucket(_) => index,
+            Kind::Quota { .. } => index | Self::QUOTA,
+            Kind::Slots { .. } => index | Self::SLOTS,
+        })
     }
 
     pub fn index(self) -> usize {
-        usize::from(self.0 & !Self::SLOTS)
+        (self.0 & Self::INDEX) as usize
+    }
+
+    pub fn is_quota(self) -> bool {
+        self.0 & Self::QUOTA != 0
     }
 
     pub fn is_slots(self) -> bool {
         self.0 & Self::SLOTS != 0
     }
 }
+
+/// The places of the limits that apply to a request: seldom more than fit here.
+pub type Places = SmallVec<[Place; 8]>;
 
 /// A limit that did not admit a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,9 +174,15 @@ impl Holdings {
     }
 
     /// The places of the limits that `chosen` says yes to, in the order in which they are asked.
-    pub fn places(&self, chosen: impl Fn(&Limit) -> bool) -> Box<[Place]> {
+    pub fn places(&self, chosen: impl Fn(&Limit) -> bool) -> Places {
         let limits = self.plan.limits.iter().enumerate().filter(|(_, limit)| chosen(limit));
         limits.map(|(index, limit)| Place::new(index, &limit.kind)).collect()
+    }
+
+    /// Whether as much seems to be at hand of each of these limits. Takes nothing: this only reads, so that the
+    /// processor fetches all leases at once, where exchanging one after the other would wait for each.
+    pub(crate) fn seems_to_hold(&self, places: &[Place], cost: u64) -> bool {
+        places.iter().all(|place| self.leases.get(place.index()).is_some_and(|lease| lease.tokens() >= cost))
     }
 
     /// Takes what a request costs from one limit, if it is at hand. Slots cost one each.

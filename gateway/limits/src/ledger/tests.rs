@@ -437,7 +437,7 @@ proptest! {
         let terms = |limit| Terms::Quota { limit, starts: 0, ends: 2 * BEGIN };
         let moment = Moment { now: BEGIN, live: 1, began: 0 };
         let Ledger::Quota(mut ledger) = Ledger::open(terms(before), 1, &moment, false) else { unreachable!() };
-        ledger.resume(debited);
+        ledger.others_took(0, debited);
         let reporter: Arc<str> = "a".into();
         let request =
             Request { key: "day".into(), terms: terms(limit), spent, held, known: true, has_ended: false, want, least };

@@ -140,6 +140,18 @@ fn what_the_upstream_fails_is_given_back_where_it_does_not_count() {
     }
 }
 
+#[test]
+fn what_the_upstream_fails_still_counts_against_rates() {
+    let origin = Origin::start("a");
+    let limits = format!("{}, quotas: {{ daily: 100 }}, count_failures: false", still(4));
+    let gateway = Gateway::start(&limited(origin.address, &limits, ""));
+    let mut client = gateway.connect();
+    for n in 0..6 {
+        let status = client.request(&request("/v1/status/503", "")).status;
+        assert_eq!(status, if n >= 4 { 429 } else { 503 }, "request {n}");
+    }
+}
+
 /// Each of two callers has two requests, whatever the other one does.
 fn assert_told_apart(gateway: &Gateway, one: &str, other: &str, limit: &str) {
     for fields in [one, other] {

@@ -1,11 +1,18 @@
 //! What a node that counts by itself still knows of quotas after its end.
 
-use std::fs;
+use std::{
+    fs,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    thread,
+    time::Duration,
+};
 
-use super::{drain, limited, passing, remaining, start_again};
+use super::{REQUEST, drain, limited, passing, remaining, start_again};
 use crate::{
+    fixtures::comes_true,
     operations::{hand_over, wait_for_end},
-    support::{Gateway, Origin},
+    support::{Client, Gateway, Origin},
 };
 
 fn kill(gateway: &mut Gateway) {
@@ -100,4 +107,42 @@ fn an_upgrade_keeps_what_was_used_before_it() {
     }
     let passed = drain(gateway.http);
     assert!((16..=20).contains(&passed), "{passed}");
+}
+
+/// Asks again and again, and counts what passes, until it is refused after the end was told.
+fn press(address: SocketAddr, passed: &AtomicUsize, end: &AtomicBool) {
+    let mut client = Client::connect(address);
+    loop {
+        let answer = client.request(REQUEST);
+        match answer.status {
+            200 => passed.fetch_add(1, SeqCst),
+            429 if end.load(SeqCst) => return,
+            429 => 0,
+            status => panic!("{status}"),
+        };
+        if answer.header("connection") == Some("close") {
+            client = Client::connect(address);
+        }
+        // Slow enough for the quota to last over the change.
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn two_processes_of_an_upgrade_under_load_hold_to_one_quota() {
+    let origin = Origin::start("a");
+    let mut gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 5000 }", ""));
+    let (passed, end) = (AtomicUsize::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| press(gateway.http, &passed, &end));
+        }
+        assert!(comes_true(|| passed.load(SeqCst) > 500));
+        let next = hand_over(&gateway);
+        assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+        gateway.process = next;
+        end.store(true, SeqCst);
+    });
+    let passed = passed.into_inner();
+    assert!((4980..=5000).contains(&passed), "{passed}");
 }

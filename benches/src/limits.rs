@@ -10,6 +10,7 @@ use seiketsu_limits::{
     clock::Clock,
     coordinator::{Answer, Coordinator, CoordinatorError, Exchange, Outcome},
     holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
+    lease::Lease,
     node::Node,
     terms::Bucket,
 };
@@ -41,11 +42,17 @@ impl Coordinator for Generous {
     }
 }
 
+#[derive(Debug)]
+struct Tenant {
+    holdings: Arc<Holdings>,
+    leases: Arc<[Lease]>,
+}
+
 /// The limits of many tenants.
 #[derive(Debug)]
 pub struct Tenants {
     node: Arc<Node>,
-    all: Vec<Arc<Holdings>>,
+    all: Vec<Tenant>,
     /// The same for all.
     places: Places,
 }
@@ -72,26 +79,31 @@ impl Tenants {
                 limits: limits.collect(),
                 unreachable: Unreachable::Share,
             };
-            Holdings::new(plan, &node)
+            let holdings = Holdings::new(plan, &node);
+            Tenant { leases: Arc::clone(holdings.leases()), holdings }
         });
         let tenants: Vec<_> = tenants.collect();
-        let places = tenants.first().map(|holdings| holdings.places(|_| true)).unwrap_or_default();
+        let places = tenants.first().map(|tenant| tenant.holdings.places(|_| true)).unwrap_or_default();
         Self { node, all: tenants, places }
     }
 
     /// Gives each of them its leases.
     pub fn warm(&self) {
-        for holdings in &self.all {
-            let applying = [Applying { holdings, places: &self.places }];
+        for tenant in &self.all {
+            let applying = [self.applying(tenant)];
             let mut now = std::pin::pin!(seiketsu_limits::admission::decide(&applying, 1, false, &self.node));
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             assert!(now.as_mut().poll(&mut context).is_ready(), "the coordinator answers at once");
         }
     }
 
+    fn applying<'a>(&'a self, tenant: &'a Tenant) -> Applying<'a> {
+        Applying { holdings: &tenant.holdings, leases: &tenant.leases, places: &self.places }
+    }
+
     /// Decides about a request of this tenant, by what is at hand.
     pub fn decide(&self, tenant: usize) -> bool {
-        let applying = [Applying { holdings: &self.all[tenant], places: &self.places }];
+        let applying = [self.applying(&self.all[tenant])];
         matches!(decide_now(&applying, 1, false, &self.node, self.node.clock().now()), Some(Decision::Admitted { .. }))
     }
 

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use crate::{
     clock::Nanos,
     holdings::{Holdings, Place, Took, Verdict},
+    lease::Lease,
     node::{Counters, Node, after},
 };
 
@@ -17,7 +18,15 @@ const MOST_TRIES: u32 = 100;
 #[derive(Debug, Clone, Copy)]
 pub struct Applying<'a> {
     pub holdings: &'a Arc<Holdings>,
+    /// Those of the holdings. Whoever keeps them at hand spares looking there.
+    pub leases: &'a [Lease],
     pub places: &'a [Place],
+}
+
+impl<'a> Applying<'a> {
+    pub fn new(holdings: &'a Arc<Holdings>, places: &'a [Place]) -> Self {
+        Self { holdings, leases: holdings.leases(), places }
+    }
 }
 
 /// What became of a request.
@@ -92,7 +101,7 @@ impl Drop for Admitted {
 /// `refundable` says whether anything may be refunded. `now` is the time by the node's clock, which
 /// the caller mostly has.
 pub fn decide_now(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node, now: Nanos) -> Option<Decision> {
-    match take_all(applying, cost, now) {
+    match take_all(applying, &[], cost, now) {
         Ok(took) => {
             Counters::count(&node.counters.local);
             Some(Decision::Admitted { by: By::Lease, admitted: admitted(applying, &took, refundable) })
@@ -115,7 +124,7 @@ pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node
     let mut passed: SmallVec<[(usize, Place); 2]> = SmallVec::new();
     loop {
         let now = node.clock().now();
-        let short = match take_all_but(applying, &passed, cost, now) {
+        let short = match take_all(applying, &passed, cost, now) {
             Ok(took) => {
                 count(by, node);
                 return Decision::Admitted { by, admitted: admitted(applying, &took, refundable) };
@@ -156,45 +165,61 @@ pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node
     }
 }
 
-struct ShortOf {
+/// A limit that does not admit a request.
+#[derive(Debug, Clone, Copy)]
+struct Short {
     applying: usize,
     place: Place,
+    /// Until when there is certainly nothing: then it is a refusal. Else nothing is known yet.
     until: Option<Nanos>,
 }
 
 type TookAll = SmallVec<[(usize, Took); 8]>;
 
-fn take_all(applying: &[Applying<'_>], cost: u64, now: Nanos) -> Result<TookAll, ShortOf> {
-    take_all_but(applying, &[], cost, now)
-}
-
-fn take_all_but(
-    applying: &[Applying<'_>],
-    passed: &[(usize, Place)],
-    cost: u64,
-    now: Nanos,
-) -> Result<TookAll, ShortOf> {
+/// `passed` are limits that need not be asked.
+fn take_all(applying: &[Applying<'_>], passed: &[(usize, Place)], cost: u64, now: Nanos) -> Result<TookAll, Short> {
+    // Looks before it takes. A request that is refused anyway then takes nothing from anybody, not even for a
+    // moment; and the processor fetches all leases at once, where taking from one waits for the one before.
+    let mut short = None;
+    for (index, of) in applying.iter().enumerate() {
+        for place in of.places {
+            let holds = of.leases.get(place.index()).is_some_and(|lease| lease.seems_to_hold(place.cost(cost), now));
+            if holds || passed.contains(&(index, *place)) {
+                continue;
+            }
+            let until = of.holdings.bar(*place, cost, now);
+            if until.is_some() {
+                return Err(Short { applying: index, place: *place, until });
+            }
+            short = short.or(Some(Short { applying: index, place: *place, until: None }));
+        }
+    }
+    if let Some(short) = short {
+        return Err(asked_in_vain(applying, short, cost));
+    }
     let mut took = TookAll::new();
-    // Nothing is decided by it: it has the leases fetched.
-    std::hint::black_box(applying.iter().all(|of| of.holdings.seems_to_hold(of.places, cost)));
-    for (index, Applying { holdings, places }) in applying.iter().enumerate() {
-        for place in *places {
+    for (index, of) in applying.iter().enumerate() {
+        for place in of.places {
             if passed.contains(&(index, *place)) {
                 continue;
             }
-            match holdings.take(*place, cost, now) {
-                Ok(one) => took.push((index, one)),
-                Err(short) => {
-                    // None has anything taken from it.
-                    for (index, one) in took {
-                        applying[index].holdings.put_back(one);
-                    }
-                    return Err(ShortOf { applying: index, place: short.place, until: short.until });
-                }
+            if let Some(one) = of.holdings.take(of.leases, *place, cost, now) {
+                took.push((index, one));
+                continue;
             }
+            // Others were quicker. None has anything taken from it.
+            for (index, one) in took {
+                applying[index].holdings.put_back(one);
+            }
+            return Err(asked_in_vain(applying, Short { applying: index, place: *place, until: None }, cost));
         }
     }
     Ok(took)
+}
+
+fn asked_in_vain(applying: &[Applying<'_>], short: Short, cost: u64) -> Short {
+    applying[short.applying].holdings.asked_in_vain(short.place, cost);
+    short
 }
 
 fn admitted(applying: &[Applying<'_>], took: &TookAll, refundable: bool) -> Admitted {
@@ -202,7 +227,7 @@ fn admitted(applying: &[Applying<'_>], took: &TookAll, refundable: bool) -> Admi
     Admitted { took: kept.map(|(index, one)| (Arc::clone(applying[*index].holdings), *one)).collect() }
 }
 
-fn refused(by: By, short: &ShortOf, until: Nanos, now: Nanos) -> Decision {
+fn refused(by: By, short: &Short, until: Nanos, now: Nanos) -> Decision {
     let wait = Duration::from_nanos(until.saturating_sub(now));
     Decision::Refused { by, applying: short.applying, place: short.place, wait }
 }

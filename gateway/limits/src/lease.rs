@@ -2,7 +2,7 @@
 
 use crate::sync::{
     AtomicU64,
-    Ordering::{AcqRel, Acquire, Relaxed, Release},
+    Ordering::{AcqRel, Acquire, Release},
 };
 
 /// Bits of the word: tokens, then how low they may get, then the generation.
@@ -16,28 +16,15 @@ const GENERATION_SHIFT: u32 = TOKEN_BITS + LOW_BITS;
 /// A lease goes through generations: voiding it begins the next one, so that a token that is put back
 /// after its lease has ended is not spent again.
 ///
-/// Half a cache line is all that an admitted request touches, so that the four limits that a tenant
-/// mostly has are two lines side by side: of many tenants, hardly one is in the processor's cache.
+/// A quarter of a cache line, so that the four limits that a tenant mostly has are one line: of many tenants,
+/// hardly one is in the processor's cache.
 #[derive(Debug)]
-#[repr(align(32))]
+#[repr(align(16))]
 pub struct Lease {
     /// Generation; the mark below which renewal is due, in the form of [`to_mark`]; tokens.
     word: AtomicU64,
     /// From when on the tokens are void, in [`Nanos`](crate::clock::Nanos).
     ends: AtomicU64,
-    /// Tokens that requests asked for since the last exchange.
-    asked: AtomicU64,
-    rest: Box<Rest>,
-}
-
-/// What only those requests need that find too few tokens, and those who report.
-#[derive(Debug)]
-struct Rest {
-    /// Until when requests that cost as much are refused without asking again.
-    barred_until: AtomicU64,
-    barred_cost: AtomicU64,
-    /// What was left for everybody when last heard.
-    left: AtomicU64,
 }
 
 /// The largest number that is not above this one and has no more than two binary digits that are not 0, in a
@@ -56,22 +43,10 @@ pub(crate) fn of_mark(mark: u64) -> u64 {
     if mark == 0 { 0 } else { ((2 | mark & 1) << (mark >> 1)) >> 1 }
 }
 
-/// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Take {
-    Taken(Taken),
-    /// There are not enough tokens here; there may be some elsewhere.
-    Empty,
-    /// There are none anywhere before this time.
-    Barred {
-        until: u64,
-    },
-}
-
 /// Tokens that were taken, for [`Lease::put_back`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Taken {
-    generation: u64,
+    generation: u16,
     /// Renewal is due.
     pub low: bool,
 }
@@ -79,49 +54,38 @@ pub struct Taken {
 impl Lease {
     /// Without tokens.
     pub fn new() -> Self {
-        Self {
-            word: AtomicU64::new(0),
-            ends: AtomicU64::new(0),
-            asked: AtomicU64::new(0),
-            rest: Box::new(Rest {
-                barred_until: AtomicU64::new(0),
-                barred_cost: AtomicU64::new(0),
-                left: AtomicU64::new(0),
-            }),
-        }
+        Self { word: AtomicU64::new(0), ends: AtomicU64::new(0) }
+    }
+
+    /// Whether there seem to be as many tokens. Only reads, and so costs next to nothing beside taking them.
+    pub fn seems_to_hold(&self, cost: u64, now: u64) -> bool {
+        self.tokens() >= cost && !self.has_ended(now)
     }
 
     /// Takes `cost` tokens, if there are as many.
-    pub fn take(&self, cost: u64, now: u64) -> Take {
-        // Not exact, and need not be: it is what demand is guessed from.
-        self.asked.store(self.asked.load(Relaxed).wrapping_add(cost), Relaxed);
+    pub fn take(&self, cost: u64, now: u64) -> Option<Taken> {
         let mut word = self.word.load(Acquire);
         loop {
             let tokens = word & TOKENS;
             // After the word: an end that was moved on belongs to these tokens or to later ones, and in a
             // later generation the exchange below fails.
             if tokens < cost || now >= self.ends.load(Acquire) {
-                return self.nothing(cost, now);
+                return None;
             }
             match self.word.compare_exchange_weak(word, word - cost, AcqRel, Acquire) {
                 Ok(_) => {
                     let low = tokens - cost < of_mark(word >> TOKEN_BITS & ((1 << LOW_BITS) - 1));
-                    return Take::Taken(Taken { generation: word >> GENERATION_SHIFT, low });
+                    return Some(Taken { generation: generation(word), low });
                 }
                 Err(changed) => word = changed,
             }
         }
     }
 
-    fn nothing(&self, cost: u64, now: u64) -> Take {
-        let until = self.rest.barred_until.load(Acquire);
-        if now < until && cost >= self.rest.barred_cost.load(Relaxed) { Take::Barred { until } } else { Take::Empty }
-    }
-
     /// Gives back what a request took and does not need. If the lease was voided meanwhile, they count as spent.
     pub fn put_back(&self, taken: Taken, cost: u64) {
         let mut word = self.word.load(Acquire);
-        while word >> GENERATION_SHIFT == taken.generation {
+        while generation(word) == taken.generation {
             match self.word.compare_exchange_weak(word, word + cost, AcqRel, Acquire) {
                 Ok(_) => return,
                 Err(changed) => word = changed,
@@ -194,38 +158,12 @@ impl Lease {
     pub fn end_by(&self, ends: u64) {
         self.ends.fetch_min(ends, AcqRel);
     }
+}
 
-    /// Nothing that costs as much is to be had anywhere before this time.
-    pub fn bar(&self, cost: u64, until: u64) {
-        self.rest.barred_cost.store(cost, Relaxed);
-        self.rest.barred_until.store(until, Release);
-    }
-
-    /// What was left for everybody.
-    pub fn set_left(&self, left: u64) {
-        self.rest.left.store(left, Relaxed);
-    }
-
-    /// What was left for everybody when last heard.
-    pub fn left(&self) -> u64 {
-        self.rest.left.load(Relaxed)
-    }
-
-    /// What could be had, as far as is known here.
-    pub fn remaining(&self, now: u64) -> u64 {
-        let own = if self.has_ended(now) { 0 } else { self.tokens() };
-        own.saturating_add(self.rest.left.load(Relaxed))
-    }
-
-    /// Until when requests are refused without asking, if they are.
-    pub fn barred_until(&self) -> u64 {
-        self.rest.barred_until.load(Relaxed)
-    }
-
-    /// Tokens asked for so far; wraps.
-    pub fn asked(&self) -> u64 {
-        self.asked.load(Relaxed)
-    }
+/// It has twelve bits.
+#[allow(clippy::cast_possible_truncation)]
+fn generation(word: u64) -> u16 {
+    (word >> GENERATION_SHIFT) as u16
 }
 
 impl Default for Lease {

@@ -12,11 +12,13 @@ use crate::{
     terms::{Bucket, Terms},
 };
 
-/// Accounts that are not used are kept this long at least, and longer where they are not yet as new.
-pub const KEPT: Duration = Duration::from_mins(20);
+/// Accounts that are not used are kept this long at least, and longer where they are not yet as new. No longer:
+/// each value of a key has one, and whoever makes values up could fill the memory with them.
+pub const KEPT: Duration = Duration::from_secs(10);
 
-/// What a gateway spent is put right against a lease that has ended, for this long after its end.
-pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(1);
+/// What a gateway spent is put right against a lease that has ended, for this long after its end, as long as the
+/// account is in use.
+pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(15);
 
 /// Of a quota, a gateway that dies takes no more than this part with it.
 pub(crate) const LEASE_PART: u64 = 1000;
@@ -52,20 +54,51 @@ impl Ledger {
             Terms::Quota { limit, .. } => {
                 Self::Quota(QuotaLedger { limit, revision, debited: 0, opens, leases: BTreeMap::new() })
             }
-            Terms::Slots { limit } => Self::Slots(SlotsLedger { limit, revision, opens, leases: BTreeMap::new() }),
+            Terms::Slots { limit } => {
+                Self::Slots(SlotsLedger { limit, revision, updated: opens, opens, leases: BTreeMap::new() })
+            }
         }
     }
 
     /// Microseconds without an exchange after which the account is as good as a new one.
     pub fn is_as_new_after(&self) -> u64 {
         match self {
-            Self::Bucket(ledger) => micros(KEPT.max(ledger.terms.time_to_fill() * 2)),
+            Self::Bucket(ledger) => micros(kept(Terms::Bucket(ledger.terms))),
             Self::Quota(_) => u64::MAX,
-            Self::Slots(_) => micros(KEPT),
+            Self::Slots(ledger) => micros(kept(Terms::Slots { limit: ledger.limit })),
+        }
+    }
+
+    /// Nothing is further ahead than a lease lasts, unless the clock was set back: then it is followed. Whoever
+    /// has set it back, even by years, does not stop the account from filling.
+    fn follow_clock(&mut self, now: u64) {
+        match self {
+            Self::Bucket(ledger) => {
+                let ahead = now + micros(LEASE_TIME);
+                ledger.opens = ledger.opens.min(ahead);
+                if ledger.updated > ahead {
+                    ledger.updated = now;
+                    for lease in ledger.leases.values_mut().filter(|lease| !lease.ended) {
+                        lease.ends = lease.ends.min(ahead);
+                    }
+                }
+            }
+            Self::Quota(ledger) => ledger.opens = ledger.opens.min(now + micros(LEASE_TIME)),
+            Self::Slots(ledger) => {
+                let ahead = now + micros(SLOT_LEASE_TIME);
+                ledger.opens = ledger.opens.min(ahead);
+                if ledger.updated > ahead {
+                    for lease in ledger.leases.values_mut() {
+                        lease.ends = lease.ends.min(ahead);
+                    }
+                }
+                ledger.updated = now;
+            }
         }
     }
 
     pub fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, revision: u64, request: &Request) -> Answer {
+        self.follow_clock(moment.now);
         match (&mut *self, request.terms) {
             (Self::Bucket(ledger), Terms::Bucket(terms)) => {
                 ledger.adopt(moment.now, revision, terms);
@@ -311,6 +344,7 @@ impl QuotaLedger {
 pub struct SlotsLedger {
     limit: u64,
     revision: u64,
+    updated: u64,
     opens: u64,
     leases: BTreeMap<Arc<str>, Lease>,
 }
@@ -344,6 +378,15 @@ impl SlotsLedger {
             Outcome::Granted { tokens, ends_in }
         };
         Answer { outcome, left: available.saturating_sub(tokens), now }
+    }
+}
+
+/// How long an account is kept after its last use: until it is as new, from the deepest debt to the brim.
+pub(crate) fn kept(terms: Terms) -> Duration {
+    match terms {
+        Terms::Bucket(bucket) => KEPT.max(bucket.time_to_fill() * 2) + LEASE_TIME,
+        Terms::Quota { .. } => Duration::MAX,
+        Terms::Slots { .. } => KEPT + SLOT_LEASE_TIME,
     }
 }
 

@@ -5,12 +5,13 @@ use std::{
     collections::{BinaryHeap, HashMap},
     fmt,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
@@ -34,6 +35,9 @@ const SEPARATOR: char = '\t';
 /// How often a coordinator is told that does not answer.
 const REMINDERS: u32 = 5;
 
+/// Exchanges under way while reminding.
+pub(crate) const REMINDED_AT_ONCE: usize = 64;
+
 /// One gateway, as far as its limits are concerned.
 pub struct Node {
     pub(crate) coordinator: Arc<dyn Coordinator>,
@@ -49,6 +53,8 @@ pub struct Node {
     /// Exchanges that have not ended.
     in_flight: AtomicU64,
     journal: Option<Journal>,
+    /// What former processes took of each quota.
+    former: OnceLock<HashMap<Name, u64>>,
     /// What of each quota this process was given, as far as it is not in the journal yet.
     unwritten: Mutex<HashMap<Name, Entry>>,
 }
@@ -105,6 +111,7 @@ impl Node {
             due: Mutex::default(),
             in_flight: AtomicU64::new(0),
             journal,
+            former: OnceLock::new(),
             unwritten: Mutex::default(),
         });
         let weak = Arc::downgrade(&node);
@@ -182,38 +189,62 @@ impl Node {
         self.write_down().await;
     }
 
+    /// What former processes of this gateway took of a quota, as far as is known.
+    pub(crate) fn former_took(&self, tenant: &Arc<str>, key: &Arc<str>) -> u64 {
+        // Worked out when it is needed, which is seldom: while the coordinator is away from the beginning.
+        let sums = self.former.get_or_init(|| {
+            let mut sums: HashMap<Name, u64> = HashMap::new();
+            for entry in self.journal.iter().flat_map(Journal::former) {
+                if let Some((key, _)) = entry.key().rsplit_once(SEPARATOR) {
+                    let sum = sums.entry((Arc::clone(entry.tenant()), key.into())).or_default();
+                    *sum = sum.saturating_add(entry.value());
+                }
+            }
+            sums
+        });
+        sums.get(&(Arc::clone(tenant), Arc::clone(key))).copied().unwrap_or_default()
+    }
+
+    /// Makes an exchange whose answer is of no interest; whether it was heard.
+    pub(crate) async fn says(&self, exchange: &Exchange) -> bool {
+        self.exchange_begins();
+        let result = self.coordinator.exchange(exchange).await;
+        self.exchange_ends();
+        result.is_ok()
+    }
+
+    /// The same at once, if nothing has to be waited for.
+    pub(crate) fn says_at_once(&self, exchange: &Exchange) -> bool {
+        self.exchange_begins();
+        let result = self.coordinator.exchange_now(exchange);
+        self.exchange_ends();
+        matches!(result, Some(Ok(_)))
+    }
+
     /// Tells the coordinator what former processes were given of quotas that have not ended: it may have
     /// forgotten.
     pub(crate) async fn remind_of_former(&self) {
         let Some(journal) = &self.journal else { return };
+        let mut reminders: HashMap<(&Arc<str>, &str), Exchange> = HashMap::new();
         for entry in journal.former() {
             let Some((key, reporter)) = entry.key().rsplit_once(SEPARATOR) else { continue };
-            let request = Request {
-                key: key.into(),
-                // The limit itself is for those to say who know it.
-                terms: Terms::Quota { limit: MAX_QUOTA, starts: 0, ends: entry.ends() },
-                spent: entry.value(),
-                held: 0,
-                known: false,
-                has_ended: true,
-                want: 0,
-                least: 0,
-            };
-            let exchange = Exchange {
+            let exchange = reminders.entry((entry.tenant(), reporter)).or_insert_with(|| Exchange {
                 tenant: Arc::clone(entry.tenant()),
                 reporter: reporter.into(),
                 revision: 0,
-                accounts: vec![request],
-            };
+                accounts: Vec::new(),
+            });
+            exchange.accounts.push(of_former(key, entry));
+        }
+        let reminders: Vec<Exchange> = reminders.into_values().collect();
+        let remind = |exchange: Exchange| async move {
             for _ in 0..REMINDERS {
-                self.exchange_begins();
-                let result = self.coordinator.exchange(&exchange).await;
-                self.exchange_ends();
-                if result.is_ok() {
+                if self.says(&exchange).await {
                     break;
                 }
             }
-        }
+        };
+        stream::iter(reminders).for_each_concurrent(REMINDED_AT_ONCE, remind).await;
     }
 
     /// What time it is for the coordinator, as far as is known: microseconds since 1970.
@@ -246,6 +277,21 @@ impl Node {
                 holdings.look_after(now);
             }
         }
+    }
+}
+
+/// What is to be said of a quota that a former process was given.
+fn of_former(key: &str, entry: &Entry) -> Request {
+    Request {
+        key: key.into(),
+        // The limit itself is for those to say who know it.
+        terms: Terms::Quota { limit: MAX_QUOTA, starts: 0, ends: entry.ends() },
+        spent: entry.value(),
+        held: 0,
+        known: false,
+        has_ended: true,
+        want: 0,
+        least: 0,
     }
 }
 

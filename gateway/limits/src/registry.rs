@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     clock::Nanos,
     holdings::{Holdings, Limit, Places, Plan},
-    node::Node,
+    node::{Node, REMINDED_AT_ONCE},
 };
 
 /// Callers that a keyed limit tells apart. Those that come when so many are there share one account: an
@@ -26,9 +26,6 @@ pub const MOST_SUBJECTS: usize = 10_000;
 /// How soon a new connection is noticed: well within the time for which nothing is given after a loss.
 const REMINDER_TICK: Duration = Duration::from_millis(50);
 
-/// Exchanges under way while reminding.
-const REMINDED_AT_ONCE: u64 = 64;
-
 /// The subjects of a keyed limit are spread over so many locks.
 const SHARDS: usize = 16;
 
@@ -36,12 +33,16 @@ const SHARDS: usize = 16;
 #[derive(Debug)]
 pub struct Registry {
     node: Arc<Node>,
-    tenants: Mutex<HashMap<Arc<str>, Weak<Holdings>>>,
+    tenants: Mutex<HashMap<Arc<str>, Alive<Holdings>>>,
     keyed: Mutex<AllKeyed>,
 }
 
+/// Those that are in use, the newest last: while a configuration is looked at, and refused perhaps, former ones
+/// stay in force.
+type Alive<T> = Vec<Weak<T>>;
+
 /// By tenant and id.
-type AllKeyed = HashMap<(Arc<str>, Arc<str>), Weak<KeyedHoldings>>;
+type AllKeyed = HashMap<(Arc<str>, Arc<str>), Alive<KeyedHoldings>>;
 
 type Subjects = HashMap<Subject, Arc<Holdings>, RandomState>;
 
@@ -73,17 +74,21 @@ impl Registry {
     /// The tenant's holdings: those that it has, if the plan says nothing else than theirs.
     pub fn holdings(&self, plan: Plan) -> Arc<Holdings> {
         let mut tenants = self.tenants.lock();
-        let present = tenants.get(&plan.tenant).and_then(Weak::upgrade);
-        if let Some(present) = present
-            && present.plan().says_the_same(&plan)
-        {
-            return present;
+        let present = alive(tenants.get(&plan.tenant));
+        if let Some(same) = present.iter().find(|present| present.plan().says_the_same(&plan)) {
+            return Arc::clone(same);
         }
         let holdings = Holdings::new(plan, &self.node);
-        tenants.insert(Arc::clone(&holdings.plan().tenant), Arc::downgrade(&holdings));
-        if tenants.len().is_power_of_two() {
-            tenants.retain(|_, holdings| holdings.strong_count() > 0);
+        if let Some(former) = present.last() {
+            holdings.go_on_from(former);
         }
+        let is_new = add(tenants.entry(Arc::clone(&holdings.plan().tenant)).or_default(), &holdings);
+        if is_new && tenants.len().is_power_of_two() {
+            tenants.retain(|_, alive| alive.iter().any(|holdings| holdings.strong_count() > 0));
+        }
+        // Not under the lock: they may be the last references.
+        drop(tenants);
+        drop(present);
         holdings
     }
 
@@ -91,17 +96,17 @@ impl Registry {
     pub fn keyed(&self, id: &Arc<str>, template: Plan) -> Arc<KeyedHoldings> {
         let mut keyed = self.keyed.lock();
         let key = (Arc::clone(&template.tenant), Arc::clone(id));
-        let present = keyed.get(&key).and_then(Weak::upgrade);
-        if let Some(present) = present
-            && present.template.says_the_same(&template)
-        {
-            return present;
+        let present = alive(keyed.get(&key));
+        if let Some(same) = present.iter().find(|present| present.template.says_the_same(&template)) {
+            return Arc::clone(same);
         }
         let made = Arc::new(KeyedHoldings::new(template, &self.node));
-        keyed.insert(key, Arc::downgrade(&made));
-        if keyed.len().is_power_of_two() {
-            keyed.retain(|_, keyed| keyed.strong_count() > 0);
+        let is_new = add(keyed.entry(key).or_default(), &made);
+        if is_new && keyed.len().is_power_of_two() {
+            keyed.retain(|_, alive| alive.iter().any(|keyed| keyed.strong_count() > 0));
         }
+        drop(keyed);
+        drop(present);
         made
     }
 
@@ -117,20 +122,21 @@ impl Registry {
             if connections != known {
                 // With the first one too: it may have lost what former processes of this gateway told it.
                 known = connections;
-                registry.node.remind_of_former().await;
+                // Those in use first: they may be asked for at any moment.
                 registry.remind().await;
+                registry.node.remind_of_former().await;
             }
         }
     }
 
     async fn remind(&self) {
-        let mut all: Vec<Arc<Holdings>> = self.tenants.lock().values().filter_map(Weak::upgrade).collect();
-        let keyed: Vec<_> = self.keyed.lock().values().filter_map(Weak::upgrade).collect();
+        let mut all: Vec<Arc<Holdings>> = self.tenants.lock().values().flatten().filter_map(Weak::upgrade).collect();
+        let keyed: Vec<_> = self.keyed.lock().values().flatten().filter_map(Weak::upgrade).collect();
         all.extend(keyed.iter().flat_map(|keyed| keyed.subjects()));
         for holdings in all.iter().filter(|holdings| holdings.has_quotas()) {
             holdings.remind();
             // Not all at once: each has its time-out.
-            while self.node.in_flight() >= REMINDED_AT_ONCE {
+            while self.node.in_flight() >= REMINDED_AT_ONCE as u64 {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         }
@@ -139,15 +145,27 @@ impl Registry {
     /// Gives back everything that is not in use, for a gateway that ends.
     pub fn give_back(&self) {
         // Not under the lock: what is given back may be the last reference.
-        let tenants: Vec<_> = self.tenants.lock().values().filter_map(Weak::upgrade).collect();
+        let tenants: Vec<_> = self.tenants.lock().values().flatten().filter_map(Weak::upgrade).collect();
         for holdings in tenants {
             holdings.give_back();
         }
-        let keyed: Vec<_> = self.keyed.lock().values().filter_map(Weak::upgrade).collect();
+        let keyed: Vec<_> = self.keyed.lock().values().flatten().filter_map(Weak::upgrade).collect();
         for keyed in keyed {
             keyed.give_back();
         }
     }
+}
+
+fn alive<T>(all: Option<&Alive<T>>) -> Vec<Arc<T>> {
+    all.into_iter().flatten().filter_map(Weak::upgrade).collect()
+}
+
+/// Whether it is the first one there.
+fn add<T>(all: &mut Alive<T>, new: &Arc<T>) -> bool {
+    let is_first = all.is_empty();
+    all.retain(|one| one.strong_count() > 0);
+    all.push(Arc::downgrade(new));
+    is_first
 }
 
 impl KeyedHoldings {
@@ -251,7 +269,7 @@ mod tests {
     async fn passes(registry: &Registry, keyed: &KeyedHoldings, caller: usize) -> bool {
         let holdings = keyed.of(&caller.to_be_bytes(), registry.node().clock().now());
         let places = keyed.places(|_| true);
-        let applying = [Applying { holdings: &holdings, places: &places }];
+        let applying = [Applying::new(&holdings, &places)];
         matches!(decide(&applying, 1, false, registry.node()).await, Decision::Admitted { .. })
     }
 

@@ -130,7 +130,7 @@ async fn drive(centre: &Arc<Centre>, gateways: &[Gateway], requests: Vec<(Durati
             let arrived = Instant::now();
             log.lock().arrived.push((centre.now(), 1));
             let places = holdings.places(|_| true);
-            let applying = [Applying { holdings: &holdings, places: &places }];
+            let applying = [Applying::new(&holdings, &places)];
             let decision = match decide_now(&applying, 1, false, &node, node.clock().now()) {
                 Some(decision) => decision,
                 None => decide(&applying, 1, false, &node).await,

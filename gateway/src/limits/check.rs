@@ -122,7 +122,7 @@ impl Limited {
         let node = if is_local { limits.local.node() } else { limits.shared.node() };
         let refundable = is_local || !self.count_failures;
         let applying: SmallVec<[Applying<'_>; 4]> =
-            sets.iter().map(|(holdings, places)| Applying { holdings, places }).collect();
+            sets.iter().map(|(holdings, places)| Applying::new(holdings, places)).collect();
         let decision = match decide_now(&applying, cost, refundable, node, now) {
             Some(decision) => decision,
             // Boxed: few requests wait, and all would carry the room for it.

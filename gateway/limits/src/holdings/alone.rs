@@ -7,13 +7,17 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
     Holdings, Kind, Place, Unreachable,
-    exchange::{PAUSE, State},
+    exchange::{PAUSE, State, key_of_period},
+    known::Known,
 };
 use crate::{clock::Nanos, coordinator::LEASE_TIME, node::after, terms::Bucket};
 
 /// The coordinator is tried again after this time, give or take a fifth, so that gateways do not all come at
 /// once.
 const RETRY: Duration = Duration::from_millis(40);
+
+/// Where a limit is zero, a client need not ask again soon.
+const NOTHING: Duration = Duration::from_mins(1);
 
 /// Since when there has been no coordinator.
 #[derive(Debug)]
@@ -24,7 +28,7 @@ pub(super) struct Alone {
 }
 
 /// What has come of this gateway's share and was not used yet.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Share {
     /// Counted up to here; 0: not begun.
     counted_to: Nanos,
@@ -94,7 +98,7 @@ impl Holdings {
             self.alone_until.store(until, Relaxed);
         }
         // What is left of leases and shares ends when new ones are given.
-        for lease in &self.leases {
+        for lease in self.leases.iter() {
             lease.end_by(until);
         }
     }
@@ -110,7 +114,11 @@ impl Holdings {
     /// again in the background.
     pub(crate) fn decide_alone(&self, place: Place, cost: u64, now: Nanos) -> Verdict {
         self.renew(now);
-        let cost = if place.is_slots() { 1 } else { cost };
+        let cost = place.cost(cost);
+        // Nothing of nothing is no share, and not for allowing either.
+        if self.limit(place).is_some_and(|limit| limit.kind.is_none()) {
+            return Verdict::Refused { until: after(now, NOTHING) };
+        }
         match self.plan.unreachable {
             Unreachable::Deny => return Verdict::Unknown,
             Unreachable::Allow if !place.is_slots() => {
@@ -138,14 +146,19 @@ impl Holdings {
         let (tokens, wait) = match &described.kind {
             Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
             Kind::Quota { limit: quota, .. } => {
-                let known = lease.left();
-                let all = if account.has_an_answer() { known } else { *quota };
+                let all = if account.has_an_answer() {
+                    self.known.get(place.index()).map_or(0, Known::left)
+                } else {
+                    // Of what others used nothing is known.
+                    let key = account.period.as_ref().map(|period| key_of_period(described, period));
+                    quota.saturating_sub(key.map_or(0, |key| self.node.former_took(&self.plan.tenant, &key)))
+                };
                 account.share.of_quota(all / live, cost)
             }
             Kind::Slots { limit: slots } => {
                 let share = match self.plan.unreachable {
                     Unreachable::Allow => u64::MAX,
-                    Unreachable::Share | Unreachable::Deny => (slots / live).max(1),
+                    Unreachable::Share | Unreachable::Deny => (slots / live).max(1).min(*slots),
                 };
                 (u64::from(account.granted < share), Duration::from_millis(10))
             }
@@ -159,6 +172,11 @@ impl Holdings {
             account.granted -= lease.void();
         }
         account.granted += tokens;
+        if let (Kind::Quota { .. }, Some(period)) = (&described.kind, &account.period) {
+            // The coordinator cannot be told before it is back; this process may have ended by then.
+            let key = key_of_period(described, period);
+            self.node.quota_given(&self.plan.tenant, &key, &self.reporter, account.granted, period.ends);
+        }
         self.node.counters.unbacked.fetch_add(tokens, Relaxed);
         lease.add(tokens, after(now, LEASE_TIME).min(until));
         Verdict::TryAgain
@@ -189,6 +207,16 @@ impl Share {
         }
         self.parts -= needed;
         (cost, Duration::ZERO)
+    }
+
+    /// For an account that begins anew.
+    pub(super) fn of_next_period(self) -> Self {
+        Self { quota_left: None, ..self }
+    }
+
+    /// For an account of which so much is left, and no more.
+    pub(super) fn of_quota_with(&self, left: u64) -> Self {
+        Self { quota_left: self.quota_left.map(|share| share.min(left)), ..self.clone() }
     }
 
     fn of_quota(&mut self, all: u64, cost: u64) -> (u64, Duration) {

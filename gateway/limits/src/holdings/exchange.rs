@@ -5,11 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Holdings, Kind, Place, alone::Alone};
+use super::{Holdings, Kind, Limit, Place, alone::Alone, known::Known};
 use crate::{
     calendar::Period,
     clock::Nanos,
     coordinator::{Answer, CoordinatorError, Exchange, Outcome, RENEWAL, Request},
+    lease::Lease,
     ledger,
     node::{Counters, after},
     terms::Terms,
@@ -22,6 +23,15 @@ const FORESIGHT: f64 = 3.0;
 /// A bucket that is full loses what comes, until the coordinator hears that there is room. So leases of one that
 /// is rather full grow by steps, each of which reports: to so many times what was spent since the last one.
 const GROWTH: u64 = 4;
+
+/// Accounts of one exchange, so that a tenant with very many limits does not keep the coordinator from the others.
+const MOST_ACCOUNTS: usize = 32;
+
+/// Between the parts of an exchange that is too long for one, requests that wait have their turn.
+const PART_PAUSE: Duration = Duration::from_millis(2);
+
+/// What is left when limits have been replaced is told so often, once in a [`RENEWAL`], until it is heard.
+const LAST_WORDS: u32 = 600;
 
 /// A lease ends here this much earlier than with the coordinator: a request that was just let in counts
 /// as before its end everywhere.
@@ -40,18 +50,23 @@ pub(super) struct State {
     /// An exchange is under way.
     in_flight: bool,
     exchanged_at: Nanos,
+    /// The account that the next exchange begins with: the one before had no room for it.
+    next: usize,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Account {
     /// Tokens that came, less those that were given back or became void: what is not at hand of them is spent.
     pub(super) granted: u64,
-    /// The lease's count of tokens asked for, at the last exchange.
+    /// What was spent and asked for in vain, at the last exchange; and when that was.
     asked: u64,
+    exchanged_at: Nanos,
+    /// What the coordinator knows to be spent.
+    told: u64,
     /// When the coordinator answered last; 0: never.
     answered_at: Nanos,
     /// The account's period, if it is a quota's.
-    period: Option<Period>,
+    pub(super) period: Option<Period>,
     /// Parts of a token that have come while the coordinator was away.
     pub(super) share: super::alone::Share,
 }
@@ -61,11 +76,29 @@ impl Account {
     pub(super) fn has_an_answer(&self) -> bool {
         self.answered_at != 0
     }
+
+    fn spent(&self, lease: &Lease) -> u64 {
+        self.granted.saturating_sub(lease.tokens())
+    }
+
+    /// What was spent and asked for in vain so far; of slots, what was asked for. Wraps.
+    fn asked_by_now(&self, lease: &Lease, known: &Known, is_slots: bool) -> u64 {
+        let spent = if is_slots { 0 } else { self.spent(lease) };
+        spent.wrapping_add(known.asked())
+    }
+
+    /// Goes on where the same account of former limits stands, as far as requests without the coordinator need
+    /// to know.
+    pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
+        self.answered_at = former.answered_at;
+        self.period.clone_from(&former.period);
+        self.share = former.share.of_quota_with(left);
+    }
 }
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0 }
+        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0 }
     }
 
     /// When the exchange that is under way began.
@@ -87,6 +120,17 @@ enum Purpose<'a> {
     Reminder,
 }
 
+impl Purpose<'_> {
+    /// Of the exchange that goes on where this one ended.
+    fn of_the_rest(self) -> Purpose<'static> {
+        match self {
+            Self::Wanted { .. } | Self::Renewal => Purpose::Renewal,
+            Self::Return => Purpose::Return,
+            Self::Reminder => Purpose::Reminder,
+        }
+    }
+}
+
 impl Holdings {
     /// Begins an exchange for a request that needs tokens of these limits, or joins the one that is under
     /// way. Returns at its end, or when patience has.
@@ -106,10 +150,9 @@ impl Holdings {
     /// Begins an exchange for a request that will ask for these limits next, if they are not at hand.
     pub(crate) fn ask_for(&self, limits: &[Place], cost: u64, now: Nanos) {
         let is_unknown = |place: &Place| {
-            let cost = if place.is_slots() { 1 } else { cost };
-            self.leases
-                .get(place.index())
-                .is_some_and(|lease| (lease.tokens() < cost || lease.has_ended(now)) && lease.barred_until() <= now)
+            let lease = self.leases.get(place.index());
+            lease.is_some_and(|lease| !lease.seems_to_hold(place.cost(cost), now))
+                && self.bar(*place, cost, now).is_none()
         };
         if limits.iter().any(is_unknown) {
             self.begin(Purpose::Wanted { limits, cost }, now);
@@ -128,7 +171,7 @@ impl Holdings {
         if now < due {
             return self.schedule(due);
         }
-        if !self.holds_anything() {
+        if !self.has_something_to_say() {
             return;
         }
         let purpose = if self.is_in_use() { Purpose::Renewal } else { Purpose::Return };
@@ -149,7 +192,7 @@ impl Holdings {
 
     /// Gives everything back that is not in use. Whoever asks again takes new leases.
     pub fn give_back(&self) {
-        if self.holds_anything() {
+        if self.has_something_to_say() {
             self.begin(Purpose::Return, self.node.clock.now());
         }
     }
@@ -175,42 +218,55 @@ impl Holdings {
         }
     }
 
-    fn holds_anything(&self) -> bool {
+    /// Whether anything is held, or was spent that the coordinator does not know of.
+    fn has_something_to_say(&self) -> bool {
         let state = self.state.lock();
         self.leases.iter().zip(&state.accounts).zip(&self.plan.limits).any(|((lease, account), limit)| {
-            lease.tokens() > 0 || matches!(limit.kind, Kind::Slots { .. }) && account.granted > 0
+            let is_slots = matches!(limit.kind, Kind::Slots { .. });
+            lease.tokens() > 0 || if is_slots { account.granted > 0 } else { account.spent(lease) != account.told }
         })
     }
 
     /// Whether anybody has asked for anything since the last exchange, or holds a slot.
     fn is_in_use(&self) -> bool {
         let state = self.state.lock();
-        self.leases.iter().zip(&state.accounts).zip(&self.plan.limits).any(|((lease, account), limit)| {
-            lease.asked() != account.asked
-                || matches!(limit.kind, Kind::Slots { .. }) && lease.tokens() < account.granted
+        let limits = self.leases.iter().zip(&self.known).zip(&self.plan.limits);
+        limits.zip(&state.accounts).any(|(((lease, known), limit), account)| {
+            let is_slots = matches!(limit.kind, Kind::Slots { .. });
+            account.asked_by_now(lease, known, is_slots) != account.asked
+                || is_slots && lease.tokens() < account.granted
         })
     }
 
     fn begin(&self, purpose: Purpose<'_>, now: Nanos) -> Begun {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
-        let (exchange, indices) = {
+        let (exchange, indices, is_a_part) = {
             let mut state = self.state.lock();
             if state.in_flight || state.alone.as_ref().is_some_and(|alone| now < alone.retry_at) {
                 return Begun::Not;
             }
-            let (accounts, indices) = self.report(&mut state, purpose, now);
-            if accounts.is_empty() {
+            let from = state.next;
+            let mut report = self.report(&mut state, purpose, from, now);
+            if report.requests.is_empty() && from > 0 {
+                report = self.report(&mut state, purpose, 0, now);
+            }
+            state.next = report.next.unwrap_or(0);
+            if report.requests.is_empty() {
                 return Begun::Not;
             }
             state.in_flight = true;
             state.exchanged_at = now;
-            (self.exchange(accounts), indices)
+            (self.exchange(report.requests), report.indices, report.next.is_some())
         };
         self.node.exchange_begins();
         if let Some(result) = self.node.coordinator.exchange_now(&exchange) {
             self.finish(&exchange, &indices, now, result);
+            if is_a_part {
+                self.begin(purpose.of_the_rest(), now);
+            }
             return Begun::Ended;
         }
+        let rest = is_a_part.then(|| purpose.of_the_rest());
         self.node.runtime.spawn(async move {
             let result = {
                 let call = this.node.coordinator.exchange(&exchange);
@@ -226,6 +282,10 @@ impl Holdings {
                 }
             };
             this.finish(&exchange, &indices, now, result);
+            if let Some(rest) = rest {
+                tokio::time::sleep(PART_PAUSE).await;
+                this.begin(rest, this.node.clock.now());
+            }
         });
         Begun::UnderWay
     }
@@ -239,81 +299,109 @@ impl Holdings {
         }
     }
 
-    /// What there is to say and to ask about each account that matters now, and their places.
-    fn report(&self, state: &mut State, purpose: Purpose<'_>, now: Nanos) -> (Vec<Request>, Vec<usize>) {
-        // After a longer silence only its end says what is to be expected.
-        let elapsed = Duration::from_nanos(now.saturating_sub(state.exchanged_at)).min(RENEWAL);
-        let live = self.node.coordinator.live().max(1);
+    /// What there is to say and to ask about the accounts that matter now: those that a request waits for, and
+    /// of the others those from this one on.
+    fn report(&self, state: &mut State, purpose: Purpose<'_>, from: usize, now: Nanos) -> Report {
         state.accounts.resize_with(self.leases.len(), Account::default);
-        let (mut requests, mut indices) = (Vec::new(), Vec::new());
-        for (index, (lease, limit)) in self.leases.iter().zip(&self.plan.limits).enumerate() {
-            let Some(account) = state.accounts.get_mut(index) else { continue };
-            let is_slots = matches!(limit.kind, Kind::Slots { .. });
-            let asked = lease.asked().wrapping_sub(account.asked);
-            let least = match purpose {
-                Purpose::Wanted { limits, cost } if limits.iter().any(|wanted| wanted.index() == index) => {
-                    if is_slots {
-                        1
-                    } else {
-                        cost
-                    }
-                }
-                _ => 0,
-            };
-            let matters = match purpose {
-                Purpose::Reminder => account.granted > 0,
-                _ => is_slots && account.granted > 0,
-            };
-            if least == 0 && asked == 0 && lease.tokens() == 0 && !matters {
+        let mut report = Report::default();
+        let (wanted, cost) = match purpose {
+            Purpose::Wanted { limits, cost } => (limits, cost),
+            _ => (&[][..], 0),
+        };
+        for place in wanted {
+            self.report_of(state, &mut report, place.index(), place.cost(cost), purpose, now);
+        }
+        for index in from..self.leases.len() {
+            if wanted.iter().any(|place| place.index() == index) {
                 continue;
             }
-            let (key, terms) = match &limit.kind {
-                Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
-                Kind::Slots { limit: slots } => (Arc::clone(&limit.key), Terms::Slots { limit: *slots }),
-                Kind::Quota { limit: quota, calendar } => {
-                    let micros = self.node.coordinator_micros(now);
-                    if !account.period.as_ref().is_some_and(|period| period.contains(micros)) {
-                        // A new period is a new account.
-                        lease.void();
-                        let (asked, share) = (account.asked, std::mem::take(&mut account.share));
-                        *account =
-                            Account { asked, share, period: Some(calendar.period(micros)), ..Account::default() };
-                    }
-                    let Some(period) = &account.period else { continue };
-                    let terms = Terms::Quota { limit: *quota, starts: period.starts, ends: period.ends };
-                    (format!("{}:{}", limit.key, period.id).into(), terms)
-                }
-            };
-            if lease.has_ended(now) || matches!(purpose, Purpose::Return) {
-                // Of slots only those that are free.
-                account.granted -= if is_slots { lease.drain() } else { lease.void() };
+            if report.requests.len() >= MOST_ACCOUNTS {
+                report.next = Some(index);
+                break;
             }
-            let held = lease.tokens();
-            let prefetch = match (&limit.kind, purpose) {
-                (_, Purpose::Return | Purpose::Reminder) => 0,
-                // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
-                // nobody wants it.
-                (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL) < 2 * live => 0,
-                (Kind::Slots { .. }, _) => (account.granted / 4).saturating_sub(held),
-                (Kind::Bucket(bucket), _) if lease.left() > bucket.burst() / 2 => {
-                    demand(asked, elapsed).min(asked.saturating_mul(GROWTH)).saturating_sub(held)
-                }
-                _ => demand(asked, elapsed).saturating_sub(held),
-            };
-            account.asked = account.asked.wrapping_add(asked);
-            requests.push(Request {
-                key,
-                terms,
-                spent: if is_slots { account.granted } else { account.granted.saturating_sub(held) },
-                held: if is_slots { 0 } else { held },
-                has_ended: false,
-                known: account.answered_at != 0 && now < after(account.answered_at, ledger::KEPT / 2),
-                want: prefetch.max(least.saturating_sub(held)),
-                least: least.saturating_sub(held),
-            });
-            indices.push(index);
+            self.report_of(state, &mut report, index, 0, purpose, now);
         }
-        (requests, indices)
+        report
+    }
+
+    /// Adds what there is to say of one account, if there is anything. `least` is what a request waits for.
+    fn report_of(
+        &self,
+        state: &mut State,
+        report: &mut Report,
+        index: usize,
+        least: u64,
+        purpose: Purpose<'_>,
+        now: Nanos,
+    ) {
+        let (Some(lease), Some(known), Some(limit)) =
+            (self.leases.get(index), self.known.get(index), self.plan.limits.get(index))
+        else {
+            return;
+        };
+        let Some(account) = state.accounts.get_mut(index) else { return };
+        let is_slots = matches!(limit.kind, Kind::Slots { .. });
+        let asked_by_now = account.asked_by_now(lease, known, is_slots);
+        // Less than before where requests gave back what they had taken.
+        let asked = u64::try_from(asked_by_now.wrapping_sub(account.asked).cast_signed()).unwrap_or_default();
+        let matters = match purpose {
+            Purpose::Reminder => account.granted > 0,
+            _ if is_slots => account.granted > 0,
+            _ => account.spent(lease) != account.told,
+        };
+        if least == 0 && asked == 0 && lease.tokens() == 0 && !matters {
+            return;
+        }
+        let (key, terms) = match &limit.kind {
+            Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
+            Kind::Slots { limit: slots } => (Arc::clone(&limit.key), Terms::Slots { limit: *slots }),
+            Kind::Quota { limit: quota, calendar } => {
+                let micros = self.node.coordinator_micros(now);
+                if !account.period.as_ref().is_some_and(|period| period.contains(micros)) {
+                    // A new period is a new account.
+                    lease.void();
+                    let period = calendar.period(micros);
+                    known.set_renewed_at(after(now, Duration::from_micros(period.ends.saturating_sub(micros))));
+                    let share = std::mem::take(&mut account.share).of_next_period();
+                    *account = Account { share, period: Some(period), ..Account::default() };
+                }
+                let Some(period) = &account.period else { return };
+                let terms = Terms::Quota { limit: *quota, starts: period.starts, ends: period.ends };
+                (key_of_period(limit, period), terms)
+            }
+        };
+        if lease.has_ended(now) || matches!(purpose, Purpose::Return) {
+            // Of slots only those that are free.
+            account.granted -= if is_slots { lease.drain() } else { lease.void() };
+        }
+        let held = lease.tokens();
+        let live = self.node.coordinator.live().max(1);
+        // After a longer silence only its end says what is to be expected.
+        let elapsed = Duration::from_nanos(now.saturating_sub(account.exchanged_at)).min(RENEWAL);
+        let prefetch = match (&limit.kind, purpose) {
+            (_, Purpose::Return | Purpose::Reminder) => 0,
+            // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
+            // nobody wants it.
+            (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL) < 2 * live => 0,
+            (Kind::Slots { .. }, _) => (account.granted / 4).saturating_sub(held),
+            (Kind::Bucket(bucket), _) if known.left() > bucket.burst() / 2 => {
+                demand(asked, elapsed).min(asked.saturating_mul(GROWTH)).saturating_sub(held)
+            }
+            _ => demand(asked, elapsed).saturating_sub(held),
+        };
+        account.asked = account.asked_by_now(lease, known, is_slots);
+        account.exchanged_at = now;
+        report.requests.push(Request {
+            key,
+            terms,
+            spent: if is_slots { account.granted } else { account.granted.saturating_sub(held) },
+            held: if is_slots { 0 } else { held },
+            has_ended: false,
+            known: account.answered_at != 0 && now < after(account.answered_at, ledger::kept(terms) / 2),
+            want: prefetch.max(least.saturating_sub(held)),
+            least: least.saturating_sub(held),
+        });
+        report.indices.push(index);
     }
 
     fn finish(
@@ -352,17 +440,19 @@ impl Holdings {
             }
         }
         drop(state);
-        if self.holds_anything() {
+        if self.has_something_to_say() {
             self.schedule(after(now, RENEWAL));
         }
         self.exchanged.notify_waiters();
     }
 
     fn settle(&self, state: &mut State, index: usize, request: &Request, answer: &Answer, sent_at: Nanos, now: Nanos) {
-        let (Some(lease), Some(account)) = (self.leases.get(index), state.accounts.get_mut(index)) else { return };
+        let (Some(lease), Some(known)) = (self.leases.get(index), self.known.get(index)) else { return };
+        let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(request.terms, Terms::Slots { .. });
         account.answered_at = now;
-        lease.set_left(answer.left);
+        account.told = request.spent;
+        known.set_left(answer.left);
         match answer.outcome {
             Outcome::Granted { tokens, ends_in } => {
                 if lease.has_ended(now) && !is_slots {
@@ -384,7 +474,7 @@ impl Holdings {
                     // A slot may come free at any moment.
                     Terms::Quota { .. } | Terms::Slots { .. } => PAUSE,
                 };
-                lease.bar(request.least + request.held, after(now, wait.max(pause)));
+                known.set_bar(request.least + request.held, after(now, wait.max(pause)));
             }
             // Asked again with what time it is now.
             Outcome::OtherPeriod => account.period = None,
@@ -394,28 +484,48 @@ impl Holdings {
 }
 
 impl Drop for Holdings {
-    /// Other limits have taken their place: what is left is given back.
+    /// Other limits have taken their place: what is left is given back, and what was spent is told.
     fn drop(&mut self) {
-        let now = self.node.clock.now();
-        if !self.holds_anything() {
+        if !self.has_something_to_say() {
             return;
         }
-        let exchange = {
+        let now = self.node.clock.now();
+        let (mut exchanges, mut from) = (Vec::new(), Some(0));
+        {
             let mut state = self.state.lock();
-            let (accounts, _) = self.report(&mut state, Purpose::Return, now);
-            self.exchange(accounts)
-        };
+            while let Some(index) = from {
+                let report = self.report(&mut state, Purpose::Return, index, now);
+                from = report.next;
+                exchanges.push(self.exchange(report.requests));
+            }
+        }
         let node = Arc::clone(&self.node);
-        node.exchange_begins();
-        if node.coordinator.exchange_now(&exchange).is_some() {
-            return node.exchange_ends();
+        exchanges.retain(|exchange| !exchange.accounts.is_empty() && !node.says_at_once(exchange));
+        if exchanges.is_empty() {
+            return;
         }
         self.node.runtime.spawn(async move {
-            // What cannot be given back is lost, as with a gateway that has died.
-            let _ = node.coordinator.exchange(&exchange).await;
-            node.exchange_ends();
+            for exchange in exchanges {
+                // While the coordinator is away, nobody else knows of it.
+                for _ in 0..LAST_WORDS {
+                    if node.says(&exchange).await {
+                        break;
+                    }
+                    tokio::time::sleep(RENEWAL).await;
+                }
+            }
         });
     }
+}
+
+/// What an exchange is about.
+#[derive(Debug, Default)]
+struct Report {
+    requests: Vec<Request>,
+    /// Where their limits stand in the plan.
+    indices: Vec<usize>,
+    /// The first account that there was no room for.
+    next: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -432,6 +542,11 @@ fn ends(terms: Terms, sent_at: Nanos, ends_in: Duration) -> Nanos {
         Terms::Quota { .. } => after(sent_at, ends_in),
         Terms::Bucket(_) | Terms::Slots { .. } => after(sent_at, ends_in.saturating_sub(MARGIN)),
     }
+}
+
+/// The account of a quota in one of its periods.
+pub(super) fn key_of_period(limit: &Limit, period: &Period) -> Arc<str> {
+    format!("{}:{}", limit.key, period.id).into()
 }
 
 /// Tokens to hold where so many were asked for in this time.

@@ -5,9 +5,13 @@
 //! | `mod.rs` | what is held, and the fast path over it |
 //! | `exchange.rs` | reports, renewals, returns |
 //! | `alone.rs` | what applies while the coordinator cannot be reached |
+//! | `known.rs` | what was last heard of an account |
+//! | `succession.rs` | new limits in the place of former ones |
 
 mod alone;
 mod exchange;
+mod known;
+mod succession;
 
 use std::{
     sync::{
@@ -22,11 +26,11 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 pub(crate) use self::alone::Verdict;
-use self::exchange::State;
+use self::{exchange::State, known::Known};
 use crate::{
     calendar::Calendar,
     clock::Nanos,
-    lease::{Lease, Take, Taken},
+    lease::{Lease, Taken},
     node::Node,
     terms::Bucket,
 };
@@ -65,6 +69,16 @@ pub enum Kind {
     Slots { limit: u64 },
 }
 
+impl Kind {
+    /// Whether nothing is ever admitted.
+    fn is_none(&self) -> bool {
+        match self {
+            Self::Bucket(bucket) => bucket.burst() == 0,
+            Self::Quota { limit, .. } | Self::Slots { limit } => *limit == 0,
+        }
+    }
+}
+
 /// What applies while the coordinator cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Unreachable {
@@ -79,11 +93,11 @@ pub enum Unreachable {
 
 /// The leases of one plan.
 #[derive(Debug)]
-// In this order: what each request reads comes first, in one piece, and without a pointer to follow where a
-// plan is no longer than most are. Of many tenants, hardly one is in the processor's cache.
-#[repr(C)]
 pub struct Holdings {
-    leases: SmallVec<[Lease; 4]>,
+    /// Apart from the rest: it is all that an admitted request reads, and of many tenants it is not in the
+    /// processor's cache.
+    leases: Arc<[Lease]>,
+    known: Box<[Known]>,
     /// Until when decisions are made without the coordinator; 0: it can be reached.
     alone_until: AtomicU64,
     /// Whether somebody will look after the leases.
@@ -128,18 +142,15 @@ impl Place {
     pub fn is_slots(self) -> bool {
         self.0 & Self::SLOTS != 0
     }
+
+    /// What a request of this weight takes here: of slots, one.
+    pub(crate) fn cost(self, cost: u64) -> u64 {
+        if self.is_slots() { 1 } else { cost }
+    }
 }
 
 /// The places of the limits that apply to a request: seldom more than fit here.
 pub type Places = SmallVec<[Place; 8]>;
-
-/// A limit that did not admit a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Short {
-    pub(crate) place: Place,
-    /// Until when there is certainly nothing: then it is a refusal. Else nothing is known yet.
-    pub(crate) until: Option<Nanos>,
-}
 
 /// What a request took of one limit.
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +165,7 @@ impl Holdings {
     pub fn new(plan: Plan, node: &Arc<Node>) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             leases: plan.limits.iter().map(|_| Lease::new()).collect(),
+            known: plan.limits.iter().map(|_| Known::default()).collect(),
             alone_until: AtomicU64::new(0),
             scheduled: AtomicBool::new(false),
             state: Mutex::new(State::new()),
@@ -179,27 +191,36 @@ impl Holdings {
         limits.map(|(index, limit)| Place::new(index, &limit.kind)).collect()
     }
 
-    /// Whether as much seems to be at hand of each of these limits. Takes nothing: this only reads, so that the
-    /// processor fetches all leases at once, where exchanging one after the other would wait for each.
-    pub(crate) fn seems_to_hold(&self, places: &[Place], cost: u64) -> bool {
-        places.iter().all(|place| self.leases.get(place.index()).is_some_and(|lease| lease.tokens() >= cost))
+    /// The tokens at hand, one lease for each limit.
+    pub fn leases(&self) -> &Arc<[Lease]> {
+        &self.leases
     }
 
-    /// Takes what a request costs from one limit, if it is at hand. Slots cost one each.
+    /// Takes what a request costs from one limit, if it is at hand.
     ///
     /// A few nanoseconds, no lock, no allocation, no call.
-    pub(crate) fn take(&self, place: Place, cost: u64, now: Nanos) -> Result<Took, Short> {
-        let cost = if place.is_slots() { 1 } else { cost };
-        let Some(lease) = self.leases.get(place.index()) else { return Err(Short { place, until: None }) };
-        match lease.take(cost, now) {
-            Take::Taken(taken) => {
-                if taken.low {
-                    self.renew(now);
-                }
-                Ok(Took { place, cost, taken })
-            }
-            Take::Empty => Err(Short { place, until: None }),
-            Take::Barred { until } => Err(Short { place, until: Some(until) }),
+    pub(crate) fn take(&self, leases: &[Lease], place: Place, cost: u64, now: Nanos) -> Option<Took> {
+        let cost = place.cost(cost);
+        let taken = leases.get(place.index())?.take(cost, now)?;
+        if taken.low {
+            self.renew(now);
+        }
+        if place.is_slots() {
+            // Slots that come and go leave no other trace.
+            self.known.get(place.index())?.ask(cost);
+        }
+        Some(Took { place, cost, taken })
+    }
+
+    /// Until when a request is refused for want of tokens that are nowhere; none if there may be some.
+    pub(crate) fn bar(&self, place: Place, cost: u64, now: Nanos) -> Option<Nanos> {
+        self.known.get(place.index())?.bar(place.cost(cost), now)
+    }
+
+    /// A request found too few tokens here, and there may be some elsewhere.
+    pub(crate) fn asked_in_vain(&self, place: Place, cost: u64) {
+        if let Some(known) = self.known.get(place.index()) {
+            known.ask(place.cost(cost));
         }
     }
 
@@ -212,11 +233,11 @@ impl Holdings {
 
     /// What a client may be told of a limit: what remains, and how long until there is more.
     pub fn remaining(&self, place: Place, now: Nanos) -> (u64, Option<Duration>) {
-        let (Some(lease), Some(described)) = (self.leases.get(place.index()), self.limit(place)) else {
-            return (0, None);
-        };
-        let remaining = lease.remaining(now);
-        let barred = Duration::from_nanos(lease.barred_until().saturating_sub(now));
+        let (index, Some(described)) = (place.index(), self.limit(place)) else { return (0, None) };
+        let (Some(lease), Some(known)) = (self.leases.get(index), self.known.get(index)) else { return (0, None) };
+        let own = if lease.has_ended(now) { 0 } else { lease.tokens() };
+        let remaining = own.saturating_add(known.left());
+        let barred = Duration::from_nanos(known.barred_until().saturating_sub(now));
         match &described.kind {
             Kind::Bucket(bucket) => {
                 let remaining = remaining.min(bucket.burst());
@@ -225,8 +246,7 @@ impl Holdings {
                 (remaining, (remaining < bucket.burst()).then(|| next.max(barred)))
             }
             Kind::Quota { limit: quota, .. } => {
-                // A quota's lease ends with its period.
-                let left = lease.ends().saturating_sub(now);
+                let left = known.renewed_at().saturating_sub(now);
                 (remaining.min(*quota), (left > 0).then(|| Duration::from_nanos(left)))
             }
             Kind::Slots { limit } => (remaining.min(*limit), None),

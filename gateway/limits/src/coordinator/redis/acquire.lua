@@ -132,15 +132,28 @@ local function load(request)
   end
   account.out = tonumber(out)
   account.next_end = tonumber(next_end)
+  -- The clock was set back: it is followed.
+  local ahead = now + request.lease_time
+  account.opens = math.min(account.opens, ahead)
+  local is_back = kind ~= 'quota' and account.updated > ahead
   if lease_text then
     account.leases[reporter] = read_lease(lease_text)
   end
-  if account.next_end <= now then
+  if account.next_end <= now or is_back then
     account.is_whole = true
     local fields = redis.call('HGETALL', request.key)
     for i = 1, #fields, 2 do
       if string.sub(fields[i], 1, 1) == '@' then
         account.leases[fields[i]] = read_lease(fields[i + 1])
+      end
+    end
+  end
+  if is_back then
+    account.updated = now
+    for _, lease in pairs(account.leases) do
+      if not lease.ended then
+        lease.ends = math.min(lease.ends, ahead)
+        lease.changed = true
       end
     end
   end
@@ -329,6 +342,7 @@ local function exchange_slots(request, account)
     account.terms = request.terms
   end
   local limit = account.terms[1]
+  account.updated = now
   for name, lease in pairs(account.leases) do
     if lease.ends <= now then
       account.out = account.out - lease.out

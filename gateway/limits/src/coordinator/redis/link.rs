@@ -27,6 +27,7 @@ use super::{
     EXCHANGE_TIMEOUT,
     address::{RedisAddress, Topology},
     script,
+    shards::Shards,
 };
 
 /// How soon is tried again what failed.
@@ -93,7 +94,7 @@ pub(super) struct Link {
     origin: Instant,
     doubt: Notify,
     live: AtomicU64,
-    /// So many connections have been made.
+    /// So many connections have been made; also those that a cluster made to new servers by itself.
     connections: AtomicU64,
 }
 
@@ -223,7 +224,7 @@ impl Keeper {
         let is_cluster = matches!(connection, Connection::Cluster(_));
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut failures = 0;
+        let (mut failures, mut shards) = (0, Shards::default());
         // Until then others may not have come back yet.
         let counted_from = Instant::now() + GONE_AFTER;
         loop {
@@ -248,6 +249,9 @@ impl Keeper {
                         self.link.connections.fetch_add(1, Relaxed);
                         *is_away = false;
                         tracing::info!(address = %self.address, "connected to Redis");
+                    }
+                    if is_cluster && shards.have_changed(&mut connection, EXCHANGE_TIMEOUT).await {
+                        self.link.connections.fetch_add(1, Relaxed);
                     }
                     continue;
                 }

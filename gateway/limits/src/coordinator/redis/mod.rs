@@ -22,6 +22,7 @@
 pub mod address;
 mod link;
 pub mod script;
+mod shards;
 pub mod statistics;
 
 use std::{

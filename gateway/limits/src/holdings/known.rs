@@ -1,0 +1,66 @@
+//! What is known of an account beside the tokens at hand: what only those requests need that find too few of
+//! them, those who report, and those who tell clients.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use crate::clock::Nanos;
+
+/// One account, as it was last heard of.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// Until when requests that cost as much are refused without asking again.
+    barred_until: AtomicU64,
+    barred_cost: AtomicU64,
+    /// What was left for everybody.
+    left: AtomicU64,
+    /// Tokens that requests asked for in vain; of slots, also those that were given. Wraps.
+    asked: AtomicU64,
+    /// Of a quota: when its period ends and the next one begins.
+    renewed_at: AtomicU64,
+}
+
+impl Known {
+    /// Until when a request that costs as much is refused; none if there may be tokens for it.
+    pub(super) fn bar(&self, cost: u64, now: Nanos) -> Option<Nanos> {
+        let until = self.barred_until.load(Acquire);
+        (now < until && cost >= self.barred_cost.load(Relaxed)).then_some(until)
+    }
+
+    /// Nothing that costs as much is to be had anywhere before this time.
+    pub(super) fn set_bar(&self, cost: u64, until: Nanos) {
+        self.barred_cost.store(cost, Relaxed);
+        self.barred_until.store(until, Release);
+    }
+
+    /// Until when requests are refused without asking, if they are.
+    pub(super) fn barred_until(&self) -> Nanos {
+        self.barred_until.load(Relaxed)
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left.load(Relaxed)
+    }
+
+    pub(super) fn set_left(&self, left: u64) {
+        self.left.store(left, Relaxed);
+    }
+
+    pub(super) fn renewed_at(&self) -> Nanos {
+        self.renewed_at.load(Relaxed)
+    }
+
+    pub(super) fn set_renewed_at(&self, at: Nanos) {
+        self.renewed_at.store(at, Relaxed);
+    }
+
+    pub(super) fn ask(&self, cost: u64) {
+        self.asked.fetch_add(cost, Relaxed);
+    }
+
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.load(Relaxed)
+    }
+}

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use seiketsu_limits::{
     admission::{Applying, Decision, decide_now},
     calendar::Calendar,
-    clock::Clock,
+    clock::{Clock, Nanos},
     coordinator::{Answer, Coordinator, CoordinatorError, Exchange, Outcome},
     holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
     lease::Lease,
@@ -82,7 +82,9 @@ impl Tenants {
             let holdings = Holdings::new(plan, &node);
             Tenant { leases: Arc::clone(holdings.leases()), holdings }
         });
-        let tenants: Vec<_> = tenants.collect();
+        let mut tenants: Vec<_> = tenants.collect();
+        // No two that follow each other lie side by side: no cache can guess which is next.
+        fastrand::Rng::with_seed(7).shuffle(&mut tenants);
         let places = tenants.first().map(|tenant| tenant.holdings.places(|_| true)).unwrap_or_default();
         Self { node, all: tenants, places }
     }
@@ -101,17 +103,15 @@ impl Tenants {
         Applying { holdings: &tenant.holdings, leases: &tenant.leases, places: &self.places }
     }
 
-    /// Decides about a request of this tenant, by what is at hand.
-    pub fn decide(&self, tenant: usize) -> bool {
-        let applying = [self.applying(&self.all[tenant])];
-        matches!(decide_now(&applying, 1, false, &self.node, self.node.clock().now()), Some(Decision::Admitted { .. }))
+    /// What time it is: a request reads the clock once, whatever limits there are.
+    pub fn now(&self) -> Nanos {
+        self.node.clock().now()
     }
 
-    /// Numbers of tenants in an order that no cache can guess.
-    pub fn shuffled(&self) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.all.len()).collect();
-        fastrand::Rng::with_seed(7).shuffle(&mut order);
-        order
+    /// Decides about a request of this tenant, by what is at hand.
+    pub fn decide(&self, tenant: usize, now: Nanos) -> bool {
+        let applying = [self.applying(&self.all[tenant])];
+        matches!(decide_now(&applying, 1, false, &self.node, now), Some(Decision::Admitted { .. }))
     }
 }
 

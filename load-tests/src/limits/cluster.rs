@@ -241,10 +241,12 @@ pub fn tenants_file<'a>(origin: SocketAddr, revision: u64, tenants: impl IntoIte
          tenants:\n"
     );
     for tenant in tenants {
-        let limits = tenant.limit.map_or(String::new(), |limit| {
+        let rate = tenant.limit.map(|limit| {
             let (requests, burst) = (limit.per_minute, limit.burst);
             format!("policies: {{ limits: {{ rate: {{ requests: {requests}, per: 1m, burst: {burst} }} }} }}, ")
         });
+        let quota = tenant.quota.map(|quota| format!("policies: {{ limits: {{ quotas: {{ daily: {quota} }} }} }}, "));
+        let limits = rate.or(quota).unwrap_or_default();
         let _ = writeln!(
             file,
             "  - {{ id: {}, hosts: ['{}'], {limits}routes: [{{ id: all, match: {{ path: '/{{*rest}}' }}, upstream: origin }}] }}",

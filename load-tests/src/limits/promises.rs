@@ -50,6 +50,7 @@ pub fn checks(
     let mut checks = Vec::new();
     for (row, events) in outcome.rows.iter().zip(by_tenant) {
         checks.extend(failures(scenario, row));
+        checks.extend(quota(row));
         let Some(limit) = row.limit else { continue };
         checks.extend(over_admission(scenario, seen, row, limit));
         for promise in &scenario.promises {
@@ -73,6 +74,23 @@ fn failures(scenario: &Scenario, row: &Row) -> Option<Check> {
     }
     let failed = row.figures.failed;
     Some(check(row, "requests that failed", failed.to_string(), "0".to_owned(), failed == 0))
+}
+
+/// Whatever happens, a quota is never exceeded; and nearly all of it can be used.
+fn quota(row: &Row) -> Vec<Check> {
+    let Some(quota) = row.quota else { return Vec::new() };
+    let (admitted, asked) = (row.figures.admitted, row.figures.requests);
+    let due = 0.97 * quota.min(asked) as f64;
+    vec![
+        check(row, "admitted of the quota", admitted.to_string(), format!("{quota} at most"), admitted <= quota),
+        check(
+            row,
+            "use of the quota",
+            format!("{admitted} of {asked} asked"),
+            "97 % at least".to_owned(),
+            admitted as f64 >= due,
+        ),
+    ]
 }
 
 fn over_admission(scenario: &Scenario, seen: &Seen, row: &Row, limit: Limit) -> Vec<Check> {

@@ -138,7 +138,10 @@ fn cells(row: &Row) -> [String; 13] {
     let added = |value: Option<f64>| value.map_or("–".to_owned(), |ms| format!("{ms:+.2} ms"));
     let [one, ten, sixty] = figures.over_in_windows;
     [
-        row.limit.map_or("unlimited".to_owned(), |Limit { per_minute, burst }| format!("{per_minute}, {burst}")),
+        row.limit.map_or(
+            row.quota.map_or("unlimited".to_owned(), |quota| format!("{quota} a day")),
+            |Limit { per_minute, burst }| format!("{per_minute}, {burst}"),
+        ),
         format!("{:.1}", row.rate),
         figures.requests.to_string(),
         figures.admitted.to_string(),

@@ -88,6 +88,7 @@ pub struct Outcome {
 pub struct Row {
     pub tenant: String,
     pub limit: Option<super::scenario::Limit>,
+    pub quota: Option<u64>,
     /// Requests a second that were asked for.
     pub rate: f64,
     pub figures: Figures,
@@ -459,7 +460,10 @@ impl<'a> Stage<'a> {
         if tenants.len() > named {
             rows.push(Row::of_crowd(&tenants[named..], &by_tenant[named..], seen.began)?);
         }
-        let unlimited = rows.iter().find(|row| row.limit.is_none()).map(|row| (row.figures.p50_ms, row.figures.p99_ms));
+        let unlimited = rows
+            .iter()
+            .find(|row| row.limit.is_none() && row.quota.is_none())
+            .map(|row| (row.figures.p50_ms, row.figures.p99_ms));
         for row in rows.iter_mut().filter(|row| row.limit.is_some()) {
             row.added_p50_ms = unlimited.map(|(p50, _)| row.figures.p50_ms - p50);
             row.added_p99_ms = unlimited.map(|(_, p99)| row.figures.p99_ms - p99);
@@ -516,6 +520,7 @@ impl Row {
         Ok(Self {
             tenant: tenant.id.clone(),
             limit: tenant.limit,
+            quota: tenant.quota,
             rate: tenant.rate,
             figures: Figures::of(events, bucket.as_ref()),
             added_p50_ms: None,
@@ -546,7 +551,16 @@ impl Row {
         let limit = tenants.first().and_then(|tenant| tenant.limit);
         let by_second = by_second(all.into_iter(), began);
         let tenant = format!("{seen} of {} tenants", tenants.len());
-        Ok(Self { tenant, limit, rate: CROWD_RATE, figures, added_p50_ms: None, added_p99_ms: None, by_second })
+        Ok(Self {
+            tenant,
+            limit,
+            quota: None,
+            rate: CROWD_RATE,
+            figures,
+            added_p50_ms: None,
+            added_p99_ms: None,
+            by_second,
+        })
     }
 }
 

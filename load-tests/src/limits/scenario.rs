@@ -32,8 +32,10 @@ impl Limit {
 #[derive(Debug, Clone)]
 pub struct Tenant {
     pub id: String,
-    /// Without one it is unlimited: what others wait longer than it is what limits cost.
     pub limit: Option<Limit>,
+    /// Of a day. Without a limit and without this it is unlimited: what others wait longer than it is what limits
+    /// cost.
+    pub quota: Option<u64>,
     /// Requests a second.
     pub rate: f64,
     pub arrivals: Arrivals,
@@ -126,6 +128,9 @@ const TINY: Limit = Limit::new(60, 10);
 /// Requests a second of the tenant without limits, beside which the others are seen.
 const UNLIMITED_RATE: f64 = 50.0;
 
+/// Requests a second of the tenant with a quota.
+const QUOTA_RATE: f64 = 100.0;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 struct Maker {
@@ -147,11 +152,17 @@ impl Maker {
         let limited = limits.iter().map(|limit| Tenant {
             id: format!("{name}-{}", limit.per_minute),
             limit: Some(*limit),
+            quota: None,
             rate: limit.per_second() * load,
             arrivals: Arrivals::Random,
         });
-        let unlimited =
-            Tenant { id: format!("{name}-unlimited"), limit: None, rate: UNLIMITED_RATE, arrivals: Arrivals::Random };
+        let unlimited = Tenant {
+            id: format!("{name}-unlimited"),
+            limit: None,
+            quota: None,
+            rate: UNLIMITED_RATE,
+            arrivals: Arrivals::Random,
+        };
         self.all.push(Scenario {
             name,
             about,
@@ -176,6 +187,17 @@ impl Maker {
         if let Some(scenario) = self.add(name, about, (&limits, 2.0), (spread, seconds, in_quick), &[]) {
             scenario.setting = setting;
             scenario.fault = Some(fault);
+            // Used up after the fault, and before the end.
+            let asked = QUOTA_RATE * scenario.lasts.as_secs_f64();
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some thousand")]
+            let quota = (asked * 0.8) as u64;
+            scenario.tenants.push(Tenant {
+                id: format!("{name}-quota"),
+                limit: None,
+                quota: Some(quota),
+                rate: QUOTA_RATE,
+                arrivals: Arrivals::Random,
+            });
         }
     }
 }
@@ -322,6 +344,7 @@ pub fn crowd(count: usize) -> impl Iterator<Item = Tenant> {
     (0..count).map(|number| Tenant {
         id: format!("crowd-{number}"),
         limit: Some(TINY),
+        quota: None,
         rate: 0.0,
         arrivals: Arrivals::Random,
     })

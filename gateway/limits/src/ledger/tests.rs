@@ -366,6 +366,38 @@ fn what_is_given_back_is_there_for_others_and_what_ended_is_not() {
 }
 
 #[test]
+fn a_clock_that_is_set_back_by_hours_does_not_stop_an_account() {
+    const HOUR: u64 = 3_600_000_000;
+    let terms = bucket(60, 10);
+    let mut one = One::new(terms);
+    let all = Request { want: 10, least: 10, ..request(terms) };
+    assert!(matches!(one.ask("a", 1, &all).outcome, Outcome::Granted { tokens: 10, .. }));
+    one.now -= HOUR;
+    let spent = Request { spent: 10, ..request(terms) };
+    let outcome = one.ask("a", 1, &spent).outcome;
+    assert!(matches!(outcome, Outcome::NoneUntil { wait, .. } if wait <= Duration::from_secs(1)), "{outcome:?}");
+    one.now += 1_000_000;
+    assert!(matches!(one.ask("a", 1, &spent).outcome, Outcome::Granted { tokens: 1, .. }));
+
+    // What a gateway that has died held comes free as if nothing had been.
+    let terms = Terms::Slots { limit: 1 };
+    let mut one = One::new(terms);
+    assert!(matches!(one.ask("dead", 1, &request(terms)).outcome, Outcome::Granted { tokens: 1, .. }));
+    one.now -= HOUR;
+    assert!(matches!(one.ask("a", 1, &request(terms)).outcome, Outcome::NoneUntil { .. }));
+    one.now += micros(SLOT_LEASE_TIME);
+    assert!(matches!(one.ask("a", 1, &request(terms)).outcome, Outcome::Granted { tokens: 1, .. }));
+
+    // An account that is to open soon does so.
+    let moment = |now| Moment { now, live: 1, began: BEGIN };
+    for terms in [bucket(60, 10), Terms::Slots { limit: 1 }] {
+        let mut ledger = Ledger::open(terms, 1, &moment(BEGIN), true);
+        let outcome = ledger.exchange(&moment(BEGIN - HOUR), &"a".into(), 1, &request(terms)).outcome;
+        assert!(matches!(outcome, Outcome::Recovering { wait } if wait <= SLOT_LEASE_TIME), "{outcome:?}");
+    }
+}
+
+#[test]
 fn debts_are_paid_before_anything_new_is_given() {
     let terms = bucket(60, 10);
     let mut one = One::new(terms);

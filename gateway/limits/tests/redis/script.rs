@@ -73,9 +73,10 @@ fn elapsed() -> impl Strategy<Value = i64> {
         6 => 0i64..300_000,
         2 => prop::sample::select(vec![lease - 1, lease, lease + 1, slot_lease]),
         2 => lease / 2..slot_lease,
-        1 => 55_000_000i64..70_000_000,
+        1 => 895_000_000i64..910_000_000,
         1 => 0i64..4_000_000_000,
         1 => -5_000_000i64..0,
+        1 => -4_000_000_000i64..-5_000_000,
     ]
 }
 
@@ -324,11 +325,12 @@ fn accounts_are_kept_as_long_as_they_differ_from_new_ones() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
     let ends = now * SECOND + DAY;
     for (terms, least, most) in [
-        // Twenty minutes and the lease.
-        (bucket(1000, 60, 100), 1201, 1203),
-        // Twice the time to fill.
+        // Twice the time to fill, and the lease.
+        (bucket(1000, 60, 100), 13, 16),
         (bucket(1, 60, 60), 7200, 7203),
-        (Terms::Slots { limit: 1 }, 1204, 1211),
+        // Ten seconds at least.
+        (bucket(1000, 1, 100), 11, 14),
+        (Terms::Slots { limit: 1 }, 14, 21),
         (Terms::Quota { limit: 1, starts: 0, ends }, 3 * 86_400 - 60, 3 * 86_400),
     ] {
         redis::cmd("FLUSHALL").exec(&mut connection).unwrap();

@@ -2,12 +2,22 @@
 
 use std::{process::Command, time::Duration};
 
-use seiketsu_limits::coordinator::{Coordinator, Outcome};
+use seiketsu_limits::{
+    coordinator::{Coordinator, Exchange, Outcome},
+    terms::{Bucket, Terms},
+};
 
 use crate::{
-    faults::exchange,
+    faults,
     support::{self, Server, free_port, until},
 };
+
+/// With an account that takes long to fill, and so is kept for long.
+fn exchange(tenant: &str, reporter: &str, known: bool) -> Exchange {
+    let mut exchange = faults::exchange(tenant, reporter, known);
+    exchange.accounts[0].terms = Terms::Bucket(Bucket::new(6000, Duration::from_mins(1), 100_000).unwrap());
+    exchange
+}
 
 fn cluster() -> [Server; 3] {
     let node = || {

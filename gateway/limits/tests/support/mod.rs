@@ -103,7 +103,15 @@ impl Server {
     pub(crate) fn command<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::Cmd::new();
         command.arg(words);
-        command.query(&mut self.connection()).unwrap()
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match command.query(&mut self.connection()) {
+                Ok(answer) => return answer,
+                // One that becomes a replica, or a master, drops its clients.
+                Err(error) if error.is_io_error() && Instant::now() < deadline => pause(),
+                Err(error) => panic!("{words:?}: {error}"),
+            }
+        }
     }
 
     fn answers_soon(&mut self) -> bool {

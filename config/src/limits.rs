@@ -135,7 +135,7 @@ pub struct Quotas {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Concurrency {
-    /// Requests in flight, WebSockets not among them: a number, or `unlimited`.
+    /// Requests in flight, open WebSockets not among them: a number, or `unlimited`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Slots>,
     /// Open WebSockets: a number, or `unlimited`.

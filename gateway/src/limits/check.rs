@@ -153,6 +153,12 @@ impl Limited {
         }
     }
 
+    /// The upstream has agreed to switch protocols: the request is a WebSocket from here on.
+    pub(crate) fn has_upgraded(&mut self) {
+        self.admitted.has_upgraded();
+        self.admitted_locally.has_upgraded();
+    }
+
     /// The request has ended with this status; 0: without any.
     pub(crate) fn ended(&mut self, status: u16) {
         if !self.count_failures && status >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {

@@ -11,7 +11,7 @@ use seiketsu_config::{
 };
 use seiketsu_limits::{
     calendar::{Calendar, CalendarError},
-    holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
+    holdings::{Holdings, Kind, Limit, Place, Places, Plan, Unreachable},
     registry::{KeyedHoldings, Registry},
     terms::{Bucket, BucketError},
 };
@@ -49,10 +49,29 @@ pub(crate) struct RouteLimits {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PlacesBy {
     pub(crate) requests: Places,
+    /// For requests to become WebSockets: until the upstream has agreed, they are requests like any other.
     pub(crate) websockets: Places,
 }
 
 impl PlacesBy {
+    fn new(limits: impl IntoIterator<Item = (Place, Counts)>) -> Self {
+        let mut places = Self::default();
+        for (place, counts) in limits {
+            match counts {
+                Counts::Both => {
+                    places.requests.push(place);
+                    places.websockets.push(place);
+                }
+                Counts::Requests => {
+                    places.requests.push(place);
+                    places.websockets.push(place.until_upgrade());
+                }
+                Counts::WebSockets => places.websockets.push(place),
+            }
+        }
+        places
+    }
+
     pub(crate) fn of(&self, websocket: bool) -> &Places {
         if websocket { &self.websockets } else { &self.requests }
     }
@@ -83,7 +102,7 @@ impl TenantLimits {
 }
 
 /// What a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Counts {
     Both,
     Requests,
@@ -152,10 +171,8 @@ pub(crate) fn tenant(
             limits::Unreachable::Deny => Unreachable::Deny,
         },
     };
-    let counts: Vec<Counts> = all.limits.iter().map(|(_, counts)| *counts).collect();
-    let is_limited = !all.limits.is_empty();
-    let holdings =
-        is_limited.then(|| limits.shared.holdings(plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect())));
+    let (all, counts): (Vec<Limit>, Vec<Counts>) = all.limits.into_iter().unzip();
+    let holdings = (!all.is_empty()).then(|| limits.shared.holdings(plan_of(all)));
     let places = |ranges: &[std::ops::Range<usize>]| match &holdings {
         Some(holdings) => places(holdings, &counts, ranges),
         None => PlacesBy::default(),
@@ -258,12 +275,7 @@ fn interned(prefix: &str, what: &str) -> Arc<str> {
 
 fn places(holdings: &Holdings, counts: &[Counts], ranges: &[std::ops::Range<usize>]) -> PlacesBy {
     let all = holdings.places(|_| true);
-    let of = |wanted: Counts| {
-        let indices = ranges.iter().flat_map(Clone::clone);
-        let chosen = indices.filter(|index| matches!(counts[*index], Counts::Both) || counts[*index] == wanted);
-        chosen.map(|index| all[index]).collect()
-    };
-    PlacesBy { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) }
+    PlacesBy::new(ranges.iter().flat_map(Clone::clone).map(|index| (all[index], counts[index])))
 }
 
 fn keyed(
@@ -280,8 +292,8 @@ fn keyed(
     all.scope(&name, &key, bucket, daily(&limit.quotas), monthly(&limit.quotas))?;
     let (requests, websockets) = slots(&limit.concurrency);
     all.concurrency(&name, &key, requests, websockets);
-    let counts: Vec<Counts> = all.limits.iter().map(|(_, counts)| *counts).collect();
-    let template = plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect());
+    let (all, counts): (Vec<Limit>, Vec<Counts>) = all.limits.into_iter().unzip();
+    let template = plan_of(all);
     let by = match &limit.by {
         LimitKey::Consumer => By::Consumer,
         LimitKey::Address => By::Address,
@@ -290,12 +302,7 @@ fn keyed(
     };
     let registry: &Registry = if matches!(by, By::Address) { &limits.local } else { &limits.shared };
     let holdings = registry.keyed(&format!("{scope}/{}", limit.id).into(), template);
-    let all = holdings.places(|_| true);
-    let of = |wanted: Counts| {
-        let chosen = all.iter().zip(&counts).filter(|(_, counts)| **counts == Counts::Both || **counts == wanted);
-        chosen.map(|(place, _)| *place).collect()
-    };
-    let places = PlacesBy { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) };
+    let places = PlacesBy::new(holdings.places(|_| true).into_iter().zip(counts));
     Ok(Keyed { by, holdings, places })
 }
 

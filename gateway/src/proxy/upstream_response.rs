@@ -43,6 +43,9 @@ pub(super) fn filter(
         error.set_retry(true);
         return Err(error);
     }
+    if switches && let Some(limited) = &mut ctx.limited {
+        limited.has_upgraded();
+    }
     ctx.exchange.status = Some(response.status);
     let now = Instant::now();
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| now - at);

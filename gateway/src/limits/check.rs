@@ -47,78 +47,120 @@ pub(crate) enum NotAdmitted {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asking<'a> {
     pub(crate) principal: Option<&'a Principal>,
-    pub(crate) client: IpAddr,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) websocket: bool,
 }
 
-/// Decides about a request: at once nearly always, else after ten milliseconds at most. None: nothing is
-/// limited.
-pub(crate) async fn check(
+/// Decides by the client's address, before anything is done to find out who is calling: whoever tries
+/// credentials pays for each of them. `limited` tells afterwards what applied, if anything did.
+pub(crate) async fn check_address(
+    limits: &Limits,
+    route: &RouteLimits,
+    client: IpAddr,
+    websocket: bool,
+    limited: &mut Option<Limited>,
+) -> Result<(), NotAdmitted> {
+    let by_address = || route.keyed.iter().filter(|keyed| matches!(keyed.by, By::Address));
+    if by_address().next().is_none() {
+        return Ok(());
+    }
+    let began = limits.local.node().clock().now();
+    let mut sets = Sets::new();
+    for keyed in by_address() {
+        push(&mut sets, &of_address(keyed, client, began), keyed.places.of(websocket));
+    }
+    Limited::pass(limited, limits, sets, route, CountedBy::Node, began).await
+}
+
+/// Decides by everything else, once it is known who is calling: at once nearly always, else after ten
+/// milliseconds at most.
+pub(crate) async fn check_caller(
     limits: &Limits,
     tenant: Option<&TenantLimits>,
     route: &RouteLimits,
     asking: Asking<'_>,
-) -> Option<(Limited, Result<(), NotAdmitted>)> {
+    limited: &mut Option<Limited>,
+) -> Result<(), NotAdmitted> {
     if tenant.is_none() && route.keyed.is_empty() {
-        return None;
+        return Ok(());
     }
-    // By the clock of all limits, of this node's own as well.
-    let node = limits.shared.node();
-    let began = node.clock().now();
-    let (mut shared, mut local) = (Sets::new(), Sets::new());
+    let began = limits.shared.node().clock().now();
+    let mut sets = Sets::new();
     if let Some(tenant) = tenant {
-        push(&mut shared, &tenant.holdings, route.places.of(asking.websocket));
+        push(&mut sets, &tenant.holdings, route.places.of(asking.websocket));
         let consumer = asking.principal.filter(|principal| is_consumer(principal)).map(Principal::id);
         if let Some(places) = consumer.and_then(|consumer| tenant.of_consumer(consumer)) {
-            push(&mut shared, &tenant.holdings, places.of(asking.websocket));
+            push(&mut sets, &tenant.holdings, places.of(asking.websocket));
         }
     }
     for keyed in &route.keyed {
         if let Some(holdings) = of_caller(keyed, &asking, began) {
-            let sets = if matches!(keyed.by, By::Address) { &mut local } else { &mut shared };
-            push(sets, &holdings, keyed.places.of(asking.websocket));
+            push(&mut sets, &holdings, keyed.places.of(asking.websocket));
         }
     }
-    if shared.is_empty() && local.is_empty() {
-        return None;
+    let result = Limited::pass(limited, limits, sets, route, CountedBy::All, began).await;
+    if result.is_err()
+        && let Some(limited) = limited
+    {
+        limited.admitted_locally.refund();
     }
-    let mut limited = Limited {
-        sets: SmallVec::new(),
-        by: DecidedBy::Lease,
-        clock: node.clock(),
-        waited: Duration::ZERO,
-        refused_by: None,
-        admitted: Admitted::default(),
-        admitted_locally: Admitted::default(),
-        count_failures: route.count_failures,
-    };
-    // Addresses first: who floods the node is not to cost the others anything.
-    let mut result = limited.pass(limits, &local, route.cost, true, began).await;
-    if result.is_ok() {
-        result = limited.pass(limits, &shared, route.cost, false, began).await;
-        if result.is_err() {
-            limited.admitted_locally.refund();
-        }
-    }
-    limited.waited = Duration::from_nanos(node.clock().now() - began);
-    limited.sets = shared;
-    limited.sets.extend(local);
-    Some((limited, result))
+    result
+}
+
+/// Who keeps the accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CountedBy {
+    /// This node for itself.
+    Node,
+    /// All nodes together, if there are several.
+    All,
 }
 
 impl Limited {
+    fn new(clock: Clock, count_failures: bool) -> Self {
+        Self {
+            sets: Sets::new(),
+            by: DecidedBy::Lease,
+            clock,
+            waited: Duration::ZERO,
+            refused_by: None,
+            admitted: Admitted::default(),
+            admitted_locally: Admitted::default(),
+            count_failures,
+        }
+    }
+
+    /// Takes what the request costs from all of these, or from none.
     async fn pass(
-        &mut self,
+        limited: &mut Option<Self>,
         limits: &Limits,
-        sets: &Sets,
-        cost: u64,
-        is_local: bool,
-        now: Nanos,
+        mut sets: Sets,
+        route: &RouteLimits,
+        counted_by: CountedBy,
+        began: Nanos,
     ) -> Result<(), NotAdmitted> {
         if sets.is_empty() {
             return Ok(());
         }
+        // By one clock, whoever counts.
+        let clock = limits.shared.node().clock();
+        let limited = limited.get_or_insert_with(|| Self::new(clock, route.count_failures));
+        let result = limited.take(limits, &sets, route.cost, counted_by, began).await;
+        limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
+        sets.append(&mut limited.sets);
+        limited.sets = sets;
+        result
+    }
+
+    async fn take(
+        &mut self,
+        limits: &Limits,
+        sets: &Sets,
+        cost: u64,
+        counted_by: CountedBy,
+        now: Nanos,
+    ) -> Result<(), NotAdmitted> {
+        let is_local = counted_by == CountedBy::Node;
         let node = if is_local { limits.local.node() } else { limits.shared.node() };
         let refundable = is_local || !self.count_failures;
         let applying: SmallVec<[Applying<'_>; 4]> =
@@ -177,14 +219,18 @@ fn is_consumer(principal: &Principal) -> bool {
     !matches!(principal.kind(), PrincipalKind::Anonymous)
 }
 
+fn of_address(keyed: &Keyed, client: IpAddr, now: Nanos) -> Arc<Holdings> {
+    match client {
+        IpAddr::V4(address) => keyed.holdings.of(&address.octets(), now),
+        // Whoever has one IPv6 address has a network of them.
+        IpAddr::V6(address) => keyed.holdings.of(&address.octets()[..8], now),
+    }
+}
+
 /// The holdings of whoever is asking, if the key tells.
 fn of_caller(keyed: &Keyed, asking: &Asking<'_>, now: Nanos) -> Option<Arc<Holdings>> {
     match &keyed.by {
-        By::Address => Some(match asking.client {
-            IpAddr::V4(address) => keyed.holdings.of(&address.octets(), now),
-            // Whoever has one IPv6 address has a network of them.
-            IpAddr::V6(address) => keyed.holdings.of(&address.octets()[..8], now),
-        }),
+        By::Address => None,
         By::Consumer => {
             let principal = asking.principal.filter(|principal| is_consumer(principal))?;
             Some(keyed.holdings.of(principal.id().as_bytes(), now))

@@ -218,6 +218,32 @@ fn callers_are_told_apart_by_address_and_those_of_one_network_are_one() {
 }
 
 #[test]
+fn whoever_tries_keys_pays_for_each_with_the_address() {
+    let origin = Origin::start("a");
+    let limits = format!("keyed: [{{ id: each, by: address, {} }}]", still(4));
+    let tenant = format!("{}policies: {{ limits: {{ {}, {limits} }} }}\n", consumers(""), noon());
+    let routes = open("auth: { accept: [api_key] }");
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), &tenant, &routes));
+    let tried = answers(&gateway, "/v1/echo", &key("sk_consumera_wrong"), 2);
+    assert_eq!(tried.iter().map(|answer| answer.status).collect::<Vec<_>>(), [401, 401]);
+    assert_eq!(remaining(&tried[1], "each-rate"), 2);
+    assert_eq!(statuses(&gateway, "/v1/echo", "", 10), [401, 401, 429, 429, 429, 429, 429, 429, 429, 429]);
+    // With a key that is right, too.
+    assert_eq!(violated(&gateway.get("acme.test", "/v1/echo", &key(KEY_A))), ["each-rate"]);
+}
+
+#[test]
+fn a_slot_of_an_address_is_free_again_when_nobody_was_known() {
+    let origin = Origin::start("a");
+    let limits = "keyed: [{ id: each, by: address, concurrency: { requests: 1 } }]";
+    let tenant = format!("{}policies: {{ limits: {{ {limits} }} }}\n", consumers(""));
+    let routes = open("auth: { accept: [api_key] }");
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), &tenant, &routes));
+    assert_eq!(statuses(&gateway, "/v1/echo", "", 5), [401; 5]);
+    assert_eq!(statuses(&gateway, "/v1/echo", &key(KEY_A), 2), [200, 200]);
+}
+
+#[test]
 fn a_consumer_has_limits_of_its_own_beside_those_of_all() {
     let origin = Origin::start("a");
     let of_a = format!(", limits: {{ {}, quotas: {{ daily: 100 }} }}", still(3));

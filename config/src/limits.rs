@@ -174,7 +174,7 @@ pub enum Unreachable {
 }
 
 /// A limit that holds for each value of a key by itself.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyedLimit {
     /// Unique within the layer. A more specific layer replaces the limit of this name whole.

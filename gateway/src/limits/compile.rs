@@ -1,6 +1,10 @@
 //! Which limits apply to which requests, worked out once for each tenant.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use http::HeaderName;
 use seiketsu_config::{
@@ -25,6 +29,14 @@ pub enum LimitsCompileError {
     Bucket(#[from] BucketError),
     #[error("limits: calendar: {0}")]
     Calendar(#[from] CalendarError),
+}
+
+/// What all limits of a tenant say, in short, and the revision since which they do. What counts takes no limits
+/// from a lower one ([`Exchange`](seiketsu_limits::coordinator::Exchange)).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Since {
+    pub(crate) revision: u64,
+    says: u64,
 }
 
 /// The limits of a tenant, its routes and its consumers; none if nothing is limited.
@@ -99,6 +111,52 @@ impl TenantLimits {
     pub(crate) fn of_consumer(&self, consumer: &str) -> Option<&PlacesBy> {
         if self.consumers.is_empty() { None } else { self.consumers.get(consumer) }
     }
+}
+
+impl Since {
+    /// `former` is what was in force before.
+    pub(crate) fn of(
+        revision: u64,
+        tenant: &Tenant,
+        of_tenant: &Effective,
+        effective: &[Arc<Effective>],
+        former: Option<Self>,
+    ) -> Self {
+        let says = says(tenant, of_tenant, effective);
+        match former {
+            Some(former) if former.says == says => former,
+            _ => Self { revision, says },
+        }
+    }
+
+    /// Whether these limits cannot take the place of those in force.
+    pub(crate) fn is_below(self, in_force: Self) -> bool {
+        self.revision < in_force.revision && self.says != in_force.says
+    }
+}
+
+/// A hash of all that stands in an account of the tenant, in whichever layer and order it is written.
+fn says(tenant: &Tenant, of_tenant: &Effective, effective: &[Arc<Effective>]) -> u64 {
+    fn hash(limit: impl Hash) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        limit.hash(&mut hasher);
+        hasher.finish()
+    }
+    let merged = &of_tenant.limits;
+    let (rate, quotas) = (merged.bucket(), (merged.daily(), merged.monthly()));
+    let own = hash((
+        (rate, quotas, merged.concurrent_requests(), merged.websockets()),
+        (&merged.calendar.value, merged.unreachable.value),
+    ));
+    let keyed = merged.keyed().map(hash);
+    let of_routes = tenant.routes.iter().zip(effective).filter_map(|(route, effective)| {
+        let limits = effective.route_limits.as_deref()?;
+        let sum = limits.keyed.iter().map(|limit| hash((&route.id, limit))).fold(0, u64::wrapping_add);
+        Some(hash((&route.id, limits.rate, limits.quotas, limits.concurrency)).wrapping_add(sum))
+    });
+    let of_consumers = tenant.consumers.iter().filter_map(|consumer| Some(hash((&consumer.id, consumer.limits?))));
+    // A sum, so that the order does not matter.
+    keyed.chain(of_routes).chain(of_consumers).fold(own, u64::wrapping_add)
 }
 
 /// What a limit counts.

@@ -1,5 +1,7 @@
 //! What operators are told of limits: metrics, access log, usage.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
 use super::{answers, limited, passing, statuses, still};
@@ -41,6 +43,39 @@ fn metrics_tell_decisions_and_whose_limit_refused() {
     assert!(gateway.metric("seiketsu_limit_exchanges_total{result=\"answered\"}") > 0.5);
     assert!(gateway.metric("seiketsu_limit_coordinator_up") > 0.5);
     assert_eq!(gateway.metric("seiketsu_limit_gateways") as u64, 1);
+}
+
+#[test]
+fn metrics_tell_that_what_is_used_cannot_be_written_down() {
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&limited(origin.address, "quotas: { daily: 1000 }", ""));
+    let exchanges =
+        |result: &str| gateway.metric(&format!("seiketsu_limit_exchanges_total{{result=\"{result}\"}}")) as u64;
+    let is_up = || gateway.metric("seiketsu_limit_coordinator_up") > 0.5;
+    // Each request asks for more sooner or later, and more has to be written down before it is given.
+    let comes_after_requests = |question: &dyn Fn() -> bool| {
+        comes_true(|| {
+            assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+            question()
+        })
+    };
+    assert_eq!(passing(&gateway, "/v1/echo", "", 5), 5);
+    assert!(is_up() && exchanges("answered") > 0 && exchanges("failed") == 0, "{}", gateway.metrics());
+
+    let journal = gateway.folder.path().join("state/quotas.journal");
+    let aside = journal.with_extension("aside");
+    fs::rename(&journal, &aside).unwrap();
+    fs::create_dir(&journal).unwrap();
+    assert!(comes_after_requests(&|| !is_up()), "{}", gateway.metrics());
+    let (answered, failed) = (exchanges("answered"), exchanges("failed"));
+    assert!(failed > 0, "{}", gateway.metrics());
+    assert!(comes_after_requests(&|| exchanges("failed") > failed), "{}", gateway.metrics());
+    assert!(gateway.log().contains("counters of quotas cannot be written"), "{}", gateway.log());
+
+    fs::remove_dir(&journal).unwrap();
+    fs::rename(&aside, &journal).unwrap();
+    assert!(comes_after_requests(&is_up), "{}", gateway.metrics());
+    assert!(exchanges("answered") > answered, "{}", gateway.metrics());
 }
 
 #[test]

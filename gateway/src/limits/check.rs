@@ -7,13 +7,14 @@ use seiketsu_identity::principal::{Principal, PrincipalKind};
 use seiketsu_limits::{
     admission::{Admitted, Applying, By as DecidedBy, Decision, decide, decide_now},
     clock::{Clock, Nanos},
-    holdings::{Holdings, Places},
+    holdings::{Holdings, Place, Places},
 };
 use smallvec::SmallVec;
 
 use super::{
     Limits,
     compile::{By, Keyed, RouteLimits, TenantLimits},
+    refusals::Label,
 };
 
 /// What limits made of a request, and what applied to it.
@@ -33,6 +34,16 @@ pub(crate) struct Limited {
 }
 
 type Sets = SmallVec<[(Arc<Holdings>, Places); 2]>;
+
+/// Limits of one plan that apply, and whose they are.
+struct Set<'a> {
+    holdings: Arc<Holdings>,
+    places: &'a [Place],
+    /// Of each limit of the holdings.
+    labels: &'a [Label],
+}
+
+type Applies<'a> = SmallVec<[Set<'a>; 2]>;
 
 /// Why a request is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,9 +76,9 @@ pub(crate) async fn check_address(
         return Ok(());
     }
     let began = limits.local.node().clock().now();
-    let mut sets = Sets::new();
+    let mut sets = Applies::new();
     for keyed in by_address() {
-        push(&mut sets, &of_address(keyed, client, began), keyed.places.of(websocket));
+        push(&mut sets, of_address(keyed, client, began), keyed.places.of(websocket), &keyed.labels);
     }
     Limited::pass(limited, limits, sets, route, CountedBy::Node, began).await
 }
@@ -85,17 +96,17 @@ pub(crate) async fn check_caller(
         return Ok(());
     }
     let began = limits.shared.node().clock().now();
-    let mut sets = Sets::new();
+    let mut sets = Applies::new();
     if let Some(tenant) = tenant {
-        push(&mut sets, &tenant.holdings, route.places.of(asking.websocket));
+        push(&mut sets, Arc::clone(&tenant.holdings), route.places.of(asking.websocket), &tenant.labels);
         let consumer = asking.principal.filter(|principal| is_consumer(principal)).map(Principal::id);
         if let Some(places) = consumer.and_then(|consumer| tenant.of_consumer(consumer)) {
-            push(&mut sets, &tenant.holdings, places.of(asking.websocket));
+            push(&mut sets, Arc::clone(&tenant.holdings), places.of(asking.websocket), &tenant.labels);
         }
     }
     for keyed in &route.keyed {
         if let Some(holdings) = of_caller(keyed, &asking, began) {
-            push(&mut sets, &holdings, keyed.places.of(asking.websocket));
+            push(&mut sets, holdings, keyed.places.of(asking.websocket), &keyed.labels);
         }
     }
     let result = Limited::pass(limited, limits, sets, route, CountedBy::All, began).await;
@@ -134,7 +145,7 @@ impl Limited {
     async fn pass(
         limited: &mut Option<Self>,
         limits: &Limits,
-        mut sets: Sets,
+        sets: Applies<'_>,
         route: &RouteLimits,
         counted_by: CountedBy,
         began: Nanos,
@@ -147,15 +158,14 @@ impl Limited {
         let limited = limited.get_or_insert_with(|| Self::new(clock, route.count_failures));
         let result = limited.take(limits, &sets, route.cost, counted_by, began).await;
         limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
-        sets.append(&mut limited.sets);
-        limited.sets = sets;
+        limited.sets.extend(sets.into_iter().map(|set| (set.holdings, Places::from_slice(set.places))));
         result
     }
 
     async fn take(
         &mut self,
         limits: &Limits,
-        sets: &Sets,
+        sets: &[Set<'_>],
         cost: u64,
         counted_by: CountedBy,
         now: Nanos,
@@ -164,7 +174,7 @@ impl Limited {
         let node = if is_local { limits.local.node() } else { limits.shared.node() };
         let refundable = is_local || !self.count_failures;
         let applying: SmallVec<[Applying<'_>; 4]> =
-            sets.iter().map(|(holdings, places)| Applying::new(holdings, places)).collect();
+            sets.iter().map(|set| Applying::new(&set.holdings, set.places)).collect();
         let decision = match decide_now(&applying, cost, refundable, node, now) {
             Some(decision) => decision,
             // Boxed: few requests wait, and all would carry the room for it.
@@ -181,11 +191,12 @@ impl Limited {
             }
             Decision::Refused { by, applying, place, wait } => {
                 self.by = by;
-                let limit = sets.get(applying).and_then(|(holdings, _)| holdings.limit(place));
-                if let Some(limit) = limit {
-                    limits.refusals.count(&limit.key);
+                if let Some(set) = sets.get(applying) {
+                    self.refused_by = set.holdings.limit(place).map(|limit| Arc::clone(&limit.name));
+                    if let Some(label) = set.labels.get(place.index()) {
+                        limits.refusals.count(*label);
+                    }
                 }
-                self.refused_by = limit.map(|limit| Arc::clone(&limit.name));
                 Err(NotAdmitted::Refused { wait, is_slot: place.is_slots() })
             }
             Decision::Unavailable => {
@@ -209,9 +220,9 @@ impl Limited {
     }
 }
 
-fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Places) {
+fn push<'a>(sets: &mut Applies<'a>, holdings: Arc<Holdings>, places: &'a [Place], labels: &'a [Label]) {
     if !places.is_empty() {
-        sets.push((Arc::clone(holdings), places.clone()));
+        sets.push(Set { holdings, places, labels });
     }
 }
 

@@ -13,7 +13,7 @@
 mod by_itself;
 pub(crate) mod check;
 pub(crate) mod compile;
-mod refusals;
+pub(crate) mod refusals;
 pub(crate) mod told;
 
 use std::{path::Path, sync::Arc, time::Duration};

@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 use super::{answers, limited, passing, statuses, still};
 use crate::{
-    fixtures::comes_true,
+    fixtures::{comes_true, demo, key_hash, open, tenants},
     support::{Gateway, Origin},
 };
+
+const KEY: &str = "sk_consumera_0123456789abcdefghijklmnopqrstuv";
 
 /// The lines of the access log, once there are so many.
 fn lines(gateway: &Gateway, many: usize) -> Vec<Value> {
@@ -43,6 +45,33 @@ fn metrics_tell_decisions_and_whose_limit_refused() {
     assert!(gateway.metric("seiketsu_limit_exchanges_total{result=\"answered\"}") > 0.5);
     assert!(gateway.metric("seiketsu_limit_coordinator_up") > 0.5);
     assert_eq!(gateway.metric("seiketsu_limit_gateways") as u64, 1);
+}
+
+#[test]
+fn refusals_are_told_apart_whatever_routes_and_consumers_are_called() {
+    let origin = Origin::start("a");
+    let of_route = "policies: { limits: { quotas: { daily: 0 } } }";
+    let routes = format!("- {{ id: rate, match: {{ path: /v1/status/200 }}, upstream: demo, {of_route} }}\n");
+    let tenant = format!(
+        "consumers: [{{ id: keyed, keys: [{{ prefix: consumera, hash: '{}' }}], limits: {{ {} }} }}]\n",
+        key_hash(KEY),
+        still(1),
+    );
+    let routes = routes + &open("auth: { accept: [anonymous, api_key] }");
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), &tenant, &routes));
+    assert_eq!(statuses(&gateway, "/v1/status/200", "", 2), [429, 429]);
+    assert_eq!(statuses(&gateway, "/v1/echo", &format!("X-API-Key: {KEY}\r\n"), 4), [200, 429, 429, 429]);
+    let metrics = gateway.metrics();
+    let refusals = metrics.lines().filter(|line| line.starts_with("seiketsu_limit_refusals_total{"));
+    let counted: Vec<&str> = refusals.filter(|line| !line.ends_with(" 0")).collect();
+    assert_eq!(
+        counted,
+        [
+            "seiketsu_limit_refusals_total{scope=\"route\",limit=\"day\"} 2",
+            "seiketsu_limit_refusals_total{scope=\"consumer\",limit=\"rate\"} 3",
+        ],
+        "{metrics}"
+    );
 }
 
 #[test]

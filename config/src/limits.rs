@@ -59,7 +59,8 @@ pub struct Limits {
     /// What happens while the coordinator of the limits cannot be reached. Not for routes. Default: share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreachable: Option<Unreachable>,
-    /// Whether requests that the upstream answers with 5xx count against quotas. Default: true.
+    /// Whether requests that the upstream answers with 5xx count against quotas, or with `UNKNOWN`,
+    /// `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE` or `DATA_LOSS` of gRPC. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_failures: Option<bool>,
     /// What one request weighs against rates and quotas. For routes only. Default: 1.

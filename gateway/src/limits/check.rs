@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use seiketsu_identity::principal::{Principal, PrincipalKind};
 use seiketsu_limits::{
     admission::{Admitted, Applying, By as DecidedBy, Decision, decide, decide_now},
@@ -16,6 +16,8 @@ use super::{
     compile::{By, Keyed, RouteLimits, TenantLimits},
     refusals::Label,
 };
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What limits made of a request, and what applied to it.
 #[derive(Debug)]
@@ -212,12 +214,26 @@ impl Limited {
         self.admitted_locally.has_upgraded();
     }
 
+    /// The upstream has ended with these fields: trailers, or a head that is all there is. A call of gRPC may have
+    /// failed although HTTP says 200.
+    pub(crate) fn grpc_ended(&mut self, fields: &HeaderMap) {
+        if !self.count_failures && fields.get(GRPC_STATUS).is_some_and(is_failure_of_server) {
+            self.admitted.refund_quotas();
+        }
+    }
+
     /// The request has ended with this status; 0: without any.
     pub(crate) fn ended(&mut self, status: u16) {
         if !self.count_failures && status >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
             self.admitted.refund_quotas();
         }
     }
+}
+
+/// `UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`, of
+/// <https://github.com/grpc/grpc/blob/master/doc/statuscodes.md>.
+fn is_failure_of_server(status: &HeaderValue) -> bool {
+    matches!(status.as_bytes(), b"2" | b"4" | b"13" | b"14" | b"15")
 }
 
 fn push<'a>(sets: &mut Applies<'a>, holdings: Arc<Holdings>, places: &'a [Place], labels: &'a [Label]) {

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{answers, limited, noon, passing, remaining, request, statuses, still, violated};
 use crate::{
-    fixtures::{Issuer, comes_true, demo, key_hash, open, tenants},
-    support::{Client, Gateway, Origin},
+    fixtures::{Issuer, comes_true, demo, key_hash, open, tenants, upstream},
+    support::{Client, Gateway, Origin, http2::Http2},
 };
 
 const KEY_A: &str = "sk_consumera_0123456789abcdefghijklmnopqrstuv";
@@ -136,6 +136,42 @@ fn what_the_upstream_fails_is_given_back_where_it_does_not_count() {
         for n in 0..6 {
             let status = client.request(&request("/v1/status/404", "")).status;
             assert_eq!(status, if counts || n >= 4 { 429 } else { 404 }, "request {n}, {setting}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_grpc_that_fail_are_given_back_where_they_do_not_count() {
+    const UNARY: &str = "/seiketsu.demo.v1.Echo/Unary";
+    let origin = Origin::start("a");
+    let routes = "- { id: echo, match: { path: '/seiketsu.demo.v1.Echo/{method}' }, upstream: demo }\n\
+                  - { id: gone, match: { path: '/gone/{method}' }, upstream: gone }\n";
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let upstreams = ["demo", "gone"].into_iter().zip([origin.address, nobody]);
+    let upstreams: String = upstreams.map(|(name, address)| upstream(name, &[address], "protocol: http2")).collect();
+    // The one with nobody behind it is answered by the gateway, in gRPC's own way.
+    let mut failures = vec![("/gone/Unary", "x-grpc-status", "14")];
+    for status in ["2", "4", "13", "14", "15"] {
+        failures.extend(["x-grpc-status", "x-grpc-status-after"].map(|name| (UNARY, name, status)));
+    }
+    for (setting, counts) in [("count_failures: false", false), ("count_failures: true", true)] {
+        let limits = format!("policies: {{ limits: {{ {}, quotas: {{ daily: 4 }}, {setting} }} }}\n", noon());
+        let gateway = Gateway::start(&tenants(&upstreams, &limits, routes));
+        let client = Http2::plain(&gateway).await;
+        let call = async |(target, name, status): (&str, &str, &str)| {
+            let request = client.request("POST", "acme.test", target).header("content-type", "application/grpc");
+            let request = request.header("te", "trailers").header(name, status);
+            let answer = client.send(request, &[0, 0, 0, 0, 2, b'h', b'i']).await.unwrap();
+            let told = answer.trailers.unwrap_or(answer.headers).remove("grpc-status").expect("a status");
+            told.to_str().unwrap().to_owned()
+        };
+        for (n, failure) in failures.iter().enumerate() {
+            assert_eq!(call(*failure).await, if counts && n >= 4 { "8" } else { failure.2 }, "{failure:?}, {setting}");
+        }
+        // What the client did wrong is no failure of the upstream.
+        for (n, status) in ["0", "3", "5", "12", "0"].into_iter().enumerate() {
+            let told = call((UNARY, "x-grpc-status-after", status)).await;
+            assert_eq!(told, if counts || n >= 4 { "8" } else { status }, "{setting}");
         }
     }
 }

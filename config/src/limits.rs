@@ -59,7 +59,8 @@ pub struct Limits {
     /// What happens while the coordinator of the limits cannot be reached. Not for routes. Default: share.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unreachable: Option<Unreachable>,
-    /// Whether requests that the upstream answers with 5xx count against quotas. Default: true.
+    /// Whether requests that the upstream answers with 5xx count against quotas, or with `UNKNOWN`,
+    /// `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE` or `DATA_LOSS` of gRPC. Default: true.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_failures: Option<bool>,
     /// What one request weighs against rates and quotas. For routes only. Default: 1.
@@ -135,7 +136,7 @@ pub struct Quotas {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Concurrency {
-    /// Requests in flight, WebSockets not among them: a number, or `unlimited`.
+    /// Requests in flight, open WebSockets not among them: a number, or `unlimited`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<Slots>,
     /// Open WebSockets: a number, or `unlimited`.
@@ -174,7 +175,7 @@ pub enum Unreachable {
 }
 
 /// A limit that holds for each value of a key by itself.
-#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KeyedLimit {
     /// Unique within the layer. A more specific layer replaces the limit of this name whole.

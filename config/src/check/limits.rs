@@ -4,7 +4,7 @@
 use super::{Findings, Rule, forms::is_claim, policies::Place};
 use crate::{
     layers::{Effective, Layer, TenantLimits},
-    limits::{KeyedLimit, LimitKey, Limits, MOST_KEYED, Rate},
+    limits::{KeyedLimit, LimitKey, Limits, MOST_KEYED, Quota, Quotas, Rate},
     path::At,
     tenant::{Tenant, TenantHead},
 };
@@ -61,23 +61,26 @@ fn keyed(at: At<'_>, limit: &KeyedLimit, findings: &mut Findings) {
     }
 }
 
-/// Routes whose requests weigh more than a bucket that they must pay from can ever hold: these would be
-/// refused for ever.
+/// Routes whose requests weigh more than a bucket that they must pay from can ever hold, or than a quota is in
+/// all: these would be refused for ever.
 pub(super) fn costs(at: At<'_>, tenant: &Tenant, head: &TenantHead, findings: &mut Findings) {
     let routes =
         || tenant.routes.iter().enumerate().filter_map(|(i, route)| Some((i, route.policies.limits.as_ref()?)));
     if routes().all(|(_, limits)| limits.cost() == 1) {
         return;
     }
-    let tenant_bursts = bursts_of_tenant(tenant, &merged(tenant, head));
+    let of_tenant = mosts_of_tenant(tenant, &merged(tenant, head));
     for (index, limits) in routes() {
         let cost = limits.cost();
-        let own = burst(limits.rate, || "the route".to_owned()).into_iter().chain(bursts_of_keyed(&limits.keyed));
-        let smallest = own.chain(tenant_bursts.iter().cloned()).min_by_key(|(burst, _)| *burst);
-        if let Some((burst, limit)) = smallest
-            && cost > burst
+        let own = mosts(limits.rate, limits.quotas, || "the route".to_owned()).chain(mosts_of_keyed(&limits.keyed));
+        let smallest = own.chain(of_tenant.iter().cloned()).min_by_key(|most| most.tokens);
+        if let Some(Most { tokens, of, limit }) = smallest
+            && cost > tokens
         {
-            let rule = Rule::CostAboveBurst { cost, burst, limit };
+            let rule = match of {
+                MostOf::Burst => Rule::CostAboveBurst { cost, burst: tokens, limit },
+                MostOf::Quota(period) => Rule::CostAboveQuota { cost, quota: tokens, period, limit },
+            };
             findings.add(at.index(index).key("policies").key("limits").key("cost"), cost, rule);
         }
     }
@@ -92,25 +95,46 @@ fn merged(tenant: &Tenant, head: &TenantHead) -> std::sync::Arc<TenantLimits> {
     std::sync::Arc::clone(&effective.with(&tenant.policies, Layer::Tenant).limits)
 }
 
-/// A burst, and whose it is.
-type Burst = (u64, String);
+/// The most that one limit can ever be asked for at once.
+#[derive(Debug, Clone)]
+struct Most {
+    tokens: u64,
+    of: MostOf,
+    /// Whose limit it is.
+    limit: String,
+}
 
-fn bursts_of_tenant(tenant: &Tenant, limits: &TenantLimits) -> Vec<Burst> {
-    let consumers = tenant
-        .consumers
-        .iter()
-        .filter_map(|consumer| burst(consumer.limits.as_ref()?.rate, || format!("the consumer {}", consumer.id)));
-    burst(limits.rate.as_ref().map(|rate| rate.value), || "the tenant".to_owned())
-        .into_iter()
-        .chain(bursts_of_keyed(limits.keyed()))
-        .chain(consumers)
+#[derive(Debug, Clone, Copy)]
+enum MostOf {
+    Burst,
+    /// Of this period.
+    Quota(&'static str),
+}
+
+fn mosts_of_tenant(tenant: &Tenant, limits: &TenantLimits) -> Vec<Most> {
+    let quotas = Quotas {
+        daily: limits.quotas.daily.as_ref().map(|daily| daily.value),
+        monthly: limits.quotas.monthly.as_ref().map(|monthly| monthly.value),
+    };
+    let consumers = tenant.consumers.iter().filter_map(|consumer| Some((consumer, consumer.limits?)));
+    let of_consumers = consumers
+        .flat_map(|(consumer, limits)| mosts(limits.rate, limits.quotas, || format!("the consumer {}", consumer.id)));
+    mosts(limits.rate.as_ref().map(|rate| rate.value), quotas, || "the tenant".to_owned())
+        .chain(mosts_of_keyed(limits.keyed()))
+        .chain(of_consumers)
         .collect()
 }
 
-fn bursts_of_keyed<'a>(keyed: impl IntoIterator<Item = &'a KeyedLimit>) -> impl Iterator<Item = Burst> {
-    keyed.into_iter().filter_map(|limit| burst(limit.rate, || format!("the keyed limit {}", limit.id)))
+fn mosts_of_keyed<'a>(keyed: impl IntoIterator<Item = &'a KeyedLimit>) -> impl Iterator<Item = Most> {
+    let keyed = keyed.into_iter();
+    keyed.flat_map(|limit| mosts(limit.rate, limit.quotas, || format!("the keyed limit {}", limit.id)))
 }
 
-fn burst(rate: Option<Rate>, whose: impl FnOnce() -> String) -> Option<Burst> {
-    Some((rate?.bucket()?.burst(), whose()))
+fn mosts(rate: Option<Rate>, quotas: Quotas, whose: impl Fn() -> String) -> impl Iterator<Item = Most> {
+    let burst = rate.and_then(|rate| Some((rate.bucket()?.burst(), MostOf::Burst)));
+    let quota = |quota: Option<Quota>, period| Some((quota?.get()?, MostOf::Quota(period)));
+    let quotas = [quota(quotas.daily, "daily"), quota(quotas.monthly, "monthly")];
+    // A quota of nothing is meant to admit nothing.
+    let quotas = quotas.into_iter().flatten().filter(|(quota, _)| *quota > 0);
+    burst.into_iter().chain(quotas).map(move |(tokens, of)| Most { tokens, of, limit: whose() })
 }

@@ -529,6 +529,55 @@ mod tests {
     }
 
     #[test]
+    fn a_request_fits_into_every_quota_that_it_must_pay_from() {
+        type Put = fn(&mut Value, Value);
+        let told = |limits: Value, put: &dyn Fn(&mut Value, Value)| {
+            let mut document = good();
+            document["tenants"][0]["routes"][1]["policies"] = json!({ "limits": { "cost": 20 } });
+            put(&mut document, limits);
+            let mut found = problems(&document).into_iter().map(|problem| {
+                assert_eq!(problem.path.to_string(), "routes[1].policies.limits.cost");
+                let Rule::CostAboveQuota { cost: 20, quota: 19, period, limit } = problem.rule else {
+                    panic!("{problem:?}")
+                };
+                format!("{period} of {limit}")
+            });
+            let first = found.next();
+            assert_eq!(found.next(), None);
+            first
+        };
+        let places: [(Put, &str); 6] = [
+            (|d, limits| d["tenants"][0]["policies"] = json!({ "limits": limits }), "the tenant"),
+            (|d, limits| d["plans"]["gold"] = json!({ "limits": limits }), "the tenant"),
+            (|d, limits| d["defaults"] = json!({ "limits": limits }), "the tenant"),
+            (|d, limits| d["tenants"][0]["consumers"][0]["limits"] = limits, "the consumer app"),
+            (
+                |d, limits| {
+                    d["tenants"][0]["routes"][1]["policies"]["limits"]["quotas"] = limits["quotas"].clone();
+                },
+                "the route",
+            ),
+            (
+                |d, limits| {
+                    let keyed = json!({ "id": "each", "by": "consumer", "quotas": limits["quotas"] });
+                    d["defaults"] = json!({ "limits": { "keyed": [keyed] } });
+                },
+                "the keyed limit each",
+            ),
+        ];
+        for (put, whose) in places {
+            for period in ["daily", "monthly"] {
+                let quota = |quota: Value| told(json!({ "quotas": { period: quota } }), &put);
+                assert_eq!(quota(json!(19)), Some(format!("{period} of {whose}")));
+                assert_eq!(quota(json!(20)), None, "{whose}");
+                assert_eq!(quota(json!("unlimited")), None, "{whose}");
+                // It is meant to admit nothing.
+                assert_eq!(quota(json!(0)), None, "{whose}");
+            }
+        }
+    }
+
+    #[test]
     fn credentials_that_a_tenant_does_not_have_are_only_accepted_by_layers_that_many_share() {
         let jwt = json!({ "auth": { "accept": ["jwt"] } });
         let mut document = good();

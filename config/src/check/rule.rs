@@ -143,6 +143,10 @@ rules! {
         "each node counts addresses for itself, so {what} cannot be counted by address", "write a rate or concurrency.requests, or count by consumer, header or claim";
     CostAboveBurst { cost: u64, burst: u64, limit: String } "cost_above_burst",
         "a request that weighs {cost} never fits into the burst of {burst} of {limit}", format!("write a cost of {burst} at most, or raise that burst to {cost}");
+    CostAboveQuota { cost: u64, quota: u64, period: &'static str, limit: String } "cost_above_quota",
+        "a request that weighs {cost} never fits into the {period} quota of {quota} of {limit}", format!("write a cost of {quota} at most, or raise that quota to {cost}");
+    LowerRevision { in_force: u64, revision: u64 } "lower_revision",
+        "its limits are not those in force, which are of revision {in_force}, and nothing that counts takes limits from revision {revision}, a lower one", format!("write revision: {in_force} or a higher one, also to go back to former limits");
     NoDocument "no_document",
         "there is nothing to validate against", "add body_schema or openapi";
     OpenApiVersion "openapi_version",

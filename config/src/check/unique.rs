@@ -1,4 +1,4 @@
-//! Ids and hosts that belong to one tenant only.
+//! What is known of a tenant only beside others: ids and hosts that belong to one of them, limits that it had before.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -77,6 +77,13 @@ impl Member<'_> {
     pub fn has_host_of(self, host: usize, holder: &Id) -> ConfigError {
         let tenant = &self.file.tenants()[self.number];
         self.error(duplicate_host(self.number, host, &tenant.hosts[host], holder))
+    }
+
+    /// The tenant's limits differ from those in force, which are of a higher revision than its file.
+    pub fn has_limits_below(self, in_force: u64) -> ConfigError {
+        let rule = Rule::LowerRevision { in_force, revision: self.file.head().revision };
+        let path = At::ROOT.key("tenants").index(self.number).to_path();
+        self.error(Problem { path, value: None, rule })
     }
 
     fn error(self, problem: Problem) -> ConfigError {

@@ -75,6 +75,11 @@ impl Admitted {
         self.put_back_where(Place::is_quota);
     }
 
+    /// The request has switched protocols: gives back what it held only until then.
+    pub fn has_upgraded(&mut self) {
+        self.put_back_where(Place::is_until_upgrade);
+    }
+
     fn put_back_where(&mut self, chosen: impl Fn(Place) -> bool) {
         self.took.retain(|(holdings, took)| {
             let is_chosen = chosen(took.place);

@@ -129,12 +129,12 @@ impl FileCompiler<'_> {
         for tenant in difference.put.iter().map(|number| &parsed.tenants()[*number]) {
             let owner = Owner::Tenant(tenant.id.clone());
             let own_pools = upstreams.prepare(&owner, &tenant.upstreams, &mut errors);
-            let former = self.snapshot.tenant(tenant.id.as_str());
-            let tls = TenantTls::compile(tenant, former.and_then(|it| it.compiled().tls.as_ref()), self.resolver);
+            let former = self.snapshot.tenant(tenant.id.as_str()).map(|former| former.compiled());
+            let tls = TenantTls::compile(tenant, former.and_then(|former| former.tls.as_ref()), self.resolver);
             let of_tenant = layers.tenant(tenant);
             let of_routes = tenant.routes.iter().map(|route| of_tenant.for_route(route)).collect();
             let pools = FilePools { own: &own_pools, shared: &shared_pools };
-            match compiler.tenant(tenant, tls, &of_tenant, of_routes, &pools) {
+            match compiler.tenant(tenant, tls, &of_tenant, of_routes, &pools, former) {
                 Ok(compiled) => {
                     let hash = ContentHash::of(&serde_json::to_vec(&**tenant).unwrap_or_default());
                     entries.push(TenantEntry::new(tenant.id.clone(), tenant.hosts.iter().cloned(), hash, compiled));

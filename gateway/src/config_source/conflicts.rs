@@ -1,4 +1,5 @@
-//! What several files may not both have: a tenant's id, a host.
+//! What several files may not both have: a tenant's id, a host. And what a file may not have after what is in
+//! force: limits of a lower revision.
 //!
 //! The snapshot in force knows whose each of them is, so that only what has changed is looked at.
 
@@ -28,7 +29,7 @@ pub(super) fn take_out(
     files: &Files,
     snapshot: &Snapshot<CompiledTenant>,
 ) -> BTreeMap<PathBuf, String> {
-    let mut refused = BTreeMap::new();
+    let mut refused = below_those_in_force(changes, snapshot);
     loop {
         let found = Claims::of(changes, files, snapshot).find();
         if found.is_empty() {
@@ -39,6 +40,44 @@ pub(super) fn take_out(
             refused.insert(path, errors.to_string());
         }
     }
+}
+
+/// Takes files out whose tenants have limits that would not be held to, since those in force are of a higher
+/// revision; gives what is wrong with them. A file that such a tenant was to leave for another keeps it.
+fn below_those_in_force(changes: &mut Changes, snapshot: &Snapshot<CompiledTenant>) -> BTreeMap<PathBuf, String> {
+    let (mut refused, mut stay) = (BTreeMap::new(), HashMap::new());
+    for (path, change) in &*changes {
+        let Some(next) = &change.next else { continue };
+        let members = change.difference.put.iter().map(|number| Member { file: &next.parsed, number: *number });
+        let errors: Vec<ConfigError> = members
+            .zip(&change.entries)
+            .filter_map(|(member, entry)| {
+                let in_force = snapshot.tenant(entry.id().as_str())?.compiled().limits_since;
+                let is_below = entry.compiled().limits_since.is_below(in_force);
+                is_below.then(|| member.has_limits_below(in_force.revision))
+            })
+            .collect();
+        if !errors.is_empty() {
+            stay.extend(change.put().map(|tenant| (tenant.id.clone(), path.clone())));
+            refused.insert(path.clone(), errors.into_iter().collect::<ConfigErrors>().to_string());
+        }
+    }
+    changes.retain(|path, _| !refused.contains_key(path));
+    if stay.is_empty() {
+        return refused;
+    }
+    changes.retain(|path, change| {
+        let put: HashSet<&Id> = change.put().map(|tenant| &tenant.id).collect();
+        let mut left = change.difference.gone.iter().map(|tenant| &tenant.id).filter(|id| !put.contains(id));
+        let Some((id, to)) = left.find_map(|id| stay.get_key_value(id)) else { return true };
+        // One that is gone has nothing to put right.
+        if change.next.is_some() {
+            let error = format!("{}: the tenant {id} is to go to {}, which is refused", path.display(), to.display());
+            refused.insert(path.clone(), error);
+        }
+        false
+    });
+    refused
 }
 
 /// What the changes claim and leave.

@@ -242,6 +242,76 @@ fn what_is_gone_stays_in_force_while_a_new_file_is_wrong() {
     assert_eq!((tenants(&node), node.status().errors.len()), (vec!["b".to_owned(), "c".to_owned()], 0));
 }
 
+/// Like [`file`], of tenants that all have this daily quota in the same place.
+fn limited(revision: u64, tenants: &[&str], place: &str, daily: u64) -> String {
+    let limits = format!("limits: {{quotas: {{daily: {daily}}}}}");
+    let keyed = format!("limits: {{keyed: [{{id: k, by: {{header: x-k}}, quotas: {{daily: {daily}}}}}]}}");
+    let tenants: Vec<_> = tenants.iter().map(|id| (*id, vec![*id], false)).collect();
+    let text = file(revision, &tenants);
+    let before_routes = |more: &str| text.replace("  routes:\n", &format!("  {more}\n  routes:\n"));
+    let of_route = |more: &str| text.replace("upstream: shared}", &format!("upstream: shared, policies: {{{more}}}}}"));
+    match place {
+        "defaults" => format!("defaults: {{{limits}}}\n{text}"),
+        "tenant" => before_routes(&format!("policies: {{{limits}}}")),
+        "keyed" => before_routes(&format!("policies: {{{keyed}}}")),
+        "consumer" => before_routes(&format!("consumers: [{{id: someone, {limits}}}]")),
+        "route" => of_route(&limits),
+        "keyed of a route" => of_route(&keyed),
+        place => panic!("{place}"),
+    }
+}
+
+#[test]
+fn other_limits_of_a_lower_revision_are_refused() {
+    for place in ["defaults", "tenant", "keyed", "consumer", "route", "keyed of a route"] {
+        let mut node = Node::new();
+        let mut reload = |revision, daily| {
+            node.write(&[("a.yaml", Some(limited(revision, &["a"], place, daily)))]);
+            node.look_at(&["a.yaml"]);
+            node.state()
+        };
+        assert_eq!(reload(5, 3).errors, [""; 0], "{place}");
+        let state = reload(4, 9);
+        assert_eq!(state.revision, 5, "{place}");
+        let told = [
+            "tenants[0] (tenant a): its limits are not those in force, which are of revision 5",
+            "from revision 4",
+            "write revision: 5 or a higher one",
+        ];
+        assert!(told.iter().all(|part| state.errors[0].contains(part)), "{place}: {state:?}");
+        // The same limits are those in force, whatever the number, and stay of the revision that brought them.
+        let state = reload(4, 3);
+        assert_eq!((state.errors.len(), state.revision), (0, 4), "{place}: {state:?}");
+        assert_eq!(reload(4, 9).errors.len(), 1, "{place}");
+        assert_eq!(reload(5, 9).errors, [""; 0], "{place}");
+        assert_eq!(reload(6, 3).errors, [""; 0], "{place}");
+    }
+}
+
+#[test]
+fn a_tenant_does_not_go_to_a_file_where_its_limits_are_of_a_lower_revision() {
+    let mut node = Node::new();
+    let of = |revision, tenants: &[&str], daily| Some(limited(revision, tenants, "tenant", daily));
+    node.write(&[("a.yaml", of(5, &["a", "c"], 3)), ("b.yaml", of(2, &["b"], 3))]);
+    node.look_at_everything();
+    let before = node.state();
+    node.write(&[("a.yaml", of(5, &["c"], 3)), ("b.yaml", of(2, &["b", "a"], 9))]);
+    node.look_at(&["a.yaml", "b.yaml"]);
+    let state = node.state();
+    assert_eq!(state.tenants, before.tenants, "it stays where it is");
+    assert!(state.errors[0].contains("the tenant a is to go to /tenants/b.yaml, which is refused"), "{state:?}");
+    assert!(state.errors[1].contains("b.yaml") && state.errors[1].contains("revision 5"), "{state:?}");
+    // Also from one that is gone.
+    node.write(&[("a.yaml", None)]);
+    node.look_at(&["a.yaml"]);
+    let state = node.state();
+    assert_eq!((state.tenants, state.errors.len()), (before.tenants, 1), "{:?}", node.status().errors);
+    node.write(&[("b.yaml", of(5, &["b", "a"], 9))]);
+    node.look_at(&["b.yaml"]);
+    let state = node.state();
+    assert_eq!((state.errors.len(), state.tenants.into_keys().collect::<Vec<_>>()), (0, vec!["a".into(), "b".into()]));
+}
+
 const FILES: [&str; 4] = ["a.yaml", "b.yaml", "c.yaml", "d.yaml"];
 
 fn content() -> impl Strategy<Value = Option<String>> {

@@ -2,19 +2,22 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use seiketsu_identity::principal::{Principal, PrincipalKind};
 use seiketsu_limits::{
     admission::{Admitted, Applying, By as DecidedBy, Decision, decide, decide_now},
     clock::{Clock, Nanos},
-    holdings::{Holdings, Places},
+    holdings::{Holdings, Place, Places},
 };
 use smallvec::SmallVec;
 
 use super::{
     Limits,
     compile::{By, Keyed, RouteLimits, TenantLimits},
+    refusals::Label,
 };
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// What limits made of a request, and what applied to it.
 #[derive(Debug)]
@@ -34,6 +37,16 @@ pub(crate) struct Limited {
 
 type Sets = SmallVec<[(Arc<Holdings>, Places); 2]>;
 
+/// Limits of one plan that apply, and whose they are.
+struct Set<'a> {
+    holdings: Arc<Holdings>,
+    places: &'a [Place],
+    /// Of each limit of the holdings.
+    labels: &'a [Label],
+}
+
+type Applies<'a> = SmallVec<[Set<'a>; 2]>;
+
 /// Why a request is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotAdmitted {
@@ -47,82 +60,123 @@ pub(crate) enum NotAdmitted {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Asking<'a> {
     pub(crate) principal: Option<&'a Principal>,
-    pub(crate) client: IpAddr,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) websocket: bool,
 }
 
-/// Decides about a request: at once nearly always, else after ten milliseconds at most. None: nothing is
-/// limited.
-pub(crate) async fn check(
+/// Decides by the client's address, before anything is done to find out who is calling: whoever tries
+/// credentials pays for each of them. `limited` tells afterwards what applied, if anything did.
+pub(crate) async fn check_address(
+    limits: &Limits,
+    route: &RouteLimits,
+    client: IpAddr,
+    websocket: bool,
+    limited: &mut Option<Limited>,
+) -> Result<(), NotAdmitted> {
+    let by_address = || route.keyed.iter().filter(|keyed| matches!(keyed.by, By::Address));
+    if by_address().next().is_none() {
+        return Ok(());
+    }
+    let began = limits.local.node().clock().now();
+    let mut sets = Applies::new();
+    for keyed in by_address() {
+        push(&mut sets, of_address(keyed, client, began), keyed.places.of(websocket), &keyed.labels);
+    }
+    Limited::pass(limited, limits, sets, route, CountedBy::Node, began).await
+}
+
+/// Decides by everything else, once it is known who is calling: at once nearly always, else after ten
+/// milliseconds at most.
+pub(crate) async fn check_caller(
     limits: &Limits,
     tenant: Option<&TenantLimits>,
     route: &RouteLimits,
     asking: Asking<'_>,
-) -> Option<(Limited, Result<(), NotAdmitted>)> {
+    limited: &mut Option<Limited>,
+) -> Result<(), NotAdmitted> {
     if tenant.is_none() && route.keyed.is_empty() {
-        return None;
+        return Ok(());
     }
-    // By the clock of all limits, of this node's own as well.
-    let node = limits.shared.node();
-    let began = node.clock().now();
-    let (mut shared, mut local) = (Sets::new(), Sets::new());
+    let began = limits.shared.node().clock().now();
+    let mut sets = Applies::new();
     if let Some(tenant) = tenant {
-        push(&mut shared, &tenant.holdings, route.places.of(asking.websocket));
+        push(&mut sets, Arc::clone(&tenant.holdings), route.places.of(asking.websocket), &tenant.labels);
         let consumer = asking.principal.filter(|principal| is_consumer(principal)).map(Principal::id);
         if let Some(places) = consumer.and_then(|consumer| tenant.of_consumer(consumer)) {
-            push(&mut shared, &tenant.holdings, places.of(asking.websocket));
+            push(&mut sets, Arc::clone(&tenant.holdings), places.of(asking.websocket), &tenant.labels);
         }
     }
     for keyed in &route.keyed {
         if let Some(holdings) = of_caller(keyed, &asking, began) {
-            let sets = if matches!(keyed.by, By::Address) { &mut local } else { &mut shared };
-            push(sets, &holdings, keyed.places.of(asking.websocket));
+            push(&mut sets, holdings, keyed.places.of(asking.websocket), &keyed.labels);
         }
     }
-    if shared.is_empty() && local.is_empty() {
-        return None;
+    let result = Limited::pass(limited, limits, sets, route, CountedBy::All, began).await;
+    if result.is_err()
+        && let Some(limited) = limited
+    {
+        limited.admitted_locally.refund();
     }
-    let mut limited = Limited {
-        sets: SmallVec::new(),
-        by: DecidedBy::Lease,
-        clock: node.clock(),
-        waited: Duration::ZERO,
-        refused_by: None,
-        admitted: Admitted::default(),
-        admitted_locally: Admitted::default(),
-        count_failures: route.count_failures,
-    };
-    // Addresses first: who floods the node is not to cost the others anything.
-    let mut result = limited.pass(limits, &local, route.cost, true, began).await;
-    if result.is_ok() {
-        result = limited.pass(limits, &shared, route.cost, false, began).await;
-        if result.is_err() {
-            limited.admitted_locally.refund();
-        }
-    }
-    limited.waited = Duration::from_nanos(node.clock().now() - began);
-    limited.sets = shared;
-    limited.sets.extend(local);
-    Some((limited, result))
+    result
+}
+
+/// Who keeps the accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CountedBy {
+    /// This node for itself.
+    Node,
+    /// All nodes together, if there are several.
+    All,
 }
 
 impl Limited {
+    fn new(clock: Clock, count_failures: bool) -> Self {
+        Self {
+            sets: Sets::new(),
+            by: DecidedBy::Lease,
+            clock,
+            waited: Duration::ZERO,
+            refused_by: None,
+            admitted: Admitted::default(),
+            admitted_locally: Admitted::default(),
+            count_failures,
+        }
+    }
+
+    /// Takes what the request costs from all of these, or from none.
     async fn pass(
-        &mut self,
+        limited: &mut Option<Self>,
         limits: &Limits,
-        sets: &Sets,
-        cost: u64,
-        is_local: bool,
-        now: Nanos,
+        sets: Applies<'_>,
+        route: &RouteLimits,
+        counted_by: CountedBy,
+        began: Nanos,
     ) -> Result<(), NotAdmitted> {
         if sets.is_empty() {
             return Ok(());
         }
+        // By one clock, whoever counts.
+        let clock = limits.shared.node().clock();
+        let limited = limited.get_or_insert_with(|| Self::new(clock, route.count_failures));
+        let result = limited.take(limits, &sets, route.cost, counted_by, began).await;
+        limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
+        limited.sets.extend(sets.into_iter().map(|set| (set.holdings, Places::from_slice(set.places))));
+        result
+    }
+
+    async fn take(
+        &mut self,
+        limits: &Limits,
+        sets: &[Set<'_>],
+        cost: u64,
+        counted_by: CountedBy,
+        now: Nanos,
+    ) -> Result<(), NotAdmitted> {
+        let is_local = counted_by == CountedBy::Node;
         let node = if is_local { limits.local.node() } else { limits.shared.node() };
         let refundable = is_local || !self.count_failures;
         let applying: SmallVec<[Applying<'_>; 4]> =
-            sets.iter().map(|(holdings, places)| Applying::new(holdings, places)).collect();
+            sets.iter().map(|set| Applying::new(&set.holdings, set.places)).collect();
         let decision = match decide_now(&applying, cost, refundable, node, now) {
             Some(decision) => decision,
             // Boxed: few requests wait, and all would carry the room for it.
@@ -139,17 +193,32 @@ impl Limited {
             }
             Decision::Refused { by, applying, place, wait } => {
                 self.by = by;
-                let limit = sets.get(applying).and_then(|(holdings, _)| holdings.limit(place));
-                if let Some(limit) = limit {
-                    limits.refusals.count(&limit.key);
+                if let Some(set) = sets.get(applying) {
+                    self.refused_by = set.holdings.limit(place).map(|limit| Arc::clone(&limit.name));
+                    if let Some(label) = set.labels.get(place.index()) {
+                        limits.refusals.count(*label);
+                    }
                 }
-                self.refused_by = limit.map(|limit| Arc::clone(&limit.name));
                 Err(NotAdmitted::Refused { wait, is_slot: place.is_slots() })
             }
             Decision::Unavailable => {
                 self.by = DecidedBy::Alone;
                 Err(NotAdmitted::Unknown)
             }
+        }
+    }
+
+    /// The upstream has agreed to switch protocols: the request is a WebSocket from here on.
+    pub(crate) fn has_upgraded(&mut self) {
+        self.admitted.has_upgraded();
+        self.admitted_locally.has_upgraded();
+    }
+
+    /// The upstream has ended with these fields: trailers, or a head that is all there is. A call of gRPC may have
+    /// failed although HTTP says 200.
+    pub(crate) fn grpc_ended(&mut self, fields: &HeaderMap) {
+        if !self.count_failures && fields.get(GRPC_STATUS).is_some_and(is_failure_of_server) {
+            self.admitted.refund_quotas();
         }
     }
 
@@ -161,9 +230,15 @@ impl Limited {
     }
 }
 
-fn push(sets: &mut Sets, holdings: &Arc<Holdings>, places: &Places) {
+/// `UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`, `UNAVAILABLE` and `DATA_LOSS`, of
+/// <https://github.com/grpc/grpc/blob/master/doc/statuscodes.md>.
+fn is_failure_of_server(status: &HeaderValue) -> bool {
+    matches!(status.as_bytes(), b"2" | b"4" | b"13" | b"14" | b"15")
+}
+
+fn push<'a>(sets: &mut Applies<'a>, holdings: Arc<Holdings>, places: &'a [Place], labels: &'a [Label]) {
     if !places.is_empty() {
-        sets.push((Arc::clone(holdings), places.clone()));
+        sets.push(Set { holdings, places, labels });
     }
 }
 
@@ -171,14 +246,18 @@ fn is_consumer(principal: &Principal) -> bool {
     !matches!(principal.kind(), PrincipalKind::Anonymous)
 }
 
+fn of_address(keyed: &Keyed, client: IpAddr, now: Nanos) -> Arc<Holdings> {
+    match client {
+        IpAddr::V4(address) => keyed.holdings.of(&address.octets(), now),
+        // Whoever has one IPv6 address has a network of them.
+        IpAddr::V6(address) => keyed.holdings.of(&address.octets()[..8], now),
+    }
+}
+
 /// The holdings of whoever is asking, if the key tells.
 fn of_caller(keyed: &Keyed, asking: &Asking<'_>, now: Nanos) -> Option<Arc<Holdings>> {
     match &keyed.by {
-        By::Address => Some(match asking.client {
-            IpAddr::V4(address) => keyed.holdings.of(&address.octets(), now),
-            // Whoever has one IPv6 address has a network of them.
-            IpAddr::V6(address) => keyed.holdings.of(&address.octets()[..8], now),
-        }),
+        By::Address => None,
         By::Consumer => {
             let principal = asking.principal.filter(|principal| is_consumer(principal))?;
             Some(keyed.holdings.of(principal.id().as_bytes(), now))

@@ -1,22 +1,29 @@
 //! Which limits apply to which requests, worked out once for each tenant.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
 
 use http::HeaderName;
 use seiketsu_config::{
     layers::{Effective, TenantLimits as Merged},
-    limits::{self, Concurrency, KeyedLimit, LimitKey, Quotas, TokenBucket},
+    limits::{self, Concurrency, KeyedLimit, LimitKey, Quotas, Rate, TokenBucket},
     tenant::{Route, Tenant},
     values::Id,
 };
 use seiketsu_limits::{
     calendar::{Calendar, CalendarError},
-    holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
+    holdings::{Holdings, Kind, Limit, Place, Places, Plan, Unreachable},
     registry::{KeyedHoldings, Registry},
     terms::{Bucket, BucketError},
 };
 
-use super::Limits;
+use super::{
+    Limits,
+    refusals::{Counts, Label, Scope},
+};
 
 /// Why limits cannot be put to use.
 #[derive(Debug, thiserror::Error)]
@@ -27,10 +34,20 @@ pub enum LimitsCompileError {
     Calendar(#[from] CalendarError),
 }
 
+/// What all limits of a tenant say, in short, and the revision since which they do. What counts takes no limits
+/// from a lower one ([`Exchange`](seiketsu_limits::coordinator::Exchange)).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Since {
+    pub(crate) revision: u64,
+    says: u64,
+}
+
 /// The limits of a tenant, its routes and its consumers; none if nothing is limited.
 #[derive(Debug)]
 pub(crate) struct TenantLimits {
     pub(crate) holdings: Arc<Holdings>,
+    /// Of each limit of the holdings.
+    pub(crate) labels: Box<[Label]>,
     consumers: HashMap<Id, PlacesBy>,
 }
 
@@ -49,10 +66,29 @@ pub(crate) struct RouteLimits {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PlacesBy {
     pub(crate) requests: Places,
+    /// For requests to become WebSockets: until the upstream has agreed, they are requests like any other.
     pub(crate) websockets: Places,
 }
 
 impl PlacesBy {
+    fn new(limits: impl IntoIterator<Item = (Place, Label)>) -> Self {
+        let mut places = Self::default();
+        for (place, label) in limits {
+            match label.counts {
+                Counts::Rate | Counts::Day | Counts::Month => {
+                    places.requests.push(place);
+                    places.websockets.push(place);
+                }
+                Counts::Requests => {
+                    places.requests.push(place);
+                    places.websockets.push(place.until_upgrade());
+                }
+                Counts::WebSockets => places.websockets.push(place),
+            }
+        }
+        places
+    }
+
     pub(crate) fn of(&self, websocket: bool) -> &Places {
         if websocket { &self.websockets } else { &self.requests }
     }
@@ -63,6 +99,8 @@ impl PlacesBy {
 pub(crate) struct Keyed {
     pub(crate) by: By,
     pub(crate) holdings: Arc<KeyedHoldings>,
+    /// Of each limit of the holdings.
+    pub(crate) labels: Box<[Label]>,
     pub(crate) places: PlacesBy,
 }
 
@@ -82,18 +120,64 @@ impl TenantLimits {
     }
 }
 
-/// What a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Counts {
-    Both,
-    Requests,
-    WebSockets,
+impl Since {
+    /// `former` is what was in force before.
+    pub(crate) fn of(
+        revision: u64,
+        tenant: &Tenant,
+        of_tenant: &Effective,
+        effective: &[Arc<Effective>],
+        former: Option<Self>,
+    ) -> Self {
+        let says = says(tenant, of_tenant, effective);
+        match former {
+            Some(former) if former.says == says => former,
+            _ => Self { revision, says },
+        }
+    }
+
+    /// Whether these limits cannot take the place of those in force.
+    pub(crate) fn is_below(self, in_force: Self) -> bool {
+        self.revision < in_force.revision && self.says != in_force.says
+    }
+}
+
+/// A hash of all that stands in an account of the tenant, in whichever layer and order it is written.
+fn says(tenant: &Tenant, of_tenant: &Effective, effective: &[Arc<Effective>]) -> u64 {
+    fn hash(limit: impl Hash) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        limit.hash(&mut hasher);
+        hasher.finish()
+    }
+    let merged = &of_tenant.limits;
+    let (rate, quotas) = (merged.bucket(), (merged.daily(), merged.monthly()));
+    let own = hash((
+        (rate, quotas, merged.concurrent_requests(), merged.websockets()),
+        (&merged.calendar.value, merged.unreachable.value),
+    ));
+    let keyed = merged.keyed().map(hash);
+    let of_routes = tenant.routes.iter().zip(effective).filter_map(|(route, effective)| {
+        let limits = effective.route_limits.as_deref()?;
+        let sum = limits.keyed.iter().map(|limit| hash((&route.id, limit))).fold(0, u64::wrapping_add);
+        Some(hash((&route.id, limits.rate, limits.quotas, limits.concurrency)).wrapping_add(sum))
+    });
+    let of_consumers = tenant.consumers.iter().filter_map(|consumer| Some(hash((&consumer.id, consumer.limits?))));
+    // A sum, so that the order does not matter.
+    keyed.chain(of_routes).chain(of_consumers).fold(own, u64::wrapping_add)
 }
 
 /// Collects the limits of one tenant.
 struct Collector<'a> {
-    limits: Vec<(Limit, Counts)>,
+    limits: Vec<(Limit, Label)>,
     merged: &'a Merged,
+}
+
+/// Whose limits are collected: what their names and those of their accounts begin with.
+#[derive(Debug, Clone, Copy)]
+struct Whose<'a> {
+    scope: Scope,
+    name: &'a str,
+    key: &'a str,
 }
 
 /// The claims that limits tell callers apart by.
@@ -122,8 +206,9 @@ pub(crate) fn tenant(
 ) -> Result<(Option<TenantLimits>, Vec<RouteLimits>), LimitsCompileError> {
     let merged = &of_tenant.limits;
     let mut all = Collector { limits: Vec::new(), merged };
-    let own = all.scope("", "", merged.bucket(), merged.daily(), merged.monthly())?;
-    let own = own.start..all.concurrency("", "", merged.concurrent_requests(), merged.websockets()).end;
+    let whose = Whose { scope: Scope::Tenant, name: "", key: "" };
+    let own = all.amounts(whose, merged.bucket(), merged.daily(), merged.monthly())?;
+    let own = own.start..all.concurrency(whose, merged.concurrent_requests(), merged.websockets()).end;
     let mut of_routes = Vec::with_capacity(tenant.routes.len());
     for (route, effective) in tenant.routes.iter().zip(effective) {
         of_routes.push(match effective.route_limits.as_deref() {
@@ -134,11 +219,9 @@ pub(crate) fn tenant(
     let mut of_consumers = Vec::new();
     for consumer in &tenant.consumers {
         if let Some(limits) = &consumer.limits {
-            let (prefix, key) = ("consumer-", format!("consumer/{}/", consumer.id));
-            let bucket = limits.rate.as_ref().and_then(limits::Rate::bucket);
-            let range = all.scope(prefix, &key, bucket, daily(&limits.quotas), monthly(&limits.quotas))?;
-            let (requests, websockets) = slots(&limits.concurrency);
-            let range = range.start..all.concurrency(prefix, &key, requests, websockets).end;
+            let key = format!("consumer/{}/", consumer.id);
+            let whose = Whose { scope: Scope::Consumer, name: "consumer-", key: &key };
+            let range = all.all(whose, limits.rate.as_ref(), &limits.quotas, &limits.concurrency)?;
             of_consumers.push((consumer.id.clone(), range));
         }
     }
@@ -152,12 +235,10 @@ pub(crate) fn tenant(
             limits::Unreachable::Deny => Unreachable::Deny,
         },
     };
-    let counts: Vec<Counts> = all.limits.iter().map(|(_, counts)| *counts).collect();
-    let is_limited = !all.limits.is_empty();
-    let holdings =
-        is_limited.then(|| limits.shared.holdings(plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect())));
+    let (all, labels): (Vec<Limit>, Vec<Label>) = all.limits.into_iter().unzip();
+    let holdings = (!all.is_empty()).then(|| limits.shared.holdings(plan_of(all)));
     let places = |ranges: &[std::ops::Range<usize>]| match &holdings {
-        Some(holdings) => places(holdings, &counts, ranges),
+        Some(holdings) => places(holdings, &labels, ranges),
         None => PlacesBy::default(),
     };
     let of_tenant_only = places(std::slice::from_ref(&own));
@@ -183,15 +264,27 @@ pub(crate) fn tenant(
         });
     }
     let consumers = of_consumers.into_iter().map(|(id, range)| (id, places(&[range]))).collect();
-    Ok((holdings.map(|holdings| TenantLimits { holdings, consumers }), routes))
+    Ok((holdings.map(|holdings| TenantLimits { holdings, labels: labels.into(), consumers }), routes))
 }
 
 impl Collector<'_> {
-    /// Adds rate and quotas under these names and keys; returns where they stand.
-    fn scope(
+    /// Adds what is set; returns where it stands.
+    fn all(
         &mut self,
-        name: &str,
-        key: &str,
+        whose: Whose<'_>,
+        rate: Option<&Rate>,
+        quotas: &Quotas,
+        concurrency: &Concurrency,
+    ) -> Result<std::ops::Range<usize>, LimitsCompileError> {
+        let range = self.amounts(whose, rate.and_then(Rate::bucket), daily(quotas), monthly(quotas))?;
+        let (requests, websockets) = slots(concurrency);
+        Ok(range.start..self.concurrency(whose, requests, websockets).end)
+    }
+
+    /// Adds rate and quotas; returns where they stand.
+    fn amounts(
+        &mut self,
+        whose: Whose<'_>,
         bucket: Option<&TokenBucket>,
         daily: Option<u64>,
         monthly: Option<u64>,
@@ -201,69 +294,58 @@ impl Collector<'_> {
         let zone = calendar.time_zone.as_str();
         if let Some(bucket) = bucket {
             let kind = Kind::Bucket(Bucket::new(bucket.requests.get(), bucket.per.get(), bucket.burst())?);
-            self.add(name, key, "rate", kind, Counts::Both);
+            self.add(whose, Counts::Rate, kind);
         }
         if let Some(limit) = daily {
-            self.add(name, key, "day", Kind::Quota { limit, calendar: Calendar::days(zone)? }, Counts::Both);
+            self.add(whose, Counts::Day, Kind::Quota { limit, calendar: Calendar::days(zone)? });
         }
         if let Some(limit) = monthly {
             let first = u8::try_from(calendar.month_starts_on.get()).unwrap_or(1);
             let kind = Kind::Quota { limit, calendar: Calendar::months(zone, first)? };
-            self.add(name, key, "month", kind, Counts::Both);
+            self.add(whose, Counts::Month, kind);
         }
         Ok(start..self.limits.len())
     }
 
     fn concurrency(
         &mut self,
-        name: &str,
-        key: &str,
+        whose: Whose<'_>,
         requests: Option<u64>,
         websockets: Option<u64>,
     ) -> std::ops::Range<usize> {
         let start = self.limits.len();
         if let Some(limit) = requests {
-            self.add(name, key, "concurrency", Kind::Slots { limit }, Counts::Requests);
+            self.add(whose, Counts::Requests, Kind::Slots { limit });
         }
         if let Some(limit) = websockets {
-            self.add(name, key, "websockets", Kind::Slots { limit }, Counts::WebSockets);
+            self.add(whose, Counts::WebSockets, Kind::Slots { limit });
         }
         start..self.limits.len()
     }
 
     fn route(&mut self, route: &Route, limits: &limits::Limits) -> Result<std::ops::Range<usize>, LimitsCompileError> {
         let (name, key) = (format!("{}-", route.id), format!("route/{}/", route.id));
-        let bucket = limits.rate.as_ref().and_then(limits::Rate::bucket);
-        let range = self.scope(&name, &key, bucket, daily(&limits.quotas), monthly(&limits.quotas))?;
-        let (requests, websockets) = slots(&limits.concurrency);
-        Ok(range.start..self.concurrency(&name, &key, requests, websockets).end)
+        let whose = Whose { scope: Scope::Route, name: &name, key: &key };
+        self.all(whose, limits.rate.as_ref(), &limits.quotas, &limits.concurrency)
     }
 
-    fn add(&mut self, name: &str, key: &str, what: &str, kind: Kind, counts: Counts) {
+    fn add(&mut self, whose: Whose<'_>, counts: Counts, kind: Kind) {
         // Those of tenants are the same for very many of them.
-        let limit = Limit { name: interned(name, what), key: interned(key, what), kind };
-        self.limits.push((limit, counts));
+        let limit = Limit { name: interned(whose.name, counts), key: interned(whose.key, counts), kind };
+        self.limits.push((limit, Label { scope: whose.scope, counts }));
     }
 }
 
 /// The usual names are made once.
-fn interned(prefix: &str, what: &str) -> Arc<str> {
-    static USUAL: std::sync::LazyLock<[Arc<str>; 5]> =
-        std::sync::LazyLock::new(|| ["rate", "day", "month", "concurrency", "websockets"].map(Arc::from));
-    match USUAL.iter().find(|usual| prefix.is_empty() && ***usual == *what) {
-        Some(usual) => Arc::clone(usual),
-        None => format!("{prefix}{what}").into(),
-    }
+fn interned(prefix: &str, counts: Counts) -> Arc<str> {
+    static USUAL: std::sync::LazyLock<[Arc<str>; Counts::ALL.len()]> =
+        std::sync::LazyLock::new(|| Counts::ALL.map(|counts| counts.name().into()));
+    if prefix.is_empty() { Arc::clone(&USUAL[counts as usize]) } else { format!("{prefix}{}", counts.name()).into() }
 }
 
-fn places(holdings: &Holdings, counts: &[Counts], ranges: &[std::ops::Range<usize>]) -> PlacesBy {
+fn places(holdings: &Holdings, labels: &[Label], ranges: &[std::ops::Range<usize>]) -> PlacesBy {
     let all = holdings.places(|_| true);
-    let of = |wanted: Counts| {
-        let indices = ranges.iter().flat_map(Clone::clone);
-        let chosen = indices.filter(|index| matches!(counts[*index], Counts::Both) || counts[*index] == wanted);
-        chosen.map(|index| all[index]).collect()
-    };
-    PlacesBy { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) }
+    PlacesBy::new(ranges.iter().flat_map(Clone::clone).map(|index| (all[index], labels[index])))
 }
 
 fn keyed(
@@ -276,12 +358,10 @@ fn keyed(
 ) -> Result<Keyed, LimitsCompileError> {
     let mut all = Collector { limits: Vec::new(), merged };
     let (name, key) = (format!("{}-", limit.id), format!("{key}keyed/{}/", limit.id));
-    let bucket = limit.rate.as_ref().and_then(limits::Rate::bucket);
-    all.scope(&name, &key, bucket, daily(&limit.quotas), monthly(&limit.quotas))?;
-    let (requests, websockets) = slots(&limit.concurrency);
-    all.concurrency(&name, &key, requests, websockets);
-    let counts: Vec<Counts> = all.limits.iter().map(|(_, counts)| *counts).collect();
-    let template = plan_of(all.limits.into_iter().map(|(limit, _)| limit).collect());
+    let whose = Whose { scope: Scope::Keyed, name: &name, key: &key };
+    all.all(whose, limit.rate.as_ref(), &limit.quotas, &limit.concurrency)?;
+    let (all, labels): (Vec<Limit>, Vec<Label>) = all.limits.into_iter().unzip();
+    let template = plan_of(all);
     let by = match &limit.by {
         LimitKey::Consumer => By::Consumer,
         LimitKey::Address => By::Address,
@@ -290,17 +370,12 @@ fn keyed(
     };
     let registry: &Registry = if matches!(by, By::Address) { &limits.local } else { &limits.shared };
     let holdings = registry.keyed(&format!("{scope}/{}", limit.id).into(), template);
-    let all = holdings.places(|_| true);
-    let of = |wanted: Counts| {
-        let chosen = all.iter().zip(&counts).filter(|(_, counts)| **counts == Counts::Both || **counts == wanted);
-        chosen.map(|(place, _)| *place).collect()
-    };
-    let places = PlacesBy { requests: of(Counts::Requests), websockets: of(Counts::WebSockets) };
-    Ok(Keyed { by, holdings, places })
+    let places = PlacesBy::new(holdings.places(|_| true).into_iter().zip(labels.iter().copied()));
+    Ok(Keyed { by, holdings, labels: labels.into(), places })
 }
 
 fn sets_nothing(limit: &KeyedLimit) -> bool {
-    let bucket = limit.rate.as_ref().and_then(limits::Rate::bucket);
+    let bucket = limit.rate.as_ref().and_then(Rate::bucket);
     let no_quota = daily(&limit.quotas).is_none() && monthly(&limit.quotas).is_none();
     bucket.is_none() && no_quota && slots(&limit.concurrency) == (None, None)
 }

@@ -4,14 +4,16 @@
 //! | file | what happens there |
 //! |---|---|
 //! | `mod.rs` | who counts: this process, or Redis |
+//! | [`by_itself`] | this process, and whether it can write down what it counts |
 //! | [`compile`] | which limits apply to which requests |
 //! | [`check`] | one request: admitted, or refused by which limit |
 //! | [`refusals`] | how many there were, for metrics |
 //! | [`told`] | `RateLimit` fields and 429 |
 
+mod by_itself;
 pub(crate) mod check;
 pub(crate) mod compile;
-mod refusals;
+pub(crate) mod refusals;
 pub(crate) mod told;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -32,7 +34,7 @@ use seiketsu_limits::{
 };
 use tokio::runtime::Handle;
 
-use self::refusals::Refusals;
+use self::{by_itself::ByItself, refusals::Refusals};
 
 /// The counters of quotas of a node that counts by itself, under its state.
 const JOURNAL: &str = "quotas.journal";
@@ -51,8 +53,8 @@ pub(crate) struct Limits {
     /// What each node counts for itself: client addresses.
     pub(crate) local: Registry,
     pub(crate) redis: Option<Arc<RedisCoordinator>>,
+    pub(crate) memory: Option<Arc<ByItself>>,
     pub(crate) refusals: Refusals,
-    memory: Option<Arc<MemoryCoordinator>>,
 }
 
 /// Why limits cannot be held to.
@@ -91,7 +93,7 @@ impl Limits {
     /// Limits of a node that counts by itself. Without a folder, quotas begin anew with each process.
     pub(crate) fn by_itself(state: Option<&Path>, name: &str, runtime: &Handle) -> Result<Self, JournalError> {
         let journal = state.map(|folder| Journal::open(&folder.join(JOURNAL))).transpose()?;
-        let memory = Arc::new(MemoryCoordinator::new(journal));
+        let memory = Arc::new(ByItself::new(journal));
         let clock = Clock::new();
         Ok(Self {
             shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, clock, runtime))),
@@ -105,6 +107,12 @@ impl Limits {
     /// How many nodes share the limits.
     pub(crate) fn live(&self) -> u64 {
         self.redis.as_ref().map_or(1, |redis| redis.live())
+    }
+
+    /// Whether the coordinator answers: Redis is connected, or this process can write down what it counts.
+    pub(crate) fn is_up(&self) -> bool {
+        let redis = self.redis.as_ref().is_none_or(|redis| redis.is_connected());
+        redis && self.memory.as_ref().is_none_or(|memory| memory.can_write())
     }
 
     /// Gives back what is held, and writes down what must be known when the node comes back.

@@ -1,33 +1,77 @@
-//! Refusals by whose limit it was, and of which kind.
+//! Refusals by whose limit it was, and by what it counts.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-const SCOPES: [&str; 4] = ["tenant", "route", "consumer", "keyed"];
-const KINDS: [&str; 5] = ["rate", "day", "month", "concurrency", "websockets"];
+/// Whose a limit is, and what it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Label {
+    pub(crate) scope: Scope,
+    pub(crate) counts: Counts,
+}
+
+/// Whose a limit is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    Tenant,
+    Route,
+    Consumer,
+    Keyed,
+}
+
+/// What a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Counts {
+    Rate,
+    Day,
+    Month,
+    /// Those in flight.
+    Requests,
+    /// Those that are open.
+    WebSockets,
+}
+
+impl Scope {
+    const ALL: [Self; 4] = [Self::Tenant, Self::Route, Self::Consumer, Self::Keyed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tenant => "tenant",
+            Self::Route => "route",
+            Self::Consumer => "consumer",
+            Self::Keyed => "keyed",
+        }
+    }
+}
+
+impl Counts {
+    pub(super) const ALL: [Self; 5] = [Self::Rate, Self::Day, Self::Month, Self::Requests, Self::WebSockets];
+
+    /// In names of limits and of accounts, and in metrics.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Day => "day",
+            Self::Month => "month",
+            Self::Requests => "concurrency",
+            Self::WebSockets => "websockets",
+        }
+    }
+}
 
 /// Counts since the start.
 #[derive(Debug, Default)]
-pub(crate) struct Refusals([[AtomicU64; KINDS.len()]; SCOPES.len()]);
+pub(crate) struct Refusals([[AtomicU64; Counts::ALL.len()]; Scope::ALL.len()]);
 
 impl Refusals {
-    /// Counts a refusal by the limit of this account ([`compile`](super::compile) names them).
-    pub(crate) fn count(&self, key: &str) {
-        let scope = match key {
-            key if key.contains("keyed/") => 3,
-            key if key.starts_with("consumer/") => 2,
-            key if key.starts_with("route/") => 1,
-            _ => 0,
-        };
-        let kind = KINDS.iter().position(|kind| key.split('/').any(|part| part == *kind));
-        if let Some(counter) = kind.and_then(|kind| self.0.get(scope)?.get(kind)) {
-            counter.fetch_add(1, Relaxed);
-        }
+    pub(crate) fn count(&self, by: Label) {
+        self.0[by.scope as usize][by.counts as usize].fetch_add(1, Relaxed);
     }
 
-    /// By scope and kind.
+    /// By scope and by what the limit counts.
     pub(crate) fn counts(&self) -> impl Iterator<Item = ((&'static str, &'static str), u64)> {
-        SCOPES.into_iter().zip(&self.0).flat_map(|(scope, counters)| {
-            KINDS.into_iter().zip(counters).map(move |(kind, counter)| ((scope, kind), counter.load(Relaxed)))
+        Scope::ALL.into_iter().zip(&self.0).flat_map(|(scope, counters)| {
+            let counters = Counts::ALL.into_iter().zip(counters);
+            counters.map(move |(counts, counter)| ((scope.name(), counts.name()), counter.load(Relaxed)))
         })
     }
 }
@@ -37,23 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_limit_counts_where_it_belongs() {
-        let refusals = Refusals::default();
-        for key in ["rate", "day", "day", "route/orders/month", "consumer/alice/rate", "keyed/each/rate/0af3"] {
-            refusals.count(key);
+    fn each_refusal_is_shown_where_it_was_counted() {
+        for scope in Scope::ALL {
+            for counts in Counts::ALL {
+                let refusals = Refusals::default();
+                refusals.count(Label { scope, counts });
+                let shown: Vec<_> = refusals.counts().filter(|(_, count)| *count > 0).collect();
+                assert_eq!(shown, [((scope.name(), counts.name()), 1)]);
+            }
         }
-        refusals.count("route/orders/keyed/each/websockets/0af3");
-        let counts: Vec<_> = refusals.counts().filter(|(_, count)| *count > 0).collect();
-        assert_eq!(
-            counts,
-            [
-                (("tenant", "rate"), 1),
-                (("tenant", "day"), 2),
-                (("route", "month"), 1),
-                (("consumer", "rate"), 1),
-                (("keyed", "rate"), 1),
-                (("keyed", "websockets"), 1),
-            ]
-        );
     }
 }

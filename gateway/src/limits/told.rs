@@ -40,7 +40,7 @@ pub(crate) fn write(limited: &Limited, response: &mut HeaderMap) {
 }
 
 /// What a client that is not admitted is told.
-pub(crate) fn refusal(limited: &Limited, reason: NotAdmitted) -> Refusal {
+pub(crate) fn refusal(limited: Option<&Limited>, reason: NotAdmitted) -> Refusal {
     let (kind, detail, wait) = match reason {
         NotAdmitted::Refused { is_slot: true, .. } => {
             (ProblemKind::QuotaExceeded, "As many requests are in progress as may be at the same time.", SLOT_WAIT)
@@ -54,7 +54,7 @@ pub(crate) fn refusal(limited: &Limited, reason: NotAdmitted) -> Refusal {
     };
     let seconds = fields::retry_after(wait, fastrand::u64(..));
     let refusal = Refusal::new(kind, detail).with_header(RETRY_AFTER, HeaderValue::from(seconds));
-    match &limited.refused_by {
+    match limited.and_then(|limited| limited.refused_by.as_ref()) {
         Some(name) => refusal.with_extension(fields::VIOLATED_POLICIES, vec![Value::from(&**name)]),
         None => refusal,
     }

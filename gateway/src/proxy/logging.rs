@@ -45,7 +45,9 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         in_flight.attempt(attempt(ctx, error));
     }
     if let Some(limited) = &mut ctx.limited {
-        limited.ended(status);
+        // To callers of gRPC, HTTP says 200 whatever was refused.
+        let refused = ctx.refused.filter(|_| ctx.grpc);
+        limited.ended(refused.map_or(status, |kind| kind.status().as_u16()));
     }
     in_flight.finish(&outcome);
     let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream);

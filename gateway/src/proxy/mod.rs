@@ -20,6 +20,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use http::HeaderMap;
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -100,6 +101,16 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
         upstream_response::filter(&self.shared, session, response, ctx)
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _: &mut Session,
+        trailers: &mut HeaderMap,
+        ctx: &mut Box<RequestContext>,
+    ) -> Result<()> {
+        upstream_response::filter_trailers(trailers, ctx);
+        Ok(())
     }
 
     async fn response_filter(

@@ -143,10 +143,13 @@ async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
     };
     let tenant = entry.compiled();
     let Some(route) = tenant.routes.get(index) else { return Ok(Err(Refusal::new(ProblemKind::Internal, ""))) };
+    if let Err(refusal) = limit_address(shared, ctx, route).await {
+        return Ok(Err(refusal));
+    }
     if let Err(failure) = authenticate(session, ctx, tenant, route).await {
         return Ok(Err(unauthenticated(&failure)));
     }
-    if let Err(refusal) = limit(shared, session, ctx, tenant, route).await {
+    if let Err(refusal) = limit_caller(shared, session, ctx, tenant, route).await {
         return Ok(Err(refusal));
     }
     if route.looks_at_body()
@@ -265,8 +268,15 @@ async fn authenticate(
     Ok(())
 }
 
-/// Whether the limits that apply admit it.
-async fn limit(
+/// Whether the limits of the client's address admit it.
+async fn limit_address(shared: &Shared, ctx: &mut RequestContext, route: &CompiledRoute) -> Result<(), Refusal> {
+    let checked =
+        check::check_address(&shared.limits, &route.limits, ctx.client, ctx.websocket, &mut ctx.limited).await;
+    checked.map_err(|reason| told::refusal(ctx.limited.as_ref(), reason))
+}
+
+/// Whether all other limits that apply admit it.
+async fn limit_caller(
     shared: &Shared,
     session: &Session,
     ctx: &mut RequestContext,
@@ -275,15 +285,12 @@ async fn limit(
 ) -> Result<(), Refusal> {
     let asking = Asking {
         principal: ctx.principal.as_deref(),
-        client: ctx.client,
         headers: &session.req_header().headers,
         websocket: ctx.websocket,
     };
-    let checked = check::check(&shared.limits, tenant.limits.as_ref(), &route.limits, asking).await;
-    let Some((limited, result)) = checked else { return Ok(()) };
-    let result = result.map_err(|reason| told::refusal(&limited, reason));
-    ctx.limited = Some(limited);
-    result
+    let limits = tenant.limits.as_ref();
+    let checked = check::check_caller(&shared.limits, limits, &route.limits, asking, &mut ctx.limited).await;
+    checked.map_err(|reason| told::refusal(ctx.limited.as_ref(), reason))
 }
 
 fn unauthenticated(failure: &AuthFailure) -> Refusal {

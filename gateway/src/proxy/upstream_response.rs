@@ -1,4 +1,4 @@
-//! The head of an upstream's response: how the attempt went, and whether there will be another.
+//! The head of an upstream's response, and its trailers: how the attempt went, and whether there will be another.
 
 use std::time::Instant;
 
@@ -43,6 +43,14 @@ pub(super) fn filter(
         error.set_retry(true);
         return Err(error);
     }
+    if let Some(limited) = &mut ctx.limited {
+        if switches {
+            limited.has_upgraded();
+        }
+        if ctx.grpc {
+            limited.grpc_ended(&response.headers);
+        }
+    }
     ctx.exchange.status = Some(response.status);
     let now = Instant::now();
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| now - at);
@@ -62,6 +70,15 @@ pub(super) fn filter(
         }
     }
     Ok(())
+}
+
+/// What comes behind the body.
+pub(super) fn filter_trailers(trailers: &HeaderMap, ctx: &mut RequestContext) {
+    if ctx.grpc
+        && let Some(limited) = &mut ctx.limited
+    {
+        limited.grpc_ended(trailers);
+    }
 }
 
 /// What the upstream says of its connection with the gateway is nothing to the client (RFC 9110 §7.6.1).

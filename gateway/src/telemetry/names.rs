@@ -84,13 +84,13 @@ metrics! {
     LIMIT_REFUSALS = "seiketsu_limit_refusals_total" ["scope", "limit"]
         "Requests that a limit refused, by whose limit it is and by its kind.";
     LIMIT_EXCHANGES = "seiketsu_limit_exchanges_total" ["result"]
-        "Exchanges with the coordinator of limits, by result.";
+        "Exchanges with the coordinator of limits, by result; `failed` where the node counts by itself and could not write.";
     LIMIT_EXCHANGE_DURATION = "seiketsu_limit_exchange_duration_seconds" []
         "How long Redis took to answer an exchange.";
     LIMIT_UNBACKED = "seiketsu_limit_unbacked_tokens_total" []
         "Tokens spent without the coordinator: as many may have been too many.";
     LIMIT_COORDINATOR_UP = "seiketsu_limit_coordinator_up" []
-        "Whether Redis is connected; 1 where the node counts by itself.";
+        "Whether Redis is connected; where the node counts by itself, whether it could last write down what is used of quotas.";
     LIMIT_GATEWAYS = "seiketsu_limit_gateways" []
         "Nodes that share the limits, as last known.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     limits::{
         Limits,
-        compile::{self as limits_compile, LimitsCompileError, RouteLimits, TenantLimits},
+        compile::{self as limits_compile, LimitsCompileError, RouteLimits, Since, TenantLimits},
     },
     policy::{
         access::AccessPolicy,
@@ -59,6 +59,7 @@ pub struct CompiledTenant {
     pub(crate) metrics: Arc<TenantMetrics>,
     pub(crate) route_metrics: Arc<RouteTable>,
     pub(crate) limits: Option<TenantLimits>,
+    pub(crate) limits_since: Since,
     pub(crate) tls: Option<TenantTls>,
     /// The file that it stands in.
     pub(crate) file: Arc<Path>,
@@ -207,7 +208,8 @@ impl<'a> Compiler<'a> {
         Self { identity, metrics, limits, revision, file: file.into(), policies: HashMap::new() }
     }
 
-    /// `tls` is what [`TenantTls`] made of the tenant, or why it could not. `tenant_effective` and `effective` are the merged settings of the tenant, and of each of its routes.
+    /// `tls` is what [`TenantTls`] made of the tenant, or why it could not. `tenant_effective` and `effective` are the
+    /// merged settings of the tenant, and of each of its routes. `former` is the tenant in force.
     pub(crate) fn tenant(
         &mut self,
         tenant: &Arc<Tenant>,
@@ -215,6 +217,7 @@ impl<'a> Compiler<'a> {
         tenant_effective: &Arc<Effective>,
         effective: Vec<Arc<Effective>>,
         pools: &dyn Pools,
+        former: Option<&CompiledTenant>,
     ) -> Result<CompiledTenant, CompileError> {
         let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source: Box::new(source) };
         let tls = tls.map_err(|source| CompileError::Tls { tenant: tenant.id.clone(), source: source.into() })?;
@@ -223,6 +226,8 @@ impl<'a> Compiler<'a> {
         let versions = tenant.versions.as_ref().map(Versions::compile).transpose();
         let versions = versions.map_err(|source| CompileError::Versions { tenant: tenant.id.clone(), source })?;
         let policies = self.policies(tenant_effective).map_err(of_tenant)?;
+        let limits_since =
+            Since::of(self.revision, tenant, tenant_effective, &effective, former.map(|former| former.limits_since));
         let (limits, of_routes) =
             limits_compile::tenant(self.limits, self.revision, tenant, tenant_effective, &effective)
                 .map_err(|source| of_tenant(source.into()))?;
@@ -250,6 +255,7 @@ impl<'a> Compiler<'a> {
             asks_for_client_certificate: tenant.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some()),
             metrics,
             limits,
+            limits_since,
             tls,
             file: self.file.clone(),
             config: tenant.clone(),

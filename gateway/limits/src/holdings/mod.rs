@@ -119,7 +119,8 @@ pub struct Place(u32);
 impl Place {
     const SLOTS: u32 = 1 << 31;
     const QUOTA: u32 = 1 << 30;
-    const INDEX: u32 = Self::QUOTA - 1;
+    const UNTIL_UPGRADE: u32 = 1 << 29;
+    const INDEX: u32 = Self::UNTIL_UPGRADE - 1;
 
     fn new(index: usize, kind: &Kind) -> Self {
         // No memory holds a plan that is longer.
@@ -146,6 +147,16 @@ impl Place {
     /// What a request of this weight takes here: of slots, one.
     pub(crate) fn cost(self, cost: u64) -> u64 {
         if self.is_slots() { 1 } else { cost }
+    }
+
+    /// The same, for a request to switch protocols: what it takes there it holds until it has.
+    #[must_use]
+    pub fn until_upgrade(self) -> Self {
+        Self(self.0 | Self::UNTIL_UPGRADE)
+    }
+
+    pub(crate) fn is_until_upgrade(self) -> bool {
+        self.0 & Self::UNTIL_UPGRADE != 0
     }
 }
 

@@ -40,11 +40,13 @@ pub(super) fn families(limits: &Limits) -> Vec<MetricFamily> {
             exchanges.add(&[result], count as f64);
         }
         duration.add_counts(&LATENCY_BOUNDS, &statistics.latency, statistics.latency_sum);
-        up.add(&[], f64::from(u8::from(redis.is_connected())));
-    } else {
-        exchanges.add(&["answered"], shared.exchanges.load(Relaxed) as f64);
-        up.add(&[], 1.0);
     }
+    if let Some(memory) = &limits.memory {
+        let (answered, failed) = memory.exchanges();
+        exchanges.add(&["answered"], answered as f64);
+        exchanges.add(&["failed"], failed as f64);
+    }
+    up.add(&[], f64::from(u8::from(limits.is_up())));
     let all = [decisions, refusals, exchanges, duration, unbacked, up, gateways];
     all.into_iter().filter_map(Family::finish).collect()
 }

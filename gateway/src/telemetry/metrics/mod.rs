@@ -193,6 +193,7 @@ mod tests {
     use tokio::runtime::Runtime;
 
     use super::*;
+    use crate::limits::refusals::{Counts, Label, Scope};
 
     /// For two workers, of which the first has had to shed a request.
     fn metrics() -> Metrics {
@@ -298,7 +299,7 @@ mod tests {
         let _in_use = serve(&metrics);
         let folder = tempfile::tempdir().unwrap();
         let (_runtime, limits) = limits(folder.path());
-        limits.refusals.count("rate");
+        limits.refusals.count(Label { scope: Scope::Tenant, counts: Counts::Rate });
         metrics.show_limits(limits);
         let (samples, types) = parse(&metrics.render());
         let expected = [

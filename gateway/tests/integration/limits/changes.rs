@@ -102,6 +102,27 @@ fn a_higher_quota_applies_at_once_and_a_lower_one_too() {
 }
 
 #[test]
+fn limits_of_a_lower_revision_are_refused_and_not_passed_over() {
+    let origin = Origin::start("a");
+    let revision = |revision: u32, daily: u32| {
+        let text = limited(origin.address, &format!("quotas: {{ daily: {daily} }}"), "");
+        text.replace("revision: 1", &format!("revision: {revision}"))
+    };
+    let gateway = Gateway::start(&revision(5, 3));
+    assert_eq!(passing(&gateway, "/v1/echo", "", 5), 3);
+    gateway.write_tenants(&revision(4, 9));
+    let told = || gateway.readyz().json()["last_reload"]["errors"].to_string();
+    assert!(comes_true(|| told().contains("(tenant acme): its limits are not those in force")), "{}", told());
+    assert!(["revision 5", "revision 4", "write revision: 5"].iter().all(|part| told().contains(part)), "{}", told());
+    assert_eq!(gateway.operations("/config").json()["revision"], json!(5));
+    assert_eq!(passing(&gateway, "/v1/echo", "", 2), 0);
+    // With the number that is asked for, they are put in force, and are held to.
+    gateway.write_tenants(&revision(5, 9));
+    assert!(comes_true(|| told() == "[]"), "{}", told());
+    assert_eq!(passing(&gateway, "/v1/echo", "", 9), 6);
+}
+
+#[test]
 fn a_reload_that_changes_something_else_gives_nothing_anew() {
     let origin = Origin::start("a");
     let limits = "rate: { requests: 1, per: 1h, burst: 12 }, quotas: { daily: 10 }";

@@ -91,6 +91,26 @@ fn no_more_sockets_than_allowed_are_open() {
     drop((third, fourth));
 }
 
+#[test]
+fn a_request_for_a_socket_is_a_request_until_there_is_one() {
+    let asking = |target: &str| super::request(target, "Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    let origin = Origin::start("a");
+    let gateway = Gateway::start(&limited(origin.address, "concurrency: { requests: 1, websockets: 9 }", ""));
+    let mut slow = gateway.connect();
+    slow.send(asking("/v1/delay/15000").as_bytes());
+    let in_flight = || gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize;
+    assert!(comes_true(|| in_flight() == 1), "{}", gateway.metrics());
+    for _ in 0..5 {
+        assert_eq!(violated(&gateway.connect().request(&asking("/v1/echo"))), ["concurrency"]);
+        assert_eq!(violated(&gateway.get("acme.test", "/v1/echo", "")), ["concurrency"]);
+    }
+    drop(slow);
+    let socket = wait_for(&|| try_open(&gateway).ok()).expect("the slot of the one that broke off");
+    let other = try_open(&gateway).expect("the slot of the one that is a socket");
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200, "and that of the other one");
+    drop((socket, other));
+}
+
 fn try_open(gateway: &Gateway) -> Result<WebSocket<TcpStream>, String> {
     let request = http::Request::get("ws://acme.test/v1/ws")
         .header("host", "acme.test")

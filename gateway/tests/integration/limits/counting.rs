@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::{answers, limited, noon, passing, remaining, request, statuses, still, violated};
 use crate::{
-    fixtures::{Issuer, comes_true, demo, key_hash, open, tenants},
-    support::{Client, Gateway, Origin},
+    fixtures::{Issuer, comes_true, demo, key_hash, open, tenants, upstream},
+    support::{Client, Gateway, Origin, http2::Http2},
 };
 
 const KEY_A: &str = "sk_consumera_0123456789abcdefghijklmnopqrstuv";
@@ -140,6 +140,42 @@ fn what_the_upstream_fails_is_given_back_where_it_does_not_count() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_grpc_that_fail_are_given_back_where_they_do_not_count() {
+    const UNARY: &str = "/seiketsu.demo.v1.Echo/Unary";
+    let origin = Origin::start("a");
+    let routes = "- { id: echo, match: { path: '/seiketsu.demo.v1.Echo/{method}' }, upstream: demo }\n\
+                  - { id: gone, match: { path: '/gone/{method}' }, upstream: gone }\n";
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let upstreams = ["demo", "gone"].into_iter().zip([origin.address, nobody]);
+    let upstreams: String = upstreams.map(|(name, address)| upstream(name, &[address], "protocol: http2")).collect();
+    // The one with nobody behind it is answered by the gateway, in gRPC's own way.
+    let mut failures = vec![("/gone/Unary", "x-grpc-status", "14")];
+    for status in ["2", "4", "13", "14", "15"] {
+        failures.extend(["x-grpc-status", "x-grpc-status-after"].map(|name| (UNARY, name, status)));
+    }
+    for (setting, counts) in [("count_failures: false", false), ("count_failures: true", true)] {
+        let limits = format!("policies: {{ limits: {{ {}, quotas: {{ daily: 4 }}, {setting} }} }}\n", noon());
+        let gateway = Gateway::start(&tenants(&upstreams, &limits, routes));
+        let client = Http2::plain(&gateway).await;
+        let call = async |(target, name, status): (&str, &str, &str)| {
+            let request = client.request("POST", "acme.test", target).header("content-type", "application/grpc");
+            let request = request.header("te", "trailers").header(name, status);
+            let answer = client.send(request, &[0, 0, 0, 0, 2, b'h', b'i']).await.unwrap();
+            let told = answer.trailers.unwrap_or(answer.headers).remove("grpc-status").expect("a status");
+            told.to_str().unwrap().to_owned()
+        };
+        for (n, failure) in failures.iter().enumerate() {
+            assert_eq!(call(*failure).await, if counts && n >= 4 { "8" } else { failure.2 }, "{failure:?}, {setting}");
+        }
+        // What the client did wrong is no failure of the upstream.
+        for (n, status) in ["0", "3", "5", "12", "0"].into_iter().enumerate() {
+            let told = call((UNARY, "x-grpc-status-after", status)).await;
+            assert_eq!(told, if counts || n >= 4 { "8" } else { status }, "{setting}");
+        }
+    }
+}
+
 #[test]
 fn what_the_upstream_fails_still_counts_against_rates() {
     let origin = Origin::start("a");
@@ -215,6 +251,32 @@ fn callers_are_told_apart_by_address_and_those_of_one_network_are_one() {
     assert_eq!(statuses(&gateway, "/v1/echo", &from("2001:db8:1:2::1"), 1), [200]);
     assert_eq!(statuses(&gateway, "/v1/echo", &from("2001:db8:1:2:ffff::2"), 2), [200, 429], "a /64 is one caller");
     assert_eq!(statuses(&gateway, "/v1/echo", &from("2001:db8:1:3::1"), 1), [200]);
+}
+
+#[test]
+fn whoever_tries_keys_pays_for_each_with_the_address() {
+    let origin = Origin::start("a");
+    let limits = format!("keyed: [{{ id: each, by: address, {} }}]", still(4));
+    let tenant = format!("{}policies: {{ limits: {{ {}, {limits} }} }}\n", consumers(""), noon());
+    let routes = open("auth: { accept: [api_key] }");
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), &tenant, &routes));
+    let tried = answers(&gateway, "/v1/echo", &key("sk_consumera_wrong"), 2);
+    assert_eq!(tried.iter().map(|answer| answer.status).collect::<Vec<_>>(), [401, 401]);
+    assert_eq!(remaining(&tried[1], "each-rate"), 2);
+    assert_eq!(statuses(&gateway, "/v1/echo", "", 10), [401, 401, 429, 429, 429, 429, 429, 429, 429, 429]);
+    // With a key that is right, too.
+    assert_eq!(violated(&gateway.get("acme.test", "/v1/echo", &key(KEY_A))), ["each-rate"]);
+}
+
+#[test]
+fn a_slot_of_an_address_is_free_again_when_nobody_was_known() {
+    let origin = Origin::start("a");
+    let limits = "keyed: [{ id: each, by: address, concurrency: { requests: 1 } }]";
+    let tenant = format!("{}policies: {{ limits: {{ {limits} }} }}\n", consumers(""));
+    let routes = open("auth: { accept: [api_key] }");
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), &tenant, &routes));
+    assert_eq!(statuses(&gateway, "/v1/echo", "", 5), [401; 5]);
+    assert_eq!(statuses(&gateway, "/v1/echo", &key(KEY_A), 2), [200, 200]);
 }
 
 #[test]

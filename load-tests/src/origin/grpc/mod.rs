@@ -10,7 +10,8 @@
 //! | `ClientStream` | all messages in one, joined; for protobuf that is their merge |
 //! | `Bidi` | each message, as soon as it is there |
 //!
-//! The metadata `x-grpc-status: N` asks for that status instead. Compressed messages are refused with
+//! The metadata `x-grpc-status: N` asks for that status instead, and `x-grpc-status-after: N` for that status
+//! behind the messages. Compressed messages are refused with
 //! `UNIMPLEMENTED`, those over 4 MiB with `RESOURCE_EXHAUSTED`.
 
 mod frame;
@@ -74,17 +75,20 @@ pub(super) async fn call(request: Request<Incoming>, healthy: bool) -> Response 
     if let Some(code) = asked_for_status(&head.headers) {
         return trailers_only(code, "this status was asked for");
     }
+    let end = number(&head.headers, "x-grpc-status-after").unwrap_or(Code::Ok as u16);
     let messages = Messages::read(body);
     let answer = match head.uri.path() {
         HEALTH_CHECK => check(messages, healthy).await,
         path => match &path[ECHO.len()..] {
-            "Unary" => single(messages).await.map(|message| replies(stream::iter([Ok(message)]))),
+            "Unary" => single(messages).await.map(|message| replies(stream::iter([Ok(message)]), end)),
             "ServerStream" => {
                 let repeat = number(&head.headers, "x-repeat").unwrap_or(3);
-                single(messages).await.map(|message| replies(stream::iter(vec![Ok(message); repeat.min(1_000_000)])))
+                single(messages)
+                    .await
+                    .map(|message| replies(stream::iter(vec![Ok(message); repeat.min(1_000_000)]), end))
             }
-            "ClientStream" => joined(messages).await.map(|message| replies(stream::iter([Ok(message)]))),
-            "Bidi" => Ok(replies(messages)),
+            "ClientStream" => joined(messages).await.map(|message| replies(stream::iter([Ok(message)]), end)),
+            "Bidi" => Ok(replies(messages, end)),
             method => Err(Refusal::new(Code::Unimplemented, format!("Echo has no method {method}"))),
         },
     };
@@ -122,16 +126,16 @@ async fn check(messages: Messages, healthy: bool) -> Result<Response, Refusal> {
     }
     // HealthCheckResponse { ServingStatus status = 1; } with SERVING = 1, NOT_SERVING = 2.
     let status: &'static [u8] = if healthy { &[0x08, 1] } else { &[0x08, 2] };
-    Ok(replies(stream::iter([Ok(Bytes::from_static(status))])))
+    Ok(replies(stream::iter([Ok(Bytes::from_static(status))]), Code::Ok as u16))
 }
 
-/// The messages as frames, and the status behind them as trailers.
-fn replies(messages: impl Stream<Item = Result<Bytes, FrameError>> + Send + 'static) -> Response {
+/// The messages as frames, and behind them this status as trailers.
+fn replies(messages: impl Stream<Item = Result<Bytes, FrameError>> + Send + 'static, end: u16) -> Response {
     enum Next<S> {
         Message(S),
         End,
     }
-    let frames = stream::unfold(Next::Message(Box::pin(messages)), |next| async move {
+    let frames = stream::unfold(Next::Message(Box::pin(messages)), move |next| async move {
         let Next::Message(mut messages) = next else { return None };
         Some(match messages.next().await {
             Some(Ok(message)) => (Ok::<_, FrameError>(Frame::data(encode(&message))), Next::Message(messages)),
@@ -139,7 +143,7 @@ fn replies(messages: impl Stream<Item = Result<Bytes, FrameError>> + Send + 'sta
                 let refusal = Refusal::from(error);
                 (Ok(Frame::trailers(status_fields(refusal.code as u16, &refusal.message))), Next::End)
             }
-            None => (Ok(Frame::trailers(status_fields(Code::Ok as u16, ""))), Next::End),
+            None => (Ok(Frame::trailers(status_fields(end, ""))), Next::End),
         })
     });
     ok("application/grpc", Body::streamed(StreamBody::new(frames)))

@@ -159,7 +159,10 @@ impl Limited {
         let clock = limits.shared.node().clock();
         let limited = limited.get_or_insert_with(|| Self::new(clock, route.count_failures));
         let result = limited.take(limits, &sets, route.cost, counted_by, began).await;
-        limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
+        // What was at hand took no time that is worth reading the clock again.
+        if limited.by != DecidedBy::Lease {
+            limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
+        }
         limited.sets.extend(sets.into_iter().map(|set| (set.holdings, Places::from_slice(set.places))));
         result
     }

@@ -82,7 +82,8 @@ impl Holdings {
         }
         state.alone = Some(Alone { retry_at, until: Nanos::MAX });
         for account in &mut state.accounts {
-            account.share = Share { counted_to: since, ..Share::default() };
+            // Of a quota, new limits go on with the share of the former ones.
+            account.share = Share { counted_to: since, parts: 0, ..account.share.clone() };
         }
         self.alone_until.store(Nanos::MAX, Relaxed);
         tracing::debug!(tenant = %self.plan.tenant, "limits are held to without the coordinator");
@@ -105,6 +106,9 @@ impl Holdings {
 
     pub(super) fn is_back(&self, state: &mut State) {
         if state.alone.take().is_some() {
+            for account in &mut state.accounts {
+                account.share = Share::default();
+            }
             self.alone_until.store(0, Relaxed);
             tracing::debug!(tenant = %self.plan.tenant, "the coordinator holds to limits again");
         }

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use crate::{
+    cache::{Cache, purging::PurgingError},
     limits::{self, LimitsError},
     server::{
         tls::{self, TlsError},
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     /// One for each worker; none where load shedding is off.
     pub(crate) shedders: Arc<[Arc<Shedder>]>,
     pub(crate) limits: Arc<limits::Limits>,
+    pub(crate) cache: Cache,
     pub(crate) access_log: AccessLog,
     pub(crate) usage: Arc<Usage>,
     pub(crate) tracer: Tracer,
@@ -86,6 +88,8 @@ pub enum SharedError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Limits(#[from] LimitsError),
+    #[error(transparent)]
+    Purging(#[from] PurgingError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
 }
@@ -119,6 +123,7 @@ impl Shared {
             access_log: AccessLog::open(&node.access_log, id, workers, dropped)?,
             metrics,
             limits,
+            cache: Cache::start(&node, workers, runtime)?,
             usage: Arc::new(usage),
             shedders,
             tracer,

@@ -93,6 +93,10 @@ metrics! {
         "Whether Redis is connected; where the node counts by itself, whether it could last write down what is used of quotas.";
     LIMIT_GATEWAYS = "seiketsu_limit_gateways" []
         "Nodes that share the limits, as last known.";
+    CACHE_REQUESTS = "seiketsu_cache_requests_total" ["tenant", "result"]
+        "Requests on routes with a cache, by tenant and by what the cache did for them.";
+    CACHE_SERVED_BYTES = "seiketsu_cache_served_bytes_total" ["tenant"]
+        "Bytes of response bodies that clients got from the cache, by tenant.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
         "Configurations read, by result.";
     CONFIG_REVISION = "seiketsu_config_revision" []

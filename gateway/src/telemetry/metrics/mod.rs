@@ -30,7 +30,7 @@ use self::{
     tenants::{NamedSum, Tenants, TenantsSum},
 };
 pub use self::{
-    labels::{Attempt, BreakerState, Ejection, Label, LogDrop, Reload, Stage},
+    labels::{Attempt, BreakerState, CacheResult, Ejection, Label, LogDrop, Reload, Stage},
     node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection, UsageMetrics},
     shard::{InFlight, Outcome, RouteSlot},
     tenants::{RouteTable, TenantMetrics},
@@ -123,6 +123,8 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
     let mut retries = Family::counter(names::UPSTREAM_RETRIES);
     let mut nonconforming = Family::counter(names::NONCONFORMING);
     let mut tenants = Family::gauge(names::TENANTS);
+    let mut cached = Family::counter(names::CACHE_REQUESTS);
+    let mut cached_bytes = Family::counter(names::CACHE_SERVED_BYTES);
 
     for tenant in &sums.named {
         let (name, sum) = (&*tenant.name, &tenant.sum);
@@ -139,6 +141,10 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
         }
         retries.add_counted(&[name], sum.retries);
         nonconforming.add_counted(&[name], sum.nonconforming);
+        for (result, count) in CacheResult::VALUES.iter().zip(sum.cached) {
+            cached.add_counted(&[name, result], count);
+        }
+        cached_bytes.add_counted(&[name], sum.cached_bytes);
     }
     for (stage, sum) in Stage::VALUES.iter().zip(&sums.stages) {
         stages.add_histogram(&[stage], sum, &BOUNDS);
@@ -157,6 +163,8 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
         attempts,
         retries,
         tenants,
+        cached,
+        cached_bytes,
     ];
     families.into_iter().filter_map(Family::finish).collect()
 }

@@ -1,0 +1,5 @@
+//! Lists of URLs, and how far they are.
+
+/// What is being warmed.
+#[derive(Debug, Default)]
+pub(crate) struct Warming;

@@ -168,8 +168,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        directives::ResponseDirectives, freshness::Exchange, reuse::Rules, stored::Parts, storing::Policy,
-        time::Timestamp, vary::Selection,
+        directives::ResponseDirectives, freshness::Exchange, reuse::Rules, stored::Parts, time::Timestamp,
+        vary::Selection,
     };
 
     fn stored(tags: &[(&'static str, &'static str)], since: Sequence) -> Stored {
@@ -181,7 +181,7 @@ mod tests {
             status: StatusCode::OK,
             headers,
             body: Bytes::new(),
-            rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, &Policy::default()),
+            rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, (0, 0)),
             selection: Selection::default(),
             since,
         })

@@ -5,7 +5,6 @@ use http::{HeaderMap, header};
 use crate::{
     directives::{Lifetime, MaxStale, RequestDirectives, ResponseDirectives},
     freshness::Exchange,
-    storing::Policy,
     time::Timestamp,
 };
 
@@ -41,12 +40,14 @@ pub enum Reuse {
 }
 
 impl Rules {
+    /// The last pair: for how long it may be stale while it is validated, and on errors, where the origin says
+    /// nothing.
     pub fn new(
         directives: &ResponseDirectives,
         lifetime: u64,
         initial_age: u64,
         exchange: Exchange,
-        policy: &Policy,
+        (while_revalidate, if_error): (u64, u64),
     ) -> Self {
         let strict = directives.must_revalidate || directives.proxy_revalidate || directives.no_cache.is_whole();
         // `s-maxage` forbids what the origin has not allowed in the same breath (RFC 9111 §5.2.2.10, RFC 5861).
@@ -63,8 +64,8 @@ impl Rules {
             no_cache: directives.no_cache.is_whole(),
             forbids_stale: directives.forbids_stale(),
             immutable: directives.immutable,
-            stale_while_revalidate: window(directives.stale_while_revalidate, policy.stale_while_revalidate),
-            stale_if_error: window(directives.stale_if_error, policy.stale_if_error),
+            stale_while_revalidate: window(directives.stale_while_revalidate, while_revalidate),
+            stale_if_error: window(directives.stale_if_error, if_error),
         }
     }
 
@@ -148,7 +149,7 @@ mod tests {
         let mut directives = ResponseDirectives::default();
         change(&mut directives);
         let at = Timestamp::from_unix(CAME);
-        Rules::new(&directives, lifetime, 0, Exchange { requested: at, answered: at }, &Policy::default())
+        Rules::new(&directives, lifetime, 0, Exchange { requested: at, answered: at }, (0, 0))
     }
 
     fn reuse(rules: &Rules, request: RequestDirectives, after: u64) -> Reuse {

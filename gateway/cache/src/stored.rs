@@ -151,7 +151,7 @@ impl Family {
 
     /// The newest variant that may answer a request with these fields (RFC 9111 §4.1).
     pub(crate) fn find(&self, request: &HeaderMap) -> Option<&Arc<Stored>> {
-        self.variants.iter().rev().filter(|stored| stored.selection.matches(request)).max_by_key(|s| s.rules.answered)
+        self.variants.iter().filter(|stored| stored.selection.matches(request)).max_by_key(|s| s.rules.answered)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

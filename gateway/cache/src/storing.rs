@@ -113,7 +113,12 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
         return Err(NotStored::Status);
     }
     let lifetime = freshness::lifetime(status, headers, &said, exchange, policy.heuristic).unwrap_or(0);
-    let rules = Rules::new(directives, lifetime, freshness::initial_age(headers, exchange), exchange, policy);
+    // An error that is stale is of no use when there is another.
+    let mut assumed = (policy.stale_while_revalidate, policy.stale_if_error);
+    if status.is_server_error() {
+        assumed = (0, 0);
+    }
+    let rules = Rules::new(directives, lifetime, freshness::initial_age(headers, exchange), exchange, assumed);
     if !rules.may_be_of_use(headers) {
         return Err(NotStored::Useless);
     }

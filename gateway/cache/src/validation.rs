@@ -15,7 +15,7 @@ pub fn is_not_modified(request: &HeaderMap, status: StatusCode, stored: &HeaderM
     let mut tags = request.get_all(header::IF_NONE_MATCH).iter().peekable();
     if tags.peek().is_some() {
         // It counts alone (RFC 9110 §13.1.3).
-        let etag = stored.get(header::ETAG).map(|etag| opaque(etag.as_bytes()));
+        let etag = stored.get(header::ETAG).map(|etag| opaque(etag.as_bytes())).filter(|etag| is_quoted(etag));
         return tags.any(|line| {
             line.as_bytes().trim_ascii() == b"*"
                 || etag.is_some_and(|etag| entity_tags(line.as_bytes()).any(|tag| opaque(tag) == etag))
@@ -55,9 +55,13 @@ fn entity_tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+fn is_quoted(tag: &[u8]) -> bool {
+    tag.len() >= 2 && tag.starts_with(b"\"") && tag.ends_with(b"\"")
+}
+
 /// Whether two strong tags are the same (RFC 9110 §8.8.3.2).
 pub(crate) fn is_same_strong(one: &[u8], other: &[u8]) -> bool {
-    one == other && one.len() >= 2 && one.starts_with(b"\"") && one.ends_with(b"\"")
+    one == other && is_quoted(one)
 }
 
 /// What is left of a response for a client that has it already (RFC 9110 §15.4.5).
@@ -140,6 +144,7 @@ mod tests {
             assert_eq!(not_modified(&[("if-none-match", asked)], &[("etag", have)]), same, "{asked} {have}");
         }
         assert!(!not_modified(&[("if-none-match", "\"a\"")], &[]));
+        assert!(!not_modified(&[("if-none-match", "\"")], &[("etag", "\"")]));
     }
 
     #[test]

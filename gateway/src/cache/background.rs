@@ -139,6 +139,12 @@ impl Background {
         self.0[worker % self.0.len()].sender.try_send(job).is_ok()
     }
 
+    /// Gives a request to a worker once it has time for it.
+    pub(crate) async fn wait_and_add(&self, worker: usize, job: Job) {
+        // A worker that has ended has no time any more, and the job says so by being dropped.
+        let _ = self.0[worker % self.0.len()].sender.send(job).await;
+    }
+
     /// What a worker has to do. Once for each.
     pub(crate) fn jobs(&self, worker: usize) -> Option<Jobs> {
         self.0.get(worker)?.receiver.lock().take()

@@ -40,7 +40,7 @@ const LOCK_AGE: Duration = Duration::from_mins(1);
 /// The cache of a node. Outlives configurations.
 pub(crate) struct Cache {
     pub(crate) storage: Arc<Storage>,
-    pub(crate) background: Background,
+    pub(crate) background: Arc<Background>,
     pub(crate) purging: Arc<Purging>,
     pub(crate) warming: Arc<Warming>,
     /// Pingora wants both for ever. There is one of each, for as long as the process serves.
@@ -58,7 +58,7 @@ impl Cache {
     pub(crate) fn start(node: &NodeConfig, workers: usize, runtime: &Handle) -> Result<Self, PurgingError> {
         let storage = Storage::new(node.cache.memory.get());
         Ok(Self {
-            background: Background::new(workers),
+            background: Arc::new(Background::new(workers)),
             purging: Purging::start(node, storage.clone(), runtime)?,
             warming: Arc::default(),
             adapter: Box::leak(Box::new(Adapter)),

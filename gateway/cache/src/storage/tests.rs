@@ -11,7 +11,6 @@ use crate::{
     purge::{Purge, Sequence},
     reuse::Rules,
     stored::{MOST_VARIANTS, Parts, Stored},
-    storing::Policy,
     time::Timestamp,
     vary::Selection,
 };
@@ -26,7 +25,7 @@ fn response(length: usize, selection: Selection, since: Sequence) -> Stored {
         status: StatusCode::OK,
         headers: http::HeaderMap::new(),
         body: Bytes::from(vec![b'x'; length]),
-        rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, &Policy::default()),
+        rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, (0, 0)),
         selection,
         since,
     })

@@ -2,14 +2,43 @@
 //!
 //! | file | promises |
 //! |---|---|
+//! | `collapsing.rs` | one request for one thing at a time |
+//! | `freshness.rs` | how long a response is fresh |
+//! | `invalidation.rs` | what unsafe requests make invalid |
+//! | `isolation.rs` | never a foreign byte |
+//! | `purging.rs` | purges and warming, by operators |
+//! | `ranges.rs` | parts of what is stored |
+//! | `requests.rs` | what clients may ask of the cache |
 //! | `serving.rs` | what is stored is served, with the headers that belong to it |
+//! | `stale.rs` | what may be served although it is stale |
+//! | `storing.rs` | what is stored, and what is not |
+//! | `validation.rs` | conditions, and answers to them |
+//! | `variants.rs` | `Vary` |
 
+mod collapsing;
+mod freshness;
+mod invalidation;
+mod isolation;
+mod purging;
+mod ranges;
+mod requests;
 mod serving;
+mod stale;
+mod storing;
+mod validation;
+mod variants;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{
+    io::{BufReader, Write},
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use crate::{
-    fixtures::{Seen, Stub, demo, open, tenants},
+    fixtures::{Seen, Stub, demo, open, read_request, tenants},
     support::{Gateway, Response},
 };
 
@@ -48,8 +77,41 @@ fn wire(answer: &str) -> Vec<u8> {
 
 /// A gateway that caches what comes from this origin, with these settings.
 fn caching(origin: &Stub, settings: &str) -> Gateway {
-    let policies = format!("cache: {{ {settings} }}");
-    Gateway::start(&tenants(&demo(&[origin.address], ""), "", &open(&policies)))
+    caching_from(origin.address, settings)
+}
+
+fn caching_from(origin: SocketAddr, settings: &str) -> Gateway {
+    let policies = format!("cache: {{ {settings} }}, retries: {{ attempts: 0 }}");
+    Gateway::start(&tenants(&demo(&[origin], ""), "", &open(&policies)))
+}
+
+/// An origin that closes the connection after these bytes.
+struct BreakingOff {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+impl BreakingOff {
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+fn breaking_off(answer: &str) -> BreakingOff {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = BreakingOff { address: listener.local_addr().unwrap(), asked: Arc::default() };
+    let (asked, answer) = (origin.asked.clone(), answer.as_bytes().to_vec());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let head = read_request(0, &mut BufReader::new(&stream));
+            if head.is_some() {
+                asked.fetch_add(1, Ordering::SeqCst);
+                let _ = stream.write_all(&answer);
+            }
+        }
+    });
+    origin
 }
 
 impl Gateway {

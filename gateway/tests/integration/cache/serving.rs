@@ -3,7 +3,7 @@
 use super::{at, caching, counting, in_turn};
 use crate::{
     fixtures::{demo, open, tenants},
-    support::Gateway,
+    support::{Gateway, http2::Http2},
 };
 
 #[test]
@@ -148,4 +148,56 @@ fn a_response_without_a_date_gets_one() {
     gateway.fetch("/v1/a", "");
     let hit = gateway.fetch("/v1/a", "");
     assert!(hit.is_hit() && (100..110).contains(&hit.age().unwrap()), "{hit:?}");
+}
+
+#[tokio::test]
+async fn over_http2_it_is_the_same() {
+    let origin = in_turn(&["200 OK\nCache-Control: max-age=3600\nETag: \"1\"\n\n0123456789"]);
+    let gateway = caching(&origin, "");
+    for client in [Http2::plain(&gateway).await, Http2::tls(&gateway, "acme.test").await] {
+        let ask = async |method: &str, target: &str, name: &str, value: &str| {
+            client.send(client.request(method, "acme.test", target).header(name, value), b"").await.unwrap()
+        };
+        for target in ["/v1/head", "/v1/not-modified", "/v1/part", "/v1/whole"] {
+            // The first has to be fetched, the second is stored.
+            for _ in 0..2 {
+                match target {
+                    "/v1/head" => {
+                        let head = ask("HEAD", target, "x-a", "1").await;
+                        assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, Some("10"), 0));
+                    }
+                    "/v1/not-modified" => {
+                        let answer = ask("GET", target, "if-none-match", "\"1\"").await;
+                        assert_eq!((answer.status, answer.body.len()), (304, 0));
+                    }
+                    "/v1/part" => {
+                        let part = ask("GET", target, "range", "bytes=2-3").await;
+                        assert_eq!(
+                            (part.status, &*part.body, part.header("content-length")),
+                            (206, &b"23"[..], Some("2"))
+                        );
+                    }
+                    _ => {
+                        let whole = ask("GET", target, "x-a", "1").await;
+                        assert_eq!((whole.status, &*whole.body), (200, &b"0123456789"[..]));
+                        assert!(whole.header("transfer-encoding").is_none());
+                    }
+                }
+            }
+        }
+    }
+    // For each scheme what it is asked for.
+    assert_eq!(origin.asked(), 8);
+}
+
+#[test]
+fn http_1_0_gets_whole_bodies() {
+    let origin = counting("Cache-Control: max-age=60\r\n");
+    let gateway = caching(&origin, "");
+    for _ in 0..2 {
+        let bytes = gateway.raw("GET /v1/a HTTP/1.0\r\nHost: acme.test\r\n\r\n");
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(text.ends_with("\r\n\r\n0") && !text.contains("chunked"), "{text}");
+    }
+    assert_eq!(origin.asked(), 1);
 }

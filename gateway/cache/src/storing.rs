@@ -56,6 +56,8 @@ pub enum NotStored {
     SetCookie,
     #[error("responses with this status are not stored")]
     Status,
+    #[error("the response is a stream of events, which has no end")]
+    Stream,
     #[error("the response varies on everything")]
     Vary,
     #[error("the response is not fresh, and has nothing to validate it with")]
@@ -73,6 +75,7 @@ impl NotStored {
             Self::Credential => "credential",
             Self::SetCookie => "set-cookie",
             Self::Status => "status",
+            Self::Stream => "stream",
             Self::Vary => "vary",
             Self::Useless => "not-fresh",
             Self::TooLarge => "too-large",
@@ -91,6 +94,9 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
     // Whoever understands `must-understand` and the status goes by that (RFC 9111 §5.2.2.3).
     if request.no_store || directives.no_store && !directives.must_understand {
         return Err(NotStored::NoStore);
+    }
+    if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
+        return Err(NotStored::Stream);
     }
     if directives.private.is_whole() {
         return Err(NotStored::Private);
@@ -296,6 +302,12 @@ mod tests {
         let kept = stored_with(200, &answer, false, RequestDirectives::default()).unwrap().headers;
         let names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
         assert_eq!(names, ["cache-control", "x-c", "date"]);
+    }
+
+    #[test]
+    fn streams_of_events_are_not_stored() {
+        let answer = [("cache-control", "max-age=60"), ("content-type", "text/event-stream; charset=utf-8")];
+        assert_eq!(stored_with(200, &answer, false, RequestDirectives::default()), Err(NotStored::Stream));
     }
 
     #[test]

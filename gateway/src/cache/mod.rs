@@ -2,6 +2,7 @@
 //!
 //! | file | what happens there |
 //! |---|---|
+//! | [`clock`] | clocks of origins that go wrong |
 //! | [`compile`] | what a route's settings come to |
 //! | [`request`] | what the cache knows of one request |
 //! | [`adapter`] | storage as Pingora's cache wants it |
@@ -15,6 +16,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod background;
+pub(crate) mod clock;
 pub(crate) mod compile;
 pub(crate) mod purging;
 pub(crate) mod request;

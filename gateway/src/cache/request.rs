@@ -82,13 +82,32 @@ pub(crate) fn is_identified(principal: Option<&Principal>, headers: &HeaderMap) 
         || headers.contains_key(header::COOKIE)
 }
 
+/// Whether the client has a response already, or wants a part of one: an origin whose answers are not stored may
+/// well save itself the whole.
+pub(crate) fn wants_less(headers: &HeaderMap) -> bool {
+    [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name))
+}
+
+/// Fields by which some servers take a request for another one than its first line says.
+fn is_another_request(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| {
+        matches!(
+            name.as_str(),
+            "x-http-method" | "x-http-method-override" | "x-method-override" | "x-original-url" | "x-rewrite-url"
+        )
+    })
+}
+
 /// Whether a request can be answered from the cache at all, its head being as it is.
 pub(crate) fn may_use_cache(request: &RequestHeader) -> bool {
     let headers = &request.headers;
     let has_body = headers.contains_key(header::TRANSFER_ENCODING)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
     // Conditions that only the origin can judge go to it (RFC 9111 §4.3.2).
-    !has_body && !headers.contains_key(header::IF_MATCH) && !headers.contains_key(header::IF_UNMODIFIED_SINCE)
+    !has_body
+        && !is_another_request(headers)
+        && !headers.contains_key(header::IF_MATCH)
+        && !headers.contains_key(header::IF_UNMODIFIED_SINCE)
 }
 
 pub(crate) fn is_cacheable_method(method: &Method) -> bool {
@@ -97,9 +116,9 @@ pub(crate) fn is_cacheable_method(method: &Method) -> bool {
 
 /// The bytes of a request's key.
 pub(crate) fn key(cache: &CompiledCache, request: &RequestHeader, origin: &Origin<'_>) -> KeyBytes {
-    const FORWARDED: [&str; 2] = ["x-forwarded-proto", "x-forwarded-host"];
+    const FORWARDED: [&str; 4] = ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"];
     let forwarded = |name| request.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let forwarded = if origin.trusted { FORWARDED.map(forwarded) } else { [&b""[..]; 2] };
+    let forwarded = if origin.trusted { FORWARDED.map(forwarded) } else { [&b""[..]; FORWARDED.len()] };
     let query = request.uri.query();
     let in_order = query.filter(|_| cache.sort_query).map(sorted);
     let mut key = KeyBytes::new();

@@ -134,8 +134,10 @@ fn plan(
                 (Some(stored), forwarded, true)
             }
         },
-        Lookup::OtherVariants => (None, Forwarded::VaryMiss, true),
-        Lookup::Nothing => (None, Forwarded::UriMiss, true),
+        // Streams begin with their head and end some time: nobody waits for that.
+        Lookup::OtherVariants => (None, Forwarded::VaryMiss, !ctx.may_be_quiet),
+        Lookup::Nothing => (None, Forwarded::UriMiss, !ctx.may_be_quiet),
+        Lookup::Passes if cache_request::wants_less(&request.headers) => return Plan::PassBy(Forwarded::UriMiss),
         Lookup::Passes => (None, Forwarded::UriMiss, false),
     };
     if directives.only_if_cached {

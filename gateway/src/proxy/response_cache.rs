@@ -20,6 +20,7 @@ use seiketsu_cache::{
 use super::{RequestContext, Shared, cache::pass_until, request};
 use crate::cache::{
     adapter::{Renewal, Storing},
+    clock,
     compile::CompiledCache,
     request::Fetch,
 };
@@ -52,6 +53,7 @@ pub(super) fn filter(response: &ResponseHeader, ctx: &mut RequestContext) -> Res
 }
 
 fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) -> Result<CacheMeta, NotStored> {
+    clock::compare(&response.headers, fetch.requested);
     let asked = &fetch.asked;
     let storable = storable(fetch, cache, response.status, &response.headers).and_then(|storable| {
         let announced =

@@ -161,6 +161,10 @@ impl Partition {
 
     /// Notes that responses for this key are not storable, until then.
     pub fn pass(&self, key: &[u8], resource: &Resource, until: Timestamp) {
+        let weight = Family::new(Arc::from(&[][..]), resource.clone()).weight() + key.len();
+        if !self.storage.make_room(self, weight as u64) {
+            return;
+        }
         self.change(key, resource, |family| Some(family.passing(until)));
     }
 

@@ -53,7 +53,7 @@ impl Random {
 
 fn gateway(origin: &Stub) -> Gateway {
     let mut text = format!(
-        "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }}, cache: {{ memory: 8MiB, ttl: 1h }} }}\nupstreams:\n  {}tenants:\n",
+        "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous], forward_credential: true }}, cache: {{ memory: 8MiB, ttl: 1h }} }}\nupstreams:\n  {}tenants:\n",
         demo(&[origin.address], "")
     );
     for host in TENANTS {

@@ -156,3 +156,23 @@ fn at(seconds: i64) -> String {
     let distance = std::time::Duration::from_secs(seconds.unsigned_abs());
     httpdate::fmt_http_date(if seconds < 0 { now - distance } else { now + distance })
 }
+
+#[test]
+fn every_row_of_the_conformance_table_names_tests_that_exist() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = std::fs::read_to_string(root.join("../docs/cache-conformance.md")).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.contains("| test |"));
+    let mut count = 0;
+    for row in rows {
+        let named: Vec<&str> = row.split('`').filter(|word| word.contains("::")).collect();
+        assert!(!named.is_empty(), "no test is named in {row}");
+        for name in named {
+            let (file, test) = name.split_once("::").unwrap();
+            let path = root.join(format!("tests/integration/cache/{file}.rs"));
+            let text = std::fs::read_to_string(&path).unwrap_or_else(|_| panic!("{name}: there is no such file"));
+            assert!(text.contains(&format!("fn {test}()")), "{name} does not exist");
+        }
+        count += 1;
+    }
+    assert!(count > 60, "only {count} rows were found");
+}

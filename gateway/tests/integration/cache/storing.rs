@@ -237,3 +237,43 @@ fn what_is_malformed_is_no_reason_to_fail() {
         }
     }
 }
+
+#[test]
+fn what_some_servers_take_for_another_request_is_not_answered_from_the_cache() {
+    let origin = counting(FRESH);
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    for field in ["X-HTTP-Method-Override: POST\r\n", "X-Original-URL: /v1/b\r\n", "X-Rewrite-URL: /v1/b\r\n"] {
+        assert_eq!(gateway.fetch("/v1/a", field).cache_status(), "seiketsu; fwd=bypass", "{field}");
+    }
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
+}
+
+#[test]
+fn what_is_not_stored_still_gets_conditions_and_ranges_of_clients() {
+    let origin = counting("Cache-Control: private\r\nETag: \"1\"\r\n");
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    gateway.fetch("/v1/a", "If-None-Match: \"1\"\r\n");
+    assert_eq!(origin.last().header("if-none-match"), Some("\"1\""));
+    gateway.fetch("/v1/a", "Range: bytes=0-0\r\n");
+    assert_eq!(origin.last().header("range"), Some("bytes=0-0"));
+}
+
+#[test]
+fn event_streams_are_passed_on_as_they_come() {
+    let origin = Stub::start(|_| {
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n"
+            .to_vec()
+    });
+    let gateway = caching(&origin, "ttl: 1h");
+    for _ in 0..2 {
+        let mut client = gateway.connect();
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\nAccept: text/event-stream\r\n\r\n");
+        let head = client.receive_head();
+        assert_eq!((head.status, head.cache_status()), (200, "seiketsu; fwd=uri-miss; detail=stream"));
+        let mut event = [0; 14];
+        std::io::Read::read_exact(&mut client.stream, &mut event).unwrap();
+        assert!(String::from_utf8_lossy(&event).contains("data: 1"));
+    }
+}

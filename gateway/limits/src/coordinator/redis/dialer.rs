@@ -128,12 +128,11 @@ impl Dialer {
 
     /// A new connection, or in words why there is none.
     pub async fn connect(&mut self) -> Result<Connection, String> {
-        let client = match &mut self.client {
-            Some(client) => client,
-            None => {
-                let client = Clients::new(&self.address, self.response_timeout).map_err(|error| error.to_string())?;
-                self.client.insert(client)
-            }
+        let client = if let Some(client) = &mut self.client {
+            client
+        } else {
+            let client = Clients::new(&self.address, self.response_timeout).map_err(|error| error.to_string())?;
+            self.client.insert(client)
         };
         match timeout(DISCOVERY_TIMEOUT, client.connect(self.response_timeout)).await {
             Ok(connected) => connected.map_err(|error| error.to_string()),

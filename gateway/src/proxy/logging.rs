@@ -141,12 +141,11 @@ fn cache_result(ctx: &RequestContext) -> Option<CacheResult> {
         None if status.collapsed => CacheResult::Collapsed,
         None if status.hit && stale => CacheResult::Stale,
         None if status.hit => CacheResult::Hit,
-        None => CacheResult::Miss,
         Some(Forwarded::Bypass | Forwarded::Method) => CacheResult::Bypass,
         Some(_) if ctx.cache.fetch.is_none() => CacheResult::Bypass,
         Some(_) if status.forwarded_status == Some(304) => CacheResult::Revalidated,
         Some(_) if ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.serving.is_some()) => CacheResult::Stale,
-        Some(_) => CacheResult::Miss,
+        Some(_) | None => CacheResult::Miss,
     })
 }
 

@@ -118,7 +118,7 @@ impl ProxyHttp for Gateway {
         response: &ResponseHeader,
         ctx: &mut Box<RequestContext>,
     ) -> Result<RespCacheable> {
-        response_cache::filter(response, ctx)
+        Ok(response_cache::filter(response, ctx))
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<RequestContext>) -> Result<bool> {

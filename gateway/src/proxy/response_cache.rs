@@ -4,7 +4,6 @@ use std::{sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
 use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
-use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use seiketsu_cache::{
     freshness::Exchange,
@@ -26,11 +25,11 @@ use crate::cache::{
 };
 
 /// Decides about an answer to a request that was made for the cache.
-pub(super) fn filter(response: &ResponseHeader, ctx: &mut RequestContext) -> Result<RespCacheable> {
+pub(super) fn filter(response: &ResponseHeader, ctx: &mut RequestContext) -> RespCacheable {
     let entry = ctx.tenant.clone();
     let route = ctx.route.and_then(|index| entry.as_deref()?.compiled().routes.get(index));
     let (Some(fetch), Some(cache)) = (ctx.cache.fetch.as_mut(), route.and_then(|route| route.cache.as_ref())) else {
-        return Ok(RespCacheable::Uncacheable(NoCacheReason::InternalError));
+        return RespCacheable::Uncacheable(NoCacheReason::InternalError);
     };
     let status = ctx.cache.status.get_or_insert_default();
     let decided = match (fetch.update.take(), fetch.stored.clone()) {
@@ -43,11 +42,11 @@ pub(super) fn filter(response: &ResponseHeader, ctx: &mut RequestContext) -> Res
     match decided {
         Ok(meta) => {
             status.stored = true;
-            Ok(RespCacheable::Cacheable(meta))
+            RespCacheable::Cacheable(meta)
         }
         Err(reason) => {
             status.detail = Some(reason.name());
-            Ok(RespCacheable::Uncacheable(NoCacheReason::OriginNotCache))
+            RespCacheable::Uncacheable(NoCacheReason::OriginNotCache)
         }
     }
 }

@@ -169,3 +169,44 @@ fn what_trusted_proxies_say_to_the_origin_tells_responses_apart() {
     let gateway = Gateway::start(&tenants);
     assert_eq!(gateway.fetch("/v1/a", "X-Forwarded-Host: evil.test\r\n").text(), "http acme.test");
 }
+
+#[test]
+fn a_tenant_that_floods_leaves_the_hit_ratio_of_another_as_it_was() {
+    const QUIET: usize = 100;
+    let origin = Stub::start(|_| wire(&format!("200 OK\nCache-Control: max-age=3600\n\n{}", "x".repeat(8 << 10))));
+    let tenants = |host: &str| {
+        let id = &host[..1];
+        format!(
+            "- id: {id}\n  hosts: [{host}]\n  routes:\n  - {{ id: open, match: {{ path: '/v1/{{*rest}}' }}, upstream: demo }}\n"
+        )
+    };
+    let text = format!(
+        "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }}, cache: {{ memory: 64MiB, max_object: 64KiB }} }}\nupstreams:\n  {}tenants:\n{}{}",
+        demo(&[origin.address], ""),
+        tenants("a.test"),
+        tenants("b.test")
+    );
+    // Room for some four hundred responses; the flood has ten times as many.
+    let gateway = Gateway::start_with(&text, "cache: { memory: 4MiB }\n");
+    let mut client = gateway.connect();
+    let mut ask = |host: &str, number: usize| {
+        let answer = client.request(&format!("GET /v1/{number} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(answer.body.len(), 8 << 10);
+        answer.is_hit()
+    };
+    for number in 0..QUIET {
+        ask("a.test", number);
+    }
+    let mut hits = 0;
+    for flood in 0..4000 {
+        ask("b.test", flood);
+        hits += usize::from(ask("a.test", flood % QUIET));
+    }
+    assert!(hits * 100 >= 4000 * 99, "{hits} of 4000");
+    let stored = gateway.metric("seiketsu_cache_stored_bytes{tenant=\"a\"}")
+        + gateway.metric("seiketsu_cache_stored_bytes{tenant=\"b\"}");
+    let budget = gateway.metric("seiketsu_cache_budget_bytes");
+    assert!(stored <= budget && stored > budget * 0.8, "{stored} of {budget}");
+    assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"b\"}") > 3000.0);
+    assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"a\"}") < 1.0);
+}

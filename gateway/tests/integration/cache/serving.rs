@@ -201,3 +201,20 @@ fn http_1_0_gets_whole_bodies() {
     }
     assert_eq!(origin.asked(), 1);
 }
+
+#[test]
+fn empty_bodies_are_stored_as_well() {
+    for answer in [
+        "200 OK\nCache-Control: max-age=60",
+        "204 No Content\nCache-Control: max-age=60",
+        "404 Not Found\nCache-Control: max-age=60",
+    ] {
+        let origin = in_turn(&[answer]);
+        let gateway = caching(&origin, "");
+        let mut client = gateway.connect();
+        for hit in [false, true, true] {
+            let got = client.request("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+            assert_eq!((got.status, got.is_hit(), got.body.len()), (answer[..3].parse().unwrap(), hit, 0), "{got:?}");
+        }
+    }
+}

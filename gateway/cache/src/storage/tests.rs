@@ -74,7 +74,7 @@ fn variants_stand_beside_each_other_and_are_bounded() {
     let request =
         |number: usize| -> http::HeaderMap { [(name.clone(), HeaderValue::from(number))].into_iter().collect() };
     for number in 0..2 * MOST_VARIANTS {
-        let selection = Selection::of(&[name.clone()], &request(number));
+        let selection = Selection::of(std::slice::from_ref(&name), &request(number));
         partition.store(b"/", &resource("/"), response(number, selection, Sequence::default()));
     }
     for number in 0..2 * MOST_VARIANTS {

@@ -5,6 +5,7 @@
 //! reading, and [`check`] refuses what only shows when several values are seen together. Everything a
 //! reader can get hold of has passed both.
 
+pub mod cache;
 pub mod check;
 pub mod error;
 pub mod layers;

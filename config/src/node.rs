@@ -39,6 +39,7 @@ pub struct NodeConfig {
     pub drain: Drain,
     pub identity: AssertionKey,
     pub limits: NodeLimits,
+    pub cache: NodeCache,
     /// Idle upstream connections kept in all, per worker thread.
     pub upstream_pool_size: usize,
 }
@@ -64,6 +65,7 @@ impl Default for NodeConfig {
             drain: Drain::default(),
             identity: AssertionKey::default(),
             limits: NodeLimits::default(),
+            cache: NodeCache::default(),
             upstream_pool_size: 4096,
         }
     }
@@ -80,7 +82,7 @@ pub struct Listeners {
     #[serde(deserialize_with = "sockets")]
     #[schemars(with = "Vec<String>")]
     pub https: Vec<SocketAddr>,
-    /// `/livez`, `/readyz`, `/metrics`, `/config`, `/usage`. Keep it off the public network.
+    /// `/livez`, `/readyz`, `/metrics`, `/config`, `/usage`, `/cache`. Keep it off the public network.
     #[serde(deserialize_with = "socket")]
     #[schemars(with = "String")]
     pub operations: SocketAddr,
@@ -307,4 +309,18 @@ pub struct NodeLimits {
 #[serde(deny_unknown_fields)]
 pub struct Redis {
     pub url: RedisUrl,
+}
+
+/// Responses that are kept, of all tenants together.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeCache {
+    /// Memory that they may take. 0: none are kept.
+    pub memory: ByteSize,
+}
+
+impl Default for NodeCache {
+    fn default() -> Self {
+        Self { memory: ByteSize::new(256 << 20) }
+    }
 }

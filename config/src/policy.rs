@@ -11,6 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    cache::Cache,
     limits::Limits,
     values::{ByteSize, HeaderName, HeaderValue, Id, Method, Percent, Span, networks, unique_map},
 };
@@ -45,6 +46,9 @@ pub struct Policies {
     pub retries: Option<Retries>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub access_log: Option<AccessLog>,
+    /// Responses that are kept and served again. None are, where no layer says so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<Cache>,
     /// Rates, quotas, and how many requests at the same time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
@@ -66,6 +70,7 @@ impl Policies {
             timeouts,
             retries,
             access_log,
+            cache,
             limits,
         } = self;
         security_headers.is_empty()
@@ -80,6 +85,7 @@ impl Policies {
             && timeouts.is_none()
             && retries.is_none()
             && access_log.is_none()
+            && cache.is_none()
             && limits.is_none()
     }
 }

@@ -1,6 +1,7 @@
 //! The data plane of Seiketsu Gateway. `LIFECYCLE.md` follows one request through it.
 
 pub mod bootstrap;
+mod cache;
 mod config_source;
 mod files;
 mod limits;

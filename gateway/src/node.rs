@@ -75,6 +75,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
         config: Arc::new(RunningConfig { shared: shared.clone(), status: status.clone() }),
         metrics: shared.metrics.clone(),
         usage: shared.usage.clone(),
+        cache: shared.cache.clone(),
         log_level,
     };
     let serve_operations = || {

@@ -37,7 +37,7 @@ fn nodes_are_accepted() {
 fn tenants_are_accepted() {
     for (name, hosts) in [
         ("scenarios/tenants.yaml", vec!["umbrella.localhost"]),
-        ("peers/seiketsu-tenants.yaml", vec!["plain.localhost", "localhost", "policies.localhost"]),
+        ("peers/seiketsu-tenants.yaml", vec!["plain.localhost", "localhost", "cached.localhost", "policies.localhost"]),
     ] {
         let file: TenantFile = serde_saphyr::from_str(&filled(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         let named: Vec<_> = file.tenants.iter().flat_map(|tenant| &tenant.hosts).map(ToString::to_string).collect();

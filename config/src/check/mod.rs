@@ -3,6 +3,7 @@
 //! [`tenant`] and [`head`] check one tenant file, [`node`] a node's file. Each gives all that it finds.
 //! [`Member`] tells of what two tenants may not both have.
 
+mod cache;
 mod forms;
 mod limits;
 mod node;
@@ -414,6 +415,13 @@ mod tests {
                 "validation.openapi.inline",
                 "openapi_version",
             ),
+            (
+                json!({ "cache": { "targeted_fields": ["cdn-cache-control", "CDN-Cache-Control"] } }),
+                "cache.targeted_fields[1]",
+                "duplicate",
+            ),
+            (json!({ "cache": { "max_object": 0 } }), "cache.max_object", "zero"),
+            (json!({ "cache": { "memory": "1MiB" } }), "cache.memory", "reversed"),
             (json!({ "compression": { "encodings": [] } }), "compression.encodings", "empty"),
             (json!({ "compression": { "encodings": ["br", "br"] } }), "compression.encodings[1]", "duplicate"),
             (json!({ "compression": { "media_types": ["json"] } }), "compression.media_types[0]", "bad_form"),

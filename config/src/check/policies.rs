@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 
 use super::{
-    Findings, Rule,
+    Findings, Rule, cache,
     forms::{OriginForm, is_media_type, is_path, origin_form, path_parameters},
     limits,
     tenant::{roles, scopes, trusts_client_certificates},
@@ -80,6 +80,9 @@ pub(super) fn check(at: At<'_>, policies: &Policies, place: Place<'_>, findings:
     }
     if let Some(retries) = &policies.retries {
         check_retries(at.key("retries"), retries, findings);
+    }
+    if let Some(cache) = &policies.cache {
+        cache::check(at.key("cache"), cache, place, findings);
     }
     if let Some(limits) = &policies.limits {
         limits::check(at.key("limits"), limits, place, findings);

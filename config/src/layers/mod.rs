@@ -22,6 +22,7 @@ pub use self::{
     limits::{TenantConcurrency, TenantLimits, TenantQuotas},
 };
 use crate::{
+    cache::Cache,
     limits::Limits,
     policy::{
         Access, AccessLog, Auth, Compression, Cors, Policies, RequestLimits, Retries, Timeouts, Transform, Validation,
@@ -102,6 +103,7 @@ pub struct Effective {
     pub timeouts: Sourced<Timeouts>,
     pub retries: Sourced<Retries>,
     pub access_log: Sourced<AccessLog>,
+    pub cache: Option<Sourced<Cache>>,
     /// What holds for the tenant as a whole. The same for all routes of a tenant.
     pub limits: Arc<TenantLimits>,
     /// What holds for the requests of a route beside that.
@@ -135,6 +137,7 @@ impl Effective {
                 timeouts: Sourced::new(Layer::BuiltIn, Timeouts::default()),
                 retries: Sourced::new(Layer::BuiltIn, Retries::default()),
                 access_log: Sourced::new(Layer::BuiltIn, AccessLog::default()),
+                cache: None,
                 limits: Arc::new(TenantLimits::built_in()),
                 route_limits: None,
             })
@@ -159,6 +162,7 @@ impl Effective {
         replace(&mut merged.timeouts, layer, policies.timeouts.as_ref());
         replace(&mut merged.retries, layer, policies.retries.as_ref());
         replace(&mut merged.access_log, layer, policies.access_log.as_ref());
+        replace_or_set(&mut merged.cache, layer, policies.cache.as_ref());
         if !policies.security_headers.is_empty() {
             let entries = Arc::make_mut(&mut merged.security_headers);
             for (name, value) in &policies.security_headers {

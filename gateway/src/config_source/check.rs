@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use seiketsu_cache::storage::Storage;
 use seiketsu_config::{load, node::NodeConfig};
 use tokio::runtime::Builder;
 
@@ -38,12 +39,14 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
     let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
     let limits = Limits::by_itself(None, "check", runtime.handle()).map_err(|error| refused(&error))?;
+    let cache = Storage::new(node.cache.memory.get());
     let tls = LiveTls::new(&live).map_err(|error| refused(&error))?;
     let compiler = FileCompiler {
         upstreams: &upstreams,
         identity: &identity,
         metrics: &metrics,
         limits: &limits,
+        cache: &cache,
         resolver: &tls.resolver(),
         snapshot: &live.load(),
     };

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use seiketsu_cache::storage::Storage;
 use seiketsu_config::{
     error::ConfigErrors,
     layers::SharedLayers,
@@ -76,6 +77,7 @@ pub(super) struct FileCompiler<'a> {
     pub(super) identity: &'a Arc<IdentityState>,
     pub(super) metrics: &'a Metrics,
     pub(super) limits: &'a Limits,
+    pub(super) cache: &'a Arc<Storage>,
     pub(super) resolver: &'a Resolver,
     /// What is in force.
     pub(super) snapshot: &'a Snapshot<CompiledTenant>,
@@ -124,7 +126,8 @@ impl FileCompiler<'_> {
         let mut errors = Vec::new();
         let owner = Owner::Shared(path.to_string_lossy().into());
         let shared_pools = upstreams.prepare(&owner, &parsed.head().upstreams, &mut errors);
-        let mut compiler = Compiler::new(self.identity, self.metrics, self.limits, parsed.head().revision, path);
+        let mut compiler =
+            Compiler::new(self.identity, self.metrics, self.limits, self.cache, parsed.head().revision, path);
         let mut entries = Vec::with_capacity(difference.put.len());
         for tenant in difference.put.iter().map(|number| &parsed.tenants()[*number]) {
             let owner = Owner::Tenant(tenant.id.clone());

@@ -273,6 +273,7 @@ impl Reloader {
             identity: &self.shared.identity,
             metrics: &self.shared.metrics,
             limits: &self.shared.limits,
+            cache: &self.shared.cache.storage,
             resolver: &self.tls.resolver(),
             snapshot: &self.shared.live.load(),
         };

@@ -8,8 +8,15 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /config` | the running revision; with `?tenant=…&route=…`, what applies and why |
 //! | `GET /usage`, `POST /usage/taken` | what callers have used, and that it was taken over |
+//! | `GET /cache` | what the response cache holds |
+//! | `POST /cache/purge` | what is not to be served from it any more |
+//! | `GET /cache/warm`, `POST /cache/warm` | URLs that are fetched into it |
 //! | `GET /log-level`, `PUT /log-level` | the filter of the node's log |
 
+mod body;
+mod cache;
+mod cache_purge;
+mod cache_warm;
 mod config;
 mod livez;
 mod log_level;
@@ -37,6 +44,7 @@ use serde_json::Value;
 
 pub use self::{log_level::LogLevel, server::OperationsServer};
 use crate::{
+    cache::Cache,
     respond::problem::ProblemKind,
     telemetry::{metrics::Metrics, usage::Usage},
 };
@@ -48,6 +56,7 @@ pub struct OperationsState {
     pub config: Arc<dyn ConfigView>,
     pub metrics: Arc<Metrics>,
     pub usage: Arc<Usage>,
+    pub(crate) cache: Arc<Cache>,
     pub log_level: Arc<dyn LogLevel>,
 }
 
@@ -119,14 +128,19 @@ async fn answer(request: Request<Incoming>, state: &OperationsState) -> Answer {
         "/config" if reads => config::get(state, query),
         "/usage" if reads => usage::get(state, query).await,
         "/usage/taken" if request.method() == Method::POST => usage_taken::post(state, query).await,
-        "/usage/taken" => wrong_method("POST"),
+        "/cache" if reads => cache::get(state),
+        "/cache/purge" if request.method() == Method::POST => cache_purge::post(state, request.into_body()).await,
+        "/usage/taken" | "/cache/purge" => wrong_method("POST"),
+        "/cache/warm" if reads => cache_warm::get(state),
+        "/cache/warm" if request.method() == Method::POST => cache_warm::post(state, request.into_body()).await,
+        "/cache/warm" => wrong_method("GET, HEAD, POST"),
         "/log-level" if reads => log_level::get(state),
         "/log-level" if request.method() == Method::PUT => log_level::put(state, request.into_body()).await,
         "/log-level" => wrong_method(READ_AND_WRITE),
-        "/livez" | "/readyz" | "/metrics" | "/config" | "/usage" => wrong_method(READ),
+        "/livez" | "/readyz" | "/metrics" | "/config" | "/usage" | "/cache" => wrong_method(READ),
         _ => respond::problem(
             ProblemKind::NoRoute,
-            "There are /livez, /readyz, /metrics, /config, /usage, /usage/taken and /log-level.",
+            "There are /livez, /readyz, /metrics, /config, /usage, /usage/taken, /cache, /cache/purge, /cache/warm and /log-level.",
         ),
     }
 }

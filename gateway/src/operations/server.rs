@@ -154,12 +154,13 @@ mod tests {
         sync::atomic::{AtomicBool, Ordering},
     };
 
-    use seiketsu_config::node::UsageLog;
+    use seiketsu_config::node::{NodeConfig, UsageLog};
     use serde_json::{Value, json};
     use tracing_subscriber::{EnvFilter, Registry, reload};
 
     use super::*;
     use crate::{
+        cache::Cache,
         operations::{ConfigStatus, ConfigView, NotConfigured, Readiness},
         telemetry::{
             metrics::Metrics,
@@ -204,11 +205,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let usage = Usage::open(&UsageLog::default(), folder.path(), 1, metrics.node.usage.clone()).unwrap();
         let usage = Arc::new(usage);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let state = OperationsState {
             readiness: readiness.clone(),
             config: config.clone(),
             metrics: metrics.clone(),
             usage: usage.clone(),
+            cache: Arc::new(Cache::start(&NodeConfig::default(), 1, runtime.handle()).unwrap()),
             log_level: Arc::new(handle),
         };
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -11,6 +11,7 @@ use seiketsu_identity::principal::Principal;
 use seiketsu_limits::shedding;
 
 use crate::{
+    cache::request::CacheContext,
     limits::check::Limited,
     policy::{Refusal, compression::Encoder, request_limits::BodyCounter},
     respond::problem::ProblemKind,
@@ -49,6 +50,7 @@ pub(crate) struct RequestContext {
     pub(crate) principal: Option<Arc<Principal>>,
     /// What limits made of it, if any apply.
     pub(crate) limited: Option<Limited>,
+    pub(crate) cache: CacheContext,
     /// What the request weighs, once it has passed all checks.
     pub(crate) weight: Option<u64>,
     /// Errors must be told in gRPC's own way.
@@ -121,6 +123,7 @@ impl RequestContext {
             admitted: None,
             principal: None,
             limited: None,
+            cache: CacheContext::default(),
             weight: None,
             grpc: false,
             websocket: false,

@@ -20,7 +20,11 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
-    let Some(peer) = Peer::of(session) else { return };
+    let Some(peer) = Peer::of(session) else {
+        // A request of the cache's own.
+        ctx.request_id = RequestId::generate(ctx.started_at);
+        return;
+    };
     let (client, trusted) = (peer.ip(), peer.trusted);
     ctx.client = if trusted { forwarded_for(&session.req_header().headers, client, shared) } else { client };
     let downstream = session.as_downstream_mut();

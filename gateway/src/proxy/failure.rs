@@ -1,10 +1,12 @@
 //! When an attempt fails: whether there will be another, and what the client is told if not.
 
+use std::time::SystemTime;
+
 use http::{StatusCode, Version, header};
 use pingora_core::{Error, ErrorSource, ErrorType, protocols::http::ServerSession};
 use pingora_proxy::{FailToProxy, Session};
 
-use super::{RequestContext, Shared};
+use super::{RequestContext, Shared, cache};
 use crate::{
     policy::Refusal,
     respond::{self, problem::ProblemKind},
@@ -162,6 +164,40 @@ fn may_repeat_once(session: &mut Session, ctx: &mut RequestContext) -> bool {
         ctx.exchange.repeated = true;
     }
     safe && first
+}
+
+/// Whether a failure lets the client have what is stored, although it is stale (RFC 5861 §4).
+pub(super) fn serves_stale(session: &mut Session, ctx: &mut RequestContext, error: Option<&Error>) -> bool {
+    // Stale responses that are being validated meanwhile were served before Pingora was asked.
+    let Some(error) = error else { return false };
+    let by_status = match error.etype() {
+        ErrorType::HTTPStatus(status) if *error.esource() == ErrorSource::Upstream => Some(*status),
+        _ => None,
+    };
+    let failed = by_status.is_none_or(|status| matches!(status, 500 | 502 | 503 | 504));
+    let gone = *error.esource() == ErrorSource::Downstream && Overdue::in_error(error) != Some(Overdue::Response);
+    if !failed || gone || !may_serve_stale(ctx) {
+        return false;
+    }
+    if let Some(status) = by_status.and_then(|status| StatusCode::from_u16(status).ok()) {
+        ctx.exchange.status = Some(status);
+        if let Some(attempt) = &mut ctx.exchange.attempt {
+            attempt.observe(Outcome::Status(status));
+        }
+    }
+    if let Some(peer) = Peer::of(session) {
+        peer.watch.disarm();
+    }
+    ctx.refusal = None;
+    cache::note_stale(ctx, by_status);
+    true
+}
+
+/// Whether there is something stored that may be served when the origin fails.
+pub(super) fn may_serve_stale(ctx: &RequestContext) -> bool {
+    let Some(fetch) = &ctx.cache.fetch else { return false };
+    let stored = fetch.stored.as_ref();
+    stored.is_some_and(|stored| stored.rules.serves_on_error(&fetch.asked.directives, SystemTime::now().into()))
 }
 
 /// The last word to the client, if there still is one to be said.

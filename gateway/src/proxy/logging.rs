@@ -2,19 +2,24 @@
 
 use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
+use seiketsu_cache::status::Forwarded;
 use seiketsu_identity::principal::Principal;
 
 use super::{RequestContext, Shared, request};
 use crate::{
+    cache::background::{Fetched, Internal},
     server::peer::Peer,
     telemetry::{
         access_log::{AccessRecord, LimitRecord, UpstreamRecord},
-        metrics::{Attempt, Outcome, RouteSlot},
+        metrics::{Attempt, CacheResult, Outcome, RouteSlot},
         usage::{Caller, Counts},
     },
 };
 
 pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+    if let Some(mut internal) = ctx.cache.internal.take() {
+        return finish_of_cache(ctx, &mut internal);
+    }
     if let Some(peer) = Peer::of(session) {
         peer.watch.disarm();
     }
@@ -48,6 +53,10 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         // To callers of gRPC, HTTP says 200 whatever was refused.
         let refused = ctx.refused.filter(|_| ctx.grpc);
         limited.ended(refused.map_or(status, |kind| kind.status().as_u16()));
+    }
+    let cached = cache_result(ctx);
+    if let Some(result) = cached {
+        in_flight.cached(result, bytes_out);
     }
     in_flight.finish(&outcome);
     let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream);
@@ -92,6 +101,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
             waited: limited.waited,
             refused_by: limited.refused_by.as_deref().unwrap_or_default(),
         }),
+        cache: cached,
         user_agent: text(http::header::USER_AGENT),
         upstream: asked_upstream.and_then(|at| {
             let pool = ctx.exchange.pool.as_ref()?;
@@ -109,6 +119,34 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     if logged {
         shared.access_log.write(&record);
     }
+}
+
+/// The end of a request that the cache has made itself.
+fn finish_of_cache(ctx: &mut RequestContext, internal: &mut Internal) {
+    ctx.exchange.attempt = None;
+    ctx.exchange.permit = None;
+    ctx.in_flight = None;
+    if let Some(done) = internal.done.take() {
+        let status = ctx.exchange.status.map_or(0, |status| status.as_u16());
+        // Whoever asked may have gone.
+        let _ = done.send(Fetched { status, stored: ctx.cache.status.is_some_and(|status| status.stored) });
+    }
+}
+
+/// What the cache did for the request, in a word.
+fn cache_result(ctx: &RequestContext) -> Option<CacheResult> {
+    let status = ctx.cache.status?;
+    let stale = status.ttl.is_some_and(|ttl| ttl < 0);
+    Some(match status.forwarded {
+        None if status.collapsed => CacheResult::Collapsed,
+        None if status.hit && stale => CacheResult::Stale,
+        None if status.hit => CacheResult::Hit,
+        Some(Forwarded::Bypass | Forwarded::Method) => CacheResult::Bypass,
+        Some(_) if ctx.cache.fetch.is_none() => CacheResult::Bypass,
+        Some(_) if status.forwarded_status == Some(304) => CacheResult::Revalidated,
+        Some(_) if ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.serving.is_some()) => CacheResult::Stale,
+        Some(_) | None => CacheResult::Miss,
+    })
 }
 
 fn attempt(ctx: &RequestContext, error: Option<&Error>) -> Attempt {

@@ -1,6 +1,8 @@
 //! The life of a request on Pingora: one file per hook, and this one, which only delegates.
 //! `LIFECYCLE.md` tells the story in order.
 
+mod cache;
+mod cache_hit;
 mod context;
 mod early_request;
 mod failure;
@@ -8,8 +10,10 @@ mod logging;
 mod parts;
 mod request;
 mod request_body;
+mod request_cache;
 mod response;
 mod response_body;
+mod response_cache;
 mod shared;
 mod upstream_admission;
 mod upstream_peer;
@@ -21,9 +25,10 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
 use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
 use pingora_http::{RequestHeader, ResponseHeader};
-use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 use seiketsu_limits::shedding::Shedder;
 
 pub(crate) use self::context::RequestContext;
@@ -37,11 +42,13 @@ pub(crate) struct Gateway {
     /// None where load shedding is off.
     shedder: Option<Arc<Shedder>>,
     joining: Joining,
+    /// Which worker this is.
+    worker: usize,
 }
 
 impl Gateway {
-    pub(crate) fn new(shared: Arc<Shared>, shedder: Option<Arc<Shedder>>) -> Self {
-        Self { shared, shedder, joining: Joining::default() }
+    pub(crate) fn new(shared: Arc<Shared>, shedder: Option<Arc<Shedder>>, worker: usize) -> Self {
+        Self { shared, shedder, joining: Joining::default(), worker }
     }
 }
 
@@ -64,7 +71,54 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Box<RequestContext>) -> Result<bool> {
-        request::filter(&self.shared, self.shedder.as_ref(), session, ctx).await
+        request::filter(&self.shared, self.shedder.as_ref(), self.worker, session, ctx).await
+    }
+
+    fn request_cache_filter(&self, session: &mut Session, ctx: &mut Box<RequestContext>) -> Result<()> {
+        request_cache::filter(&self.shared, session, ctx);
+        Ok(())
+    }
+
+    fn cache_key_callback(&self, _: &Session, ctx: &mut Box<RequestContext>) -> Result<CacheKey> {
+        request_cache::key(ctx)
+    }
+
+    async fn cache_hit_filter(
+        &self,
+        _: &mut Session,
+        meta: &CacheMeta,
+        _: &mut HitHandler,
+        _: bool,
+        ctx: &mut Box<RequestContext>,
+    ) -> Result<Option<ForcedFreshness>> {
+        Ok(cache_hit::filter(meta, ctx))
+    }
+
+    fn cache_not_modified_filter(
+        &self,
+        session: &Session,
+        response: &ResponseHeader,
+        _: &mut Box<RequestContext>,
+    ) -> Result<bool> {
+        Ok(cache_hit::is_not_modified(session, response))
+    }
+
+    fn range_header_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Box<RequestContext>,
+    ) -> RangeType {
+        cache_hit::range(session, response, ctx)
+    }
+
+    fn response_cache_filter(
+        &self,
+        _: &Session,
+        response: &ResponseHeader,
+        ctx: &mut Box<RequestContext>,
+    ) -> Result<RespCacheable> {
+        Ok(response_cache::filter(response, ctx))
     }
 
     async fn proxy_upstream_filter(&self, session: &mut Session, ctx: &mut Box<RequestContext>) -> Result<bool> {
@@ -166,6 +220,10 @@ impl ProxyHttp for Gateway {
         error: Box<Error>,
     ) -> Box<Error> {
         failure::to_connect(&self.shared, session, ctx, error)
+    }
+
+    fn should_serve_stale(&self, session: &mut Session, ctx: &mut Box<RequestContext>, error: Option<&Error>) -> bool {
+        failure::serves_stale(session, ctx, error)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Box<RequestContext>) -> FailToProxy {

@@ -10,8 +10,9 @@ use seiketsu_config::policy::ValidationMode;
 use seiketsu_identity::{assertion::JWKS_PATH, failure::AuthFailure};
 use seiketsu_limits::shedding::{Shed, Shedder};
 
-use super::{RequestContext, Shared, context::RequestBody};
+use super::{RequestContext, Shared, cache, context::RequestBody};
 use crate::{
+    cache::background,
     limits::{
         check::{self, Asking},
         told,
@@ -40,15 +41,27 @@ enum Decision {
 pub(super) async fn filter(
     shared: &Shared,
     shedder: Option<&Arc<Shedder>>,
+    worker: usize,
     session: &mut Session,
     ctx: &mut RequestContext,
 ) -> Result<bool> {
+    if let Some(internal) = background::take(session) {
+        return Ok(!cache::internal(shared, session, ctx, internal));
+    }
     let decision = match decide(shared, shedder, session, ctx) {
         Ok(Decision::Proxy) => admit(shared, session, ctx).await?,
         other => other,
     };
     match decision {
-        Ok(Decision::Proxy) => Ok(false),
+        Ok(Decision::Proxy) => {
+            let Some(entry) = ctx.tenant.clone() else { return Ok(false) };
+            let tenant = entry.compiled();
+            let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(false) };
+            match &route.cache {
+                None => Ok(false),
+                Some(cache) => Box::pin(cache::answer(shared, worker, session, ctx, tenant, route, cache)).await,
+            }
+        }
         Ok(Decision::Answer(status, headers, body)) => {
             // Boxed, here and below, so that what few requests need makes no room in the future of all.
             Box::pin(respond::answer(shared, session, ctx, status, headers, body)).await?;
@@ -93,25 +106,9 @@ fn decide(
     if request.uri.path() == JWKS_PATH && matches!(request.method, Method::GET | Method::HEAD) {
         return Ok(Decision::Answer(StatusCode::OK, jwks_headers(), shared.assertions.jwks()));
     }
-    if let Some(versions) = &tenant.versions {
-        ctx.version = Some(versions.pick(request)?);
-    }
-    let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
     let preflight_for = preflight_method(request);
-    let outcome = tenant.router.find(&RouteRequest {
-        // A preflight asks about the method that it announces.
-        method: preflight_for.as_ref().unwrap_or(&request.method),
-        path: request.uri.path(),
-        query: request.uri.query(),
-        headers: &request.headers,
-        version,
-    });
-    let index = match outcome {
-        Outcome::Route(index) => index,
-        Outcome::MethodNotAllowed(methods) => return Err(method_not_allowed(&methods)),
-        Outcome::NotFound => return Err(Refusal::new(ProblemKind::NoRoute, "No route of this API matches.")),
-    };
-    ctx.route = Some(index);
+    // A preflight asks about the method that it announces.
+    let index = pick_route(request, ctx, tenant, preflight_for.as_ref().unwrap_or(&request.method))?;
     let Some(route) = tenant.routes.get(index) else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     if let Some(access) = &route.policies.access {
         access.check(ctx.client)?;
@@ -134,6 +131,45 @@ fn decide(
     }
     ctx.request_body = RequestBody { counter: Some(route.policies.request.body_counter()), ..RequestBody::default() };
     Ok(Decision::Proxy)
+}
+
+/// Which version and route of its tenant a request is for.
+fn pick_route(
+    request: &RequestHeader,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    method: &Method,
+) -> Result<usize, Refusal> {
+    if let Some(versions) = &tenant.versions {
+        ctx.version = Some(versions.pick(request)?);
+    }
+    let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
+    let outcome = tenant.router.find(&RouteRequest {
+        method,
+        path: request.uri.path(),
+        query: request.uri.query(),
+        headers: &request.headers,
+        version,
+    });
+    let index = match outcome {
+        Outcome::Route(index) => index,
+        Outcome::MethodNotAllowed(methods) => return Err(method_not_allowed(&methods)),
+        Outcome::NotFound => return Err(Refusal::new(ProblemKind::NoRoute, "No route of this API matches.")),
+    };
+    ctx.route = Some(index);
+    Ok(index)
+}
+
+/// Tenant and route of a request that the cache makes itself: there is no connection and no caller to be checked.
+pub(super) fn find_route(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<(), Refusal> {
+    let no_host = || Refusal::new(ProblemKind::UnknownHost, "No API is served under this host.");
+    let host = request_host(session.req_header()).ok_or_else(no_host)?;
+    let tenant = shared.live.find(host).ok().flatten().ok_or_else(no_host)?;
+    normalise_path(session)?;
+    let request = session.req_header();
+    pick_route(request, ctx, tenant.compiled(), &request.method)?;
+    ctx.tenant = Some(tenant);
+    Ok(())
 }
 
 /// Who is calling, and whether the body is what the route wants.

@@ -1,6 +1,8 @@
 //! The head of a response on its way to the client. Answers of the gateway's own are made in
 //! [`crate::respond`] and get the same headers there.
 
+use std::time::SystemTime;
+
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header, response::Parts};
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
@@ -20,13 +22,21 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     Ok(())
 }
 
-fn change(session: &mut Session, response: &mut Parts, ctx: &mut RequestContext) {
+/// What the client gets of a head, whether it comes from an upstream or from the cache.
+pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut RequestContext) {
     let Some(entry) = ctx.tenant.clone() else { return };
     let tenant = entry.compiled();
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return };
     let policies = &route.policies;
     let fields = &mut response.headers;
 
+    if let Some(fetch) = &ctx.cache.fetch {
+        if let Some(stored) = &fetch.serving {
+            fields.insert(header::AGE, HeaderValue::from(stored.rules.age(SystemTime::now().into())));
+        }
+        // Pingora asks for a whole response also where the client wants a head alone.
+        ctx.cache.head_only = !respond::may_have_body(session.req_header(), response.status);
+    }
     policies.response_headers.apply(fields);
     if let Some(versions) = &tenant.versions
         && let Some(version) = ctx.version

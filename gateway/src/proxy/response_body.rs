@@ -24,6 +24,10 @@ pub(super) fn filter(
     if let Some(peer) = Peer::of(session) {
         peer.watch.progress();
     }
+    if ctx.cache.head_only {
+        *body = None;
+        return Ok(None);
+    }
     if let Some(collected) = &mut ctx.response_body.collected {
         if let Some(piece) = body.take() {
             if collected.len() + piece.len() > MAX_TRANSFORMED {

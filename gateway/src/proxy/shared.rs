@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use url::Url;
 
 use crate::{
+    cache::{Cache, purging::PurgingError},
     limits::{self, LimitsError},
     server::{
         tls::{self, TlsError},
@@ -56,6 +57,7 @@ pub(crate) struct Shared {
     /// One for each worker; none where load shedding is off.
     pub(crate) shedders: Arc<[Arc<Shedder>]>,
     pub(crate) limits: Arc<limits::Limits>,
+    pub(crate) cache: Arc<Cache>,
     pub(crate) access_log: AccessLog,
     pub(crate) usage: Arc<Usage>,
     pub(crate) tracer: Tracer,
@@ -86,6 +88,8 @@ pub enum SharedError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Limits(#[from] LimitsError),
+    #[error(transparent)]
+    Purging(#[from] PurgingError),
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
 }
@@ -98,6 +102,8 @@ impl Shared {
         let metrics = Arc::new(Metrics::new(workers, shedders.clone())?);
         let limits = Arc::new(limits::Limits::start(&node, runtime)?);
         metrics.show_limits(limits.clone());
+        let cache = Arc::new(Cache::start(&node, workers, runtime)?);
+        metrics.show_cache(cache.clone());
         let resolver = Resolver::new(&node.dns, (&node.egress).into(), runtime.clone())?;
         let roots = SystemRoots::default();
         let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.clone())?;
@@ -119,6 +125,7 @@ impl Shared {
             access_log: AccessLog::open(&node.access_log, id, workers, dropped)?,
             metrics,
             limits,
+            cache,
             usage: Arc::new(usage),
             shedders,
             tracer,

@@ -4,7 +4,7 @@ use http::{HeaderValue, header::RETRY_AFTER};
 use pingora_core::Result;
 use pingora_proxy::Session;
 
-use super::{RequestContext, Shared};
+use super::{RequestContext, Shared, cache, failure};
 use crate::{
     policy::Refusal,
     respond::{self, problem::ProblemKind},
@@ -21,6 +21,9 @@ pub(super) async fn filter(shared: &Shared, session: &mut Session, ctx: &mut Req
         }
         Err(refused) => {
             let refusal = refusal(refused, pool);
+            if failure::may_serve_stale(ctx) {
+                return Box::pin(cache::serve_stale(session, ctx)).await.map(|()| false);
+            }
             // Boxed, so that what few requests need makes no room in the future of all.
             Box::pin(respond::refuse(shared, session, ctx, &refusal)).await?;
             Ok(false)

@@ -9,6 +9,7 @@ use seiketsu_identity::{assertion::IDENTITY_HEADER, plain_headers::plain_headers
 use super::{
     RequestContext, Shared, change_request,
     early_request::{X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO, X_REQUEST_ID},
+    response_cache,
 };
 use crate::{
     respond,
@@ -32,6 +33,9 @@ pub(super) fn filter(
 }
 
 fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut RequestContext) -> Result<()> {
+    if let Some(fetch) = &mut ctx.cache.fetch {
+        response_cache::begin(fetch);
+    }
     let Some(tenant) = ctx.tenant() else { return Ok(()) };
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
     let policies = &route.policies;
@@ -44,7 +48,7 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
             fields.remove(name);
         }
     }
-    forwarding(session, fields);
+    forwarding(session, ctx, fields)?;
     // In HTTP/2 the client may have named it in `:authority` only.
     if !fields.contains_key(header::HOST)
         && let Some(authority) = request.uri.authority()
@@ -96,8 +100,8 @@ fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
     Ok(())
 }
 
-fn forwarding(session: &Session, fields: &mut HeaderMap) {
-    let Some(peer) = Peer::of(session) else { return };
+fn forwarding(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -> Result<()> {
+    let Some(peer) = Peer::of(session) else { return forwarding_of_cache(session, ctx, fields) };
     // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
     let list = if peer.trusted { fields.get(X_FORWARDED_FOR) } else { None };
     let list = list.and_then(|list| {
@@ -113,6 +117,26 @@ fn forwarding(session: &Session, fields: &mut HeaderMap) {
     {
         fields.insert(X_FORWARDED_HOST, host);
     }
+    Ok(())
+}
+
+/// For the client that is served what this request brings.
+fn forwarding_of_cache(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -> Result<()> {
+    let Some(internal) = &ctx.cache.internal else { return Ok(()) };
+    if !fields.contains_key(X_FORWARDED_FOR) {
+        let client = HeaderValue::try_from(ctx.client.to_string());
+        fields.insert(X_FORWARDED_FOR, client.or_err(ErrorType::InvalidHTTPHeader, "an address is no field value")?);
+    }
+    if !fields.contains_key(X_FORWARDED_PROTO) {
+        let proto = if internal.secure { "https" } else { "http" };
+        fields.insert(X_FORWARDED_PROTO, HeaderValue::from_static(proto));
+    }
+    if !fields.contains_key(X_FORWARDED_HOST)
+        && let Some(host) = host_field(session.req_header())
+    {
+        fields.insert(X_FORWARDED_HOST, host);
+    }
+    Ok(())
 }
 
 /// The host that the client named, as the value of a field.

@@ -7,7 +7,7 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{RequestContext, Shared, change_response, failure};
+use super::{RequestContext, Shared, change_response, failure, response_cache};
 use crate::{
     server::peer::Peer,
     upstream::{endpoint::Outcome, retry::Failure},
@@ -52,6 +52,13 @@ pub(super) fn filter(
         }
     }
     ctx.exchange.status = Some(response.status);
+    if response.status == StatusCode::NOT_MODIFIED
+        && let Some(fetch) = &mut ctx.cache.fetch
+        && fetch.stored.is_some()
+    {
+        fetch.update = Some(response.headers.clone());
+    }
+    response_cache::invalidate(shared, session, response, ctx);
     let now = Instant::now();
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| now - at);
     if let (Some(peer), Some(route)) = (Peer::of(session), ctx.route()) {

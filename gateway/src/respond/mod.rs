@@ -102,6 +102,9 @@ pub(crate) fn common_headers(
     if let Some(limited) = &ctx.limited {
         told::write(limited, fields);
     }
+    if let Some(status) = &ctx.cache.status {
+        status.write(fields);
+    }
     if let Some(cors) = &policies.cors {
         cors.apply(session.req_header().headers.get(header::ORIGIN), fields);
     }

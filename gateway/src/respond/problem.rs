@@ -133,6 +133,9 @@ problem_kinds! {
     UpstreamTimeout = GATEWAY_TIMEOUT, "urn:seiketsu:problem:upstream-timeout",
         "The service behind the gateway did not answer in time",
         "Try again if the request may be repeated.";
+    /// The client wants a stored response only, and none may be served.
+    NotCached = GATEWAY_TIMEOUT, "urn:seiketsu:problem:not-cached", "No stored response can be served",
+        "Leave out `only-if-cached` to have the service asked.";
     /// The request is in a version of HTTP that the gateway does not speak.
     VersionNotSupported = HTTP_VERSION_NOT_SUPPORTED, "urn:seiketsu:problem:http-version-not-supported",
         "The HTTP version is not supported", "Use HTTP/1.1 or HTTP/2.";

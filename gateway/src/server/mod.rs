@@ -40,6 +40,7 @@ use self::{
     worker::{Protection, Worker},
 };
 use crate::{
+    cache::background::Jobs,
     policy::body_transform::STACK_BYTES,
     proxy::{Gateway, Shared},
 };
@@ -113,7 +114,7 @@ impl Server {
         for (index, share) in shares.into_iter().enumerate() {
             let shedder = shared.shedders.get(index).cloned();
             let worker = Arc::new(Worker {
-                proxy: Arc::new(http_proxy(&conf, Gateway::new(shared.clone(), shedder.clone()))),
+                proxy: Arc::new(http_proxy(&conf, Gateway::new(shared.clone(), shedder.clone(), index))),
                 shedder,
                 protection: Protection::new(node),
                 tls: tls.clone(),
@@ -122,11 +123,12 @@ impl Server {
                 proxy_protocol_from: node.listeners.proxy_protocol_from.clone().into(),
                 trusted_proxies: node.forwarding.trusted_proxies.clone().into(),
             });
+            let jobs = shared.cache.background.jobs(index);
             let (watch, drain_timeout) = (watch.clone(), node.drain.timeout.get());
             let thread = thread::Builder::new()
                 .name(format!("worker-{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || run_worker(share, worker, watch, drain_timeout))
+                .spawn(move || run_worker(share, jobs, worker, watch, drain_timeout))
                 .map_err(ServerError::Thread)?;
             workers.push(thread);
         }
@@ -151,6 +153,7 @@ impl Server {
 
 fn run_worker(
     listeners: Vec<Listener>,
+    jobs: Option<Jobs>,
     worker: Arc<Worker>,
     shutdown: channel::Receiver<bool>,
     drain_timeout: Duration,
@@ -160,7 +163,7 @@ fn run_worker(
         Ok(runtime) => runtime,
         Err(error) => return tracing::error!(%error, "cannot start a worker's runtime"),
     };
-    if let Err(error) = runtime.block_on(worker::run(listeners, worker, shutdown, drain_timeout)) {
+    if let Err(error) = runtime.block_on(worker::run(listeners, jobs, worker, shutdown, drain_timeout)) {
         tracing::error!(%error, "a worker cannot serve");
     }
     // What is still open is cut: its time is over.

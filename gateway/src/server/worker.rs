@@ -28,7 +28,11 @@ use super::{
     tls::LiveTls,
     watch::Watch,
 };
-use crate::{proxy::Gateway, telemetry::metrics::ConnectionMetrics};
+use crate::{
+    cache::background::{self, Jobs},
+    proxy::Gateway,
+    telemetry::metrics::ConnectionMetrics,
+};
 
 /// When the process or machine is out of file descriptors, accepting pauses for this long.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -104,6 +108,7 @@ fn contains(networks: &[IpNet], address: IpAddr) -> bool {
 /// Accepts and serves until the node drains and nothing is left, or until the deadline for that.
 pub(super) async fn run(
     listeners: Vec<Listener>,
+    jobs: Option<Jobs>,
     worker: Arc<Worker>,
     mut shutdown: ShutdownWatch,
     drain_timeout: Duration,
@@ -111,6 +116,9 @@ pub(super) async fn run(
     let active = Arc::new(Active::default());
     if let Some(shedder) = &worker.shedder {
         tokio::spawn(shedding::Watch::new(shedder.clone()).run());
+    }
+    if let Some(jobs) = jobs {
+        tokio::spawn(background::run(worker.proxy.clone(), jobs));
     }
     for listener in listeners {
         let tls = listener.endpoint.tls;

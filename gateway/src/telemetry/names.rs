@@ -93,6 +93,24 @@ metrics! {
         "Whether Redis is connected; where the node counts by itself, whether it could last write down what is used of quotas.";
     LIMIT_GATEWAYS = "seiketsu_limit_gateways" []
         "Nodes that share the limits, as last known.";
+    CACHE_REQUESTS = "seiketsu_cache_requests_total" ["tenant", "result"]
+        "Requests on routes with a cache, by tenant and by what the cache did for them.";
+    CACHE_SERVED_BYTES = "seiketsu_cache_served_bytes_total" ["tenant"]
+        "Bytes of response bodies that clients got from the cache, by tenant.";
+    CACHE_STORED_BYTES = "seiketsu_cache_stored_bytes" ["tenant"]
+        "Memory that stored responses take, by tenant.";
+    CACHE_STORED_KEYS = "seiketsu_cache_stored_keys" ["tenant"]
+        "Keys that responses are stored under, by tenant; each may have several variants.";
+    CACHE_EVICTIONS = "seiketsu_cache_evictions_total" ["tenant"]
+        "Keys that had to make room for others, by tenant.";
+    CACHE_BUDGET = "seiketsu_cache_budget_bytes" []
+        "Memory that stored responses of all tenants may take.";
+    CACHE_PURGES = "seiketsu_cache_purges_total" ["by"]
+        "Purges, by who made them: this node, another one, or all at once since some may have been missed.";
+    CACHE_PURGES_UNTOLD = "seiketsu_cache_purges_untold_total" []
+        "Purges that other nodes could not be told of in time.";
+    CACHE_PURGES_HEARD = "seiketsu_cache_purges_heard" []
+        "Whether purges of other nodes are heard; 1 where there are none to be heard.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
         "Configurations read, by result.";
     CONFIG_REVISION = "seiketsu_config_revision" []

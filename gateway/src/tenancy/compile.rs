@@ -3,6 +3,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
+use seiketsu_cache::storage::{Partition, Storage};
 use seiketsu_config::{
     error::ConfigErrors,
     layers::Effective,
@@ -23,6 +24,7 @@ use super::{
     tls::{TenantTls, TlsError},
 };
 use crate::{
+    cache::compile::{self as cache_compile, CompiledCache},
     limits::{
         Limits,
         compile::{self as limits_compile, LimitsCompileError, RouteLimits, Since, TenantLimits},
@@ -60,6 +62,8 @@ pub struct CompiledTenant {
     pub(crate) route_metrics: Arc<RouteTable>,
     pub(crate) limits: Option<TenantLimits>,
     pub(crate) limits_since: Since,
+    /// What is stored for it, if any of its routes stores anything.
+    pub(crate) cache: Option<Arc<Partition>>,
     pub(crate) tls: Option<TenantTls>,
     /// The file that it stands in.
     pub(crate) file: Arc<Path>,
@@ -81,6 +85,7 @@ pub struct CompiledRoute {
     pub(crate) transform: Option<TargetTransform>,
     pub(crate) policies: Arc<CompiledPolicies>,
     pub(crate) limits: RouteLimits,
+    pub(crate) cache: Option<CompiledCache>,
 }
 
 impl CompiledRoute {
@@ -190,6 +195,7 @@ pub(crate) struct Compiler<'a> {
     pub(crate) identity: &'a Arc<IdentityState>,
     pub(crate) metrics: &'a Metrics,
     limits: &'a Limits,
+    cache: &'a Arc<Storage>,
     /// Of the file.
     revision: u64,
     file: Arc<Path>,
@@ -202,10 +208,11 @@ impl<'a> Compiler<'a> {
         identity: &'a Arc<IdentityState>,
         metrics: &'a Metrics,
         limits: &'a Limits,
+        cache: &'a Arc<Storage>,
         revision: u64,
         file: &Path,
     ) -> Self {
-        Self { identity, metrics, limits, revision, file: file.into(), policies: HashMap::new() }
+        Self { identity, metrics, limits, cache, revision, file: file.into(), policies: HashMap::new() }
     }
 
     /// `tls` is what [`TenantTls`] made of the tenant, or why it could not. `tenant_effective` and `effective` are the
@@ -231,12 +238,11 @@ impl<'a> Compiler<'a> {
         let (limits, of_routes) =
             limits_compile::tenant(self.limits, self.revision, tenant, tenant_effective, &effective)
                 .map_err(|source| of_tenant(source.into()))?;
+        let cache = cache_compile::partition(self.cache, tenant, tenant_effective, &effective);
         let mut routes = Vec::with_capacity(tenant.routes.len());
         for ((route, effective), limits) in tenant.routes.iter().zip(&effective).zip(of_routes) {
-            let compiled = self.route(route, effective, limits, pools).map_err(|source| CompileError::Route {
-                tenant: tenant.id.clone(),
-                route: route.id.clone(),
-                source: Box::new(source),
+            let compiled = self.route(route, effective, limits, cache.as_ref(), pools).map_err(|source| {
+                CompileError::Route { tenant: tenant.id.clone(), route: route.id.clone(), source: Box::new(source) }
             })?;
             routes.push(compiled);
         }
@@ -256,6 +262,7 @@ impl<'a> Compiler<'a> {
             metrics,
             limits,
             limits_since,
+            cache,
             tls,
             file: self.file.clone(),
             config: tenant.clone(),
@@ -268,6 +275,7 @@ impl<'a> Compiler<'a> {
         route: &Route,
         effective: &Arc<Effective>,
         limits: RouteLimits,
+        cache: Option<&Arc<Partition>>,
         pools: &dyn Pools,
     ) -> Result<CompiledRoute, PolicyError> {
         let pool = |id: &Id| pools.pool(id).ok_or_else(|| PolicyError::UnknownUpstream(id.clone()));
@@ -298,6 +306,7 @@ impl<'a> Compiler<'a> {
             },
             policies: self.policies(effective)?,
             limits,
+            cache: CompiledCache::compile(cache, route, effective),
         })
     }
 

@@ -58,6 +58,7 @@ impl Gateway {
 #[test]
 fn no_example_is_forgotten() {
     let driven: HashSet<&str> = [
+        "caching.yaml",
         "canary.yaml",
         "demo-node.yaml",
         "demo-tenants.yaml",
@@ -83,6 +84,20 @@ fn minimal_serves() {
     let origin = Origin::start("a");
     let gateway = serve("minimal.yaml", &[("10.0.0.7:8080", origin.address.to_string())]);
     assert_eq!(gateway.get(HOST, "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn caching_keeps_what_it_may() {
+    let origin = Stub::answering("", "x");
+    let gateway = serve("caching.yaml", &[("catalogue.internal:8080", origin.address.to_string())]);
+    let asked = |target: &str| {
+        let before = origin.seen().len();
+        assert_eq!(gateway.get(HOST, target, "").status, 200);
+        origin.seen().len() - before
+    };
+    assert_eq!(["/v1/live/a", "/v1/live/a"].map(asked), [1, 1]);
+    assert_eq!(["/v1/products", "/v1/products"].map(asked), [1, 0]);
+    assert_eq!(["/v1/search?a=1&b=2", "/v1/search?b=2&a=1"].map(asked), [1, 0]);
 }
 
 #[test]
@@ -358,6 +373,9 @@ fn the_demo_does_what_the_readme_says() {
         let answer = gateway.get("initech.localhost", "/v1/echo", "");
         assert_eq!(answer.header("x-origin-region"), Some("eu-west"), "its data stays in Europe");
     }
+    let stored = || gateway.get("acme.localhost", "/v1/cache/60", "");
+    assert_eq!(stored().header("cache-status"), Some("seiketsu; fwd=uri-miss; stored"));
+    assert!(stored().header("cache-status").is_some_and(|status| status.starts_with("seiketsu; hit; ttl=")));
     assert_eq!(gateway.get("nobody.example", "/", "").status, 404);
     assert_eq!(gateway.operations("/config?tenant=acme&route=secure").status, 200);
     west.control("health", &json!({ "healthy": false }));

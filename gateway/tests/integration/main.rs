@@ -14,6 +14,7 @@
     clippy::format_push_string
 )]
 
+mod cache;
 mod callers;
 mod examples;
 mod fixtures;

@@ -14,7 +14,6 @@ use crate::{process::command, report::measured::quantile};
 const CONNECTIONS: &str = "64";
 const STREAMS: &str = "10";
 const HANDSHAKES_PER_SECOND: u64 = 500;
-const PATH: &str = "/v1/bytes/1024";
 /// What a browser's script would send; it brings the CORS policy into play.
 const ORIGIN: &str = "Origin: https://app.example.com";
 
@@ -31,7 +30,9 @@ pub struct Load {
 /// Puts the scenario's load on the gateway for so long. More than one failure in a thousand is an error.
 pub fn run(scenario: Scenario, gateway: &Running, duration: Duration, folder: &Path) -> anyhow::Result<Load> {
     let load = match scenario {
-        Scenario::Plain | Scenario::Policies => wrk(scenario, gateway, duration)?,
+        Scenario::Plain | Scenario::Policies | Scenario::Cache1k | Scenario::Cache64k => {
+            wrk(scenario, gateway, duration)?
+        }
         _ => h2load(scenario, gateway, duration, &folder.join("h2load.log"))?,
     };
     if load.requests == 0 || load.failures * 1000 > load.requests {
@@ -47,7 +48,7 @@ fn wrk(scenario: Scenario, gateway: &Running, duration: Duration) -> anyhow::Res
     if scenario == Scenario::Policies {
         wrk.args(["-H", ORIGIN, "-H", &format!("X-API-Key: {API_KEY}")]);
     }
-    wrk.arg(format!("http://{}{PATH}", gateway.address(scenario)));
+    wrk.arg(format!("http://{}{}", gateway.address(scenario), scenario.path()));
     parse_wrk(&output(wrk)?).context("wrk printed something else than expected")
 }
 
@@ -67,7 +68,7 @@ fn h2load(scenario: Scenario, gateway: &Running, duration: Duration, log: &Path)
         }
         _ => h2load.args(["--h1", "-c", CONNECTIONS, "-D", &duration.as_secs().to_string()]),
     };
-    h2load.arg(format!("https://{}:{}{PATH}", scenario.host(), address.port()));
+    h2load.arg(format!("https://{}:{}{}", scenario.host(), address.port(), scenario.path()));
     let mut load = parse_h2load(&output(h2load)?).context("h2load printed something else than expected")?;
     let latencies = parse_h2load_log(&fs::read_to_string(log).unwrap_or_default());
     (load.p50_ms, load.p99_ms) = (quantile(&latencies, 0.5), quantile(&latencies, 0.99));

@@ -63,7 +63,8 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> anyhow::Result<Table>
     let mut rounds: Vec<Vec<Round>> = vec![Vec::new(); plan.scenarios.len() * plan.peers.len()];
     for round in 1..=plan.rounds {
         for (s, scenario) in plan.scenarios.iter().enumerate() {
-            for (p, peer) in plan.peers.iter().enumerate() {
+            let taking_part = plan.peers.iter().enumerate().filter(|(_, peer)| peer.takes_part(*scenario));
+            for (p, peer) in taking_part {
                 progress(&format!("round {round} of {}: {scenario}, {peer}", plan.rounds));
                 let measured = once(plan, *scenario, *peer).with_context(|| format!("{peer}, scenario {scenario}"))?;
                 rounds[s * plan.peers.len() + p].push(measured);
@@ -71,7 +72,8 @@ pub fn run(plan: &Plan, mut progress: impl FnMut(&str)) -> anyhow::Result<Table>
         }
     }
     let pairs = plan.scenarios.iter().flat_map(|scenario| plan.peers.iter().map(move |peer| (*scenario, *peer)));
-    Ok(Table::new(pairs.zip(&rounds).map(|((scenario, peer), rounds)| Row::new(scenario, peer, rounds)).collect()))
+    let measured = pairs.zip(&rounds).filter(|(_, rounds)| !rounds.is_empty());
+    Ok(Table::new(measured.map(|((scenario, peer), rounds)| Row::new(scenario, peer, rounds)).collect()))
 }
 
 fn once(plan: &Plan, scenario: Scenario, peer: Peer) -> anyhow::Result<Round> {

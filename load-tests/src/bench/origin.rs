@@ -12,6 +12,9 @@ use crate::{
 
 const NGINX: &str = include_str!("../../peers/origin-nginx.conf");
 
+/// Lengths of what can be cached.
+const CACHED: [usize; 2] = [1024, 65_536];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
     /// nginx that returns 1 KiB from its configuration.
@@ -38,6 +41,11 @@ impl Origin {
                     ("body", "x".repeat(1024)),
                 ];
                 fs::write(&configuration, fill(NGINX, &values))?;
+                let files = folder.join("origin-files/cached");
+                fs::create_dir_all(&files)?;
+                for length in CACHED {
+                    fs::write(files.join(length.to_string()), "x".repeat(length))?;
+                }
                 let mut start = command(&binaries.nginx, Some(OTHER_CORE));
                 start.arg("-p").arg(folder).arg("-c").arg(configuration);
                 start

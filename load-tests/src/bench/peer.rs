@@ -39,6 +39,14 @@ pub enum Peer {
     Seiketsu,
 }
 
+impl Peer {
+    /// Whether there is something to be measured.
+    pub fn takes_part(self, scenario: Scenario) -> bool {
+        // Caches are compared with nginx's: the others have none, or one for small objects.
+        !matches!(scenario, Scenario::Cache1k | Scenario::Cache64k) || matches!(self, Self::Nginx | Self::Seiketsu)
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -92,6 +100,7 @@ pub struct Running {
     server: Server,
     plain: SocketAddr,
     policies: SocketAddr,
+    cached: SocketAddr,
     tls: SocketAddr,
 }
 
@@ -100,9 +109,11 @@ impl Running {
     pub fn start(peer: Peer, binaries: &Binaries, origin: u16, folder: &Path) -> anyhow::Result<Self> {
         let (plain, tls, operations) = (free_address()?, free_address()?, free_address()?);
         let policies = if peer == Peer::Seiketsu { plain } else { free_address()? };
+        let cached = if peer == Peer::Seiketsu { plain } else { free_address()? };
         let values = [
             ("plain", plain.port().to_string()),
             ("policies", policies.port().to_string()),
+            ("cached", cached.port().to_string()),
             ("tls", tls.port().to_string()),
             ("operations", operations.port().to_string()),
             ("origin", origin.to_string()),
@@ -143,7 +154,7 @@ impl Running {
                 _ => accepts_connections(tls) && process::http_status(plain, "/v1/bytes/1024") == Some(200),
             })
             .with_context(|| format!("see {}", log.display()))?;
-        Ok(Self { server, plain, policies, tls })
+        Ok(Self { server, plain, policies, cached, tls })
     }
 
     pub fn pid(&self) -> u32 {
@@ -154,6 +165,7 @@ impl Running {
         match scenario {
             Scenario::Plain | Scenario::Idle => self.plain,
             Scenario::Policies => self.policies,
+            Scenario::Cache1k | Scenario::Cache64k => self.cached,
             Scenario::TlsH1 | Scenario::TlsH2 | Scenario::Handshakes => self.tls,
         }
     }
@@ -175,7 +187,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_to_fill_in() {
-        let names = ["plain", "policies", "tls", "operations", "origin", "folder", "tenants", "api_key"];
+        let names = ["plain", "policies", "cached", "tls", "operations", "origin", "folder", "tenants", "api_key"];
         let values = names.map(|name| (name, String::new()));
         for template in [NGINX, HAPROXY, ENVOY, SEIKETSU_NODE, SEIKETSU_TENANTS] {
             assert!(!fill(template, &values).contains("{{"), "{template}");

@@ -13,6 +13,12 @@ pub enum Scenario {
     /// The same with six security headers, CORS, and a rate limit that never refuses where the peer has
     /// one. Seiketsu also checks an API key, signs who calls for the origin, and logs each request.
     Policies,
+    /// The same as `plain`, answered from the cache: 1 KiB.
+    #[value(name = "cache-1k")]
+    Cache1k,
+    /// The same, 64 KiB.
+    #[value(name = "cache-64k")]
+    Cache64k,
     /// TLS 1.3, HTTP/1.1, 64 connections kept open.
     TlsH1,
     /// TLS 1.3, HTTP/2, 64 connections of 10 streams.
@@ -28,7 +34,17 @@ impl Scenario {
     pub fn host(self) -> &'static str {
         match self {
             Self::Policies => "policies.localhost",
+            Self::Cache1k | Self::Cache64k => "cached.localhost",
             _ => "plain.localhost",
+        }
+    }
+
+    /// What is asked for.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Cache1k => "/cached/1024",
+            Self::Cache64k => "/cached/65536",
+            _ => "/v1/bytes/1024",
         }
     }
 }
@@ -38,6 +54,8 @@ impl fmt::Display for Scenario {
         f.write_str(match self {
             Self::Plain => "plain",
             Self::Policies => "policies",
+            Self::Cache1k => "cache-1k",
+            Self::Cache64k => "cache-64k",
             Self::TlsH1 => "tls-h1",
             Self::TlsH2 => "tls-h2",
             Self::Handshakes => "handshakes",

@@ -21,7 +21,12 @@ use seiketsu_load_tests::bench::{
 #[command(name = "seiketsu-bench-peers", version)]
 struct Flags {
     /// What to measure.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "plain,policies,tls-h1,tls-h2,handshakes,idle")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "plain,policies,cache-1k,cache-64k,tls-h1,tls-h2,handshakes,idle"
+    )]
     scenario: Vec<Scenario>,
     /// Whom to measure.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "nginx,haproxy,envoy,bare-pingora,seiketsu")]

@@ -58,6 +58,7 @@ impl LineFormat {
         if let Some(refusal) = record.refusal {
             put_text(to, br#","refusal":"#, refusal.name().as_bytes());
         }
+        put_text_unless_empty(to, br#","cache":"#, record.cache.as_bytes());
         if let Some(limit) = &record.limit {
             put_text(to, br#","limit":{"by":"#, limit.by.as_bytes());
             put_millis(to, br#","wait_ms":"#, limit.waited_micros);
@@ -214,7 +215,7 @@ mod tests {
                 r#""route":"echo","consumer":"billing","client":"192.0.2.7","method":"GET","#,
                 r#""host":"acme.localhost","path":"/v1/echo","protocol":"HTTP/2","tls":"TLSv1_3","status":503,"#,
                 r#""bytes_in":0,"bytes_out":312,"duration_ms":12.345,"refusal":"upstream-unavailable","#,
-                r#""limit":{"by":"coordinator","wait_ms":0.812},"user_agent":"curl/8.9.1","upstream":{"name":"demo","address":"[2001:db8::1]:9001","#,
+                r#""cache":"miss","limit":{"by":"coordinator","wait_ms":0.812},"user_agent":"curl/8.9.1","upstream":{"name":"demo","address":"[2001:db8::1]:9001","#,
                 r#""status":0,"duration_ms":11.900,"attempts":3}}"#,
                 "\n"
             )
@@ -230,6 +231,7 @@ mod tests {
             consumer: "",
             tls: "",
             refusal: None,
+            cache: None,
             limit: None,
             user_agent: b"",
             upstream: None,
@@ -237,7 +239,9 @@ mod tests {
         };
         let line: serde_json::Value = serde_json::from_str(&line_of(&bare)).unwrap();
         let object = line.as_object().unwrap();
-        for absent in ["trace_id", "tenant", "route", "consumer", "tls", "refusal", "limit", "user_agent", "upstream"] {
+        for absent in
+            ["trace_id", "tenant", "route", "consumer", "tls", "refusal", "cache", "limit", "user_agent", "upstream"]
+        {
             assert!(!object.contains_key(absent), "{absent}");
         }
         assert_eq!(object["status"], 503);

@@ -7,7 +7,10 @@ use std::{
 
 use seiketsu_limits::admission::By as DecidedBy;
 
-use crate::respond::problem::ProblemKind;
+use crate::{
+    respond::problem::ProblemKind,
+    telemetry::metrics::{CacheResult, Label},
+};
 
 /// Longer texts are cut. Client input is never longer in the log, whatever the limits on requests are.
 const MAX_HOST: usize = 255;
@@ -42,6 +45,8 @@ pub struct AccessRecord<'a> {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub refusal: Option<ProblemKind>,
+    /// Absent where no cache was asked.
+    pub cache: Option<CacheResult>,
     /// Absent where nothing is limited.
     pub limit: Option<LimitRecord<'a>>,
     pub user_agent: &'a [u8],
@@ -86,6 +91,7 @@ impl AccessRecord<'_> {
         fixed.put(self.bytes_out.to_le_bytes());
         fixed.put(self.status.to_le_bytes());
         fixed.put([protocol_number(self.protocol), self.refusal.map_or(NONE, |kind| kind as u8)]);
+        fixed.put([self.cache.map_or(NONE, |result| result as u8)]);
         fixed.put(self.trace_id.unwrap_or_default());
         fixed.put_address(Some(self.client));
         to.extend_from_slice(fixed.bytes());
@@ -133,6 +139,8 @@ pub(super) struct Decoded<'a> {
     pub(super) status: u16,
     pub(super) protocol: &'static str,
     pub(super) refusal: Option<ProblemKind>,
+    /// Empty where no cache was asked.
+    pub(super) cache: &'static str,
     pub(super) limit: Option<DecodedLimit<'a>>,
     pub(super) trace_id: u128,
     pub(super) client: Option<IpAddr>,
@@ -176,6 +184,7 @@ impl<'a> Decoded<'a> {
             status: u16::from_le_bytes(take(from)?),
             protocol: PROTOCOLS.get(usize::from(take::<1>(from)?[0])).copied().unwrap_or_default(),
             refusal: ProblemKind::ALL.get(usize::from(take::<1>(from)?[0])).copied(),
+            cache: CacheResult::VALUES.get(usize::from(take::<1>(from)?[0])).copied().unwrap_or_default(),
             trace_id: u128::from_be_bytes(take(from)?),
             client: take_address(from)?,
             request_id: take_text(from)?,
@@ -337,6 +346,7 @@ pub(super) mod tests {
             bytes_in: 0,
             bytes_out: 312,
             refusal: Some(ProblemKind::UpstreamUnavailable),
+            cache: Some(CacheResult::Miss),
             limit: Some(LimitRecord { by: DecidedBy::Coordinator, waited: Duration::from_micros(812), refused_by: "" }),
             user_agent: b"curl/8.9.1",
             upstream: Some(UpstreamRecord {
@@ -354,7 +364,8 @@ pub(super) mod tests {
     fn a_record_comes_out_as_it_went_in() {
         let mut buffer = Vec::new();
         example().encode(&mut buffer);
-        AccessRecord { upstream: None, refusal: None, limit: None, trace_id: None, ..example() }.encode(&mut buffer);
+        AccessRecord { upstream: None, refusal: None, cache: None, limit: None, trace_id: None, ..example() }
+            .encode(&mut buffer);
         let mut rest = &buffer[..];
         let (first, second) = (Decoded::take(&mut rest).unwrap(), Decoded::take(&mut rest).unwrap());
         assert!(rest.is_empty() && Decoded::take(&mut rest).is_none());
@@ -364,6 +375,7 @@ pub(super) mod tests {
         let upstream = first.upstream.unwrap();
         assert_eq!((upstream.address, upstream.attempts), (Some("[2001:db8::1]:9001".parse().unwrap()), 3));
         assert_eq!((second.upstream, second.refusal, second.trace_id), (None, None, 0));
+        assert_eq!((first.cache, second.cache), ("miss", ""));
     }
 
     proptest! {

@@ -44,6 +44,22 @@ labels! {
         Cancelled = "cancelled",
     }
 
+    /// What the cache did for a request.
+    CacheResult {
+        /// Served from it, fresh.
+        Hit = "hit",
+        /// Served from it, stale.
+        Stale = "stale",
+        /// The origin said that what is stored is still good.
+        Revalidated = "revalidated",
+        /// Served what another request has fetched meanwhile.
+        Collapsed = "collapsed",
+        /// The origin was asked.
+        Miss = "miss",
+        /// The cache could not be used.
+        Bypass = "bypass",
+    }
+
     /// Why an endpoint was taken out of balancing.
     Ejection {
         ConsecutiveErrors = "consecutive_errors",

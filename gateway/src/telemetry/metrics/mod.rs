@@ -4,6 +4,7 @@
 //! configuration holds ([`TenantMetrics`]): no lock, no look-up by name, no allocation. Everything is
 //! summed when `/metrics` is read. What happens less than once per request lives in [`NodeMetrics`].
 
+mod cache;
 mod family;
 mod histogram;
 mod labels;
@@ -30,13 +31,13 @@ use self::{
     tenants::{NamedSum, Tenants, TenantsSum},
 };
 pub use self::{
-    labels::{Attempt, BreakerState, Ejection, Label, LogDrop, Reload, Stage},
+    labels::{Attempt, BreakerState, CacheResult, Ejection, Label, LogDrop, Reload, Stage},
     node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection, UsageMetrics},
     shard::{InFlight, Outcome, RouteSlot},
     tenants::{RouteTable, TenantMetrics},
 };
 use super::names;
-use crate::{limits::Limits, respond::problem::ProblemKind};
+use crate::{cache::Cache, limits::Limits, respond::problem::ProblemKind};
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -49,6 +50,7 @@ pub struct Metrics {
     tenants: Tenants,
     shedders: Arc<[Arc<Shedder>]>,
     limits: OnceLock<Arc<Limits>>,
+    cache: OnceLock<Arc<Cache>>,
     started: SystemTime,
 }
 
@@ -65,7 +67,15 @@ impl Metrics {
         let registry = Registry::new();
         let node = NodeMetrics::new(&registry)?;
         let tenants = Tenants::new(workers, Instant::now());
-        Ok(Self { node, registry, tenants, shedders, limits: OnceLock::new(), started: SystemTime::now() })
+        Ok(Self {
+            node,
+            registry,
+            tenants,
+            shedders,
+            limits: OnceLock::new(),
+            cache: OnceLock::new(),
+            started: SystemTime::now(),
+        })
     }
 
     /// The counters of a tenant, the same for the same id over all configurations. Called when a
@@ -85,6 +95,12 @@ impl Metrics {
         let _ = self.limits.set(limits);
     }
 
+    /// Shows this cache too; the first one that is given.
+    pub(crate) fn show_cache(&self, cache: Arc<Cache>) {
+        // A node has no other.
+        let _ = self.cache.set(cache);
+    }
+
     /// What the accept loops count with.
     pub fn connections(&self) -> ConnectionMetrics {
         self.node.connections.clone()
@@ -98,7 +114,9 @@ impl Metrics {
     /// Everything in the Prometheus text format, version 0.0.4.
     pub fn render(&self) -> String {
         let mut families = self.registry.gather();
-        families.extend(tenant_families(&self.tenants.collect(Instant::now())));
+        let tenants = self.tenants.collect(Instant::now());
+        families.extend(tenant_families(&tenants));
+        families.extend(self.cache.get().map(|cache| cache::families(cache, &tenants)).unwrap_or_default());
         families.extend(shedding::families(&self.shedders));
         families.extend(self.limits.get().map(|limits| limits::families(limits)).unwrap_or_default());
         families.extend(process::families(self.started));
@@ -123,6 +141,8 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
     let mut retries = Family::counter(names::UPSTREAM_RETRIES);
     let mut nonconforming = Family::counter(names::NONCONFORMING);
     let mut tenants = Family::gauge(names::TENANTS);
+    let mut cached = Family::counter(names::CACHE_REQUESTS);
+    let mut cached_bytes = Family::counter(names::CACHE_SERVED_BYTES);
 
     for tenant in &sums.named {
         let (name, sum) = (&*tenant.name, &tenant.sum);
@@ -139,6 +159,10 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
         }
         retries.add_counted(&[name], sum.retries);
         nonconforming.add_counted(&[name], sum.nonconforming);
+        for (result, count) in CacheResult::VALUES.iter().zip(sum.cached) {
+            cached.add_counted(&[name, result], count);
+        }
+        cached_bytes.add_counted(&[name], sum.cached_bytes);
     }
     for (stage, sum) in Stage::VALUES.iter().zip(&sums.stages) {
         stages.add_histogram(&[stage], sum, &BOUNDS);
@@ -157,6 +181,8 @@ fn tenant_families(sums: &TenantsSum) -> Vec<MetricFamily> {
         attempts,
         retries,
         tenants,
+        cached,
+        cached_bytes,
     ];
     families.into_iter().filter_map(Family::finish).collect()
 }
@@ -187,6 +213,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{collections::HashMap, path::Path, time::Duration};
 
+    use seiketsu_cache::{key::Resource, time::Timestamp};
     use seiketsu_config::node::{NodeConfig, NodeLimits, Redis};
     use seiketsu_limits::shedding::{Priority, Settings};
 
@@ -301,6 +328,12 @@ mod tests {
         let (_runtime, limits) = limits(folder.path());
         limits.refusals.count(Label { scope: Scope::Tenant, counts: Counts::Rate });
         metrics.show_limits(limits);
+        metrics.tenant("acme").begin().cached(CacheResult::Hit, 70);
+        let runtime = Runtime::new().unwrap();
+        let cache = Arc::new(Cache::start(&NodeConfig::default(), 1, runtime.handle()).unwrap());
+        let partition = cache.storage.partition("acme", 1 << 20);
+        partition.pass(b"key", &Resource::new(b"a.test", "/", None), Timestamp::from_unix(1));
+        metrics.show_cache(cache);
         let (samples, types) = parse(&metrics.render());
         let expected = [
             (r#"seiketsu_requests_total{tenant="acme",route="echo",class="2xx"}"#, 1.0),
@@ -332,6 +365,11 @@ mod tests {
             (r#"seiketsu_shed_requests_total{priority="low"}"#, 1.0),
             (r#"seiketsu_limit_refusals_total{scope="tenant",limit="rate"}"#, 1.0),
             ("seiketsu_limit_coordinator_up", 0.0),
+            (r#"seiketsu_cache_requests_total{tenant="acme",result="hit"}"#, 1.0),
+            (r#"seiketsu_cache_served_bytes_total{tenant="acme"}"#, 70.0),
+            (r#"seiketsu_cache_stored_keys{tenant="acme"}"#, 1.0),
+            (r#"seiketsu_cache_purges_total{by="missed"}"#, 0.0),
+            ("seiketsu_cache_purges_heard", 1.0),
         ];
         for (series, value) in expected {
             let found = samples.get(series).copied();

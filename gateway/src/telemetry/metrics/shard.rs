@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     histogram::{Histogram, HistogramSum},
-    labels::{Attempt, Label},
+    labels::{Attempt, CacheResult, Label},
 };
 use crate::{
     respond::problem::ProblemKind,
@@ -29,6 +29,7 @@ pub(super) const ROUTES: usize = FIRST_NAMED + NAMED_ROUTES;
 /// Classes of status codes, in the order in which they are counted.
 pub(super) const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 const ATTEMPTS: usize = Attempt::VALUES.len();
+const CACHE_RESULTS: usize = CacheResult::VALUES.len();
 
 /// Where the requests of one route are counted, within the counters of its tenant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub(super) struct Shard {
     requests: [[AtomicU64; CLASSES.len()]; ROUTES],
     refusals: [AtomicU64; ProblemKind::COUNT],
     attempts: [AtomicU64; ATTEMPTS],
+    cached: [AtomicU64; CACHE_RESULTS],
+    cached_bytes: AtomicU64,
     retries: AtomicU64,
     nonconforming: AtomicU64,
     bytes_in: AtomicU64,
@@ -79,6 +82,8 @@ impl Shard {
             requests: [const { [const { AtomicU64::new(0) }; CLASSES.len()] }; ROUTES],
             refusals: [const { AtomicU64::new(0) }; ProblemKind::COUNT],
             attempts: [const { AtomicU64::new(0) }; ATTEMPTS],
+            cached: [const { AtomicU64::new(0) }; CACHE_RESULTS],
+            cached_bytes: AtomicU64::new(0),
             retries: AtomicU64::new(0),
             nonconforming: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
@@ -113,7 +118,10 @@ impl Shard {
 
     fn reset(&self) {
         let counters = self.requests.as_flattened().iter().chain(&self.refusals).chain(&self.attempts);
-        for counter in counters.chain([&self.retries, &self.nonconforming, &self.bytes_in, &self.bytes_out]) {
+        let counters = counters.chain(&self.cached);
+        for counter in
+            counters.chain([&self.cached_bytes, &self.retries, &self.nonconforming, &self.bytes_in, &self.bytes_out])
+        {
             counter.store(0, Relaxed);
         }
         for histogram in [&self.total, &self.upstream, &self.gateway] {
@@ -146,6 +154,14 @@ impl InFlight {
     /// Counts an attempt beyond the first, when it is made.
     pub fn retry(&self) {
         self.shard.retries.fetch_add(1, Relaxed);
+    }
+
+    /// Counts what the cache did for the request, and the body bytes that the client got from there.
+    pub fn cached(&self, result: CacheResult, bytes: u64) {
+        self.shard.cached[result.index()].fetch_add(1, Relaxed);
+        if !matches!(result, CacheResult::Miss | CacheResult::Bypass) {
+            self.shard.cached_bytes.fetch_add(bytes, Relaxed);
+        }
     }
 
     /// Counts the request as one that validation would have refused, had it been told to.
@@ -201,6 +217,8 @@ pub(super) struct Sum {
     pub(super) requests: [[u64; CLASSES.len()]; ROUTES],
     pub(super) refusals: [u64; ProblemKind::COUNT],
     pub(super) attempts: [u64; ATTEMPTS],
+    pub(super) cached: [u64; CACHE_RESULTS],
+    pub(super) cached_bytes: u64,
     pub(super) retries: u64,
     pub(super) nonconforming: u64,
     pub(super) bytes_in: u64,
@@ -216,6 +234,8 @@ impl Sum {
             requests: [[0; CLASSES.len()]; ROUTES],
             refusals: [0; ProblemKind::COUNT],
             attempts: [0; ATTEMPTS],
+            cached: [0; CACHE_RESULTS],
+            cached_bytes: 0,
             retries: 0,
             nonconforming: 0,
             bytes_in: 0,
@@ -233,6 +253,8 @@ impl Sum {
             }
             add_all(&mut self.refusals, &shard.refusals);
             add_all(&mut self.attempts, &shard.attempts);
+            add_all(&mut self.cached, &shard.cached);
+            self.cached_bytes += shard.cached_bytes.load(Relaxed);
             self.retries += shard.retries.load(Relaxed);
             self.nonconforming += shard.nonconforming.load(Relaxed);
             self.bytes_in += shard.bytes_in.load(Relaxed);

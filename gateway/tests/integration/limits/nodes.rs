@@ -65,12 +65,12 @@ impl Redis {
     }
 
     /// At once, with everything that it knew.
-    pub(super) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         let _ = self.process.0.kill();
         let _ = self.process.0.wait();
     }
 
-    pub(super) fn start_again(&mut self) {
+    pub fn start_again(&mut self) {
         self.process = Process(Self::spawn(self.port, self.password, self.folder.path()));
         self.began = Instant::now();
         assert!(self.answers());

@@ -11,13 +11,6 @@ use std::{
 
 use foldhash::quality::FixedState;
 use parking_lot::RwLock;
-use redis::{
-    AsyncConnectionConfig, Client, Cmd, IntoConnectionInfo, RedisError, RedisFuture, Value,
-    aio::{ConnectionLike, MultiplexedConnection},
-    cluster::ClusterClient,
-    cluster_async::ClusterConnection,
-    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
-};
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -26,17 +19,13 @@ use tokio::{
 use super::{
     EXCHANGE_TIMEOUT,
     address::{RedisAddress, Topology},
+    dialer::{Connection, Dialer},
     script,
     shards::Shards,
 };
 
 /// How soon is tried again what failed.
 const RETRY: Duration = Duration::from_millis(50);
-
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// A cluster and sentinels are asked first where to connect to.
-const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
 
@@ -50,41 +39,6 @@ const CLUSTER_PATIENCE: u32 = 20;
 const CLUSTER_LANES: usize = 1 << 12;
 
 const GATEWAYS: &str = "seiketsu:gateways";
-
-/// The connection of the moment.
-#[derive(Clone)]
-pub(super) enum Connection {
-    Single(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl ConnectionLike for Connection {
-    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        match self {
-            Self::Single(connection) => connection.req_packed_command(command),
-            Self::Cluster(connection) => connection.req_packed_command(command),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a redis::Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match self {
-            Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
-            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match self {
-            Self::Single(connection) => connection.get_db(),
-            Self::Cluster(connection) => connection.get_db(),
-        }
-    }
-}
 
 /// What exchanges see of the connection.
 pub(super) struct Link {
@@ -190,14 +144,14 @@ enum End {
 
 impl Keeper {
     pub(super) async fn run(mut self) {
-        let mut dialer = None;
+        let mut dialer = Dialer::new(self.address.clone(), EXCHANGE_TIMEOUT);
         let mut closing = self.closing.clone();
         // Told once, not with every try.
         let mut is_away = false;
         loop {
             let connected = tokio::select! {
                 () = closed(&mut closing) => return,
-                connected = connect(&self.address, &mut dialer) => connected,
+                connected = dialer.connect() => connected,
             };
             let lost = match connected {
                 Ok(connection) => match self.serve(connection, &mut is_away).await {
@@ -284,75 +238,6 @@ impl Keeper {
 async fn closed(closing: &mut watch::Receiver<bool>) {
     // An error says that the sender was dropped.
     let _ = closing.wait_for(|is_closed| *is_closed).await;
-}
-
-/// Made once; sentinels remember which of them answered.
-enum Dialer {
-    Single(Client),
-    Sentinel(SentinelClient),
-    Cluster(ClusterClient),
-}
-
-impl Dialer {
-    fn new(address: &RedisAddress) -> Result<Self, RedisError> {
-        let mut hosts = address.connection_addresses().into_iter();
-        let info = address.connection_info();
-        Ok(match &address.topology {
-            Topology::Single { .. } => {
-                let host = hosts.next().ok_or((redis::ErrorKind::InvalidClientConfig, "no host"))?;
-                Self::Single(Client::open(host.into_connection_info()?.set_redis_settings(info))?)
-            }
-            Topology::Sentinel { service } => {
-                let mut builder = SentinelClientBuilder::new(hosts, service, SentinelServerType::Master)?;
-                if address.tls {
-                    builder = builder.set_client_to_redis_tls_mode(redis::TlsMode::Secure);
-                }
-                if let Some(user) = info.username() {
-                    builder = builder.set_client_to_redis_username(user);
-                }
-                if let Some(password) = info.password() {
-                    builder = builder.set_client_to_redis_password(password);
-                }
-                Self::Sentinel(builder.build()?)
-            }
-            Topology::Cluster => {
-                let hosts = hosts.map(|host| Ok(host.into_connection_info()?.set_redis_settings(info.clone())));
-                let hosts = hosts.collect::<Result<Vec<_>, RedisError>>()?;
-                let builder = ClusterClient::builder(hosts)
-                    .connection_timeout(CONNECT_TIMEOUT)
-                    .response_timeout(EXCHANGE_TIMEOUT)
-                    // Redirections count as retries.
-                    .retries(3)
-                    .min_retry_wait(5)
-                    .max_retry_wait(50);
-                Self::Cluster(builder.build()?)
-            }
-        })
-    }
-
-    async fn connect(&mut self) -> Result<Connection, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(EXCHANGE_TIMEOUT));
-        Ok(match self {
-            Self::Single(client) => {
-                Connection::Single(client.get_multiplexed_async_connection_with_config(&config).await?)
-            }
-            Self::Sentinel(client) => Connection::Single(client.get_async_connection_with_config(&config).await?),
-            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
-        })
-    }
-}
-
-async fn connect(address: &RedisAddress, dialer: &mut Option<Dialer>) -> Result<Connection, String> {
-    let dialer = match dialer {
-        Some(dialer) => dialer,
-        None => dialer.insert(Dialer::new(address).map_err(|error| error.to_string())?),
-    };
-    match timeout(DISCOVERY_TIMEOUT, dialer.connect()).await {
-        Ok(connected) => connected.map_err(|error| error.to_string()),
-        Err(_) => Err("no connection in time".to_owned()),
-    }
 }
 
 fn micros(duration: Duration) -> u64 {

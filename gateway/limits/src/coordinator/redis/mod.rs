@@ -20,6 +20,7 @@
 //! that had not used it, it is full once more. The data of quotas is worth keeping: `appendonly yes`.
 
 pub mod address;
+pub mod dialer;
 mod link;
 pub mod script;
 mod shards;

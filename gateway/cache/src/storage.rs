@@ -1,0 +1,143 @@
+//! Everything that is stored, in memory, within the budgets of node and tenants.
+//!
+//! Each tenant has a cache of its own, which holds no more than the tenant may have and decides for itself what is
+//! worth keeping. All of them together hold no more than the node may have: when that is full, room is made where
+//! most is held beyond an equal share. A tenant that stores much beyond its share evicts what is its own, and never
+//! what is another's.
+
+mod fill;
+mod partition;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+
+pub use self::{
+    fill::{Fill, TooLarge},
+    partition::{Counts, Lookup, Partition},
+};
+use crate::purge::Purges;
+
+/// Responses on their way into the cache may take this part of the node's budget, beside what is stored.
+const SHARE_OF_FILLS: u64 = 8;
+
+/// What has to be freed at once is rounded up to this part of a share, so that not every response makes room anew.
+const BATCH: u64 = 64;
+
+/// The cache of a node.
+#[derive(Debug)]
+pub struct Storage {
+    totals: Arc<Totals>,
+    partitions: RwLock<HashMap<Box<str>, Entry>>,
+    /// Who makes room; others that need some wait for it.
+    making_room: Mutex<()>,
+}
+
+/// Bytes of all tenants together.
+#[derive(Debug)]
+struct Totals {
+    budget: u64,
+    stored: AtomicU64,
+    filling: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    partition: Weak<Partition>,
+    purges: Arc<Purges>,
+}
+
+impl Storage {
+    /// `budget`: bytes that all responses together may take.
+    pub fn new(budget: u64) -> Arc<Self> {
+        let fills = budget / SHARE_OF_FILLS;
+        let totals = Totals { budget: budget - fills, stored: AtomicU64::new(0), filling: AtomicU64::new(0) };
+        Arc::new(Self { totals: Arc::new(totals), partitions: RwLock::default(), making_room: Mutex::new(()) })
+    }
+
+    /// The cache of a tenant, the same for the same tenant as long as somebody holds it. With another budget it
+    /// is another one, which takes over what fits. `budget`: bytes that the tenant may have at most.
+    pub fn partition(self: &Arc<Self>, tenant: &str, budget: u64) -> Arc<Partition> {
+        let mut partitions = self.partitions.write();
+        let existing = partitions.get(tenant);
+        let current = existing.and_then(|entry| entry.partition.upgrade());
+        if let Some(current) = &current
+            && current.budget() == budget
+        {
+            return current.clone();
+        }
+        // Purges outlive the responses: those under way when a tenant goes and comes back are concerned as well.
+        let purges = existing.map_or_else(Arc::default, |entry| entry.purges.clone());
+        let partition = Arc::new(Partition::new(tenant, budget, self.clone(), purges.clone()));
+        if let Some(current) = current {
+            partition.take_over(&current);
+        }
+        partitions.insert(tenant.into(), Entry { partition: Arc::downgrade(&partition), purges });
+        partition
+    }
+
+    /// What was purged of a tenant; none where no tenant of that name uses the cache.
+    pub fn purges(&self, tenant: &str) -> Option<Arc<Purges>> {
+        self.partitions.read().get(tenant).map(|entry| entry.purges.clone())
+    }
+
+    /// The purges of all tenants.
+    pub fn all_purges(&self) -> Vec<Arc<Purges>> {
+        self.partitions.read().values().map(|entry| entry.purges.clone()).collect()
+    }
+
+    /// The caches of all tenants that have one.
+    pub fn partitions(&self) -> Vec<Arc<Partition>> {
+        self.partitions.read().values().filter_map(|entry| entry.partition.upgrade()).collect()
+    }
+
+    /// Bytes that stored responses take.
+    pub fn stored_bytes(&self) -> u64 {
+        self.totals.stored.load(Relaxed)
+    }
+
+    /// Bytes that stored responses may take.
+    pub fn budget(&self) -> u64 {
+        self.totals.budget
+    }
+
+    /// Makes room for so many bytes of this tenant. `false`: they cannot be had.
+    fn make_room(&self, of: &Partition, bytes: u64) -> bool {
+        if bytes > self.totals.budget {
+            return false;
+        }
+        if self.excess(bytes) == 0 {
+            return true;
+        }
+        let _alone = self.making_room.lock();
+        loop {
+            let excess = self.excess(bytes);
+            if excess == 0 {
+                return true;
+            }
+            let partitions = self.partitions();
+            let holders = partitions.iter().filter(|partition| partition.bytes() > 0).count() as u64;
+            let share = self.totals.budget / holders.max(1);
+            let largest = partitions.iter().map(|partition| &**partition).max_by_key(|partition| partition.bytes());
+            // Who has more than its share, or would have, makes room itself. If it has less, somebody has more.
+            let victim = if of.bytes() + bytes > share { Some(of) } else { largest };
+            let Some(victim) = victim.filter(|victim| victim.bytes() > 0).or(largest) else { return false };
+            if victim.evict(excess.max(share / BATCH)) == 0 {
+                return false;
+            }
+        }
+    }
+
+    fn excess(&self, more: u64) -> u64 {
+        (self.stored_bytes() + more).saturating_sub(self.totals.budget)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! What is stored for one tenant.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use foldhash::quality::RandomState;
+use http::HeaderMap;
+use moka::{ops::compute::Op, sync::Cache};
+use parking_lot::Mutex;
+
+use super::{Storage, Totals};
+use crate::{
+    key::Resource,
+    purge::Purges,
+    stored::{Family, Stored},
+    time::Timestamp,
+};
+
+type Families = Cache<Arc<[u8]>, Arc<Family>, RandomState>;
+
+/// The cache of one tenant.
+pub struct Partition {
+    tenant: Box<str>,
+    budget: u64,
+    storage: Arc<Storage>,
+    purges: Arc<Purges>,
+    held: Arc<Held>,
+    /// Made with the first response: most tenants of a large node store nothing.
+    families: OnceLock<Families>,
+    /// The keys in the order in which they came, to evict from when the node is full.
+    order: Mutex<VecDeque<Arc<[u8]>>>,
+}
+
+/// What the tenant has.
+#[derive(Debug)]
+struct Held {
+    totals: Arc<Totals>,
+    bytes: AtomicU64,
+    responses: AtomicU64,
+    evictions: AtomicU64,
+}
+
+/// What a tenant's cache holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub bytes: u64,
+    /// Keys; each has one variant or more.
+    pub keys: u64,
+    pub evictions: u64,
+}
+
+/// What was found for a request.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// A response that may answer it, as far as key and `Vary` are concerned.
+    Found(Arc<Stored>),
+    /// The key is known, but nothing is stored for these fields.
+    OtherVariants,
+    Nothing,
+    /// Responses for this key were not storable lately.
+    Passes,
+}
+
+impl fmt::Debug for Partition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Partition").field("tenant", &self.tenant).field("held", &self.held).finish_non_exhaustive()
+    }
+}
+
+impl Partition {
+    pub(super) fn new(tenant: &str, budget: u64, storage: Arc<Storage>, purges: Arc<Purges>) -> Self {
+        let held = Held {
+            totals: storage.totals.clone(),
+            bytes: AtomicU64::new(0),
+            responses: AtomicU64::new(0),
+            evictions: AtomicU64::new(0),
+        };
+        Self {
+            tenant: tenant.into(),
+            budget,
+            storage,
+            purges,
+            held: Arc::new(held),
+            families: OnceLock::new(),
+            order: Mutex::default(),
+        }
+    }
+
+    pub fn tenant(&self) -> &str {
+        &self.tenant
+    }
+
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
+    pub fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    pub fn purges(&self) -> &Purges {
+        &self.purges
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.held.bytes.load(Relaxed)
+    }
+
+    pub fn counts(&self) -> Counts {
+        Counts {
+            bytes: self.bytes(),
+            keys: self.held.responses.load(Relaxed),
+            evictions: self.held.evictions.load(Relaxed),
+        }
+    }
+
+    /// What is stored under a key for a request with these fields.
+    pub fn find(&self, key: &[u8], request: &HeaderMap, now: Timestamp) -> Lookup {
+        let Some(family) = self.families.get().and_then(|families| families.get(key)) else { return Lookup::Nothing };
+        family.touch();
+        match family.find(request) {
+            Some(stored) if self.purges.spare(&family.resource, stored) => Lookup::Found(stored.clone()),
+            // It will be replaced; until then it is as good as gone.
+            Some(_) => Lookup::Nothing,
+            None if family.passes(now) => Lookup::Passes,
+            None if family.is_empty() => Lookup::Nothing,
+            None => Lookup::OtherVariants,
+        }
+    }
+
+    /// Stores a response in place of the one with the same selection. `false`: there is no room for it.
+    pub fn store(&self, key: &[u8], resource: &Resource, stored: Stored) -> bool {
+        let stored = Arc::new(stored);
+        // A family that grows is counted whole, since another takes its place.
+        let weight = (stored.weight() + key.len() + resource.as_str().len()) as u64;
+        if weight > self.budget || !self.storage.make_room(self, weight) {
+            return false;
+        }
+        self.change(key, resource, |family| Some(family.with(stored.clone())));
+        true
+    }
+
+    /// Puts a validated response in the place of the one that was validated, unless that has gone meanwhile.
+    pub fn renew(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>, new: &Arc<Stored>) {
+        self.change(key, resource, |family| {
+            let holds = family.variants().iter().any(|stored| Arc::ptr_eq(stored, old));
+            holds.then(|| family.without(old).with(new.clone()))
+        });
+    }
+
+    /// Forgets one response.
+    pub fn forget(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>) {
+        self.change(key, resource, |family| Some(family.without(old)));
+    }
+
+    /// Notes that responses for this key are not storable, until then.
+    pub fn pass(&self, key: &[u8], resource: &Resource, until: Timestamp) {
+        let weight = Family::new(Arc::from(&[][..]), resource.clone()).weight() + key.len();
+        if !self.storage.make_room(self, weight as u64) {
+            return;
+        }
+        self.change(key, resource, |family| Some(family.passing(until)));
+    }
+
+    /// Changes the family of a key; none: leaves it as it is.
+    fn change(&self, key: &[u8], resource: &Resource, change: impl Fn(&Family) -> Option<Family>) {
+        let key: Arc<[u8]> = key.into();
+        let families = self.families();
+        let mut is_new = false;
+        let _ = families.entry(key.clone()).and_compute_with(|entry| {
+            is_new = entry.is_none();
+            let current =
+                entry.map_or_else(|| Arc::new(Family::new(key.clone(), resource.clone())), moka::Entry::into_value);
+            let Some(next) = change(&current) else {
+                is_new = false;
+                return Op::Nop;
+            };
+            self.held.add(next.weight());
+            if is_new {
+                self.held.responses.fetch_add(1, Relaxed);
+            }
+            Op::Put(Arc::new(next))
+        });
+        if is_new {
+            self.order.lock().push_back(key);
+        }
+        // What does not fit goes now, and not some time later.
+        families.run_pending_tasks();
+        self.forget_keys_of_the_evicted();
+    }
+
+    fn families(&self) -> &Families {
+        self.families.get_or_init(|| {
+            let held = self.held.clone();
+            Cache::builder()
+                .max_capacity(self.budget)
+                .weigher(|_, family: &Arc<Family>| u32::try_from(family.weight()).unwrap_or(u32::MAX))
+                .eviction_listener(move |_, family: Arc<Family>, cause| {
+                    held.remove(family.weight());
+                    if cause != moka::notification::RemovalCause::Replaced {
+                        held.responses.fetch_sub(1, Relaxed);
+                    }
+                    if cause == moka::notification::RemovalCause::Size {
+                        held.evictions.fetch_add(1, Relaxed);
+                    }
+                })
+                .build_with_hasher(RandomState::default())
+        })
+    }
+
+    /// Frees at least so many bytes, if it has as many; how many it has freed. What was used lately gets a second
+    /// chance.
+    pub(super) fn evict(&self, bytes: u64) -> u64 {
+        let Some(families) = self.families.get() else { return 0 };
+        let before = self.bytes();
+        let mut chances = self.order.lock().len();
+        while before.saturating_sub(self.bytes()) < bytes {
+            let Some(key) = self.order.lock().pop_front() else { break };
+            let Some(family) = families.get(&key) else { continue };
+            if family.take_used() && chances > 0 {
+                chances -= 1;
+                self.order.lock().push_back(key);
+                continue;
+            }
+            families.invalidate(&key);
+            self.held.evictions.fetch_add(1, Relaxed);
+        }
+        families.run_pending_tasks();
+        before.saturating_sub(self.bytes())
+    }
+
+    /// The cache of the tenant evicts without telling the order of keys, which must not grow by that.
+    fn forget_keys_of_the_evicted(&self) {
+        let mut order = self.order.lock();
+        let live = usize::try_from(self.held.responses.load(Relaxed)).unwrap_or(usize::MAX);
+        if order.len() > live.saturating_mul(2).saturating_add(1024)
+            && let Some(families) = self.families.get()
+        {
+            order.retain(|key| families.contains_key(key));
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn keys_in_order(&self) -> usize {
+        self.order.lock().len()
+    }
+
+    /// Takes over what another one has, as far as there is room.
+    pub(super) fn take_over(&self, other: &Self) {
+        let Some(families) = other.families.get() else { return };
+        for (key, family) in families {
+            families.invalidate(&*key);
+            for stored in family.variants() {
+                let weight = (stored.weight() + key.len()) as u64;
+                if self.bytes() + weight <= self.budget {
+                    self.change(&key, &family.resource, |have| Some(have.with(stored.clone())));
+                }
+            }
+        }
+        families.run_pending_tasks();
+    }
+}
+
+impl Held {
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Relaxed);
+        self.totals.stored.fetch_add(bytes as u64, Relaxed);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes as u64, Relaxed);
+        self.totals.stored.fetch_sub(bytes as u64, Relaxed);
+    }
+}
+
+impl Drop for Held {
+    /// The cache has gone without a word about what was in it.
+    fn drop(&mut self) {
+        self.totals.stored.fetch_sub(self.bytes.load(Relaxed), Relaxed);
+    }
+}

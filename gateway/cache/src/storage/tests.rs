@@ -1,0 +1,213 @@
+#![allow(clippy::unwrap_used)]
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+
+use super::*;
+use crate::{
+    directives::ResponseDirectives,
+    freshness::Exchange,
+    key::Resource,
+    purge::{Purge, Sequence},
+    reuse::Rules,
+    stored::{MOST_VARIANTS, Parts, Stored},
+    time::Timestamp,
+    vary::Selection,
+};
+
+const NOW: Timestamp = Timestamp::from_unix(1_000_000_000);
+const KIB: usize = 1024;
+const MIB: u64 = 1024 * 1024;
+
+fn response(length: usize, selection: Selection, since: Sequence) -> Stored {
+    let exchange = Exchange { requested: NOW, answered: NOW };
+    Stored::new(Parts {
+        status: StatusCode::OK,
+        headers: http::HeaderMap::new(),
+        body: Bytes::from(vec![b'x'; length]),
+        rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, (0, 0)),
+        selection,
+        since,
+    })
+}
+
+fn resource(key: &str) -> Resource {
+    Resource::new(b"a.test", key, None)
+}
+
+fn store(partition: &Partition, key: &str, length: usize) -> bool {
+    let stored = response(length, Selection::default(), partition.purges().latest());
+    partition.store(key.as_bytes(), &resource(key), stored)
+}
+
+fn has(partition: &Partition, key: &str) -> bool {
+    matches!(partition.find(key.as_bytes(), &http::HeaderMap::new(), NOW), Lookup::Found(_))
+}
+
+#[test]
+fn what_is_stored_is_found_until_it_is_purged() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    assert!(!has(&partition, "/x"));
+    assert!(store(&partition, "/x", 100) && has(&partition, "/x"));
+    assert!(partition.bytes() > 100 && storage.stored_bytes() == partition.bytes());
+    storage.purges("a").unwrap().add(Purge::All);
+    assert!(!has(&partition, "/x"));
+    assert!(store(&partition, "/x", 100) && has(&partition, "/x"));
+    assert!(storage.purges("b").is_none());
+}
+
+#[test]
+fn tenants_do_not_see_each_other() {
+    let storage = Storage::new(64 * MIB);
+    let (one, other) = (storage.partition("a", MIB), storage.partition("b", MIB));
+    store(&one, "/x", 100);
+    assert!(has(&one, "/x") && !has(&other, "/x"));
+    assert!(Arc::ptr_eq(&one, &storage.partition("a", MIB)));
+}
+
+#[test]
+fn variants_stand_beside_each_other_and_are_bounded() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    let name = HeaderName::from_static("x-a");
+    let request =
+        |number: usize| -> http::HeaderMap { [(name.clone(), HeaderValue::from(number))].into_iter().collect() };
+    for number in 0..2 * MOST_VARIANTS {
+        let selection = Selection::of(std::slice::from_ref(&name), &request(number));
+        partition.store(b"/", &resource("/"), response(number, selection, Sequence::default()));
+    }
+    for number in 0..2 * MOST_VARIANTS {
+        match partition.find(b"/", &request(number), NOW) {
+            Lookup::Found(stored) => assert!(stored.body.len() == number && number >= MOST_VARIANTS),
+            Lookup::OtherVariants => assert!(number < MOST_VARIANTS),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_validated_response_takes_the_place_of_the_old_one_only() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    store(&partition, "/", 1);
+    let Lookup::Found(old) = partition.find(b"/", &http::HeaderMap::new(), NOW) else { panic!() };
+    partition.renew(b"/", &resource("/"), &old, &Arc::new(response(2, Selection::default(), Sequence::default())));
+    let Lookup::Found(new) = partition.find(b"/", &http::HeaderMap::new(), NOW) else { panic!() };
+    assert_eq!(new.body.len(), 2);
+    partition.renew(b"/", &resource("/"), &old, &Arc::new(response(3, Selection::default(), Sequence::default())));
+    let Lookup::Found(same) = partition.find(b"/", &http::HeaderMap::new(), NOW) else { panic!() };
+    assert!(Arc::ptr_eq(&new, &same));
+    partition.forget(b"/", &resource("/"), &same);
+    assert!(!has(&partition, "/"));
+}
+
+#[test]
+fn keys_may_pass_for_a_while() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    partition.pass(b"/", &resource("/"), Timestamp::from_unix(1_000_000_005));
+    let find = |after: u64| partition.find(b"/", &http::HeaderMap::new(), Timestamp::from_unix(1_000_000_000 + after));
+    assert!(matches!(find(4), Lookup::Passes) && matches!(find(5), Lookup::Nothing));
+    store(&partition, "/", 1);
+    assert!(has(&partition, "/"));
+}
+
+#[test]
+fn memory_stays_within_the_budget_under_a_scan_of_ten_times_its_size() {
+    let storage = Storage::new(8 * MIB);
+    // What the tenant may have is more than there is.
+    let partition = storage.partition("a", 64 * MIB);
+    for number in 0..10 * 8 * 64 {
+        store(&partition, &format!("/{number}"), 16 * KIB);
+        assert!(storage.stored_bytes() <= storage.budget(), "{}", storage.stored_bytes());
+    }
+    // And it is made use of.
+    assert!(storage.stored_bytes() > storage.budget() * 8 / 10, "{}", storage.stored_bytes());
+    assert!(partition.keys_in_order() < 4096);
+}
+
+#[test]
+fn a_tenant_has_no_more_than_it_may_have() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", MIB);
+    for number in 0..10 * 64 {
+        store(&partition, &format!("/{number}"), 16 * KIB);
+        assert!(partition.bytes() <= MIB);
+    }
+    assert!(partition.bytes() > MIB * 8 / 10 && partition.counts().evictions > 0);
+    assert!(!store(&partition, "/large", 2 * 1024 * KIB));
+}
+
+#[test]
+fn a_tenant_that_floods_evicts_nothing_of_another() {
+    let storage = Storage::new(8 * MIB);
+    let (quiet, flooding) = (storage.partition("quiet", 64 * MIB), storage.partition("flooding", 64 * MIB));
+    for number in 0..100 {
+        assert!(store(&quiet, &format!("/{number}"), 16 * KIB));
+    }
+    // Before and after there is pressure, and also by what is asked for again and again.
+    for number in 0..10 * 8 * 64 {
+        store(&flooding, &format!("/{number}"), 16 * KIB);
+        has(&flooding, &format!("/{}", number / 2));
+    }
+    assert!((0..100).all(|number| has(&quiet, &format!("/{number}"))));
+    assert!(storage.stored_bytes() <= storage.budget());
+    // Who came late still gets its share.
+    let late = storage.partition("late", 64 * MIB);
+    for number in 0..100 {
+        assert!(store(&late, &format!("/{number}"), 16 * KIB));
+    }
+    let kept = (0..100).filter(|number| has(&late, &format!("/{number}"))).count();
+    assert_eq!(kept, 100);
+    assert!((0..100).all(|number| has(&quiet, &format!("/{number}"))));
+}
+
+#[test]
+fn what_is_used_outlives_what_is_not() {
+    let storage = Storage::new(8 * MIB);
+    let partition = storage.partition("a", 64 * MIB);
+    for number in 0..100 {
+        store(&partition, &format!("/hot/{number}"), 16 * KIB);
+    }
+    for number in 0..2000 {
+        store(&partition, &format!("/cold/{number}"), 16 * KIB);
+        for hot in 0..100 {
+            has(&partition, &format!("/hot/{hot}"));
+        }
+    }
+    assert!((0..100).all(|number| has(&partition, &format!("/hot/{number}"))));
+}
+
+#[test]
+fn another_budget_takes_over_what_fits() {
+    let storage = Storage::new(64 * MIB);
+    let large = storage.partition("a", 8 * MIB);
+    for number in 0..100 {
+        store(&large, &format!("/{number}"), 16 * KIB);
+    }
+    let small = storage.partition("a", MIB);
+    let kept = (0..100).filter(|number| has(&small, &format!("/{number}"))).count();
+    assert!((40..=64).contains(&kept), "{kept}");
+    drop(large);
+    assert_eq!(storage.stored_bytes(), small.bytes());
+    drop(small);
+    assert_eq!(storage.stored_bytes(), 0);
+}
+
+#[test]
+fn bodies_on_their_way_are_bounded() {
+    let storage = Storage::new(8 * MIB);
+    assert_eq!(Fill::new(storage.clone(), 100, Some(101)).unwrap_err(), TooLarge);
+    let mut fill = Fill::new(storage.clone(), 100, None).unwrap();
+    assert!(fill.push(&[1; 60]).is_ok() && fill.push(&[1; 41]).is_err());
+    // An eighth of the budget for all of them.
+    let large = Fill::new(storage.clone(), 10 << 20, Some(1000 * KIB)).unwrap();
+    assert_eq!(Fill::new(storage.clone(), 10 << 20, Some(100 * KIB)).unwrap_err(), TooLarge);
+    drop(large);
+    let mut next = Fill::new(storage.clone(), 10 << 20, Some(100 * KIB)).unwrap();
+    next.push(b"abc").unwrap();
+    assert_eq!(next.finish(), "abc");
+    drop(fill);
+    assert_eq!(storage.totals.filling.load(Relaxed), 0);
+}

@@ -1,0 +1,330 @@
+//! Whether a response may be stored, and what of it (RFC 9111 §3).
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use crate::{
+    directives::{Lifetime, RequestDirectives, Scope},
+    freshness::{self, Exchange, Heuristic},
+    reuse::Rules,
+    targeted::Said,
+    time::Timestamp,
+    vary::Vary,
+};
+
+/// What a node or route decides where the RFCs leave it open.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Fields that count instead of `Cache-Control`, in order of preference (RFC 9213 §2.2).
+    pub targets: Vec<HeaderName>,
+    pub heuristic: Heuristic,
+    /// Seconds, where the origin says nothing of its own.
+    pub stale_while_revalidate: u64,
+    /// Seconds, where the origin says nothing of its own.
+    pub stale_if_error: u64,
+}
+
+/// A response that may be stored, and the request that it answers.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    pub status: StatusCode,
+    pub headers: &'a HeaderMap,
+    pub request: RequestDirectives,
+    /// The request told who is calling, in any way (RFC 9111 §3.5 and everything like it).
+    pub has_credential: bool,
+    pub exchange: Exchange,
+}
+
+/// What is kept of a response beside its body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Storable {
+    pub headers: HeaderMap,
+    pub rules: Rules,
+    /// The fields of requests that it depends on.
+    pub vary: Vec<HeaderName>,
+}
+
+/// Why a response is not stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum NotStored {
+    #[error("the request or the response says no-store")]
+    NoStore,
+    #[error("the response is for one user")]
+    Private,
+    #[error("the request has a credential, and the response does not allow sharing")]
+    Credential,
+    #[error("the response sets a cookie, and does not allow sharing")]
+    SetCookie,
+    #[error("responses with this status are not stored")]
+    Status,
+    #[error("the response is a stream of events, which has no end")]
+    Stream,
+    #[error("the response varies on everything")]
+    Vary,
+    #[error("the response is not fresh, and has nothing to validate it with")]
+    Useless,
+    #[error("the response is larger than what is stored")]
+    TooLarge,
+}
+
+impl NotStored {
+    /// A word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoStore => "no-store",
+            Self::Private => "private",
+            Self::Credential => "credential",
+            Self::SetCookie => "set-cookie",
+            Self::Status => "status",
+            Self::Stream => "stream",
+            Self::Vary => "vary",
+            Self::Useless => "not-fresh",
+            Self::TooLarge => "too-large",
+        }
+    }
+}
+
+/// Decides whether a complete response to GET may be stored, and takes from it what may be kept.
+pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, NotStored> {
+    let Candidate { status, headers, request, has_credential, exchange } = *candidate;
+    let said = Said::of(headers, &policy.targets);
+    let directives = &said.directives;
+    if !is_storable(status) || directives.must_understand && !is_understood(status) {
+        return Err(NotStored::Status);
+    }
+    // Whoever understands `must-understand` and the status goes by that (RFC 9111 §5.2.2.3).
+    if request.no_store || directives.no_store && !directives.must_understand {
+        return Err(NotStored::NoStore);
+    }
+    if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
+        return Err(NotStored::Stream);
+    }
+    if directives.private.is_whole() {
+        return Err(NotStored::Private);
+    }
+    if has_credential && !directives.allows_sharing() {
+        return Err(NotStored::Credential);
+    }
+    let shares = directives.public || directives.s_maxage != Lifetime::Absent || said.is_targeted;
+    let names_cookie = |scope: &Scope| scope.fields().contains(&header::SET_COOKIE);
+    let leaves_cookie_out = names_cookie(&directives.private) || names_cookie(&directives.no_cache);
+    if headers.contains_key(header::SET_COOKIE) && !shares && !leaves_cookie_out {
+        return Err(NotStored::SetCookie);
+    }
+    let Vary::On(vary) = Vary::of(headers) else { return Err(NotStored::Vary) };
+    let allowed = directives.public
+        || directives.private != Scope::Absent
+        || freshness::is_explicit(headers, &said)
+        || freshness::is_heuristically_cacheable(status);
+    if !allowed {
+        return Err(NotStored::Status);
+    }
+    let lifetime = freshness::lifetime(status, headers, &said, exchange, policy.heuristic).unwrap_or(0);
+    // An error that is stale is of no use when there is another.
+    let mut assumed = (policy.stale_while_revalidate, policy.stale_if_error);
+    if status.is_server_error() {
+        assumed = (0, 0);
+    }
+    let rules = Rules::new(directives, lifetime, freshness::initial_age(headers, exchange), exchange, assumed);
+    if !rules.may_be_of_use(headers) {
+        return Err(NotStored::Useless);
+    }
+    let kept = kept(headers, directives.private.fields(), directives.no_cache.fields(), exchange.answered);
+    Ok(Storable { headers: kept, rules, vary })
+}
+
+/// Final statuses, whole responses. What RFC 6585 forbids to store is left out, and what is about the request
+/// itself.
+fn is_storable(status: StatusCode) -> bool {
+    !status.is_informational() && !matches!(status.as_u16(), 206 | 304 | 412 | 416 | 417 | 428 | 429 | 431 | 511)
+}
+
+/// Statuses whose rules for caches are known and kept to (RFC 9110 §15).
+fn is_understood(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        200 | 203
+            | 204
+            | 300
+            | 301
+            | 302
+            | 303
+            | 307
+            | 308
+            | 400
+            | 403
+            | 404
+            | 405
+            | 406
+            | 410
+            | 414
+            | 451
+            | 500
+            | 501
+            | 502
+            | 503
+            | 504
+    )
+}
+
+/// The fields that are kept (RFC 9111 §3.1): none that is about one connection, one user or one moment.
+fn kept(headers: &HeaderMap, private: &[HeaderName], no_cache: &[HeaderName], answered: Timestamp) -> HeaderMap {
+    let mut kept = HeaderMap::with_capacity(headers.len() + 1);
+    for (name, value) in headers {
+        if !is_of_one_message(name) && !private.contains(name) && !no_cache.contains(name) {
+            kept.append(name, value.clone());
+        }
+    }
+    // Who stores a response without a date adds when it came (RFC 9110 §6.6.1).
+    if !kept.contains_key(header::DATE)
+        && let Ok(date) = HeaderValue::try_from(answered.to_http())
+    {
+        kept.insert(header::DATE, date);
+    }
+    kept
+}
+
+/// Fields that belong to one message and its connection, not to what is stored. `Age` is written anew each time.
+pub(crate) fn is_of_one_message(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "age"
+            | "connection"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "set-cookie"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_unix(1_000_000_000);
+
+    fn headers(fields: &[(&str, &str)]) -> HeaderMap {
+        let field = |(name, value): &(&str, &str)| {
+            (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        fields.iter().map(field).collect()
+    }
+
+    fn stored_with(
+        status: u16,
+        fields: &[(&str, &str)],
+        has_credential: bool,
+        request: RequestDirectives,
+    ) -> Result<Storable, NotStored> {
+        let headers = headers(fields);
+        let exchange = Exchange { requested: NOW, answered: NOW };
+        let status = StatusCode::from_u16(status).unwrap();
+        storable(&Candidate { status, headers: &headers, request, has_credential, exchange }, &Policy::default())
+    }
+
+    fn stored(status: u16, cache_control: &str) -> Result<Storable, NotStored> {
+        stored_with(status, &[("cache-control", cache_control)], false, RequestDirectives::default())
+    }
+
+    fn refused(status: u16, cache_control: &str) -> Option<NotStored> {
+        stored(status, cache_control).err()
+    }
+
+    #[test]
+    fn what_is_fresh_is_stored_whatever_its_status() {
+        for status in [200, 203, 204, 299, 300, 302, 307, 400, 403, 404, 410, 499, 500, 503, 599] {
+            assert_eq!(refused(status, "max-age=60"), None, "{status}");
+        }
+        for status in [206, 304, 416, 428, 429, 431, 511] {
+            assert_eq!(refused(status, "max-age=60"), Some(NotStored::Status), "{status}");
+        }
+    }
+
+    #[test]
+    fn what_forbids_it_is_not_stored() {
+        assert_eq!(refused(200, "max-age=60, no-store"), Some(NotStored::NoStore));
+        assert_eq!(refused(200, "max-age=60, private"), Some(NotStored::Private));
+        assert_eq!(refused(200, "max-age=60, no-cache"), Some(NotStored::Useless));
+        assert_eq!(refused(200, "max-age=0"), Some(NotStored::Useless));
+        let request = RequestDirectives { no_store: true, ..Default::default() };
+        let answer = [("cache-control", "max-age=60")];
+        assert_eq!(stored_with(200, &answer, false, request), Err(NotStored::NoStore));
+    }
+
+    #[test]
+    fn must_understand_lifts_no_store_where_the_status_is_understood() {
+        assert_eq!(refused(200, "max-age=60, no-store, must-understand"), None);
+        assert_eq!(refused(299, "max-age=60, no-store, must-understand"), Some(NotStored::Status));
+        assert_eq!(refused(299, "max-age=60, must-understand"), Some(NotStored::Status));
+    }
+
+    #[test]
+    fn a_credential_needs_the_word_of_the_origin() {
+        let with = |cache_control| {
+            let answer = [("cache-control", cache_control)];
+            stored_with(200, &answer, true, RequestDirectives::default()).err()
+        };
+        assert_eq!(with("max-age=60"), Some(NotStored::Credential));
+        for allowed in ["max-age=60, public", "s-maxage=60", "max-age=60, must-revalidate"] {
+            assert_eq!(with(allowed), None, "{allowed}");
+        }
+    }
+
+    #[test]
+    fn cookies_are_never_kept() {
+        let with = |cache_control| {
+            let answer = [("cache-control", cache_control), ("set-cookie", "a=b")];
+            stored_with(200, &answer, false, RequestDirectives::default())
+        };
+        assert_eq!(with("max-age=60").err(), Some(NotStored::SetCookie));
+        for allowed in ["public, max-age=60", "s-maxage=60", "max-age=60, private=set-cookie"] {
+            assert!(!with(allowed).unwrap().headers.contains_key(header::SET_COOKIE), "{allowed}");
+        }
+    }
+
+    #[test]
+    fn only_what_belongs_to_the_response_is_kept() {
+        let answer = [
+            ("cache-control", "max-age=60, private=\"x-a\", no-cache=\"x-b\""),
+            ("x-a", "1"),
+            ("x-b", "2"),
+            ("x-c", "3"),
+            ("age", "7"),
+            ("proxy-authenticate", "Basic"),
+        ];
+        let kept = stored_with(200, &answer, false, RequestDirectives::default()).unwrap().headers;
+        let names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
+        assert_eq!(names, ["cache-control", "x-c", "date"]);
+    }
+
+    #[test]
+    fn streams_of_events_are_not_stored() {
+        let answer = [("cache-control", "max-age=60"), ("content-type", "text/event-stream; charset=utf-8")];
+        assert_eq!(stored_with(200, &answer, false, RequestDirectives::default()), Err(NotStored::Stream));
+    }
+
+    #[test]
+    fn what_varies_on_everything_is_not_stored() {
+        let answer = [("cache-control", "max-age=60"), ("vary", "origin, *")];
+        assert_eq!(stored_with(200, &answer, false, RequestDirectives::default()), Err(NotStored::Vary));
+    }
+
+    #[test]
+    fn what_can_be_validated_is_stored_although_it_is_stale() {
+        for validator in [("etag", "\"1\""), ("last-modified", "Sun, 06 Nov 1994 08:49:37 GMT")] {
+            for cache_control in ["max-age=0", "no-cache"] {
+                let answer = [("cache-control", cache_control), validator];
+                assert!(stored_with(200, &answer, false, RequestDirectives::default()).is_ok(), "{answer:?}");
+            }
+        }
+        assert_eq!(refused(200, "max-age=0, stale-if-error=60"), None);
+        assert_eq!(stored_with(201, &[("etag", "\"1\"")], false, RequestDirectives::default()), Err(NotStored::Status));
+    }
+}

@@ -1,0 +1,216 @@
+//! The storage as Pingora's cache wants it. Which tenant, key and request it is about comes with the key.
+
+use std::{any::Any, ops::Range, sync::Arc, time::Duration, time::SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use pingora_cache::{
+    CacheKey, CacheMeta, HitHandler, MissHandler, Storage,
+    storage::{HandleHit, HandleMiss, MissFinishType, PurgeOutcome, PurgeTarget, PurgeType},
+    trace::SpanHandle,
+};
+use pingora_core::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use seiketsu_cache::{
+    purge::Sequence,
+    storage::{Fill, Lookup, TooLarge},
+    stored::{Parts, Stored},
+    storing::Storable,
+    time::Timestamp,
+    vary::Selection,
+};
+
+use super::request::Asked;
+
+/// Long enough for anything that may be served stale: whether it may is decided before.
+const AS_LONG_AS_NEEDED: u32 = 10 * 365 * 24 * 60 * 60;
+
+/// A response for which nothing storable was found is not waited for, for so long.
+pub(crate) const PASS_SECONDS: u64 = 30;
+
+/// Stateless: everything is in the key.
+#[derive(Debug)]
+pub(crate) struct Adapter;
+
+/// What is to be stored of a response, once its body is there.
+#[derive(Debug)]
+pub(crate) struct Storing {
+    pub(crate) status: StatusCode,
+    pub(crate) storable: Storable,
+    pub(crate) since: Sequence,
+}
+
+/// What a 304 has made of a stored response.
+#[derive(Debug)]
+pub(crate) struct Renewal {
+    pub(crate) old: Arc<Stored>,
+    pub(crate) new: Arc<Stored>,
+}
+
+fn asked(key: &CacheKey) -> Result<&Arc<Asked>> {
+    let missing = || Error::explain(ErrorType::InternalError, "the key of a request without a look-up");
+    key.extensions.get::<Arc<Asked>>().ok_or_else(missing)
+}
+
+/// What Pingora knows of a stored response.
+fn meta(stored: &Arc<Stored>, asked: &Asked) -> Result<CacheMeta> {
+    let now = SystemTime::now();
+    let at = Timestamp::from(now);
+    let left = stored.rules.remaining(at);
+    let fresh_until = match u64::try_from(left) {
+        Ok(left) if left > 0 && !stored.rules.no_cache => now + Duration::from_secs(left),
+        _ => now - Duration::from_secs(1),
+    };
+    let on_error = if stored.rules.serves_on_error(&asked.directives, at) { AS_LONG_AS_NEEDED } else { 0 };
+    let created = now - Duration::from_secs(stored.rules.age(at));
+    let mut meta = CacheMeta::new(fresh_until, created, 0, on_error, head(stored)?);
+    meta.extensions_mut().insert(stored.clone());
+    Ok(meta)
+}
+
+/// The head of a stored response.
+pub(crate) fn head(stored: &Stored) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(stored.status, Some(stored.headers.len() + 4))?;
+    for (name, value) in &stored.headers {
+        head.append_header(name, value)?;
+    }
+    Ok(head)
+}
+
+#[async_trait]
+impl Storage for Adapter {
+    async fn lookup(&'static self, key: &CacheKey, _: &SpanHandle) -> Result<Option<(CacheMeta, HitHandler)>> {
+        let asked = asked(key)?;
+        match asked.partition.find(&asked.key, &asked.headers, SystemTime::now().into()) {
+            Lookup::Found(stored) => Ok(Some((meta(&stored, asked)?, Box::new(Hit::new(stored))))),
+            Lookup::OtherVariants | Lookup::Nothing | Lookup::Passes => Ok(None),
+        }
+    }
+
+    async fn get_miss_handler(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<MissHandler> {
+        let asked = asked(key)?.clone();
+        let missing = || Error::explain(ErrorType::InternalError, "a response is stored that nobody has looked at");
+        let storing = meta.extensions().get::<Arc<Storing>>().ok_or_else(missing)?.clone();
+        let announced = meta.headers().get(header::CONTENT_LENGTH);
+        let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
+        let storage = asked.partition.storage().clone();
+        let fill = Fill::new(storage, asked.max_object, announced).map_err(|error| too_large(&asked, error))?;
+        Ok(Box::new(Miss { asked, storing, fill, announced }))
+    }
+
+    async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<bool> {
+        let asked = asked(key)?;
+        let Some(renewal) = meta.extensions().get::<Arc<Renewal>>() else { return Ok(false) };
+        asked.partition.renew(&asked.key, &asked.resource, &renewal.old, &renewal.new);
+        Ok(true)
+    }
+
+    /// Purges do not come this way.
+    async fn purge(&'static self, _: PurgeTarget<'_>, _: PurgeType, _: &SpanHandle) -> Result<PurgeOutcome> {
+        Ok(PurgeOutcome::NotFound)
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync + 'static) {
+        self
+    }
+}
+
+/// A stored body that is being read.
+struct Hit {
+    stored: Arc<Stored>,
+    left: Range<usize>,
+    /// The end of what was read is told once for each part.
+    done: bool,
+}
+
+impl Hit {
+    fn new(stored: Arc<Stored>) -> Self {
+        let left = 0..stored.body.len();
+        Self { stored, left, done: false }
+    }
+}
+
+#[async_trait]
+impl HandleHit for Hit {
+    async fn read_body(&mut self) -> Result<Option<Bytes>> {
+        if self.done || self.left.is_empty() {
+            return Ok(None);
+        }
+        self.done = true;
+        Ok(Some(self.stored.body.slice(self.left.clone())))
+    }
+
+    async fn finish(self: Box<Self>, _: &'static (dyn Storage + Sync), _: &CacheKey, _: &SpanHandle) -> Result<()> {
+        Ok(())
+    }
+
+    fn can_seek(&self) -> bool {
+        true
+    }
+
+    fn seek(&mut self, start: usize, end: Option<usize>) -> Result<()> {
+        let length = self.stored.body.len();
+        let end = end.unwrap_or(length).min(length);
+        if start > end {
+            return Error::e_explain(ErrorType::InternalError, "a part of a stored response that it does not have");
+        }
+        self.left = start..end;
+        self.done = false;
+        Ok(())
+    }
+
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut (dyn Any + Send + Sync) {
+        self
+    }
+}
+
+/// A response whose body is coming.
+struct Miss {
+    asked: Arc<Asked>,
+    storing: Arc<Storing>,
+    fill: Fill,
+    announced: Option<usize>,
+}
+
+#[async_trait]
+impl HandleMiss for Miss {
+    async fn write_body(&mut self, data: Bytes, _: bool) -> Result<()> {
+        self.fill.push(&data).map_err(|error| too_large(&self.asked, error))
+    }
+
+    async fn finish(self: Box<Self>) -> Result<MissFinishType> {
+        let Self { asked, storing, fill, announced } = *self;
+        // Incomplete responses are not stored (RFC 9111 §3.3).
+        if announced.is_some_and(|length| length != fill.len()) {
+            return Error::e_explain(ErrorType::InternalError, "the response is shorter than it says");
+        }
+        let size = fill.len();
+        let mut headers = storing.storable.headers.clone();
+        if storing.status != StatusCode::NO_CONTENT {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(size));
+        }
+        let stored = Stored::new(Parts {
+            status: storing.status,
+            headers,
+            body: fill.finish(),
+            rules: storing.storable.rules.clone(),
+            selection: Selection::of(&storing.storable.vary, &asked.headers),
+            since: storing.since,
+        });
+        // Where there is no room for it, it was served all the same.
+        asked.partition.store(&asked.key, &asked.resource, stored);
+        Ok(MissFinishType::Created(size))
+    }
+}
+
+/// Who else waits for it is not to find out one after the other.
+fn too_large(asked: &Asked, error: TooLarge) -> Box<Error> {
+    let until = Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS));
+    asked.partition.pass(&asked.key, &asked.resource, until);
+    Error::because(ErrorType::InternalError, "storing a response", error)
+}

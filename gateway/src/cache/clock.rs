@@ -1,0 +1,36 @@
+//! Clocks of origins that go wrong: what is fresh seems old, or what is old seems fresh.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use http::{HeaderMap, header};
+use seiketsu_cache::time::{Date, Timestamp, date};
+
+/// So far clocks may be apart without a word.
+const TOLERATED_SECONDS: u64 = 60;
+/// One word about it in this time.
+const SILENCE_SECONDS: u64 = 300;
+
+/// Says so if the date of an answer that comes straight from the origin is not of now.
+pub(crate) fn compare(headers: &HeaderMap, now: Timestamp) {
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    // What comes from another cache may be as old as it says.
+    let Date::At(generated) = date(headers, &header::DATE) else { return };
+    if headers.contains_key(header::AGE) {
+        return;
+    }
+    let (behind, ahead) = (now.since(generated), generated.since(now));
+    if behind.max(ahead) <= TOLERATED_SECONDS {
+        return;
+    }
+    let seconds = now.since(Timestamp::default());
+    let last = LAST.load(Relaxed);
+    if seconds >= last + SILENCE_SECONDS && LAST.compare_exchange(last, seconds, Relaxed, Relaxed).is_ok() {
+        let server = headers.get(header::SERVER).and_then(|server| server.to_str().ok()).unwrap_or_default();
+        tracing::warn!(
+            behind,
+            ahead,
+            server,
+            "the clock of an origin goes wrong, which makes its answers stale too early or too late"
+        );
+    }
+}

@@ -1,0 +1,89 @@
+//! What a route's settings for the cache come to.
+
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderName;
+use seiketsu_cache::{
+    freshness::Heuristic,
+    storage::{Partition, Storage},
+    storing::Policy,
+};
+use seiketsu_config::{
+    cache,
+    layers::Effective,
+    tenant::{Route, Tenant},
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+/// The cache of a route.
+#[derive(Debug)]
+pub(crate) struct CompiledCache {
+    pub(crate) partition: Arc<Partition>,
+    pub(crate) policy: Policy,
+    /// Tells apart what other settings would have made of the same request.
+    pub(crate) settings: [u8; 16],
+    pub(crate) client_directives: bool,
+    pub(crate) sort_query: bool,
+    pub(crate) max_object: usize,
+    pub(crate) collapse: Duration,
+}
+
+/// The settings that may change what an upstream gets to see of a request, and so what it answers. A change of any
+/// other empties nothing.
+#[derive(Serialize)]
+struct Identity<'a> {
+    route: &'a Route,
+    transform: Option<&'a seiketsu_config::policy::Transform>,
+    request_headers: &'a seiketsu_config::layers::HeaderEntries,
+    auth: &'a seiketsu_config::policy::Auth,
+    cache: &'a cache::Cache,
+}
+
+/// The cache of a tenant, if any of its routes uses it.
+pub(crate) fn partition(
+    storage: &Arc<Storage>,
+    tenant: &Tenant,
+    of_tenant: &Effective,
+    of_routes: &[Arc<Effective>],
+) -> Option<Arc<Partition>> {
+    let uses = |effective: &Arc<Effective>| effective.cache.as_ref().is_some_and(|cache| cache.enabled);
+    if storage.budget() == 0 || !of_routes.iter().any(uses) {
+        return None;
+    }
+    let memory = of_tenant.cache.as_ref().and_then(|cache| cache.memory).unwrap_or(cache::Cache::DEFAULT_MEMORY);
+    Some(storage.partition(tenant.id.as_str(), memory.get()))
+}
+
+impl CompiledCache {
+    pub(crate) fn compile(partition: Option<&Arc<Partition>>, route: &Route, effective: &Effective) -> Option<Self> {
+        let cache = effective.cache.as_ref().filter(|cache| cache.enabled)?;
+        Some(Self {
+            partition: partition?.clone(),
+            policy: Policy {
+                targets: cache.targeted_fields.iter().map(|name| HeaderName::clone(name.get())).collect(),
+                heuristic: Heuristic { lifetime: cache.ttl.map(|ttl| ttl.get().as_secs()) },
+                stale_while_revalidate: cache.stale_while_revalidate.get().as_secs(),
+                stale_if_error: cache.stale_if_error.get().as_secs(),
+            },
+            settings: settings(route, effective, cache),
+            client_directives: cache.client_directives,
+            sort_query: cache.sort_query,
+            max_object: cache.max_object.as_usize(),
+            collapse: cache.collapse.get(),
+        })
+    }
+}
+
+fn settings(route: &Route, effective: &Effective, cache: &cache::Cache) -> [u8; 16] {
+    let identity = Identity {
+        route,
+        transform: effective.transform.as_ref().map(|transform| &*transform.value),
+        request_headers: &effective.headers.request,
+        auth: &effective.auth.value,
+        cache,
+    };
+    // Settings can always be written: they were read from the same form.
+    let digest = Sha256::digest(serde_json::to_vec(&identity).unwrap_or_default());
+    digest.first_chunk().copied().unwrap_or_default()
+}

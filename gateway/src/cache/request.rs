@@ -1,0 +1,144 @@
+//! What the cache knows of one request, from the look-up to the end.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, header};
+use pingora_http::RequestHeader;
+use seiketsu_cache::{
+    directives::RequestDirectives,
+    key::{IdentityClass, KeyBytes, KeyParts, Resource, sorted},
+    purge::Sequence,
+    status::Status,
+    storage::Partition,
+    stored::Stored,
+    time::Timestamp,
+};
+use seiketsu_identity::principal::{Principal, PrincipalKind};
+
+use super::{background::Internal, compile::CompiledCache};
+
+/// The cache's part of a request's context.
+#[derive(Default)]
+pub(crate) struct CacheContext {
+    /// What clients are told. Absent where no cache was asked.
+    pub(crate) status: Option<Status>,
+    /// Present while the request goes to the origin for the cache.
+    pub(crate) fetch: Option<Box<Fetch>>,
+    /// What is known of a request that the cache makes itself.
+    pub(crate) internal: Option<Box<Internal>>,
+    /// The client gets a head alone, although there is a body.
+    pub(crate) head_only: bool,
+}
+
+/// A request that goes to the origin, on behalf of all who may be served what it brings.
+pub(crate) struct Fetch {
+    pub(crate) asked: Arc<Asked>,
+    /// What was found stale, or must be validated for this client.
+    pub(crate) stored: Option<Arc<Stored>>,
+    /// Who asks for the same thing waits for each other.
+    pub(crate) collapses: bool,
+    /// How often Pingora has looked for it.
+    pub(crate) looked: u32,
+    /// When the origin was last asked.
+    pub(crate) requested: Timestamp,
+    /// The last purge before that.
+    pub(crate) since: Sequence,
+    /// The fields of a 304, until they are merged.
+    pub(crate) update: Option<HeaderMap>,
+    /// What the client gets is stored, and not the origin's answer.
+    pub(crate) serving: Option<Arc<Stored>>,
+}
+
+/// What a look-up needs; shared with Pingora's key.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) partition: Arc<Partition>,
+    pub(crate) key: Box<[u8]>,
+    pub(crate) resource: Resource,
+    /// The client's, for `Vary`.
+    pub(crate) headers: HeaderMap,
+    pub(crate) directives: RequestDirectives,
+    pub(crate) identified: bool,
+    pub(crate) max_object: usize,
+}
+
+/// What a request's key is made of, beside its head.
+#[derive(Clone, Copy)]
+pub(crate) struct Origin<'a> {
+    pub(crate) tenant: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) canary: bool,
+    pub(crate) identified: bool,
+    pub(crate) secure: bool,
+    pub(crate) host: &'a [u8],
+    /// What a trusted proxy has added reaches the upstream, and so may change its answer.
+    pub(crate) trusted: bool,
+}
+
+/// Whether the caller has said who it is, in any way that an upstream may answer to.
+pub(crate) fn is_identified(principal: Option<&Principal>, headers: &HeaderMap) -> bool {
+    principal.is_some_and(|principal| *principal.kind() != PrincipalKind::Anonymous)
+        || headers.contains_key(header::AUTHORIZATION)
+        || headers.contains_key(header::COOKIE)
+}
+
+/// Whether the client has a response already, or wants a part of one: an origin whose answers are not stored may
+/// well save itself the whole.
+pub(crate) fn wants_less(headers: &HeaderMap) -> bool {
+    [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name))
+}
+
+/// Fields by which some servers take a request for another one than its first line says.
+fn is_another_request(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| {
+        matches!(
+            name.as_str(),
+            "x-http-method" | "x-http-method-override" | "x-method-override" | "x-original-url" | "x-rewrite-url"
+        )
+    })
+}
+
+/// Whether a request can be answered from the cache at all, its head being as it is.
+pub(crate) fn may_use_cache(request: &RequestHeader) -> bool {
+    let headers = &request.headers;
+    let has_body = headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
+    // Conditions that only the origin can judge go to it (RFC 9111 §4.3.2).
+    !has_body
+        && !is_another_request(headers)
+        && !headers.contains_key(header::IF_MATCH)
+        && !headers.contains_key(header::IF_UNMODIFIED_SINCE)
+}
+
+pub(crate) fn is_cacheable_method(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// The bytes of a request's key.
+pub(crate) fn key(cache: &CompiledCache, request: &RequestHeader, origin: &Origin<'_>) -> KeyBytes {
+    const FORWARDED: [&str; 4] = ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"];
+    let forwarded = |name| request.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let forwarded = if origin.trusted { FORWARDED.map(forwarded) } else { [&b""[..]; FORWARDED.len()] };
+    let query = request.uri.query();
+    let in_order = query.filter(|_| cache.sort_query).map(sorted);
+    let mut key = KeyBytes::new();
+    KeyParts {
+        tenant: origin.tenant.as_bytes(),
+        settings: &cache.settings,
+        version: origin.version.as_bytes(),
+        canary: origin.canary,
+        identity: if origin.identified { IdentityClass::Identified } else { IdentityClass::Anonymous },
+        secure: origin.secure,
+        host: origin.host,
+        path: request.uri.path().as_bytes(),
+        query: in_order.as_deref().or(query).map(str::as_bytes),
+        forwarded: &forwarded,
+    }
+    .write(&mut key);
+    key
+}
+
+/// What a request's target is called when it is purged.
+pub(crate) fn resource(request: &RequestHeader, host: &[u8]) -> Resource {
+    Resource::new(host, request.uri.path(), request.uri.query())
+}

@@ -1,0 +1,341 @@
+//! The cache's part of a request: what is answered from it at once, and what goes to the origin on its behalf.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header, response::Parts};
+use pingora_core::Result;
+use pingora_http::RequestHeader;
+use pingora_proxy::Session;
+use seiketsu_cache::{
+    directives::RequestDirectives,
+    key::KeyBytes,
+    range,
+    reuse::Reuse,
+    status::{Forwarded, Status},
+    storage::Lookup,
+    stored::Stored,
+    time::Timestamp,
+    validation,
+};
+
+use super::{RequestContext, Shared, early_request::X_FORWARDED_PROTO, request, response, response_body};
+use crate::{
+    cache::{
+        background::{Internal, Job, Place},
+        compile::CompiledCache,
+        request::{self as cache_request, Asked, Fetch, Origin},
+    },
+    policy::Refusal,
+    respond::{self, problem::ProblemKind},
+    server::peer::Peer,
+    tenancy::compile::{CompiledRoute, CompiledTenant},
+};
+
+/// What becomes of a request.
+enum Plan {
+    /// From what is stored.
+    Serve(Arc<Stored>, Status),
+    /// To the origin; the cache stores what it may.
+    Fetch(Box<Fetch>, Forwarded),
+    /// To the origin, as if there were no cache.
+    PassBy(Forwarded),
+    /// Nothing is stored, and the client wants nothing else.
+    Refuse(Refusal),
+}
+
+/// `true`: the request was answered here.
+pub(super) async fn answer(
+    shared: &Shared,
+    worker: usize,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+    cache: &CompiledCache,
+) -> Result<bool> {
+    match plan(shared, worker, session, ctx, tenant, cache) {
+        Plan::Serve(stored, status) => {
+            ctx.cache.status = Some(status);
+            serve(session, ctx, route, &stored).await?;
+            Ok(true)
+        }
+        Plan::Fetch(fetch, forwarded) => {
+            ctx.cache.status = Some(Status { forwarded: Some(forwarded), ..Status::default() });
+            ctx.cache.fetch = Some(fetch);
+            Ok(false)
+        }
+        Plan::PassBy(forwarded) => {
+            ctx.cache.status = Some(Status { forwarded: Some(forwarded), ..Status::default() });
+            Ok(false)
+        }
+        Plan::Refuse(refusal) => {
+            ctx.cache.status = Some(Status::default());
+            respond::refuse(shared, session, ctx, &refusal).await?;
+            Ok(true)
+        }
+    }
+}
+
+fn plan(
+    shared: &Shared,
+    worker: usize,
+    session: &Session,
+    ctx: &RequestContext,
+    tenant: &CompiledTenant,
+    cache: &CompiledCache,
+) -> Plan {
+    let request = session.req_header();
+    if !cache_request::is_cacheable_method(&request.method) {
+        return Plan::PassBy(Forwarded::Method);
+    }
+    let directives =
+        if cache.client_directives { RequestDirectives::of(&request.headers) } else { RequestDirectives::default() };
+    if !cache_request::may_use_cache(request) || ctx.websocket {
+        return Plan::PassBy(Forwarded::Bypass);
+    }
+    if directives.no_store {
+        return Plan::PassBy(Forwarded::Request);
+    }
+    let host = request::request_host(request).unwrap_or_default();
+    let identified = cache_request::is_identified(ctx.principal.as_deref(), &request.headers);
+    let (secure, trusted) = scheme(session);
+    let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
+    let origin = Origin {
+        tenant: tenant.config.id.as_str(),
+        version: version.unwrap_or_default(),
+        canary: ctx.exchange.canary,
+        identified,
+        secure,
+        host,
+        trusted,
+    };
+    let key = cache_request::key(cache, request, &origin);
+    let now = Timestamp::from(ctx.started_at);
+    let (stored, forwarded, collapses) = match cache.partition.find(&key, &request.headers, now) {
+        Lookup::Found(stored) => match stored.rules.reuse(&directives, now) {
+            Reuse::Fresh | Reuse::Stale => {
+                let status = Status::hit(stored.rules.remaining(now));
+                return Plan::Serve(stored, status);
+            }
+            Reuse::Refresh => {
+                let status = Status::hit(stored.rules.remaining(now));
+                if stored.begin_refresh() {
+                    refresh(shared, worker, session, ctx, &origin, &key, &stored);
+                }
+                return Plan::Serve(stored, status);
+            }
+            Reuse::Validate => {
+                let by_request = stored.rules.is_fresh(now);
+                let forwarded = if by_request { Forwarded::Request } else { Forwarded::Stale };
+                (Some(stored), forwarded, true)
+            }
+        },
+        // Streams begin with their head and end some time: nobody waits for that.
+        Lookup::OtherVariants => (None, Forwarded::VaryMiss, !ctx.may_be_quiet),
+        Lookup::Nothing => (None, Forwarded::UriMiss, !ctx.may_be_quiet),
+        Lookup::Passes if cache_request::wants_less(&request.headers) => return Plan::PassBy(Forwarded::UriMiss),
+        Lookup::Passes => (None, Forwarded::UriMiss, false),
+    };
+    if directives.only_if_cached {
+        return Plan::Refuse(Refusal::new(ProblemKind::NotCached, "There is no stored response that may be served."));
+    }
+    let asked = Asked {
+        partition: cache.partition.clone(),
+        key: key.as_slice().into(),
+        resource: cache_request::resource(request, host),
+        headers: request.headers.clone(),
+        directives,
+        identified,
+        max_object: cache.max_object,
+    };
+    Plan::Fetch(Box::new(Fetch::new(asked, stored, collapses)), forwarded)
+}
+
+/// Whether the client speaks TLS, with the gateway or with a proxy that is believed; and whether there is such a proxy.
+fn scheme(session: &Session) -> (bool, bool) {
+    let Some(peer) = Peer::of(session) else { return (false, false) };
+    let told = || session.req_header().headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
+    (peer.tls.is_some() || peer.trusted && told(), peer.trusted)
+}
+
+/// Has a stale response validated while it is served.
+fn refresh(
+    shared: &Shared,
+    worker: usize,
+    session: &Session,
+    ctx: &RequestContext,
+    origin: &Origin<'_>,
+    key: &KeyBytes,
+    stored: &Arc<Stored>,
+) {
+    let request = session.req_header();
+    let place = Place {
+        key: key.as_slice().into(),
+        resource: cache_request::resource(request, origin.host),
+        identified: origin.identified,
+        stored: stored.clone(),
+    };
+    let internal = Internal {
+        host: origin.host.into(),
+        secure: origin.secure,
+        client: ctx.client,
+        principal: ctx.principal.clone(),
+        place: Some(place),
+        canary: origin.canary,
+        done: None,
+    };
+    // Where the worker has no time for it, the next one who is served it asks again.
+    shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal));
+}
+
+/// Sends what is stored to a client whose request could not be sent to the origin.
+pub(super) async fn serve_stale(session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
+    let entry = ctx.tenant.clone();
+    let route = ctx.route.and_then(|index| entry.as_deref()?.compiled().routes.get(index));
+    let stored = ctx.cache.fetch.as_ref().and_then(|fetch| fetch.stored.clone());
+    let (Some(route), Some(stored)) = (route, stored) else { return Ok(()) };
+    note_stale(ctx, None);
+    serve(session, ctx, route, &stored).await
+}
+
+/// The client gets what is stored, since the origin has failed.
+pub(super) fn note_stale(ctx: &mut RequestContext, status: Option<u16>) {
+    let Some(fetch) = &mut ctx.cache.fetch else { return };
+    fetch.serving.clone_from(&fetch.stored);
+    let ttl = fetch.stored.as_ref().map(|stored| stored.rules.remaining(SystemTime::now().into()));
+    let forwarded = ctx.cache.status.and_then(|status| status.forwarded);
+    ctx.cache.status = Some(Status { forwarded, forwarded_status: status, ttl, ..Status::default() });
+}
+
+/// A request of the cache's own: finds its tenant and route, and sends it on. `false`: there is nothing to be sent.
+pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut RequestContext, internal: Internal) -> bool {
+    ctx.client = internal.client;
+    ctx.principal.clone_from(&internal.principal);
+    ctx.cache.internal = Some(Box::new(internal));
+    if request::find_route(shared, session, ctx).is_err() {
+        return false;
+    }
+    let Some(entry) = ctx.tenant.clone() else { return false };
+    let tenant = entry.compiled();
+    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return false };
+    let (Some(cache), Some(internal)) = (&route.cache, &ctx.cache.internal) else { return false };
+    let request = session.req_header();
+    ctx.exchange.canary = internal.canary;
+    let canary = route.canary.as_ref().filter(|_| internal.canary);
+    ctx.exchange.pool = Some(canary.map_or_else(|| route.pool.clone(), |canary| canary.pool.clone()));
+    let (key, resource, identified, stored) = if let Some(place) = &internal.place {
+        (place.key.clone(), place.resource.clone(), place.identified, Some(place.stored.clone()))
+    } else {
+        let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
+        let origin = Origin {
+            tenant: tenant.config.id.as_str(),
+            version: version.unwrap_or_default(),
+            canary: internal.canary,
+            identified: false,
+            secure: internal.secure,
+            host: &internal.host,
+            trusted: false,
+        };
+        let key = cache_request::key(cache, request, &origin);
+        (key.as_slice().into(), cache_request::resource(request, &internal.host), false, None)
+    };
+    let asked = Asked {
+        partition: cache.partition.clone(),
+        key,
+        resource,
+        headers: request.headers.clone(),
+        // Whatever is stored, the origin is asked.
+        directives: RequestDirectives { no_cache: true, ..RequestDirectives::default() },
+        identified,
+        max_object: cache.max_object,
+    };
+    ctx.cache.status = Some(Status { forwarded: Some(Forwarded::Request), ..Status::default() });
+    ctx.cache.fetch = Some(Box::new(Fetch::new(asked, stored, true)));
+    true
+}
+
+/// Sends what is stored, or what of it the client has not got yet.
+async fn serve(session: &mut Session, ctx: &mut RequestContext, route: &CompiledRoute, stored: &Stored) -> Result<()> {
+    let mut parts = http::Response::new(()).into_parts().0;
+    let mut body = compose(session.req_header(), &mut parts, route, stored, ctx.started_at.into());
+    response::change(session, &mut parts, ctx);
+    let has_body = respond::may_have_body(session.req_header(), parts.status);
+    if has_body {
+        response_body::filter(session, &mut body, true, ctx)?;
+    } else {
+        body = None;
+    }
+    let is_last = body.as_ref().is_none_or(Bytes::is_empty);
+    session.write_response_header(Box::new(parts.into()), is_last).await?;
+    if !is_last {
+        session.write_response_body(body, true).await?;
+    } else if session.req_header().version == http::Version::HTTP_2 || has_body {
+        // Else the stream is taken for one that broke off, or the chunked body for one that has not ended.
+        session.write_response_body(None, true).await?;
+    }
+    Ok(())
+}
+
+/// The head that a client gets of a stored response, and the body that belongs to it.
+fn compose(
+    request: &RequestHeader,
+    parts: &mut Parts,
+    route: &CompiledRoute,
+    stored: &Stored,
+    now: Timestamp,
+) -> Option<Bytes> {
+    parts.status = stored.status;
+    // Room for what policies add.
+    parts.headers.reserve(stored.headers.len() + 20);
+    parts.headers.extend(stored.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+    parts.headers.insert(header::AGE, HeaderValue::from(stored.rules.age(now)));
+    if validation::is_not_modified(&request.headers, stored.status, &stored.headers) {
+        parts.status = StatusCode::NOT_MODIFIED;
+        validation::without_content(&mut parts.headers);
+        return None;
+    }
+    if stored.status == StatusCode::OK && request.method == Method::GET && serves_parts(route) {
+        match range::parts(&request.headers, &stored.headers, stored.body.len()) {
+            range::Parts::Whole => {}
+            range::Parts::Some(ranges) => {
+                parts.status = StatusCode::PARTIAL_CONTENT;
+                return Some(range::partial(&mut parts.headers, &stored.body, &ranges, fastrand::u64(..)));
+            }
+            range::Parts::Unsatisfiable => {
+                parts.status = StatusCode::RANGE_NOT_SATISFIABLE;
+                range::unsatisfiable(&mut parts.headers, stored.body.len());
+                return None;
+            }
+        }
+    }
+    Some(stored.body.clone())
+}
+
+/// Whether parts of a stored body are parts of what the client would get of it.
+pub(super) fn serves_parts(route: &CompiledRoute) -> bool {
+    route.policies.response_body.is_none()
+}
+
+impl Fetch {
+    pub(super) fn new(asked: Asked, stored: Option<Arc<Stored>>, collapses: bool) -> Self {
+        Self {
+            requested: SystemTime::now().into(),
+            since: asked.partition.purges().latest(),
+            asked: Arc::new(asked),
+            stored,
+            collapses,
+            looked: 0,
+            update: None,
+            serving: None,
+        }
+    }
+}
+
+/// What is not storable is not waited for, until then.
+pub(super) fn pass_until() -> Timestamp {
+    Timestamp::from(SystemTime::now() + Duration::from_secs(crate::cache::adapter::PASS_SECONDS))
+}

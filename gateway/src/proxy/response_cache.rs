@@ -1,0 +1,179 @@
+//! The head of the origin's answer: whether it is stored, and what a 304 makes of what is stored.
+
+use std::{sync::Arc, time::SystemTime};
+
+use http::{HeaderMap, StatusCode, header};
+use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
+use pingora_http::ResponseHeader;
+use seiketsu_cache::{
+    freshness::Exchange,
+    invalidation,
+    reuse::Rules,
+    stored::{Parts, Stored},
+    storing::{self, Candidate, NotStored, Storable},
+    time::Timestamp,
+    validation,
+    vary::Selection,
+};
+
+use super::{RequestContext, Shared, cache::pass_until, request};
+use crate::cache::{
+    adapter::{Renewal, Storing},
+    clock,
+    compile::CompiledCache,
+    request::Fetch,
+};
+
+/// Decides about an answer to a request that was made for the cache.
+pub(super) fn filter(response: &ResponseHeader, ctx: &mut RequestContext) -> RespCacheable {
+    let entry = ctx.tenant.clone();
+    let route = ctx.route.and_then(|index| entry.as_deref()?.compiled().routes.get(index));
+    let (Some(fetch), Some(cache)) = (ctx.cache.fetch.as_mut(), route.and_then(|route| route.cache.as_ref())) else {
+        return RespCacheable::Uncacheable(NoCacheReason::InternalError);
+    };
+    let status = ctx.cache.status.get_or_insert_default();
+    let decided = match (fetch.update.take(), fetch.stored.clone()) {
+        (Some(update), Some(stored)) => {
+            status.forwarded_status = Some(StatusCode::NOT_MODIFIED.as_u16());
+            renew(fetch, cache, &update, &stored)
+        }
+        _ => store(fetch, cache, response),
+    };
+    match decided {
+        Ok(meta) => {
+            status.stored = true;
+            RespCacheable::Cacheable(meta)
+        }
+        Err(reason) => {
+            status.detail = Some(reason.name());
+            RespCacheable::Uncacheable(NoCacheReason::OriginNotCache)
+        }
+    }
+}
+
+fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) -> Result<CacheMeta, NotStored> {
+    clock::compare(&response.headers, fetch.requested);
+    let asked = &fetch.asked;
+    let storable = storable(fetch, cache, response.status, &response.headers).and_then(|storable| {
+        let announced =
+            response.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|length: usize| length > cache.max_object) {
+            return Err(NotStored::TooLarge);
+        }
+        Ok(storable)
+    });
+    match storable {
+        Ok(storable) => {
+            let mut meta = meta(&storable.rules, response.clone());
+            let storing = Storing { status: response.status, storable, since: fetch.since };
+            meta.extensions_mut().insert(Arc::new(storing));
+            Ok(meta)
+        }
+        Err(reason) => {
+            asked.partition.pass(&asked.key, &asked.resource, pass_until());
+            // The origin has another answer now. After an error the old one may still be of use.
+            if let Some(stored) = &fetch.stored
+                && !response.status.is_server_error()
+            {
+                asked.partition.forget(&asked.key, &asked.resource, stored);
+            }
+            Err(reason)
+        }
+    }
+}
+
+/// RFC 9111 §4.3.4.
+fn renew(
+    fetch: &mut Fetch,
+    cache: &CompiledCache,
+    update: &HeaderMap,
+    stored: &Arc<Stored>,
+) -> Result<CacheMeta, NotStored> {
+    let asked = fetch.asked.clone();
+    let merged = validation::freshened(&stored.headers, update);
+    fetch.serving = Some(stored.clone());
+    let storable = if validation::is_about(update, &stored.headers) {
+        storable(fetch, cache, stored.status, &merged)
+    } else {
+        // It speaks of another response than the one that was asked about.
+        Err(NotStored::Useless)
+    };
+    match storable {
+        Ok(Storable { headers, rules, vary }) => {
+            let new = Arc::new(Stored::new(Parts {
+                status: stored.status,
+                headers,
+                body: stored.body.clone(),
+                rules,
+                selection: Selection::of(&vary, &asked.headers),
+                since: fetch.since,
+            }));
+            let mut meta = meta(&new.rules, head(&new)?);
+            meta.extensions_mut().insert(Arc::new(Renewal { old: stored.clone(), new: new.clone() }));
+            fetch.serving = Some(new);
+            Ok(meta)
+        }
+        Err(reason) => {
+            asked.partition.forget(&asked.key, &asked.resource, stored);
+            Err(reason)
+        }
+    }
+}
+
+fn storable(
+    fetch: &Fetch,
+    cache: &CompiledCache,
+    status: StatusCode,
+    headers: &HeaderMap,
+) -> Result<Storable, NotStored> {
+    let candidate = Candidate {
+        status,
+        headers,
+        request: fetch.asked.directives,
+        has_credential: fetch.asked.identified,
+        exchange: Exchange { requested: fetch.requested, answered: SystemTime::now().into() },
+    };
+    storing::storable(&candidate, &cache.policy)
+}
+
+/// What Pingora has to know of it: nothing that it would decide by.
+fn meta(rules: &Rules, head: ResponseHeader) -> CacheMeta {
+    let now = SystemTime::now();
+    let fresh_until = now + std::time::Duration::from_secs(rules.lifetime);
+    CacheMeta::new(fresh_until, now, 0, 0, head)
+}
+
+fn head(stored: &Stored) -> Result<ResponseHeader, NotStored> {
+    crate::cache::adapter::head(stored).map_err(|_| NotStored::Useless)
+}
+
+/// What an unsafe request has changed is no longer served (RFC 9111 §4.4), and whoever learns of the change from its
+/// answer must not get the old one any more.
+pub(super) fn invalidate(
+    shared: &Shared,
+    session: &pingora_proxy::Session,
+    response: &ResponseHeader,
+    ctx: &RequestContext,
+) {
+    let request = session.req_header();
+    if !invalidation::is_unsafe(&request.method) {
+        return;
+    }
+    let (Some(tenant), Some(host)) = (&ctx.tenant, request::request_host(request)) else { return };
+    if tenant.compiled().cache.is_none() {
+        return;
+    }
+    let is_secure = crate::server::peer::Peer::of(session).is_some_and(|peer| peer.tls.is_some());
+    let target = crate::cache::request::resource(request, host);
+    let changed = invalidation::invalidated(&target, is_secure, response.status, &response.headers);
+    if !changed.is_empty() {
+        shared.cache.purging.invalidate(tenant.id().as_str(), changed);
+    }
+}
+
+/// When the origin is asked, again or for the first time.
+pub(super) fn begin(fetch: &mut Fetch) {
+    fetch.requested = Timestamp::from(SystemTime::now());
+    fetch.since = fetch.asked.partition.purges().latest();
+    fetch.update = None;
+}

@@ -1,0 +1,146 @@
+//! One request for one thing at a time.
+
+use std::{
+    io::Write,
+    net::TcpListener,
+    sync::{
+        Arc, Barrier,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use super::{caching_from, wire};
+use crate::{
+    fixtures::{comes_true, read_request},
+    support::Client,
+};
+
+/// An origin that answers once it is told to.
+struct Patient {
+    address: std::net::SocketAddr,
+    asked: Arc<AtomicUsize>,
+    go: Arc<AtomicBool>,
+}
+
+fn patient(answer: &str) -> Patient {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let origin = Patient { address: listener.local_addr().unwrap(), asked: Arc::default(), go: Arc::default() };
+    let (asked, go, answer) = (origin.asked.clone(), origin.go.clone(), wire(answer));
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (asked, go, answer) = (asked.clone(), go.clone(), answer.clone());
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                while read_request(0, &mut std::io::BufReader::new(&stream)).is_some() {
+                    asked.fetch_add(1, Ordering::SeqCst);
+                    assert!(comes_true(|| go.load(Ordering::SeqCst)));
+                    stream.write_all(&answer).unwrap();
+                }
+            });
+        }
+    });
+    origin
+}
+
+/// Sends so many requests, has the origin answer once all are under way, and gives all answers.
+fn together(
+    origin: &Patient,
+    gateway: &crate::support::Gateway,
+    many: usize,
+    fields: &str,
+) -> Vec<crate::support::Response> {
+    let request = format!("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n{fields}\r\n");
+    let mut clients: Vec<Client> = (0..many).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(request.as_bytes());
+    }
+    let waiting = || gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == many;
+    assert!(comes_true(waiting));
+    origin.go.store(true, Ordering::SeqCst);
+    clients.iter_mut().map(|client| client.receive().unwrap()).collect()
+}
+
+#[test]
+fn a_thousand_requests_for_what_is_not_stored_are_one_to_the_origin() {
+    let origin = patient("200 OK\nCache-Control: max-age=3600\n\nbody");
+    let gateway = caching_from(origin.address, "");
+    let answers = together(&origin, &gateway, 1000, "");
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "body"));
+    assert_eq!(origin.asked.load(Ordering::SeqCst), 1);
+    let collapsed = answers.iter().filter(|answer| answer.cache_status().contains("; collapsed")).count();
+    assert_eq!(collapsed, 999);
+    assert!(comes_true(|| gateway.metric("seiketsu_cache_requests_total{tenant=\"acme\",result=\"collapsed\"}")
+        as usize
+        == 999));
+}
+
+#[test]
+fn what_cannot_be_stored_does_not_hold_up_those_who_wait() {
+    let origin = patient("200 OK\nCache-Control: no-store\n\nbody");
+    let gateway = caching_from(origin.address, "");
+    let answers = together(&origin, &gateway, 50, "");
+    assert!(answers.iter().all(|answer| answer.text() == "body" && !answer.is_hit()));
+    assert_eq!(origin.asked.load(Ordering::SeqCst), 50);
+    // From now on nobody waits for anybody.
+    origin.go.store(false, Ordering::SeqCst);
+    let mut clients: Vec<Client> = (0..5).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    }
+    assert!(comes_true(|| origin.asked.load(Ordering::SeqCst) == 55));
+    origin.go.store(true, Ordering::SeqCst);
+    for client in &mut clients {
+        assert_eq!(client.receive().unwrap().text(), "body");
+    }
+}
+
+#[test]
+fn who_waits_for_too_long_asks_the_origin() {
+    let origin = patient("200 OK\nCache-Control: max-age=3600\n\nbody");
+    let gateway = caching_from(origin.address, "collapse: 50ms");
+    let mut first = gateway.connect();
+    first.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert!(comes_true(|| origin.asked.load(Ordering::SeqCst) == 1));
+    let mut second = gateway.connect();
+    second.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert!(comes_true(|| origin.asked.load(Ordering::SeqCst) == 2));
+    origin.go.store(true, Ordering::SeqCst);
+    assert_eq!((first.receive().unwrap().status, second.receive().unwrap().status), (200, 200));
+}
+
+#[test]
+fn who_asks_first_may_leave() {
+    let origin = patient("200 OK\nCache-Control: max-age=3600\n\nbody");
+    let gateway = caching_from(origin.address, "");
+    let mut first = gateway.connect();
+    first.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert!(comes_true(|| origin.asked.load(Ordering::SeqCst) == 1));
+    let mut second = gateway.connect();
+    second.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == 2));
+    drop(first);
+    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == 1));
+    origin.go.store(true, Ordering::SeqCst);
+    assert_eq!(second.receive().unwrap().text(), "body");
+}
+
+#[test]
+fn variants_that_are_known_do_not_wait_for_each_other_for_ever() {
+    let origin = patient("200 OK\nCache-Control: max-age=3600\nVary: Foo\n\nbody");
+    let gateway = Arc::new(caching_from(origin.address, ""));
+    origin.go.store(true, Ordering::SeqCst);
+    let barrier = Arc::new(Barrier::new(8));
+    let threads: Vec<_> = (0..8)
+        .map(|number| {
+            let (gateway, barrier) = (gateway.clone(), barrier.clone());
+            std::thread::spawn(move || {
+                barrier.wait();
+                gateway.fetch("/v1/a", &format!("Foo: {number}\r\n")).text()
+            })
+        })
+        .collect();
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), "body");
+    }
+    assert_eq!(origin.asked.load(Ordering::SeqCst), 8);
+}

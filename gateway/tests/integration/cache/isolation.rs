@@ -1,0 +1,212 @@
+//! Never a foreign byte: not another tenant's, not another caller's.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use super::wire;
+use crate::{
+    fixtures::{Seen, Stub, demo},
+    support::{Client, Gateway, Response},
+};
+
+/// What callers may be, and how they show it.
+const CALLERS: [&str; 4] =
+    ["", "Authorization: Basic YTph\r\n", "Authorization: Basic Yjpi\r\n", "Cookie: session=c\r\n"];
+const TENANTS: [&str; 3] = ["a.test", "b.test", "c.test"];
+const REQUESTS: usize = 120_000;
+const THREADS: usize = 4;
+
+/// Answers with everything that the answer may be chosen by, and as the path says. Its first segment after the
+/// version is how it may be cached.
+fn reveal(seen: &Seen) -> Vec<u8> {
+    let caller = format!("{}{}", seen.header("authorization").unwrap_or("-"), seen.header("cookie").unwrap_or("-"));
+    let kind = seen.target().split('/').nth(2).unwrap();
+    let variant = seen.header("x-variant").unwrap_or("-");
+    let body = format!("{}|{}|{caller}|{variant}", seen.header("host").unwrap(), seen.target());
+    let cache_control = match kind {
+        "fresh" => "max-age=3600",
+        "private" => "private, max-age=3600",
+        "unsaid" => "x=y",
+        "brief" => "max-age=0, stale-while-revalidate=1",
+        _ => "no-store",
+    };
+    wire(&format!("200 OK\nCache-Control: {cache_control}\nVary: X-Variant\nETag: \"{}\"\n\n{body}", body.len()))
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: usize) -> usize {
+        // SplitMix64: the same run each time.
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % below as u64) as usize
+    }
+}
+
+fn gateway(origin: &Stub) -> Gateway {
+    let mut text = format!(
+        "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous], forward_credential: true }}, cache: {{ memory: 8MiB, ttl: 1h }} }}\nupstreams:\n  {}tenants:\n",
+        demo(&[origin.address], "")
+    );
+    for host in TENANTS {
+        let id = &host[..1];
+        text.push_str(&format!(
+            "- id: {id}\n  hosts: [{host}]\n  routes:\n  - {{ id: open, match: {{ path: '/v1/{{*rest}}' }}, upstream: demo }}\n"
+        ));
+    }
+    Gateway::start(&text)
+}
+
+/// One request, and everything that its answer must show.
+fn ask(client: &mut Client, random: &mut Random) -> (Response, String) {
+    let host = TENANTS[random.next(TENANTS.len())];
+    let caller = CALLERS[random.next(CALLERS.len())];
+    let kind = ["fresh", "fresh", "unsaid", "private", "brief", "no-store"][random.next(6)];
+    let target = format!("/v1/{kind}/{}{}", random.next(40), ["", "?", "?q", "?q=1&r=2"][random.next(4)]);
+    let variant = ["", "X-Variant: 1\r\n", "X-Variant: 2\r\n"][random.next(3)];
+    let wish = ["", "", "", "Cache-Control: no-cache\r\n", "Cache-Control: max-stale\r\n"][random.next(5)];
+    let answer = client.request(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n{caller}{variant}{wish}\r\n"));
+    let field = |name: &str| {
+        let lines = caller.lines().chain(variant.lines());
+        lines.filter_map(|line| line.split_once(": ")).find(|(have, _)| *have == name).map_or("-", |(_, value)| value)
+    };
+    let expected = format!("{host}|{target}|{}{}|{}", field("Authorization"), field("Cookie"), field("X-Variant"));
+    (answer, expected)
+}
+
+#[test]
+fn a_hundred_thousand_requests_of_three_tenants_and_four_callers_get_what_is_theirs() {
+    let origin = Stub::start(reveal);
+    let gateway = Arc::new(gateway(&origin));
+    let hits = Arc::new(AtomicUsize::new(0));
+    let threads: Vec<_> = (0..THREADS)
+        .map(|thread| {
+            let (gateway, hits) = (gateway.clone(), hits.clone());
+            std::thread::spawn(move || {
+                let mut random = Random(thread as u64);
+                let mut client = gateway.connect();
+                for count in 0..REQUESTS / THREADS {
+                    if count % 5000 == 4999 {
+                        client = gateway.connect();
+                    }
+                    let (answer, expected) = ask(&mut client, &mut random);
+                    assert_eq!((answer.status, answer.text()), (200, expected), "{}", answer.head);
+                    hits.fetch_add(usize::from(answer.is_hit()), Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    // Not because nothing was cached.
+    let hits = hits.load(Ordering::Relaxed);
+    assert!(hits > REQUESTS / 20, "{hits} hits");
+}
+
+#[test]
+fn identified_callers_of_one_tenant_share_only_what_the_origin_lets_them() {
+    let keys = "  consumers:\n  - { id: one, keys: [{ prefix: keyone01, key: '${file:one}' }] }\n  - { id: two, keys: [{ prefix: keytwo01, key: '${file:two}' }] }\n";
+    let count = AtomicUsize::new(0);
+    let origin = Stub::start(move |seen| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        let cache_control = if seen.target().contains("shared") { "s-maxage=3600" } else { "max-age=3600" };
+        wire(&format!("200 OK\nCache-Control: {cache_control}\n\n{number}"))
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let key = |name: &str| format!("sk_{name}_0123456789abcdefghijklmnopqrstuv");
+    for (file, name) in [("one", "keyone01"), ("two", "keytwo01")] {
+        std::fs::write(folder.path().join(file), key(name)).unwrap();
+    }
+    let text = format!(
+        "revision: 1\ndefaults: {{ auth: {{ accept: [api_key] }}, cache: {{}} }}\nupstreams:\n  {}tenants:\n- id: acme\n  hosts: [acme.test]\n{keys}  routes:\n  - {{ id: open, match: {{ path: '/v1/{{*rest}}' }}, upstream: demo }}\n",
+        demo(&[origin.address], "")
+    );
+    std::fs::write(folder.path().join("tenants.yaml"), text).unwrap();
+    let gateway = Gateway::start_in(folder, "tenants.yaml", "", "");
+    let fetch = |target: &str, name: &str| gateway.fetch(target, &format!("X-API-Key: {}\r\n", key(name)));
+    let mut bodies = HashMap::new();
+    for name in ["keyone01", "keytwo01"] {
+        for target in ["/v1/own", "/v1/shared"] {
+            bodies.insert((target, name), fetch(target, name).text());
+        }
+    }
+    assert_ne!(bodies[&("/v1/own", "keyone01")], bodies[&("/v1/own", "keytwo01")]);
+    assert_eq!(bodies[&("/v1/shared", "keyone01")], bodies[&("/v1/shared", "keytwo01")]);
+    // Who may not call gets nothing of what is stored.
+    let refused = gateway.fetch("/v1/shared", "");
+    assert_eq!((refused.status, refused.header("cache-status")), (401, None));
+}
+
+#[test]
+fn what_trusted_proxies_say_to_the_origin_tells_responses_apart() {
+    let origin = Stub::start(|seen| {
+        let host = seen.header("x-forwarded-host").unwrap_or("-");
+        let proto = seen.header("x-forwarded-proto").unwrap_or("-");
+        wire(&format!("200 OK\nCache-Control: max-age=3600\n\n{proto} {host}"))
+    });
+    let tenants = crate::fixtures::tenants(&demo(&[origin.address], ""), "", &crate::fixtures::open("cache: {}"));
+    let gateway = Gateway::start_with(&tenants, "forwarding: { trusted_proxies: [127.0.0.0/8] }\n");
+    for _ in 0..2 {
+        for (fields, expected) in [
+            ("", "http acme.test"),
+            ("X-Forwarded-Proto: https\r\n", "https acme.test"),
+            ("X-Forwarded-Host: evil.test\r\n", "http evil.test"),
+        ] {
+            assert_eq!(gateway.fetch("/v1/a", fields).text(), expected);
+        }
+    }
+    assert_eq!(origin.seen().len(), 3);
+    // Of others it is neither believed nor passed on.
+    let gateway = Gateway::start(&tenants);
+    assert_eq!(gateway.fetch("/v1/a", "X-Forwarded-Host: evil.test\r\n").text(), "http acme.test");
+}
+
+#[test]
+fn a_tenant_that_floods_leaves_the_hit_ratio_of_another_as_it_was() {
+    const QUIET: usize = 100;
+    let origin = Stub::start(|_| wire(&format!("200 OK\nCache-Control: max-age=3600\n\n{}", "x".repeat(8 << 10))));
+    let tenants = |host: &str| {
+        let id = &host[..1];
+        format!(
+            "- id: {id}\n  hosts: [{host}]\n  routes:\n  - {{ id: open, match: {{ path: '/v1/{{*rest}}' }}, upstream: demo }}\n"
+        )
+    };
+    let text = format!(
+        "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }}, cache: {{ memory: 64MiB, max_object: 64KiB }} }}\nupstreams:\n  {}tenants:\n{}{}",
+        demo(&[origin.address], ""),
+        tenants("a.test"),
+        tenants("b.test")
+    );
+    // Room for some four hundred responses; the flood has ten times as many.
+    let gateway = Gateway::start_with(&text, "cache: { memory: 4MiB }\n");
+    let mut client = gateway.connect();
+    let mut ask = |host: &str, number: usize| {
+        let answer = client.request(&format!("GET /v1/{number} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(answer.body.len(), 8 << 10);
+        answer.is_hit()
+    };
+    for number in 0..QUIET {
+        ask("a.test", number);
+    }
+    let mut hits = 0;
+    for flood in 0..4000 {
+        ask("b.test", flood);
+        hits += usize::from(ask("a.test", flood % QUIET));
+    }
+    assert!(hits * 100 >= 4000 * 99, "{hits} of 4000");
+    let stored = gateway.metric("seiketsu_cache_stored_bytes{tenant=\"a\"}")
+        + gateway.metric("seiketsu_cache_stored_bytes{tenant=\"b\"}");
+    let budget = gateway.metric("seiketsu_cache_budget_bytes");
+    assert!(stored <= budget && stored > budget * 0.8, "{stored} of {budget}");
+    assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"b\"}") > 3000.0);
+    assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"a\"}") < 1.0);
+}

@@ -1,0 +1,192 @@
+//! RFC 9111 §4.2.4, RFC 5861: what may be served although it is stale.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU16, Ordering},
+};
+
+use super::{breaking_off, caching, caching_from, in_turn, wire};
+use crate::{
+    fixtures::{Stub, comes_true, demo, open, tenants},
+    support::{Gateway, http2::Http2},
+};
+
+/// An origin whose first answer has these fields and is stale at once, and which then answers with this status.
+fn failing(fields: &str, status: &str) -> Stub {
+    in_turn(&[&format!("200 OK\n{fields}\nAge: 100\n\nold"), &format!("{status}\n\nerror")])
+}
+
+#[test]
+fn stale_if_error_is_served_when_the_origin_answers_with_an_error() {
+    for (status, served) in [
+        ("500 Internal Server Error", true),
+        ("502 Bad Gateway", true),
+        ("503 Service Unavailable", true),
+        ("504 Gateway Timeout", true),
+        ("501 Not Implemented", false),
+        ("404 Not Found", false),
+    ] {
+        let origin = failing("Cache-Control: max-age=60, stale-if-error=3600", status);
+        let gateway = caching(&origin, "");
+        gateway.fetch("/v1/a", "");
+        let answer = gateway.fetch("/v1/a", "");
+        assert_eq!(answer.text(), if served { "old" } else { "error" }, "{status} {answer:?}");
+        if served {
+            let code = &status[..3];
+            assert!(
+                answer.cache_status().starts_with(&format!("seiketsu; fwd=stale; fwd-status={code}; ttl=-4")),
+                "{answer:?}"
+            );
+            assert!(answer.age().unwrap() >= 100);
+        }
+        assert_eq!(origin.asked(), 2);
+    }
+}
+
+#[test]
+fn stale_if_error_is_served_when_the_origin_cannot_be_reached_or_breaks_off() {
+    // Answers once, then nobody is there any more.
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let gateway = caching_from(address, "");
+    let serve = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        crate::fixtures::read_request(0, &mut std::io::BufReader::new(&stream)).unwrap();
+        let answer = wire("200 OK\nConnection: close\nCache-Control: max-age=60, stale-if-error=3600\nAge: 100\n\nold");
+        std::io::Write::write_all(&mut stream, &answer).unwrap();
+    });
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "old");
+    serve.join().unwrap();
+    for _ in 0..3 {
+        let answer = gateway.fetch("/v1/a", "");
+        assert_eq!((answer.status, answer.text().as_str()), (200, "old"), "{answer:?}");
+        assert!(answer.cache_status().starts_with("seiketsu; fwd=stale; ttl=-"), "{answer:?}");
+    }
+    // What is not stored is an error as before.
+    assert_eq!(gateway.fetch("/v1/b", "").status, 503);
+    // One that closes the connection instead of an answer.
+    let broken = breaking_off("");
+    let gateway = caching_from(broken.address, "");
+    assert_eq!(gateway.fetch("/v1/a", "").status, 502);
+}
+
+#[test]
+fn stale_if_error_is_served_while_the_breaker_is_open() {
+    let status = Arc::new(AtomicU16::new(200));
+    let answering = status.clone();
+    let origin = Stub::start(move |_| {
+        let status = answering.load(Ordering::SeqCst);
+        wire(&format!("{status} Some\nCache-Control: max-age=60\nAge: 100\n\n{status}"))
+    });
+    let breaker = "breaker: { error_rate: 50, min_requests: 5, open_for: 1h }";
+    let upstream = demo(&[origin.address], breaker);
+    let gateway =
+        Gateway::start(&tenants(&upstream, "", &open("cache: { stale_if_error: 1h }, retries: { attempts: 0 }")));
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "200");
+    status.store(503, Ordering::SeqCst);
+    assert!(comes_true(|| gateway.fetch("/v1/b", "").header("retry-after").is_some()), "the breaker opens");
+    let asked = origin.asked();
+    let answer = gateway.fetch("/v1/a", "");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "200"), "{answer:?}");
+    assert_eq!(origin.asked(), asked);
+}
+
+#[test]
+fn how_long_it_may_be_served_is_for_the_origin_to_say() {
+    let served = |fields: &str, settings: &str, request: &str| {
+        let origin = failing(fields, "503 Service Unavailable");
+        let gateway = caching(&origin, settings);
+        gateway.fetch("/v1/a", "");
+        gateway.fetch("/v1/a", request).text() == "old"
+    };
+    assert!(!served("Cache-Control: max-age=60, stale-if-error=10", "", ""));
+    assert!(!served("Cache-Control: max-age=60\nETag: \"1\"", "", ""));
+    assert!(served("Cache-Control: max-age=60", "stale_if_error: 1h", ""));
+    assert!(!served("Cache-Control: max-age=60, stale-if-error=0\nETag: \"1\"", "stale_if_error: 1h", ""));
+    // The client may say so too.
+    assert!(served("Cache-Control: max-age=60\nETag: \"1\"", "", "Cache-Control: stale-if-error=3600\r\n"));
+    for strict in ["must-revalidate", "proxy-revalidate", "no-cache"] {
+        let fields = format!("Cache-Control: max-age=60, stale-if-error=3600, {strict}\nETag: \"1\"");
+        assert!(!served(&fields, "stale_if_error: 1h", "Cache-Control: stale-if-error=3600\r\n"), "{strict}");
+    }
+    // `s-maxage` forbids it, unless the origin allows it all the same.
+    assert!(!served("Cache-Control: s-maxage=60\nETag: \"1\"", "stale_if_error: 1h", ""));
+    assert!(served("Cache-Control: s-maxage=60, stale-if-error=3600", "", ""));
+}
+
+#[test]
+fn stale_while_revalidate_is_served_at_once_and_validated_behind_it() {
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=60, stale-while-revalidate=3600\nAge: 100\nETag: \"1\"\n\nold",
+        "200 OK\nCache-Control: max-age=3600\nETag: \"2\"\n\nnew",
+    ]);
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "X-A: 1\r\nUser-Agent: me\r\n");
+    let stale = gateway.fetch("/v1/a", "X-A: 1\r\nUser-Agent: me\r\n");
+    assert_eq!(stale.text(), "old");
+    assert!(stale.cache_status().starts_with("seiketsu; hit; ttl=-4"), "{stale:?}");
+    assert!(comes_true(|| gateway.fetch("/v1/a", "").text() == "new"));
+    assert_eq!(origin.asked(), 2);
+    let seen = origin.last();
+    assert_eq!((seen.header("if-none-match"), seen.header("user-agent")), (Some("\"1\""), Some("me")));
+    assert_eq!((seen.header("x-forwarded-for"), seen.header("x-forwarded-proto")), (Some("127.0.0.1"), Some("http")));
+    assert_eq!((seen.header("host"), seen.header("x-forwarded-host")), (Some("acme.test"), Some("acme.test")));
+    // It is nobody's request.
+    assert!(comes_true(|| gateway.access_log().matches("\"cache\":\"hit\"").count() >= 1));
+    assert_eq!(gateway.access_log().matches("\"upstream\"").count(), 1);
+}
+
+#[tokio::test]
+async fn stale_while_revalidate_works_over_http2_as_well() {
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=60, stale-while-revalidate=3600\nAge: 100\nETag: \"1\"\n\nold",
+        "304 Not Modified\nCache-Control: max-age=3600\nETag: \"1\"\nX-A: new",
+    ]);
+    let gateway = caching(&origin, "");
+    let client = Http2::plain(&gateway).await;
+    for _ in 0..2 {
+        assert_eq!(client.get("acme.test", "/v1/a").await.plain().text(), "old");
+    }
+    assert!(comes_true(|| gateway.fetch("/v1/a", "").header("x-a").is_some()));
+    assert_eq!(origin.asked(), 2);
+}
+
+#[test]
+fn stale_while_revalidate_ends_and_can_be_forbidden() {
+    for (fields, settings) in [
+        ("max-age=60, stale-while-revalidate=10", ""),
+        ("max-age=60, stale-while-revalidate=3600, must-revalidate", ""),
+        ("max-age=60, must-revalidate", "stale_while_revalidate: 1h"),
+        ("s-maxage=60", "stale_while_revalidate: 1h"),
+        ("max-age=60", ""),
+    ] {
+        let first = format!("200 OK\nCache-Control: {fields}\nAge: 100\nETag: \"1\"\n\nold");
+        let origin = in_turn(&[&first, "200 OK\nCache-Control: max-age=3600\n\nnew"]);
+        let gateway = caching(&origin, settings);
+        assert_eq!(gateway.bodies("/v1/a", "", 2), ["old", "new"], "{fields}");
+    }
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=60\nAge: 100\nETag: \"1\"\n\nold",
+        "200 OK\nCache-Control: max-age=3600\n\nnew",
+    ]);
+    let gateway = caching(&origin, "stale_while_revalidate: 1h");
+    assert_eq!(gateway.bodies("/v1/a", "", 2), ["old", "old"]);
+    assert!(comes_true(|| gateway.fetch("/v1/a", "").text() == "new"));
+}
+
+#[test]
+fn a_validation_that_fails_is_tried_again_later() {
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=60, stale-while-revalidate=3600\nAge: 100\nETag: \"1\"\n\nold",
+        "503 Service Unavailable\n\nerror",
+        "503 Service Unavailable\n\nerror",
+        "200 OK\nCache-Control: max-age=3600\n\nnew",
+    ]);
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    assert!(comes_true(|| {
+        let body = gateway.fetch("/v1/a", "").text();
+        assert!(body == "old" || body == "new");
+        body == "new"
+    }));
+}

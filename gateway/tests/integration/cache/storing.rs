@@ -1,0 +1,279 @@
+//! RFC 9111 §3, §5.2.2, §7.3: what is stored, and what is not.
+
+use super::{breaking_off, caching, caching_from, counting, in_turn};
+use crate::fixtures::Stub;
+
+const FRESH: &str = "Cache-Control: max-age=3600\r\n";
+
+/// Whether the answer to a request with these fields is served to the same request again.
+fn is_stored(answer: &str, request: &str) -> bool {
+    let origin = counting(answer);
+    let gateway = caching(&origin, "");
+    let bodies = gateway.bodies("/v1/a", request, 2);
+    bodies[0] == bodies[1]
+}
+
+#[test]
+fn what_the_origin_forbids_to_store_is_not_stored() {
+    for forbidding in [
+        "Cache-Control: no-store, max-age=3600\r\n",
+        "Cache-Control: No-Store\r\nExpires: Thu, 18 Aug 2050 02:01:18 GMT\r\n",
+        "Cache-Control: private, max-age=3600\r\n",
+        "Cache-Control: PRIVATE, max-age=3600\r\n",
+        "Cache-Control: private, s-maxage=3600\r\n",
+        "Cache-Control: max-age=3600\r\nCache-Control: no-store\r\n",
+    ] {
+        assert!(!is_stored(forbidding, ""), "{forbidding}");
+    }
+    // Nor is what was stored before served on.
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=3600\nAge: 3600\nETag: \"1\"\n\nold",
+        "200 OK\nCache-Control: no-store\n\nnew",
+        "200 OK\nCache-Control: no-store\n\nnewer",
+    ]);
+    let gateway = caching(&origin, "");
+    assert_eq!(gateway.bodies("/v1/a", "", 3), ["old", "new", "newer"]);
+    assert_eq!(origin.last().header("if-none-match"), None);
+}
+
+#[test]
+fn no_cache_is_stored_and_validated_each_time() {
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: no-cache, max-age=3600\nETag: \"1\"\n\nbody",
+        "304 Not Modified\nETag: \"1\"",
+    ]);
+    let gateway = caching(&origin, "");
+    assert_eq!(gateway.bodies("/v1/a", "", 3), ["body"; 3]);
+    assert_eq!(origin.asked(), 3);
+    assert_eq!(origin.last().header("if-none-match"), Some("\"1\""));
+}
+
+#[test]
+fn fields_that_no_cache_or_private_name_are_not_stored() {
+    let origin = counting(
+        "Cache-Control: max-age=3600, no-cache=\"x-a\", private=\"x-b, X-C\"\r\nX-A: 1\r\nX-B: 2\r\nX-C: 3\r\nX-D: 4\r\n",
+    );
+    let gateway = caching(&origin, "");
+    let first = gateway.fetch("/v1/a", "");
+    assert_eq!(
+        ["x-a", "x-b", "x-c", "x-d"].map(|name| first.header(name)),
+        [Some("1"), Some("2"), Some("3"), Some("4")]
+    );
+    let hit = gateway.fetch("/v1/a", "");
+    assert!(hit.is_hit());
+    assert_eq!(["x-a", "x-b", "x-c", "x-d"].map(|name| hit.header(name)), [None, None, None, Some("4")]);
+}
+
+#[test]
+fn credentials_need_the_word_of_the_origin() {
+    for credential in ["Authorization: Basic Zm9vOmJhcg==\r\n", "Cookie: session=1\r\n"] {
+        assert!(!is_stored(FRESH, credential), "{credential}");
+        for allowing in [
+            "Cache-Control: public, max-age=3600\r\n",
+            "Cache-Control: s-maxage=3600\r\n",
+            "Cache-Control: must-revalidate, max-age=3600\r\n",
+        ] {
+            assert!(is_stored(allowing, credential), "{allowing} {credential}");
+        }
+    }
+    // What was stored for nobody in particular is not served to somebody, whom the origin may answer otherwise.
+    let origin = counting(FRESH);
+    let gateway = caching(&origin, "");
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
+    assert_eq!(gateway.fetch("/v1/a", "Cookie: session=1\r\n").text(), "1");
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
+}
+
+#[test]
+fn cookies_are_never_served_from_the_cache() {
+    assert!(!is_stored("Cache-Control: max-age=3600\r\nSet-Cookie: a=b\r\n", ""));
+    let origin = counting("Cache-Control: public, max-age=3600\r\nSet-Cookie: a=b\r\n");
+    let gateway = caching(&origin, "");
+    assert_eq!(gateway.fetch("/v1/a", "").header("set-cookie"), Some("a=b"));
+    let hit = gateway.fetch("/v1/a", "");
+    assert!(hit.is_hit() && hit.header("set-cookie").is_none(), "{hit:?}");
+}
+
+#[test]
+fn must_understand_counts_more_than_no_store_where_the_status_is_known() {
+    assert!(is_stored("Cache-Control: max-age=3600, no-store, must-understand\r\n", ""));
+    for (status, stored) in [(200, true), (404, true), (299, false), (499, false)] {
+        let answer = format!("{status} Some\nCache-Control: max-age=3600, must-understand\n\nbody");
+        let origin = in_turn(&[&answer]);
+        let gateway = caching(&origin, "");
+        gateway.fetch("/v1/a", "");
+        assert_eq!(gateway.fetch("/v1/a", "").is_hit(), stored, "{status}");
+    }
+}
+
+#[test]
+fn statuses_that_must_not_be_stored_are_not() {
+    for status in [206, 412, 416, 417, 428, 429, 431, 511] {
+        let answer = format!("{status} Some\nCache-Control: max-age=3600\n\nbody");
+        let origin = in_turn(&[&answer]);
+        let gateway = caching(&origin, "");
+        gateway.fetch("/v1/a", "");
+        assert!(!gateway.fetch("/v1/a", "").is_hit(), "{status}");
+    }
+}
+
+#[test]
+fn answers_to_other_methods_are_not_stored() {
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "FOO"] {
+        let origin = counting(FRESH);
+        let gateway = caching(&origin, "");
+        for _ in 0..2 {
+            let answer = gateway.ask(method, "/v1/a", "", "");
+            assert_eq!(answer.cache_status(), "seiketsu; fwd=method", "{method}");
+        }
+        assert_eq!(gateway.fetch("/v1/a", "").text(), "2", "{method}");
+    }
+}
+
+#[test]
+fn a_request_with_a_body_is_not_answered_from_the_cache() {
+    let origin = counting(FRESH);
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    let answer = gateway.ask("GET", "/v1/a", "", "query");
+    assert_eq!((answer.text().as_str(), answer.cache_status()), ("1", "seiketsu; fwd=bypass"));
+    assert_eq!(origin.last().body, b"query");
+}
+
+#[test]
+fn incomplete_responses_are_not_stored() {
+    let short = "Cache-Control: max-age=3600\r\nContent-Length: 100\r\n\r\nhalf";
+    let chunked = "Cache-Control: max-age=3600\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+    for answer in [short, chunked] {
+        let origin = breaking_off(&format!("HTTP/1.1 200 OK\r\n{answer}"));
+        let gateway = caching_from(origin.address, "");
+        for number in 1..3 {
+            let bytes = gateway.raw("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\nConnection: close\r\n\r\n");
+            assert!(!String::from_utf8_lossy(&bytes).contains("; hit"));
+            assert!(origin.asked() >= number);
+        }
+    }
+}
+
+#[test]
+fn what_comes_in_chunks_is_stored_with_its_length() {
+    let origin = Stub::start(|_| {
+        b"HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n4\r\nhalf\r\n0\r\n\r\n".to_vec()
+    });
+    let gateway = caching(&origin, "");
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "halfhalf");
+    let hit = gateway.fetch("/v1/a", "");
+    assert_eq!(
+        (hit.text().as_str(), hit.header("content-length"), hit.header("transfer-encoding")),
+        ("halfhalf", Some("8"), None)
+    );
+    assert!(hit.is_hit());
+}
+
+#[test]
+fn large_bodies_pass_without_being_stored() {
+    let body = "x".repeat(100_000);
+    for answer in [
+        format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nContent-Length: 100000\r\n\r\n{body}"),
+        format!(
+            "HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nTransfer-Encoding: chunked\r\n\r\n186a0\r\n{body}\r\n0\r\n\r\n"
+        ),
+    ] {
+        let origin = Stub::start(move |_| answer.clone().into_bytes());
+        let gateway = caching(&origin, "max_object: 64KiB");
+        for _ in 0..3 {
+            let answer = gateway.fetch("/v1/a", "");
+            assert!(answer.body.len() == 100_000 && !answer.is_hit());
+        }
+    }
+}
+
+#[test]
+fn fields_of_one_connection_are_not_stored_and_all_others_are() {
+    let origin = counting(
+        "Cache-Control: max-age=3600\r\nConnection: x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nX-A: 1\r\nX-A: 2\r\n\
+         Content-Type: text/x\r\nContent-Language: en\r\nETag: \"1\"\r\nProxy-Authenticate: Basic\r\n",
+    );
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    let hit = gateway.fetch("/v1/a", "");
+    assert!(hit.is_hit());
+    for gone in ["x-hop", "keep-alive", "proxy-authenticate"] {
+        assert_eq!(hit.header(gone), None, "{gone}");
+    }
+    assert_eq!((hit.all("x-a"), hit.header("content-type")), (vec!["1", "2"], Some("text/x")));
+    assert_eq!((hit.header("content-language"), hit.header("etag")), (Some("en"), Some("\"1\"")));
+}
+
+#[test]
+fn interim_responses_are_passed_on_and_not_stored() {
+    let origin = Stub::start(|_| {
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\nHTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nContent-Length: 4\r\n\r\nbody".to_vec()
+    });
+    let gateway = caching(&origin, "");
+    let mut client = gateway.connect();
+    client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert_eq!(client.receive_head().status, 103);
+    assert_eq!(client.receive().unwrap().text(), "body");
+    let hit = client.request("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    assert!(hit.is_hit() && hit.text() == "body" && origin.asked() == 1, "{hit:?}");
+}
+
+#[test]
+fn what_is_malformed_is_no_reason_to_fail() {
+    for fields in [
+        "Cache-Control: ,,,=,\"\r\nExpires: \"\r\n",
+        "Cache-Control: max-age=\"1\\\r\nAge: ,\r\n",
+        "Vary: ,\x7f\r\nCache-Control: max-age=60\r\n",
+        "Cache-Control: max-age=60\r\nDate: \u{fc}\r\nLast-Modified: ,\r\nETag: \"\r\n",
+        "Cache-Control: max-age=60\r\nCache-Tag: ,,\r\nSurrogate-Key:    \r\n",
+    ] {
+        let origin = counting(fields);
+        let gateway = caching(&origin, "");
+        for _ in 0..2 {
+            let answer =
+                gateway.fetch("/v1/a", "Cache-Control: max-age=,\"\r\nRange: bytes=\"\r\nIf-None-Match: ,\"\r\n");
+            assert!(matches!(answer.status, 200 | 502), "{fields:?} {answer:?}");
+        }
+    }
+}
+
+#[test]
+fn what_some_servers_take_for_another_request_is_not_answered_from_the_cache() {
+    let origin = counting(FRESH);
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    for field in ["X-HTTP-Method-Override: POST\r\n", "X-Original-URL: /v1/b\r\n", "X-Rewrite-URL: /v1/b\r\n"] {
+        assert_eq!(gateway.fetch("/v1/a", field).cache_status(), "seiketsu; fwd=bypass", "{field}");
+    }
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
+}
+
+#[test]
+fn what_is_not_stored_still_gets_conditions_and_ranges_of_clients() {
+    let origin = counting("Cache-Control: private\r\nETag: \"1\"\r\n");
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    gateway.fetch("/v1/a", "If-None-Match: \"1\"\r\n");
+    assert_eq!(origin.last().header("if-none-match"), Some("\"1\""));
+    gateway.fetch("/v1/a", "Range: bytes=0-0\r\n");
+    assert_eq!(origin.last().header("range"), Some("bytes=0-0"));
+}
+
+#[test]
+fn event_streams_are_passed_on_as_they_come() {
+    let origin = Stub::start(|_| {
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n"
+            .to_vec()
+    });
+    let gateway = caching(&origin, "ttl: 1h");
+    for _ in 0..2 {
+        let mut client = gateway.connect();
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\nAccept: text/event-stream\r\n\r\n");
+        let head = client.receive_head();
+        assert_eq!((head.status, head.cache_status()), (200, "seiketsu; fwd=uri-miss; detail=stream"));
+        let mut event = [0; 14];
+        std::io::Read::read_exact(&mut client.stream, &mut event).unwrap();
+        assert!(String::from_utf8_lossy(&event).contains("data: 1"));
+    }
+}

@@ -100,6 +100,16 @@ local function open(request, lost)
   }
 end
 
+local function forget(account, name)
+  account.leases[name] = nil
+  account.gone[#account.gone + 1] = name
+end
+
+-- Of a lease that ended so long ago, nothing is put right any more.
+local function is_settled(account, lease)
+  return lease.ended and lease.ends + SETTLED_AFTER <= account.updated
+end
+
 -- The account as it was left; or a new one, if it is not there or of another kind. With the lease of this
 -- reporter; those of others are read only when one of them may have ended.
 local function load(request)
@@ -149,6 +159,11 @@ local function load(request)
     end
   end
   if is_back then
+    for name, lease in pairs(account.leases) do
+      if is_settled(account, lease) then
+        forget(account, name)
+      end
+    end
     account.updated = now
     for _, lease in pairs(account.leases) do
       if not lease.ended then
@@ -158,11 +173,6 @@ local function load(request)
     end
   end
   return account
-end
-
-local function forget(account, name)
-  account.leases[name] = nil
-  account.gone[#account.gone + 1] = name
 end
 
 -- Writes what has changed. Returns whether the terms have.
@@ -238,7 +248,7 @@ local function refill(account)
   end
   refill_to(account, now)
   for name, lease in pairs(account.leases) do
-    if lease.ended and lease.ends + SETTLED_AFTER <= account.updated then
+    if is_settled(account, lease) then
       forget(account, name)
     end
   end

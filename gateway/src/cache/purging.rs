@@ -236,7 +236,8 @@ async fn tell(mut dialer: Dialer, mut letters: mpsc::Receiver<Letter>) {
 
 /// Follows the stream for as long as the node runs.
 async fn follow(purging: Arc<Purging>, mut dialer: Dialer) {
-    let mut place: Option<Place> = None;
+    // The last entry that was read.
+    let mut place: Option<String> = None;
     loop {
         if let Ok(mut connection) = dialer.connect().await
             && let Err(error) = read(&purging, &mut connection, &mut place).await
@@ -248,12 +249,6 @@ async fn follow(purging: Arc<Purging>, mut dialer: Dialer) {
     }
 }
 
-/// How far the stream was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    last: String,
-}
-
 /// The edges of the stream.
 struct Edges {
     first: Option<String>,
@@ -262,18 +257,18 @@ struct Edges {
     is_cut: bool,
 }
 
-async fn read(purging: &Purging, connection: &mut Connection, place: &mut Option<Place>) -> Result<(), RedisError> {
+async fn read(purging: &Purging, connection: &mut Connection, place: &mut Option<String>) -> Result<(), RedisError> {
     let edges = edges(connection).await?;
     let place = match place {
         None => {
             // What was stored before anybody was heard may have been purged.
             purging.everything();
-            place.insert(Place { last: edges.last })
+            place.insert(edges.last)
         }
         Some(place) => {
-            if !continues(&place.last, &edges) {
+            if !continues(place, &edges) {
                 purging.everything();
-                place.last = edges.last;
+                *place = edges.last;
             }
             place
         }
@@ -281,13 +276,13 @@ async fn read(purging: &Purging, connection: &mut Connection, place: &mut Option
     loop {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(READ_AT_ONCE).arg("BLOCK").arg(BLOCK.as_millis().to_string());
-        command.arg("STREAMS").arg(STREAM).arg(&place.last);
+        command.arg("STREAMS").arg(STREAM).arg(&*place);
         let reply: Option<StreamReadReply> = command.query_async(connection).await?;
         for entry in reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids) {
             if let Some(text) = entry.get::<String>("purge") {
                 purging.heard(&text);
             }
-            place.last = entry.id;
+            *place = entry.id;
         }
         purging.counters.connected.store(true, Relaxed);
     }
@@ -300,7 +295,6 @@ async fn edges(connection: &mut (impl ConnectionLike + Send)) -> Result<Edges, R
     }
     let info: redis::streams::StreamInfoStreamReply =
         redis::cmd("XINFO").arg("STREAM").arg(STREAM).query_async(connection).await?;
-    // The numbers of entries are not all there is to know: the reply has no count of what was added before Redis 7.
     let first = (info.length > 0).then_some(info.first_entry.id);
     Ok(Edges { first, last: info.last_generated_id, is_cut: info.length >= KEPT })
 }

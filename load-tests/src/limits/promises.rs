@@ -24,15 +24,11 @@ pub struct Check {
 /// Requests wait for Redis no longer than this, in milliseconds.
 const LONGEST_WAIT_MS: f64 = 10.0;
 
-/// What a timer and a machine with fewer cores than processes may add to it: a wait of 10 ms ends with the first
-/// tick of the gateway's timer after it (1 ms), when the kernel gives the gateway the processor.
-const TIMER_MS: f64 = 5.0;
-
 /// What takes less than this, in microseconds, did not wait for a Redis that is away.
 const WAITED: Micros = 2_000;
 
 /// In microseconds: half of what a request waits for Redis.
-const STALL: Micros = 5_000;
+const STALL: Micros = 4_000;
 
 /// After this, in microseconds, a gateway does without a Redis that is away.
 const SETTLED_AFTER: Micros = 100_000;
@@ -200,8 +196,8 @@ fn after_fault(fault: Fault, seen: &Seen, row: &Row, limit: Limit, events: &[&Ev
                 row,
                 "longest wait, stalls of the machine taken off",
                 format!("{wait:.1} ms"),
-                format!("{LONGEST_WAIT_MS} ms, and {TIMER_MS} for timers"),
-                wait <= LONGEST_WAIT_MS + TIMER_MS,
+                format!("{LONGEST_WAIT_MS} ms"),
+                wait <= LONGEST_WAIT_MS,
             ));
             if let Fault::RedisAway { back, .. } | Fault::Cut { back, .. } = fault {
                 let affected = |event: &Event| !matches!(fault, Fault::Cut { .. }) || event.node + 1 == seen.nodes;

@@ -19,8 +19,9 @@ pub const SLOT_LEASE_TIME: Duration = Duration::from_secs(5);
 /// Leases are renewed this often at least, while they are in use.
 pub const RENEWAL: Duration = Duration::from_secs(1);
 
-/// A request waits this long for a coordinator that is reached over the network, and not longer.
-pub const PATIENCE: Duration = Duration::from_millis(10);
+/// A request waits this long for a coordinator that is reached over the network. No more than ten milliseconds with
+/// what comes on top: the next tick of the timer, and until the processor is there.
+pub const PATIENCE: Duration = Duration::from_millis(8);
 
 /// Keeps one account for each limit.
 #[async_trait]

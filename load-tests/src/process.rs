@@ -99,10 +99,16 @@ pub fn accepts_connections(address: SocketAddr) -> bool {
 
 /// The status that a plain GET of this path gets; `None` while nothing answers.
 pub fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    http_status_with(address, path, &["Host: localhost"])
+}
+
+/// The same with these header lines.
+pub fn http_status_with(address: SocketAddr, path: &str, headers: &[&str]) -> Option<u16> {
     let patience = Duration::from_secs(1);
     let mut stream = TcpStream::connect_timeout(&address, patience).ok()?;
     stream.set_read_timeout(Some(patience)).ok()?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+    let headers = headers.join("\r\n");
+    write!(stream, "GET {path} HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n").ok()?;
     let mut head = [0; 12];
     stream.read_exact(&mut head).ok()?;
     std::str::from_utf8(&head).ok()?.strip_prefix("HTTP/1.1 ")?.parse().ok()

@@ -18,6 +18,7 @@ fn filled(name: &str) -> String {
         ("state_dir", "\"/tmp/run/state\""),
         ("threads", "0"),
         ("tenant", "umbrella"),
+        ("redis", "127.0.0.1:6379"),
     ]
     .map(|(name, value)| (name, value.to_owned()));
     let template = fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();

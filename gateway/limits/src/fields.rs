@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use serde::{Serialize, Serializer};
+use smallvec::SmallVec;
 
 pub const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -52,51 +53,43 @@ pub fn rate_limit(items: &[Item<'_>]) -> Option<HeaderValue> {
     })
 }
 
-/// A list of strings with parameters (RFC 9651 §4.1.1). Written twice: first to learn its length, so that
-/// the value gets along with one buffer.
-fn list(items: &[Item<'_>], parameters: impl Fn(&Item<'_>, &mut dyn FnMut(&[u8]))) -> Option<HeaderValue> {
-    if items.is_empty() {
-        return None;
-    }
-    let write = |out: &mut dyn FnMut(&[u8])| {
-        for (index, item) in items.iter().enumerate() {
-            if index > 0 {
-                out(b", ");
-            }
-            string(item.name, out);
-            parameters(item, out);
+/// Mostly on the stack until its length is known, so that the value gets along with one buffer of just that.
+type Text = SmallVec<[u8; 256]>;
+
+/// A list of strings with parameters (RFC 9651 §4.1.1).
+fn list(items: &[Item<'_>], parameters: impl Fn(&Item<'_>, &mut Text)) -> Option<HeaderValue> {
+    let mut text = Text::new();
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            text.extend_from_slice(b", ");
         }
-    };
-    let mut length = 0;
-    write(&mut |piece| length += piece.len());
-    let mut value = Vec::with_capacity(length);
-    write(&mut |piece| value.extend_from_slice(piece));
-    HeaderValue::try_from(value).ok()
+        string(item.name, &mut text);
+        parameters(item, &mut text);
+    }
+    if text.is_empty() { None } else { HeaderValue::from_bytes(&text).ok() }
 }
 
 /// A string (RFC 9651 §4.1.6).
-fn string(text: &str, out: &mut dyn FnMut(&[u8])) {
-    out(b"\"");
-    let mut rest = text;
+fn string(text: &str, out: &mut Text) {
+    out.push(b'"');
     // Mostly there is nothing to escape, and the whole name is one piece.
-    while let Some(at) = rest.find(|c: char| matches!(c, '"' | '\\') || !matches!(c, ' '..='~')) {
-        let (plain, from) = rest.split_at(at);
-        out(plain.as_bytes());
-        let mut characters = from.chars();
-        match characters.next() {
-            Some('"') => out(b"\\\""),
-            Some('\\') => out(b"\\\\"),
-            _ => out(b"?"),
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~') && !matches!(byte, b'"' | b'\\')) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        for character in text.chars() {
+            match character {
+                '"' | '\\' => out.extend_from_slice(&[b'\\', character as u8]),
+                ' '..='~' => out.push(character as u8),
+                _ => out.push(b'?'),
+            }
         }
-        rest = characters.as_str();
     }
-    out(rest.as_bytes());
-    out(b"\"");
+    out.push(b'"');
 }
 
 /// A parameter with an integer (RFC 9651 §4.1.4); what is too large for one becomes the largest.
-fn parameter(key: &[u8], number: u64, out: &mut dyn FnMut(&[u8])) {
-    out(key);
+fn parameter(key: &[u8], number: u64, out: &mut Text) {
+    out.extend_from_slice(key);
     let mut digits = [b'0'; 15];
     let mut first = digits.len();
     let mut rest = number.min(MOST);
@@ -108,7 +101,7 @@ fn parameter(key: &[u8], number: u64, out: &mut dyn FnMut(&[u8])) {
             break;
         }
     }
-    out(&digits[first..]);
+    out.extend_from_slice(&digits[first..]);
 }
 
 /// Clients are asked to wait so much longer at most, ...

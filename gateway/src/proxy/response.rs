@@ -11,6 +11,9 @@ use pingora_proxy::Session;
 use super::{RequestContext, change_response, request};
 use crate::respond;
 
+/// Request id, limits, what the cache says, CORS, security headers.
+const ADDED_FIELDS: usize = 14;
+
 pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: &mut RequestContext) -> Result<()> {
     let interim = response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS;
     // Pingora takes an answer before the end of the request for a reason to close; a go-ahead is none.
@@ -29,6 +32,8 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return };
     let policies = &route.policies;
     let fields = &mut response.headers;
+    // The map has room for what came with it; what follows mostly fits into that much more.
+    fields.reserve(ADDED_FIELDS);
 
     if let Some(fetch) = &ctx.cache.fetch {
         if let Some(stored) = &fetch.serving {

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use super::{GATEWAY_CORE, scenario::Scenario};
 use crate::{
+    limits::redis::Redis,
     load::gateway::{fill, json_path},
     process::{self, Server, accepts_connections, command, free_address},
 };
@@ -67,6 +68,8 @@ pub struct Binaries {
     pub bare_pingora: PathBuf,
     pub seiketsu: PathBuf,
     pub demo_origin: PathBuf,
+    /// Counts the limits of Seiketsu.
+    pub redis: PathBuf,
 }
 
 impl Binaries {
@@ -98,6 +101,8 @@ impl Binaries {
 #[derive(Debug)]
 pub struct Running {
     server: Server,
+    /// Ends after the gateway, which gives back what it holds.
+    _redis: Option<Redis>,
     plain: SocketAddr,
     policies: SocketAddr,
     cached: SocketAddr,
@@ -110,6 +115,10 @@ impl Running {
         let (plain, tls, operations) = (free_address()?, free_address()?, free_address()?);
         let policies = if peer == Peer::Seiketsu { plain } else { free_address()? };
         let cached = if peer == Peer::Seiketsu { plain } else { free_address()? };
+        let redis = match peer {
+            Peer::Seiketsu => Some(Redis::start(&binaries.redis, &folder.join("redis"), false)?),
+            _ => None,
+        };
         let values = [
             ("plain", plain.port().to_string()),
             ("policies", policies.port().to_string()),
@@ -120,6 +129,7 @@ impl Running {
             ("folder", folder.display().to_string()),
             ("tenants", json_path(&folder.join("seiketsu-tenants.yaml"))),
             ("api_key", API_KEY.to_owned()),
+            ("redis", redis.as_ref().map(|redis| redis.address().to_string()).unwrap_or_default()),
         ];
         let write = |name: &str, template: &str| {
             let path = folder.join(name);
@@ -150,11 +160,16 @@ impl Running {
         let mut server = Server::start(&peer.to_string(), start, &log)?;
         server
             .wait_until(|| match peer {
-                Peer::Seiketsu => process::http_status(operations, "/readyz") == Some(200),
+                // Limits open once a Redis without data can no longer owe anything to a node that it has forgotten.
+                Peer::Seiketsu => {
+                    let host = format!("Host: {}", Scenario::Policies.host());
+                    let headers = [host.as_str(), &format!("X-API-Key: {API_KEY}")];
+                    process::http_status_with(plain, Scenario::Policies.path(), &headers) == Some(200)
+                }
                 _ => accepts_connections(tls) && process::http_status(plain, "/v1/bytes/1024") == Some(200),
             })
             .with_context(|| format!("see {}", log.display()))?;
-        Ok(Self { server, plain, policies, cached, tls })
+        Ok(Self { server, _redis: redis, plain, policies, cached, tls })
     }
 
     pub fn pid(&self) -> u32 {
@@ -187,7 +202,8 @@ mod tests {
 
     #[test]
     fn nothing_is_left_to_fill_in() {
-        let names = ["plain", "policies", "cached", "tls", "operations", "origin", "folder", "tenants", "api_key"];
+        let names =
+            ["plain", "policies", "cached", "tls", "operations", "origin", "folder", "tenants", "api_key", "redis"];
         let values = names.map(|name| (name, String::new()));
         for template in [NGINX, HAPROXY, ENVOY, SEIKETSU_NODE, SEIKETSU_TENANTS] {
             assert!(!fill(template, &values).contains("{{"), "{template}");

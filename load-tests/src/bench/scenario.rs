@@ -11,7 +11,8 @@ pub enum Scenario {
     /// HTTP/1.1 in, HTTP/1.1 out, 64 connections kept open, 1 KiB answers.
     Plain,
     /// The same with six security headers, CORS, and a rate limit that never refuses where the peer has
-    /// one. Seiketsu also checks an API key, signs who calls for the origin, and logs each request.
+    /// one. Envoy and Seiketsu also check an API key, tell what is left of the limit, and log each request;
+    /// Seiketsu keeps two quotas beside the limit, all of them in Redis, and signs who calls for the origin.
     Policies,
     /// The same as `plain`, answered from the cache: 1 KiB.
     #[value(name = "cache-1k")]

@@ -58,6 +58,8 @@ struct Flags {
     haproxy: PathBuf,
     #[arg(long, env = "ENVOY", default_value = "envoy")]
     envoy: PathBuf,
+    #[arg(long, env = "REDIS_SERVER", default_value = "redis-server")]
+    redis: PathBuf,
     /// Default: the program of that name beside this one. The same holds for the next two.
     #[arg(long)]
     bare_pingora: Option<PathBuf>,
@@ -82,6 +84,7 @@ fn main() -> anyhow::Result<()> {
             nginx: flags.nginx,
             haproxy: flags.haproxy,
             envoy: flags.envoy,
+            redis: flags.redis,
             bare_pingora: flags.bare_pingora.unwrap_or_else(|| beside("bare-pingora")),
             seiketsu: flags.gateway.unwrap_or_else(|| beside("seiketsu-gateway")),
             demo_origin: flags.demo_origin.unwrap_or_else(|| beside("seiketsu-demo-origin")),

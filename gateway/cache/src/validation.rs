@@ -101,9 +101,13 @@ pub fn freshened(stored: &HeaderMap, update: &HeaderMap) -> HeaderMap {
     fresh
 }
 
-/// What describes the stored bytes stays as they do.
+/// What describes the stored bytes stays as they do: digests of a 304 are of nothing (RFC 9530 §2).
 fn may_update(name: &HeaderName) -> bool {
-    !is_of_one_message(name) && !matches!(name.as_str(), "content-length" | "content-encoding" | "content-range")
+    !is_of_one_message(name)
+        && !matches!(
+            name.as_str(),
+            "content-length" | "content-encoding" | "content-range" | "content-md5" | "content-digest"
+        )
 }
 
 #[cfg(test)]

@@ -47,6 +47,9 @@ pub(crate) struct Fetch {
     pub(crate) update: Option<HeaderMap>,
     /// What the client gets is stored, and not the origin's answer.
     pub(crate) serving: Option<Arc<Stored>>,
+    /// Its fields, if a 304 said that nothing is to be stored any longer. Pingora would send its own merge of both, in
+    /// which a tag or a digest of something else may stand over these bytes.
+    pub(crate) told: Option<HeaderMap>,
 }
 
 /// What a look-up needs; shared with Pingora's key.

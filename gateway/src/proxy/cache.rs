@@ -331,6 +331,7 @@ impl Fetch {
             looked: 0,
             update: None,
             serving: None,
+            told: None,
         }
     }
 }

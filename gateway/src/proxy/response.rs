@@ -35,8 +35,12 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
     // The map has room for what came with it; what follows mostly fits into that much more.
     fields.reserve(ADDED_FIELDS);
 
-    if let Some(fetch) = &ctx.cache.fetch {
+    if let Some(fetch) = &mut ctx.cache.fetch {
         if let Some(stored) = &fetch.serving {
+            // Of a part, and for whoever has it already, the fields are others.
+            if let Some(told) = fetch.told.take_if(|_| response.status == stored.status) {
+                *fields = told;
+            }
             fields.insert(header::AGE, HeaderValue::from(stored.rules.age(SystemTime::now().into())));
         }
         // Pingora asks for a whole response also where the client wants a head alone.

@@ -90,14 +90,12 @@ fn renew(
     stored: &Arc<Stored>,
 ) -> Result<CacheMeta, NotStored> {
     let asked = fetch.asked.clone();
-    let merged = validation::freshened(&stored.headers, update);
     fetch.serving = Some(stored.clone());
-    let storable = if validation::is_about(update, &stored.headers) {
-        storable(fetch, cache, stored.status, &merged)
-    } else {
-        // It speaks of another response than the one that was asked about.
-        Err(NotStored::Useless)
-    };
+    // Else it speaks of another response than the one that was asked about.
+    let is_about = validation::is_about(update, &stored.headers);
+    let merged = if is_about { validation::freshened(&stored.headers, update) } else { stored.headers.clone() };
+    let storable =
+        if is_about { storable(fetch, cache, stored.status, &merged) } else { Err(NotStored::Useless) };
     match storable {
         Ok(Storable { headers, rules, vary }) => {
             let new = Arc::new(Stored::new(Parts {
@@ -115,6 +113,7 @@ fn renew(
         }
         Err(reason) => {
             asked.partition.forget(&asked.key, &asked.resource, stored);
+            fetch.told = Some(merged);
             Err(reason)
         }
     }

@@ -292,6 +292,7 @@ fn of_former(key: &str, entry: &Entry) -> Request {
         has_ended: true,
         want: 0,
         least: 0,
+        paced: false,
     }
 }
 

@@ -81,7 +81,9 @@ impl Holdings {
             return;
         }
         state.alone = Some(Alone { retry_at, until: Nanos::MAX });
-        for account in &mut state.accounts {
+        for (account, known) in state.accounts.iter_mut().zip(&self.known) {
+            account.promise = None;
+            known.set_promised_until(0);
             // Of a quota, new limits go on with the share of the former ones.
             account.share = Share { counted_to: since, parts: 0, ..account.share.clone() };
         }

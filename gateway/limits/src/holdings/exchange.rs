@@ -5,7 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Holdings, Kind, Limit, Place, alone::Alone, known::Known};
+use super::{
+    Holdings, Kind, Limit, Place,
+    alone::Alone,
+    known::Known,
+    promise::{self, Promise},
+};
 use crate::{
     calendar::Period,
     clock::Nanos,
@@ -67,6 +72,8 @@ pub(super) struct Account {
     answered_at: Nanos,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
+    /// What comes by and by. Not while an exchange is under way that tells how much has.
+    pub(super) promise: Option<Promise>,
     /// Parts of a token that have come while the coordinator was away.
     pub(super) share: super::alone::Share,
 }
@@ -152,7 +159,7 @@ impl Holdings {
         let is_unknown = |place: &Place| {
             let lease = self.leases.get(place.index());
             lease.is_some_and(|lease| !lease.seems_to_hold(place.cost(cost), now))
-                && self.bar(*place, cost, now).is_none()
+                && self.must_be_asked(*place, cost, now)
         };
         if limits.iter().any(is_unknown) {
             self.begin(Purpose::Wanted { limits, cost }, now);
@@ -223,7 +230,9 @@ impl Holdings {
         let state = self.state.lock();
         self.leases.iter().zip(&state.accounts).zip(&self.plan.limits).any(|((lease, account), limit)| {
             let is_slots = matches!(limit.kind, Kind::Slots { .. });
-            lease.tokens() > 0 || if is_slots { account.granted > 0 } else { account.spent(lease) != account.told }
+            lease.tokens() > 0
+                || account.promise.is_some()
+                || if is_slots { account.granted > 0 } else { account.spent(lease) != account.told }
         })
     }
 
@@ -341,6 +350,7 @@ impl Holdings {
         };
         let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(limit.kind, Kind::Slots { .. });
+        let had_promise = account.promise.is_some();
         let asked_by_now = account.asked_by_now(lease, known, is_slots);
         // Less than before where requests gave back what they had taken.
         let asked = u64::try_from(asked_by_now.wrapping_sub(account.asked).cast_signed()).unwrap_or_default();
@@ -349,8 +359,15 @@ impl Holdings {
             _ if is_slots => account.granted > 0,
             _ => account.spent(lease) != account.told,
         };
-        if least == 0 && asked == 0 && lease.tokens() == 0 && !matters {
+        if least == 0 && asked == 0 && lease.tokens() == 0 && !matters && !had_promise {
             return;
+        }
+        // What has come is told, and what comes from now on is the coordinator's to give again.
+        if let Some(mut promise) = account.promise.take() {
+            known.set_promised_until(0);
+            if !lease.has_ended(now) {
+                account.granted += promise.keep(lease, now);
+            }
         }
         let (key, terms) = match &limit.kind {
             Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
@@ -374,8 +391,15 @@ impl Holdings {
             // Of slots only those that are free.
             account.granted -= if is_slots { lease.drain() } else { lease.void() };
         }
-        let held = lease.tokens();
         let live = self.node.coordinator.live().max(1);
+        if let (true, Kind::Bucket(bucket)) = (had_promise, &limit.kind) {
+            // Others want it too.
+            let too_many = lease.tokens().saturating_sub(promise::most_held(bucket, live));
+            if lease.take(too_many, now).is_some() {
+                account.granted -= too_many;
+            }
+        }
+        let held = lease.tokens();
         // After a longer silence only its end says what is to be expected.
         let elapsed = Duration::from_nanos(now.saturating_sub(account.exchanged_at)).min(RENEWAL);
         let prefetch = match (&limit.kind, purpose) {
@@ -389,6 +413,14 @@ impl Holdings {
             }
             _ => demand(asked, elapsed).saturating_sub(held),
         };
+        let paced = match &limit.kind {
+            Kind::Bucket(bucket) => {
+                // Looked at whatever comes of it.
+                let suits = promise::suits(bucket, live, known.heaviest().max(least));
+                prefetch > 0 && suits && self.node.coordinator.promises()
+            }
+            Kind::Quota { .. } | Kind::Slots { .. } => false,
+        };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
         report.requests.push(Request {
@@ -400,6 +432,7 @@ impl Holdings {
             known: account.answered_at != 0 && now < after(account.answered_at, ledger::kept(terms) / 2),
             want: prefetch.max(least.saturating_sub(held)),
             least: least.saturating_sub(held),
+            paced,
         });
         report.indices.push(index);
     }
@@ -453,7 +486,29 @@ impl Holdings {
         account.answered_at = now;
         account.told = request.spent;
         known.set_left(answer.left);
+        let again_at = if answer.pace.again_in.is_zero() { 0 } else { after(now, answer.pace.again_in) };
+        known.set_again_at(again_at);
+        let is_promised = answer.pace.rate > 0;
+        if let (true, Outcome::Granted { ends_in, .. } | Outcome::NoneUntil { ends_in, .. }) =
+            (is_promised, answer.outcome)
+        {
+            if lease.has_ended(now) {
+                account.granted -= lease.void();
+            }
+            let until = ends(request.terms, sent_at, ends_in);
+            lease.extend(until);
+            account.promise = Some(Promise::new(answer.pace, now, until));
+            known.set_next_at(0);
+            known.lift_bar();
+            known.set_promised_until(until);
+        }
         match answer.outcome {
+            Outcome::Granted { tokens, .. } if is_promised => {
+                account.granted += tokens;
+                lease.add_promised(tokens);
+            }
+            // Requests that wait for what comes know when it does.
+            Outcome::NoneUntil { .. } if is_promised => {}
             Outcome::Granted { tokens, ends_in } => {
                 if lease.has_ended(now) && !is_slots {
                     account.granted -= lease.void();
@@ -474,7 +529,7 @@ impl Holdings {
                     // A slot may come free at any moment.
                     Terms::Quota { .. } | Terms::Slots { .. } => PAUSE,
                 };
-                known.set_bar(request.least + request.held, after(now, wait.max(pause)));
+                known.set_bar(request.least + request.held, after(now, wait.max(pause)).max(again_at));
             }
             // Asked again with what time it is now.
             Outcome::OtherPeriod => account.period = None,

@@ -40,6 +40,7 @@ struct Said {
     has_ended: bool,
     want: u64,
     least: u64,
+    paced: bool,
 }
 
 fn bucket(tokens: u64, seconds: u64, burst: u64) -> Terms {
@@ -84,9 +85,9 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
     let tokens = || prop_oneof![3 => Just(0u64), 4 => 0u64..4, 3 => 0u64..60, 1 => 0u64..2_000_000];
     let newly_spent = prop_oneof![8 => tokens().prop_map(u64::cast_signed), 1 => -20i64..0, 1 => Just(1i64 << 45)];
     let least = prop_oneof![4 => 0u64..2, 2 => 0u64..12, 1 => 0u64..100_000];
-    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1), prop::bool::weighted(0.7));
     (Just(account), terms(), newly_spent, tokens(), flags, tokens(), least).prop_map(
-        |(account, terms, newly_spent, held, (known, has_ended), want, least)| Said {
+        |(account, terms, newly_spent, held, (known, has_ended, paced), want, least)| Said {
             account,
             terms,
             newly_spent,
@@ -95,6 +96,7 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
             has_ended,
             want,
             least,
+            paced,
         },
     )
 }
@@ -206,6 +208,7 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
                 has_ended: said.has_ended,
                 want: said.want,
                 least: said.least,
+                paced: said.paced,
             };
             let ledger = ledgers
                 .entry(said.account)
@@ -232,7 +235,17 @@ fn the_script_does_what_the_ledger_does() {
 }
 
 fn request(terms: Terms) -> Request {
-    Request { key: "rate".into(), terms, spent: 0, held: 0, known: false, has_ended: false, want: 1, least: 1 }
+    Request {
+        key: "rate".into(),
+        terms,
+        spent: 0,
+        held: 0,
+        known: false,
+        has_ended: false,
+        want: 1,
+        least: 1,
+        paced: false,
+    }
 }
 
 fn exchange_of(reporter: &str, request: Request) -> Exchange {

@@ -1,0 +1,115 @@
+//! What comes to a lease by and by, since the coordinator has promised it: while more is asked for than there is, a
+//! gateway lives on that, and need not ask for each token.
+
+use std::time::Duration;
+
+use super::{Holdings, Known, Place};
+use crate::{clock::Nanos, coordinator::Pace, lease::Lease, node::after, terms::Bucket};
+
+/// Tokens that come more often than this come together: each time a request has to see to it.
+const AT_ONCE: Duration = Duration::from_micros(500);
+
+/// This part of a promise is left with the coordinator, whose clock may be slower than this one.
+const LEFT_PART: u64 = 1024;
+
+/// What a request finds that has too little at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// Something has come meanwhile: there may be enough now.
+    More,
+    /// There is certainly nothing before.
+    NoneUntil(Nanos),
+    /// The coordinator must be asked.
+    Unknown,
+}
+
+/// A promise that is being kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Promise {
+    pace: Pace,
+    /// When the answer came: what was promised begins no later.
+    from: Nanos,
+    until: Nanos,
+    /// Tokens that have been put at hand.
+    came: u64,
+}
+
+impl Promise {
+    pub(super) fn new(pace: Pace, from: Nanos, until: Nanos) -> Self {
+        Self { pace, from, until, came: 0 }
+    }
+
+    /// Puts at hand what has come since. Returns how many.
+    pub(super) fn keep(&mut self, lease: &Lease, now: Nanos) -> u64 {
+        let nanos = now.min(self.until).saturating_sub(self.from);
+        let units = u128::from(nanos - nanos.div_ceil(LEFT_PART)) * u128::from(self.pace.rate) / 1000;
+        let in_all = u64::try_from(units / u128::from(self.pace.unit.max(1))).unwrap_or(u64::MAX);
+        let new = in_all.saturating_sub(self.came);
+        self.came += new;
+        if new > 0 {
+            lease.add_promised(new);
+        }
+        new
+    }
+
+    /// When so many more will have come; not later than it ends.
+    fn comes(&self, tokens: u64) -> Nanos {
+        let units = u128::from(self.came.saturating_add(tokens)) * u128::from(self.pace.unit);
+        let nanos = (units * 1000).div_ceil(u128::from(self.pace.rate.max(1)));
+        let nanos = nanos + nanos.div_ceil(u128::from(LEFT_PART - 1)) + 1;
+        let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+        self.from.saturating_add(nanos).min(self.until)
+    }
+}
+
+impl Holdings {
+    /// Looks for what a request needs that finds too little at hand.
+    pub(crate) fn look_for(&self, place: Place, cost: u64, now: Nanos) -> Found {
+        let (Some(known), Some(lease)) = (self.known.get(place.index()), self.leases.get(place.index())) else {
+            return Found::Unknown;
+        };
+        let cost = place.cost(cost);
+        let found = match known.bar(cost, now) {
+            Some(until) => Found::NoneUntil(until),
+            None if !known.has_promise(now) => return Found::Unknown,
+            None => match known.comes_at(now).filter(|_| cost == 1) {
+                Some(at) => Found::NoneUntil(at),
+                None => self.see_to_promise(place, known, lease, cost, now),
+            },
+        };
+        if place.is_bucket() && matches!(found, Found::NoneUntil(_)) {
+            // It is refused, and wanted all the same: by that each gateway has its part.
+            known.ask(cost);
+            if known.is_worth_asking(now) {
+                self.renew(now);
+            }
+        }
+        found
+    }
+
+    /// The same, for a request that will be decided later.
+    pub(super) fn must_be_asked(&self, place: Place, cost: u64, now: Nanos) -> bool {
+        let Some(known) = self.known.get(place.index()) else { return false };
+        !known.has_promise(now) && known.bar(place.cost(cost), now).is_none()
+    }
+
+    fn see_to_promise(&self, place: Place, known: &Known, lease: &Lease, cost: u64, now: Nanos) -> Found {
+        let mut state = self.state.lock();
+        let Some(account) = state.accounts.get_mut(place.index()) else { return Found::Unknown };
+        let Some(promise) = &mut account.promise else { return Found::Unknown };
+        account.granted += promise.keep(lease, now);
+        known.set_next_at(promise.comes(1).max(after(now, AT_ONCE)));
+        let tokens = lease.tokens();
+        if tokens >= cost { Found::More } else { Found::NoneUntil(promise.comes(cost - tokens).max(now + 1)) }
+    }
+}
+
+/// Whether so much at a time can come by and by: who needs more asks for it.
+pub(super) fn suits(bucket: &Bucket, live: u64, heaviest: u64) -> bool {
+    heaviest <= (bucket.burst() / (8 * live)).max(1)
+}
+
+/// What a lease keeps at most while more comes to it.
+pub(super) fn most_held(bucket: &Bucket, live: u64) -> u64 {
+    (bucket.burst() / (2 * live)).max(1)
+}

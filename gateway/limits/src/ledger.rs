@@ -40,7 +40,16 @@ pub struct Moment {
     /// When the coordinator began: an account that is not there may have been lost then, so it begins empty,
     /// and gives nothing until every lease of before has ended. 0 if there is no before.
     pub began: u64,
+    /// Whether all gateways have told since then what they know of quotas.
+    pub is_told: bool,
 }
+
+/// Gateways are waited for so long, after the coordinator began, until they have told what they know of quotas. One
+/// that takes longer may have been given what is given again.
+pub(crate) const TOLD_WITHIN: Duration = Duration::from_secs(30);
+
+/// How soon is asked again whether they have.
+pub(crate) const TOLD_SOON: Duration = Duration::from_millis(250);
 
 /// One account.
 #[derive(Debug, Clone)]
@@ -251,7 +260,7 @@ impl BucketLedger {
     }
 
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, began: _ } = *moment;
+        let Moment { now, live, .. } = *moment;
         if now < self.opens {
             // What it says is void: it will be asked again, and what it holds ends before.
             let wait = Duration::from_micros(self.opens - now);
@@ -396,7 +405,7 @@ impl QuotaLedger {
         request: &Request,
         (starts, ends): (u64, u64),
     ) -> Answer {
-        let Moment { now, live, began: _ } = *moment;
+        let Moment { now, live, began, is_told } = *moment;
         if !(starts..ends).contains(&now) {
             return Answer { outcome: Outcome::OtherPeriod, pace: Pace::default(), left: 0, now };
         }
@@ -410,8 +419,10 @@ impl QuotaLedger {
             QuotaLease { spent: request.spent, out: request.held }
         };
         let remaining = self.limit.saturating_sub(self.debited);
-        if now < self.opens {
-            let wait = Duration::from_micros(self.opens - now);
+        let told_by = if is_told { 0 } else { began + micros(TOLD_WITHIN) };
+        if now < self.opens.max(told_by) {
+            let soon = told_by.min(now + micros(TOLD_SOON));
+            let wait = Duration::from_micros(self.opens.max(soon) - now);
             return Answer { outcome: Outcome::Recovering { wait }, pace: Pace::default(), left: remaining, now };
         }
         let ends_in = Duration::from_micros(ends - now);
@@ -440,7 +451,7 @@ pub struct SlotsLedger {
 impl SlotsLedger {
     /// `spent` are slots in use; those free are given back with each exchange, and taken anew.
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, began: _ } = *moment;
+        let Moment { now, live, .. } = *moment;
         self.leases.retain(|_, lease| lease.ends > now);
         let others: u64 = self.leases.iter().filter(|(name, _)| *name != reporter).map(|(_, lease)| lease.out).sum();
         let available = self.limit.saturating_sub(others).saturating_sub(request.spent);

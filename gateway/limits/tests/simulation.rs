@@ -71,7 +71,7 @@ impl Coordinator for Centre {
             return Err(CoordinatorError::Unreachable("down".to_owned()));
         }
         self.exchanges.fetch_add(1, Relaxed);
-        let moment = Moment { now: self.now(), live: self.gateways, began: self.began_at.load(Relaxed) };
+        let moment = Moment { now: self.now(), live: self.gateways, began: self.began_at.load(Relaxed), is_told: true };
         let answers = {
             let mut accounts = self.accounts.lock();
             let answer = |request: &seiketsu_limits::coordinator::Request| {

@@ -75,7 +75,7 @@ impl MemoryCoordinator {
     /// Carries the exchange out as far as quotas are written down; `Err` are those that have to be written
     /// first.
     fn carry_out(&self, exchange: &Exchange) -> Result<Vec<Answer>, Vec<Entry>> {
-        let moment = Moment { now: unix_micros(), live: 1, began: 0 };
+        let moment = Moment { now: unix_micros(), live: 1, began: 0, is_told: true };
         let mut shard = self.shard(&exchange.tenant).lock();
         shard.clean(moment.now);
         let Shard { tenants, accounts, .. } = &mut *shard;

@@ -58,6 +58,12 @@ pub trait Coordinator: fmt::Debug + Send + Sync {
     fn connections(&self) -> u64 {
         0
     }
+
+    /// Over this connection and all before it, everything has been told of quotas that this gateway knows. Until all
+    /// gateways have, a coordinator that may have forgotten gives nothing of them.
+    fn has_told(&self, connections: u64) {
+        let _ = connections;
+    }
 }
 
 /// What one reporter says about some accounts of a tenant.

@@ -136,6 +136,10 @@ impl Holdings {
         }
         let mut state = self.state.lock();
         let until = match &state.alone {
+            // It has forgotten what others took of a quota, and until it has been told again, nobody here knows.
+            Some(alone) if alone.until != Nanos::MAX && place.is_quota() && !state.has_known(place) => {
+                return Verdict::Unknown;
+            }
             Some(alone) => alone.until,
             // It can be reached. There are tokens, but others were quicker, again and again.
             None => return Verdict::Refused { until: after(now, PAUSE) },
@@ -152,7 +156,7 @@ impl Holdings {
         let (tokens, wait) = match &described.kind {
             Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
             Kind::Quota { limit: quota, .. } => {
-                let all = if account.has_an_answer() {
+                let all = if account.has_known() {
                     self.known.get(place.index()).map_or(0, Known::left)
                 } else {
                     // Of what others used nothing is known.

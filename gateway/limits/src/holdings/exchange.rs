@@ -42,6 +42,9 @@ const LAST_WORDS: u32 = 600;
 /// as before its end everywhere.
 const MARGIN: Duration = Duration::from_millis(20);
 
+/// How often it is tried to tell again what the coordinator may have forgotten, before others have their turn.
+const REMINDERS: u32 = 5;
+
 /// Who is refused asks again after this time at the earliest, unless a bucket would be full before: tokens
 /// that come every few microseconds are not worth a call each.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
@@ -57,6 +60,8 @@ pub(super) struct State {
     exchanged_at: Nanos,
     /// The account that the next exchange begins with: the one before had no room for it.
     next: usize,
+    /// Exchanges that were answered.
+    heard: u64,
 }
 
 #[derive(Debug, Default)]
@@ -70,6 +75,8 @@ pub(super) struct Account {
     told: u64,
     /// When the coordinator answered last; 0: never.
     answered_at: Nanos,
+    /// Whether it has ever known what is left of it.
+    has_known: bool,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
     /// What comes by and by. Not while an exchange is under way that tells how much has.
@@ -79,9 +86,9 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// Whether the coordinator has ever said anything about it.
-    pub(super) fn has_an_answer(&self) -> bool {
-        self.answered_at != 0
+    /// Whether the coordinator has ever said what is left of it, when it knew.
+    pub(super) fn has_known(&self) -> bool {
+        self.has_known
     }
 
     fn spent(&self, lease: &Lease) -> u64 {
@@ -98,6 +105,7 @@ impl Account {
     /// to know.
     pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
         self.answered_at = former.answered_at;
+        self.has_known = former.has_known;
         self.period.clone_from(&former.period);
         self.share = former.share.of_quota_with(left);
     }
@@ -105,7 +113,11 @@ impl Account {
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0 }
+        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0, heard: 0 }
+    }
+
+    pub(super) fn has_known(&self, place: Place) -> bool {
+        self.accounts.get(place.index()).is_some_and(Account::has_known)
     }
 
     /// When the exchange that is under way began.
@@ -182,14 +194,34 @@ impl Holdings {
             return;
         }
         let purpose = if self.is_in_use() { Purpose::Renewal } else { Purpose::Return };
-        if self.begin(purpose, now) == Begun::Not {
+        if matches!(self.begin(purpose, now), Begun::Not | Begun::Silent) {
             self.schedule(after(now, RENEWAL));
         }
     }
 
-    /// Tells the coordinator again what was spent: it may have forgotten.
-    pub(crate) fn remind(&self) {
-        self.begin(Purpose::Reminder, self.node.clock.now());
+    /// Tells the coordinator again what was spent: it may have forgotten. Whether it has heard.
+    pub(crate) async fn remind(&self) -> bool {
+        for _ in 0..REMINDERS {
+            let exchanged = self.exchanged.notified();
+            tokio::pin!(exchanged);
+            exchanged.as_mut().enable();
+            let heard = self.state.lock().heard;
+            match self.begin(Purpose::Reminder, self.node.clock.now()) {
+                Begun::Ended | Begun::Silent => return true,
+                // After another one that is under way, its turn comes.
+                Begun::Not => {
+                    let _ = tokio::time::timeout(RENEWAL, exchanged).await;
+                }
+                Begun::UnderWay => {
+                    let ended = tokio::time::timeout(RENEWAL, exchanged).await.is_ok();
+                    let state = self.state.lock();
+                    if ended && !state.in_flight && state.next == 0 && state.heard > heard {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
     }
 
     /// Whether there are quotas, of which more than the leases at hand must be known.
@@ -251,7 +283,9 @@ impl Holdings {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
         let (exchange, indices, is_a_part) = {
             let mut state = self.state.lock();
-            if state.in_flight || state.alone.as_ref().is_some_and(|alone| now < alone.retry_at) {
+            let is_reminder = matches!(purpose, Purpose::Reminder);
+            let is_early = state.alone.as_ref().is_some_and(|alone| now < alone.retry_at);
+            if state.in_flight || is_early && !is_reminder {
                 return Begun::Not;
             }
             let from = state.next;
@@ -261,7 +295,7 @@ impl Holdings {
             }
             state.next = report.next.unwrap_or(0);
             if report.requests.is_empty() {
-                return Begun::Not;
+                return Begun::Silent;
             }
             state.in_flight = true;
             state.exchanged_at = now;
@@ -450,6 +484,7 @@ impl Holdings {
         state.in_flight = false;
         match result {
             Ok(answers) => {
+                state.heard += 1;
                 let mut recovering = None;
                 for ((request, index), answer) in exchange.accounts.iter().zip(indices).zip(answers) {
                     if matches!(request.terms, Terms::Quota { .. }) {
@@ -485,7 +520,15 @@ impl Holdings {
         let is_slots = matches!(request.terms, Terms::Slots { .. });
         account.answered_at = now;
         account.told = request.spent;
-        known.set_left(answer.left);
+        match answer.outcome {
+            // It says what it has heard so far, and may have known more.
+            Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
+            Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
+            Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
+                account.has_known = true;
+                known.set_left(answer.left);
+            }
+        }
         let again_at = if answer.pace.again_in.is_zero() { 0 } else { after(now, answer.pace.again_in) };
         known.set_again_at(again_at);
         let is_promised = answer.pace.rate > 0;
@@ -587,6 +630,8 @@ struct Report {
 enum Begun {
     /// Another one is under way, or it is too early.
     Not,
+    /// There is nothing to say.
+    Silent,
     UnderWay,
     Ended,
 }

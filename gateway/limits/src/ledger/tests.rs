@@ -123,7 +123,7 @@ struct World {
 
 impl World {
     fn new(terms: Terms) -> Self {
-        let moment = Moment { now: BEGIN, live: GATEWAYS as u64, began: 0 };
+        let moment = Moment { now: BEGIN, live: GATEWAYS as u64, began: 0, is_told: true };
         Self {
             terms,
             ledger: Ledger::open(terms, 1, &moment, false),
@@ -206,7 +206,7 @@ impl World {
     }
 
     fn carry_out(&mut self, flight: usize) {
-        let moment = Moment { now: self.now - self.behind, live: GATEWAYS as u64, began: 0 };
+        let moment = Moment { now: self.now - self.behind, live: GATEWAYS as u64, began: 0, is_told: true };
         let Flight { reporter, request, answer, .. } = &mut self.flights[flight];
         *answer = Some(self.ledger.exchange(&moment, reporter, 1, request));
         if let Ledger::Bucket(bucket) = &self.ledger {
@@ -360,12 +360,12 @@ struct One {
 
 impl One {
     fn new(terms: Terms) -> Self {
-        let moment = Moment { now: BEGIN, live: 1, began: 0 };
+        let moment = Moment { now: BEGIN, live: 1, began: 0, is_told: true };
         Self { ledger: Ledger::open(terms, 1, &moment, false), now: BEGIN }
     }
 
     fn ask(&mut self, reporter: &str, revision: u64, request: &Request) -> Answer {
-        let moment = Moment { now: self.now, live: 1, began: 0 };
+        let moment = Moment { now: self.now, live: 1, began: 0, is_told: true };
         self.ledger.exchange(&moment, &reporter.into(), revision, request)
     }
 }
@@ -439,7 +439,7 @@ fn a_clock_that_is_set_back_by_hours_does_not_stop_an_account() {
     assert!(matches!(one.ask("a", 1, &request(terms)).outcome, Outcome::Granted { tokens: 1, .. }));
 
     // An account that is to open soon does so.
-    let moment = |now| Moment { now, live: 1, began: BEGIN };
+    let moment = |now| Moment { now, live: 1, began: BEGIN, is_told: true };
     for terms in [bucket(60, 10), Terms::Slots { limit: 1 }] {
         let mut ledger = Ledger::open(terms, 1, &moment(BEGIN), true);
         let outcome = ledger.exchange(&moment(BEGIN - HOUR), &"a".into(), 1, &request(terms)).outcome;
@@ -480,7 +480,7 @@ fn terms_change_forwards_only_and_at_once() {
 
 #[test]
 fn an_account_that_was_lost_gives_nothing_for_a_lease_time() {
-    let moment = Moment { now: BEGIN, live: 1, began: 0 };
+    let moment = Moment { now: BEGIN, live: 1, began: 0, is_told: true };
     for (terms, time) in [
         (bucket(60, 10), LEASE_TIME),
         (Terms::Quota { limit: 10, starts: 0, ends: 1 << 52 }, LEASE_TIME),
@@ -517,7 +517,7 @@ proptest! {
         (want, least) in (0u64..1_000_000, 0u64..20),
     ) {
         let terms = |limit| Terms::Quota { limit, starts: 0, ends: 2 * BEGIN };
-        let moment = Moment { now: BEGIN, live: 1, began: 0 };
+        let moment = Moment { now: BEGIN, live: 1, began: 0, is_told: true };
         let Ledger::Quota(mut ledger) = Ledger::open(terms(before), 1, &moment, false) else { unreachable!() };
         ledger.others_took(0, debited);
         let reporter: Arc<str> = "a".into();

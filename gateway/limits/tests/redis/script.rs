@@ -25,6 +25,7 @@ struct Step {
     /// Microseconds since the step before; Redis' clock may be set back.
     elapsed: i64,
     live: u64,
+    is_told: bool,
     revision: u64,
     reporter: usize,
     accounts: Vec<Said>,
@@ -104,9 +105,11 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
 fn step() -> impl Strategy<Value = Step> {
     let accounts = prop::sample::subsequence((0..ACCOUNTS).collect::<Vec<_>>(), 1..=ACCOUNTS);
     let accounts = accounts.prop_flat_map(|accounts| accounts.into_iter().map(said).collect::<Vec<_>>());
-    (elapsed(), 1u64..6, 1u64..5, 0usize..4, accounts).prop_map(|(elapsed, live, revision, reporter, accounts)| Step {
+    let rest = (prop::bool::weighted(0.8), 1u64..5, 0usize..4, accounts);
+    (elapsed(), 1u64..6, rest).prop_map(|(elapsed, live, (is_told, revision, reporter, accounts))| Step {
         elapsed,
         live,
+        is_told,
         revision,
         reporter,
         accounts,
@@ -136,6 +139,7 @@ struct Script {
     connection: Connection,
     text: String,
     number: u64,
+    told: &'static str,
 }
 
 impl Script {
@@ -145,7 +149,7 @@ impl Script {
             .replace("redis.call('TIME')", "{ ARGV[#ARGV - 2], ARGV[#ARGV - 1] }")
             .replace("redis.call('INFO', 'server')", "ARGV[#ARGV]");
         assert!(!told.contains("'TIME'") && !told.contains("'INFO'"));
-        Self { connection: server.connection(), text: told, number: 0 }
+        Self { connection: server.connection(), text: told, number: 0, told: "1,2" }
     }
 
     fn flush(&mut self) {
@@ -175,7 +179,7 @@ impl Script {
     ) -> Result<Vec<Answer>, CoordinatorError> {
         let (seconds, micros) = (now / SECOND, now % SECOND);
         let uptime = i128::from(seconds) - i128::from(began_second);
-        let arguments = script::arguments(exchange, "session", number, live).unwrap();
+        let arguments = script::arguments(exchange, "session", number, live, self.told).unwrap();
         let mut command = Cmd::new();
         command.arg("EVAL").arg(&self.text).arg(arguments).arg(seconds).arg(micros);
         command.arg(format!("run_id:{run}\r\nuptime_in_seconds:{uptime}\r\n"));
@@ -193,7 +197,8 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
     for step in steps {
         now = now.checked_add_signed(step.elapsed).unwrap();
         let reporter: Arc<str> = format!("gateway-{}", step.reporter).into();
-        let moment = Moment { now, live: step.live, began: ((began_second + 1) * SECOND).min(now) };
+        let moment =
+            Moment { now, live: step.live, began: ((began_second + 1) * SECOND).min(now), is_told: step.is_told };
         let mut accounts = Vec::new();
         let mut expected = Vec::new();
         for said in &step.accounts {
@@ -217,6 +222,7 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
             accounts.push(request);
         }
         let exchange = Exchange { tenant: "tenant".into(), reporter, revision: step.revision, accounts };
+        script.told = if step.is_told { "fedc,0123456789abcdef" } else { "fedc" };
         let answers = script.exchange(&exchange, now, step.live, began_second, "0123456789abcdef").unwrap();
         prop_assert_eq!(answers, expected, "{:?}", exchange);
     }
@@ -348,7 +354,7 @@ fn accounts_are_kept_as_long_as_they_differ_from_new_ones() {
     ] {
         redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
         let exchange = exchange_of("a", Request { known: true, ..request(terms) });
-        let arguments = script::arguments(&exchange, "session", 1, 1).unwrap();
+        let arguments = script::arguments(&exchange, "session", 1, 1, "").unwrap();
         let _: Vec<u64> = redis::cmd("EVAL").arg(script::text()).arg(arguments).query(&mut connection).unwrap();
         let kept: u64 = redis::cmd("TTL").arg("seiketsu:{tenant}:rate").query(&mut connection).unwrap();
         assert!((least..=most).contains(&kept), "{terms:?} is kept for {kept}s");

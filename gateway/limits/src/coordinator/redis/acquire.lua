@@ -2,7 +2,7 @@
 -- `ledger.rs` does, number for number; the comments there say why. Numbers are integers below 2^53, which
 -- doubles hold exactly.
 --
--- LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER and AGAIN are set before this text is loaded, in microseconds.
+-- LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN and TOLD_SOON are set before this text is loaded, in microseconds.
 --
 -- KEYS: for each account its hash:
 --   run     id of the Redis process that wrote it last, and when the account opens
@@ -12,7 +12,8 @@
 --           together: units that come to them each microsecond, units promised until they end, what they want
 --   @name   the lease of a reporter: spent, out, ends, ended, the session and number of its last exchange, rate,
 --           since, want
--- ARGV: reporter, its session, number of the exchange, revision, gateways that are live; then for each
+-- ARGV: reporter, its session, number of the exchange, revision, gateways that are live, the ids of processes
+--   that all of these have told what they know of quotas; then for each
 --   account: kind, three numbers of its terms, spent, held, known, has ended, want, least, paced.
 -- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left, rate, unit, again_in.
 
@@ -30,6 +31,7 @@ local session = ARGV[2]
 local number = tonumber(ARGV[3])
 local revision = tonumber(ARGV[4])
 local live = tonumber(ARGV[5])
+local told = ARGV[6]
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -437,8 +439,10 @@ local function exchange_quota(request, account)
   end
   account.leases[reporter] = lease
   local remaining = math.max(limit - account.value, 0)
-  if now < account.opens then
-    return RECOVERING, account.opens - now, 0, remaining
+  local told_by = string.find(told, run, 1, true) and 0 or began + TOLD_WITHIN
+  if now < math.max(account.opens, told_by) then
+    local soon = math.min(told_by, now + TOLD_SOON)
+    return RECOVERING, math.max(account.opens, soon) - now, 0, remaining
   end
   if remaining < request.least then
     return NONE_UNTIL, ends - now, ends - now, remaining
@@ -512,7 +516,7 @@ end
 
 local answers = { now }
 for i, key in ipairs(KEYS) do
-  local at = 5 + (i - 1) * 11
+  local at = 6 + (i - 1) * 11
   local kind = ARGV[at + 1]
   local numbers = { exchange({
     key = key,

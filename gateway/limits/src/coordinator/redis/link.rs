@@ -50,6 +50,10 @@ pub(super) struct Link {
     live: AtomicU64,
     /// So many connections have been made; also those that a cluster made to new servers by itself.
     connections: AtomicU64,
+    /// Over this many of them everything was told that this gateway knows of quotas.
+    told_over: AtomicU64,
+    /// The processes that all gateways have told: their ids.
+    told: RwLock<Arc<str>>,
 }
 
 /// Tenants that fail together. After a time-out only one exchange at a time tries again.
@@ -69,6 +73,8 @@ impl Link {
             doubt: Notify::new(),
             live: AtomicU64::new(1),
             connections: AtomicU64::new(0),
+            told_over: AtomicU64::new(0),
+            told: RwLock::new("".into()),
         }
     }
 
@@ -78,6 +84,14 @@ impl Link {
 
     pub(super) fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
+    }
+
+    pub(super) fn has_told(&self, connections: u64) {
+        self.told_over.store(connections, Relaxed);
+    }
+
+    pub(super) fn told(&self) -> Arc<str> {
+        Arc::clone(&self.told.read())
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -174,7 +188,6 @@ impl Keeper {
 
     /// Heartbeats over this connection, which exchanges use as soon as the first one went well.
     async fn serve(&mut self, mut connection: Connection, is_away: &mut bool) -> End {
-        let heartbeat = [1.to_string(), GATEWAYS.to_owned(), self.gateway.to_string(), micros(GONE_AFTER).to_string()];
         let is_cluster = matches!(connection, Connection::Cluster(_));
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -190,11 +203,18 @@ impl Keeper {
                 _ = ticks.tick() => {}
                 () = self.link.doubt.notified(), if !is_cluster => {}
             }
-            let live = timeout(EXCHANGE_TIMEOUT, script::HEARTBEAT.run(&mut connection, &heartbeat));
-            let error = match live.await {
-                Ok(Ok(live)) => {
+            let told =
+                if self.has_told() { if is_cluster { shards.ids() } else { ".".to_owned() } } else { String::new() };
+            let heartbeat =
+                [1.to_string(), GATEWAYS.to_owned(), self.gateway.to_string(), micros(GONE_AFTER).to_string(), told];
+            let answer = script::HEARTBEAT.run::<(u64, String)>(&mut connection, &heartbeat);
+            let error = match timeout(EXCHANGE_TIMEOUT, answer).await {
+                Ok(Ok((live, told))) => {
                     failures = 0;
                     self.count(live, counted_from);
+                    if *self.link.told() != *told {
+                        *self.link.told.write() = told.into();
+                    }
                     if !is_cluster {
                         self.link.lanes[0].trust();
                     }
@@ -219,6 +239,11 @@ impl Keeper {
         }
     }
 
+    /// Whether this gateway has told what it knows, over this connection.
+    fn has_told(&self) -> bool {
+        self.link.is_connected() && self.link.told_over.load(Relaxed) >= self.link.connections()
+    }
+
     fn count(&self, live: u64, counted_from: Instant) {
         let known = self.link.live();
         let live = if Instant::now() < counted_from { live.max(known) } else { live };
@@ -228,6 +253,7 @@ impl Keeper {
     async fn leave(&self, connection: &mut Connection) {
         *self.link.connection.write() = None;
         let mut command = redis::cmd("ZREM");
+        // What it told counts no more without it.
         command.arg(GATEWAYS).arg(&*self.gateway);
         // If this fails, the heartbeat that stays away tells the same a little later.
         let _ = timeout(EXCHANGE_TIMEOUT, command.query_async::<u64>(connection)).await;

@@ -6,7 +6,7 @@ use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::Co
 
 use crate::{
     coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Pace, Request, SLOT_LEASE_TIME},
-    ledger::{AGAIN, KEPT, SETTLED_AFTER},
+    ledger::{AGAIN, KEPT, SETTLED_AFTER, TOLD_SOON, TOLD_WITHIN},
     terms::Terms,
 };
 
@@ -55,30 +55,39 @@ impl Script {
 
 /// The script of an exchange, with the times that it and the ledger have in common.
 pub fn text() -> String {
-    let times =
-        [LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN].map(|time| micros(time).to_string()).join(", ");
-    let names = "local LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN";
+    let times = [LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN, TOLD_SOON]
+        .map(|time| micros(time).to_string())
+        .join(", ");
+    let names = "local LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN, TOLD_SOON";
     format!("{names} = {times}\n{}", include_str!("acquire.lua"))
 }
 
 /// The number of keys, the keys, and what the script is told.
 ///
 /// `session` and `number` tell messages of the same reporter apart: within a session, a later one has a higher
-/// number.
+/// number. `told` are the ids of processes that all gateways have told what they know of quotas.
 ///
 /// # Errors
 /// If the reporter's name has other characters than letters, digits, dots, dashes and underscores.
-pub fn arguments(exchange: &Exchange, session: &str, number: u64, live: u64) -> Result<Vec<String>, CoordinatorError> {
+pub fn arguments(
+    exchange: &Exchange,
+    session: &str,
+    number: u64,
+    live: u64,
+    told: &str,
+) -> Result<Vec<String>, CoordinatorError> {
     let Exchange { tenant, reporter, revision, accounts } = exchange;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if reporter.is_empty() || !reporter.chars().all(is_plain) {
         return Err(CoordinatorError::Malformed(format!("a reporter named {reporter:?}")));
     }
-    let mut arguments = Vec::with_capacity(6 + accounts.len() * 12);
+    let mut arguments = Vec::with_capacity(7 + accounts.len() * 12);
     arguments.push(accounts.len().to_string());
     arguments.extend(accounts.iter().map(|account| format!("seiketsu:{{{tenant}}}:{}", account.key)));
     arguments.extend([reporter.to_string(), session.to_owned()]);
     arguments.extend([number, *revision, live.max(1)].map(exact));
+    let has_quotas = accounts.iter().any(|account| matches!(account.terms, Terms::Quota { .. }));
+    arguments.push(if has_quotas { told.to_owned() } else { String::new() });
     for account in accounts {
         add_account(&mut arguments, account);
     }

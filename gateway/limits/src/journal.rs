@@ -7,25 +7,26 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::lock;
+
 /// A file that has grown to twice what it says is written anew, but not below this.
 const REWRITTEN_FROM: u64 = 4 << 20;
 
 /// How long another process is waited for that has the journal locked.
 const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Tenant and key.
 pub(crate) type Name = (Arc<str>, Arc<str>);
@@ -256,7 +257,7 @@ impl Writer {
     }
 
     fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
-        lock(&self.lock)?;
+        lock::take(&self.lock, PATIENCE)?;
         let result = work(self);
         self.lock.unlock()?;
         result
@@ -379,21 +380,6 @@ impl io::Read for From<'_> {
         let read = self.file.read_at(buffer, self.offset)?;
         self.offset += read as u64;
         Ok(read)
-    }
-}
-
-/// Others hold it for as long as a line takes to write; one that was stopped meanwhile is not waited for for ever.
-fn lock(file: &File) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => thread::park_timeout(LOOK_AGAIN),
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"));
-            }
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
     }
 }
 

@@ -23,8 +23,9 @@ pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(15);
 /// Of a quota, a gateway that dies takes no more than this part with it.
 pub(crate) const LEASE_PART: u64 = 1000;
 
-/// Who has been promised less than half of its part asks again after this time, or after an eighth of what the
-/// bucket takes to fill: as long as others have not told that they have less to do.
+/// Who has been promised less than half of its part, or all together less than three quarters of what comes, asks
+/// again after this time, or after an eighth of what the bucket takes to fill: others have not told yet that they
+/// have less to do, or it is not known yet how much is wanted.
 pub(crate) const AGAIN: Duration = Duration::from_millis(100);
 
 /// What is wanted counts up to here, so that a double holds its product with any rate.
@@ -317,13 +318,15 @@ impl BucketLedger {
         let of_use = part.min(to_i64(want.saturating_sub(tokens)) * unit / lease_time);
         // What comes to leases has its place in the burst from now on. Half of that is for what comes to the bucket:
         // debts are paid before anything is promised.
-        let place = (self.room() - self.level).min(capacity / 2 - self.promised()).max(0);
+        let promised_at_most = (self.terms.units_per_micro() - self.free_rate()) * lease_time;
+        let place = (self.room() - self.level).min(capacity / 2 - promised_at_most).max(0);
         let place = if self.level < 0 { 0 } else { place };
         let rate = of_use.min(self.free_rate()).min(place / lease_time);
         if let Some(lease) = self.leases.get_mut(reporter) {
             (lease.rate, lease.want) = (rate, weight);
         }
-        let again_in = if 2 * rate < of_use { AGAIN.min(self.terms.time_to_fill() / 8) } else { Duration::ZERO };
+        let is_little = 2 * rate < of_use || 4 * self.free_rate() > self.terms.units_per_micro();
+        let again_in = if is_little { AGAIN.min(self.terms.time_to_fill() / 8) } else { Duration::ZERO };
         Pace { rate: to_u64(rate), unit: to_u64(unit), again_in: Duration::from_micros(micros(again_in)) }
     }
 

@@ -6,7 +6,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -237,15 +237,20 @@ impl Node {
             exchange.accounts.push(of_former(key, entry));
         }
         let reminders: Vec<Exchange> = reminders.into_values().collect();
-        let remind = |exchange: Exchange| async move {
-            for _ in 0..REMINDERS {
-                if self.says(&exchange).await {
-                    return true;
+        let is_heard = AtomicBool::new(true);
+        let remind = |exchange: Exchange| {
+            let is_heard = &is_heard;
+            async move {
+                for _ in 0..REMINDERS {
+                    if self.says(&exchange).await {
+                        return;
+                    }
                 }
+                is_heard.store(false, Relaxed);
             }
-            false
         };
-        stream::iter(reminders).map(remind).buffer_unordered(REMINDED_AT_ONCE).all(|heard| async move { heard }).await
+        stream::iter(reminders).for_each_concurrent(REMINDED_AT_ONCE, remind).await;
+        is_heard.into_inner()
     }
 
     /// What time it is for the coordinator, as far as is known: microseconds since 1970.

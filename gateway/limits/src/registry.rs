@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -135,13 +138,19 @@ impl Registry {
         let mut all: Vec<Arc<Holdings>> = self.tenants.lock().values().flatten().filter_map(Weak::upgrade).collect();
         let keyed: Vec<_> = self.keyed.lock().values().flatten().filter_map(Weak::upgrade).collect();
         all.extend(keyed.iter().flat_map(|keyed| keyed.subjects()));
-        let with_quotas = all.iter().filter(|holdings| holdings.has_quotas());
+        all.retain(|holdings| holdings.has_quotas());
+        let is_heard = AtomicBool::new(true);
+        let remind = |holdings: Arc<Holdings>| {
+            let is_heard = &is_heard;
+            async move {
+                if !holdings.remind().await {
+                    is_heard.store(false, Relaxed);
+                }
+            }
+        };
         // Not all at once: each has its time-out.
-        stream::iter(with_quotas)
-            .map(|holdings| holdings.remind())
-            .buffer_unordered(REMINDED_AT_ONCE)
-            .all(|heard| async move { heard })
-            .await
+        stream::iter(all).for_each_concurrent(REMINDED_AT_ONCE, remind).await;
+        is_heard.into_inner()
     }
 
     /// Gives back everything that is not in use, for a gateway that ends.

@@ -436,6 +436,9 @@ impl Holdings {
         let held = lease.tokens();
         // After a longer silence only its end says what is to be expected.
         let elapsed = Duration::from_nanos(now.saturating_sub(account.exchanged_at)).min(RENEWAL);
+        // Only who had to refuse somebody wants to be promised something, and not by what a moment says.
+        let has_refused = known.refused() > 0;
+        let elapsed = if has_refused { elapsed.max(ledger::AGAIN) } else { elapsed };
         let prefetch = match (&limit.kind, purpose) {
             (_, Purpose::Return | Purpose::Reminder) => 0,
             // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
@@ -451,7 +454,7 @@ impl Holdings {
             Kind::Bucket(bucket) => {
                 // Looked at whatever comes of it.
                 let suits = promise::suits(bucket, live, known.heaviest().max(least));
-                prefetch > 0 && suits && self.node.coordinator.promises()
+                has_refused && prefetch > 0 && suits && self.node.coordinator.promises()
             }
             Kind::Quota { .. } | Kind::Slots { .. } => false,
         };

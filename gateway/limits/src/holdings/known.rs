@@ -25,8 +25,9 @@ pub(super) struct Known {
     next_at: AtomicU64,
     /// When it is worth asking whether there is more; 0: when leases are renewed.
     again_at: AtomicU64,
-    /// The most that one request has asked for in vain since that was last looked at.
+    /// The most that one request has asked for in vain, and how many were refused, since that was last looked at.
     heaviest: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Known {
@@ -77,6 +78,17 @@ impl Known {
     /// Looks, and begins anew.
     pub(super) fn heaviest(&self) -> u64 {
         self.heaviest.swap(0, Relaxed)
+    }
+
+    /// A request is refused, and wanted so much all the same: by that each gateway has its part.
+    pub(super) fn refuse(&self, cost: u64) {
+        self.ask(cost);
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Looks how many, and begins anew.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.swap(0, Relaxed)
     }
 
     pub(super) fn has_promise(&self, now: Nanos) -> bool {

@@ -78,8 +78,7 @@ impl Holdings {
             },
         };
         if place.is_bucket() && matches!(found, Found::NoneUntil(_)) {
-            // It is refused, and wanted all the same: by that each gateway has its part.
-            known.ask(cost);
+            known.refuse(cost);
             if known.is_worth_asking(now) {
                 self.renew(now);
             }

@@ -216,6 +216,7 @@ impl World {
     }
 
     fn receive(&mut self, flight: &Flight) {
+        self.end_leases();
         let gateway = &mut self.gateways[flight.gateway];
         if gateway.generation != flight.generation {
             return;

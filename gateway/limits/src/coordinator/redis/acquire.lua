@@ -370,7 +370,7 @@ local function promise(request, account, lease, tokens, wanted_before)
   local weight = wanted_before == 0 and want or quotient_up(wanted_before + want, 2)
   local part = quotient(in_all * weight, math.max(weight + account.want, 1))
   local of_use = math.min(part, quotient(math.max(want - tokens, 0) * unit, LEASE_TIME))
-  local place = math.min(room(account) - account.value, quotient(burst * unit, 2) - account.promised)
+  local place = math.min(room(account) - account.value, quotient(burst * unit, 2) - account.rate * LEASE_TIME)
   if account.value < 0 then
     place = 0
   end
@@ -380,7 +380,7 @@ local function promise(request, account, lease, tokens, wanted_before)
   account.promised = account.promised + promised(lease)
   account.want = account.want + weight
   local again_in = 0
-  if 2 * lease.rate < of_use then
+  if 2 * lease.rate < of_use or 4 * (in_all - account.rate) > in_all then
     again_in = math.min(AGAIN, quotient(quotient_up(burst * unit, in_all), 8))
   end
   return lease.rate, unit, again_in

@@ -1,6 +1,7 @@
 //! The connection to Redis: kept up in the background, so that no exchange ever waits for one.
 
 use std::{
+    collections::HashMap,
     hash::BuildHasher,
     sync::{
         Arc,
@@ -11,6 +12,7 @@ use std::{
 
 use foldhash::quality::FixedState;
 use parking_lot::RwLock;
+use redis::FromRedisValue;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -161,17 +163,27 @@ impl Keeper {
         let mut dialer = Dialer::new(self.address.clone(), EXCHANGE_TIMEOUT);
         let mut closing = self.closing.clone();
         // Told once, not with every try.
-        let mut is_away = false;
+        let (mut is_away, mut is_warned) = (false, false);
         loop {
             let connected = tokio::select! {
                 () = closed(&mut closing) => return,
                 connected = dialer.connect() => connected,
             };
             let lost = match connected {
-                Ok(connection) => match self.serve(connection, &mut is_away).await {
-                    End::Closed => return,
-                    End::Lost(error) => error,
-                },
+                Ok(mut connection) => {
+                    if !is_warned && let Some(policy) = eviction(&mut connection).await {
+                        is_warned = true;
+                        tracing::warn!(
+                            address = %self.address,
+                            %policy,
+                            "Redis may evict accounts of limits, which are then full again: set maxmemory-policy noeviction"
+                        );
+                    }
+                    match self.serve(connection, &mut is_away).await {
+                        End::Closed => return,
+                        End::Lost(error) => error,
+                    }
+                }
                 Err(error) => error,
             };
             *self.link.connection.write() = None;
@@ -260,6 +272,25 @@ impl Keeper {
     }
 }
 
+/// What Redis evicts when it runs out of memory, if it does.
+async fn eviction(connection: &mut Connection) -> Option<String> {
+    let mut command = redis::cmd("INFO");
+    command.arg("memory");
+    let info = timeout(EXCHANGE_TIMEOUT, command.query_async::<redis::Value>(connection)).await.ok()?.ok()?;
+    let is_cluster = matches!(connection, Connection::Cluster(_));
+    // Of a cluster all masters answer.
+    let infos: Vec<String> = if is_cluster {
+        HashMap::<String, String>::from_redis_value(info).ok()?.into_values().collect()
+    } else {
+        vec![String::from_redis_value(info).ok()?]
+    };
+    infos.iter().filter_map(|info| policy(info)).find(|policy| policy != "noeviction")
+}
+
+fn policy(info: &str) -> Option<String> {
+    info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).map(|policy| policy.trim().to_owned())
+}
+
 /// Until the link is closed.
 async fn closed(closing: &mut watch::Receiver<bool>) {
     // An error says that the sender was dropped.
@@ -268,4 +299,16 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_found_in_what_redis_says_of_its_memory() {
+        let info = "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\nallocator_frag_ratio:1\r\n";
+        assert_eq!(policy(info).as_deref(), Some("allkeys-lru"));
+        assert_eq!(policy("# Memory\r\n"), None);
+    }
 }

@@ -23,7 +23,7 @@ pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(15);
 /// Of a quota, a gateway that dies takes no more than this part with it.
 pub(crate) const LEASE_PART: u64 = 1000;
 
-/// Who has been promised less than half of its part, or all together less than three quarters of what comes, asks
+/// Who has been promised less than a third of its part, or all together less than half of what comes, asks
 /// again after this time, or after an eighth of what the bucket takes to fill: others have not told yet that they
 /// have less to do, or it is not known yet how much is wanted.
 pub(crate) const AGAIN: Duration = Duration::from_millis(100);
@@ -325,7 +325,7 @@ impl BucketLedger {
         if let Some(lease) = self.leases.get_mut(reporter) {
             (lease.rate, lease.want) = (rate, weight);
         }
-        let is_little = 2 * rate < of_use || 4 * self.free_rate() > self.terms.units_per_micro();
+        let is_little = 3 * rate < of_use || 2 * self.free_rate() > self.terms.units_per_micro();
         let again_in = if is_little { AGAIN.min(self.terms.time_to_fill() / 8) } else { Duration::ZERO };
         Pace { rate: to_u64(rate), unit: to_u64(unit), again_in: Duration::from_micros(micros(again_in)) }
     }

@@ -136,8 +136,14 @@ impl Holdings {
         }
         let mut state = self.state.lock();
         let until = match &state.alone {
-            // It has forgotten what others took of a quota, and until it has been told again, nobody here knows.
-            Some(alone) if alone.until != Nanos::MAX && place.is_quota() && !state.has_known(place) => {
+            // It has forgotten what others took of a quota, and until they have told it again, nobody here knows.
+            Some(alone)
+                if alone.until != Nanos::MAX
+                    && place.is_quota()
+                    && !state.has_known(place)
+                    && self.node.coordinator.live() > 1
+                    && !self.node.coordinator.is_told() =>
+            {
                 return Verdict::Unknown;
             }
             Some(alone) => alone.until,
@@ -156,12 +162,15 @@ impl Holdings {
         let (tokens, wait) = match &described.kind {
             Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
             Kind::Quota { limit: quota, .. } => {
+                let left = self.known.get(place.index()).map_or(0, Known::left);
                 let all = if account.has_known() {
-                    self.known.get(place.index()).map_or(0, Known::left)
+                    left
                 } else {
-                    // Of what others used nothing is known.
+                    // Of what others used nothing is known, but what the coordinator says if it is there.
                     let key = account.period.as_ref().map(|period| key_of_period(described, period));
-                    quota.saturating_sub(key.map_or(0, |key| self.node.former_took(&self.plan.tenant, &key)))
+                    let took = key.map_or(0, |key| self.node.former_took(&self.plan.tenant, &key));
+                    let left = if until == Nanos::MAX { *quota } else { left };
+                    left.min(quota.saturating_sub(took))
                 };
                 account.share.of_quota(all / live, cost)
             }

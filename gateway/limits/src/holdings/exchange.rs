@@ -9,7 +9,7 @@ use super::{
     Holdings, Kind, Limit, Place,
     alone::Alone,
     known::Known,
-    promise::{self, Promise},
+    promise::{self, FLIGHT, Promise},
 };
 use crate::{
     calendar::Period,
@@ -44,6 +44,10 @@ const MARGIN: Duration = Duration::from_millis(20);
 
 /// How often it is tried to tell again what the coordinator may have forgotten, before others have their turn.
 const REMINDERS: u32 = 5;
+
+/// A promise is renewed this often: not too late for its end, and no more than once in a second, with a few more
+/// exchanges where what is asked for changes.
+const PROMISED_RENEWAL: Duration = Duration::from_millis(1150);
 
 /// Who is refused asks again after this time at the earliest, unless a bucket would be full before: tokens
 /// that come every few microseconds are not worth a call each.
@@ -186,7 +190,11 @@ impl Holdings {
     /// Looks whether leases are to be renewed or given back.
     pub(crate) fn look_after(&self, now: Nanos) {
         self.scheduled.store(false, Relaxed);
-        let due = after(self.state.lock().exchanged_at, RENEWAL);
+        let due = {
+            let state = self.state.lock();
+            let lives_on_promises = state.accounts.iter().any(|account| account.promise.is_some());
+            after(state.exchanged_at, if lives_on_promises { PROMISED_RENEWAL } else { RENEWAL })
+        };
         if now < due {
             return self.schedule(due);
         }
@@ -263,7 +271,7 @@ impl Holdings {
         self.leases.iter().zip(&state.accounts).zip(&self.plan.limits).any(|((lease, account), limit)| {
             let is_slots = matches!(limit.kind, Kind::Slots { .. });
             lease.tokens() > 0
-                || account.promise.is_some()
+                || account.promise.as_ref().is_some_and(|promise| !promise.is_told())
                 || if is_slots { account.granted > 0 } else { account.spent(lease) != account.told }
         })
     }
@@ -397,10 +405,15 @@ impl Holdings {
             return;
         }
         // What has come is told, and what comes from now on is the coordinator's to give again.
-        if let Some(mut promise) = account.promise.take() {
-            known.set_promised_until(0);
-            if !lease.has_ended(now) {
-                account.granted += promise.keep(lease, now);
+        let mut rest = 0;
+        if let Some(promise) = &mut account.promise {
+            account.granted += promise.keep(lease, now);
+            rest = promise.tell(now);
+            let is_over = lease.has_ended(now) || matches!(purpose, Purpose::Return | Purpose::Reminder);
+            known.set_promised_until(if is_over { 0 } else { after(now, FLIGHT).min(lease.ends()) });
+            if is_over {
+                rest = 0;
+                account.promise = None;
             }
         }
         let (key, terms) = match &limit.kind {
@@ -464,7 +477,7 @@ impl Holdings {
             key,
             terms,
             spent: if is_slots { account.granted } else { account.granted.saturating_sub(held) },
-            held: if is_slots { 0 } else { held },
+            held: if is_slots { 0 } else { held + rest },
             has_ended: false,
             known: account.answered_at != 0 && now < after(account.answered_at, ledger::kept(terms) / 2),
             want: prefetch.max(least.saturating_sub(held)),
@@ -535,6 +548,14 @@ impl Holdings {
         let again_at = if answer.pace.again_in.is_zero() { 0 } else { after(now, answer.pace.again_in) };
         known.set_again_at(again_at);
         let is_promised = answer.pace.rate > 0;
+        // What had come of a former promise is certain now.
+        let rest = account.promise.take().map_or(0, |promise| promise.rest());
+        known.set_promised_until(0);
+        let is_given = matches!(answer.outcome, Outcome::Granted { .. } | Outcome::NoneUntil { .. });
+        if rest > 0 && is_given && !lease.has_ended(now) {
+            account.granted += rest;
+            lease.add_promised(rest);
+        }
         if let (true, Outcome::Granted { ends_in, .. } | Outcome::NoneUntil { ends_in, .. }) =
             (is_promised, answer.outcome)
         {

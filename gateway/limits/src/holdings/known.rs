@@ -105,6 +105,10 @@ impl Known {
         self.next_at.store(at, Relaxed);
     }
 
+    pub(super) fn promised_until(&self) -> Nanos {
+        self.promised_until.load(Relaxed)
+    }
+
     pub(super) fn set_promised_until(&self, until: Nanos) {
         self.promised_until.store(until, Release);
     }

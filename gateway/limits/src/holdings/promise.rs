@@ -4,10 +4,20 @@
 use std::time::Duration;
 
 use super::{Holdings, Known, Place};
-use crate::{clock::Nanos, coordinator::Pace, lease::Lease, node::after, terms::Bucket};
+use crate::{
+    clock::{Nanos, nanos},
+    coordinator::Pace,
+    lease::Lease,
+    node::after,
+    terms::Bucket,
+};
 
 /// Tokens that come more often than this come together: each time a request has to see to it.
 const AT_ONCE: Duration = Duration::from_micros(500);
+
+/// What has come is put at hand so much later. An exchange mostly takes less; longer than this no request waits for
+/// one anyway.
+pub(super) const FLIGHT: Duration = Duration::from_millis(10);
 
 /// This part of a promise is left with the coordinator, whose clock may be slower than this one.
 const LEFT_PART: u64 = 1024;
@@ -23,7 +33,8 @@ pub(crate) enum Found {
     Unknown,
 }
 
-/// A promise that is being kept.
+/// A promise that is being kept: what has come by it is put at hand somewhat later, so that there is something to
+/// live on while an exchange is under way. Then requests need not wait for it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Promise {
     pace: Pace,
@@ -32,19 +43,19 @@ pub(super) struct Promise {
     until: Nanos,
     /// Tokens that have been put at hand.
     came: u64,
+    /// Once the next exchange has begun: the tokens that had come by then.
+    told: Option<u64>,
 }
 
 impl Promise {
     pub(super) fn new(pace: Pace, from: Nanos, until: Nanos) -> Self {
-        Self { pace, from, until, came: 0 }
+        Self { pace, from, until, came: 0, told: None }
     }
 
-    /// Puts at hand what has come since. Returns how many.
+    /// Puts at hand what is due. Returns how many.
     pub(super) fn keep(&mut self, lease: &Lease, now: Nanos) -> u64 {
-        let nanos = now.min(self.until).saturating_sub(self.from);
-        let units = u128::from(nanos - nanos.div_ceil(LEFT_PART)) * u128::from(self.pace.rate) / 1000;
-        let in_all = u64::try_from(units / u128::from(self.pace.unit.max(1))).unwrap_or(u64::MAX);
-        let new = in_all.saturating_sub(self.came);
+        let due = self.has_come(now.saturating_sub(nanos(FLIGHT)));
+        let new = self.told.map_or(due, |told| due.min(told)).saturating_sub(self.came);
         self.came += new;
         if new > 0 {
             lease.add_promised(new);
@@ -52,13 +63,36 @@ impl Promise {
         new
     }
 
-    /// When so many more will have come; not later than it ends.
-    fn comes(&self, tokens: u64) -> Nanos {
+    /// The next exchange begins: no more comes by this promise. Returns how many tokens have come and are not at hand
+    /// yet.
+    pub(super) fn tell(&mut self, now: Nanos) -> u64 {
+        let in_all = self.has_come(now);
+        self.told = Some(in_all);
+        in_all.saturating_sub(self.came)
+    }
+
+    /// What was told of it, and is not at hand yet.
+    pub(super) fn rest(&self) -> u64 {
+        self.told.map_or(0, |told| told.saturating_sub(self.came))
+    }
+
+    pub(super) fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
+    fn has_come(&self, now: Nanos) -> u64 {
+        let nanos = now.min(self.until).saturating_sub(self.from);
+        let units = u128::from(nanos - nanos.div_ceil(LEFT_PART)) * u128::from(self.pace.rate) / 1000;
+        u64::try_from(units / u128::from(self.pace.unit.max(1))).unwrap_or(u64::MAX)
+    }
+
+    /// When so many more are due.
+    fn due(&self, tokens: u64) -> Nanos {
         let units = u128::from(self.came.saturating_add(tokens)) * u128::from(self.pace.unit);
         let nanos = (units * 1000).div_ceil(u128::from(self.pace.rate.max(1)));
         let nanos = nanos + nanos.div_ceil(u128::from(LEFT_PART - 1)) + 1;
         let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
-        self.from.saturating_add(nanos).min(self.until)
+        after(self.from.saturating_add(nanos), FLIGHT)
     }
 }
 
@@ -71,7 +105,8 @@ impl Holdings {
         let cost = place.cost(cost);
         let found = match known.bar(cost, now) {
             Some(until) => Found::NoneUntil(until),
-            None if !known.has_promise(now) => return Found::Unknown,
+            // Without it, something else may apply.
+            None if !known.has_promise(now) || !self.node.coordinator.is_reachable() => return Found::Unknown,
             None => match known.comes_at(now).filter(|_| cost == 1) {
                 Some(at) => Found::NoneUntil(at),
                 None => self.see_to_promise(place, known, lease, cost, now),
@@ -97,9 +132,10 @@ impl Holdings {
         let Some(account) = state.accounts.get_mut(place.index()) else { return Found::Unknown };
         let Some(promise) = &mut account.promise else { return Found::Unknown };
         account.granted += promise.keep(lease, now);
-        known.set_next_at(promise.comes(1).max(after(now, AT_ONCE)));
+        let until = known.promised_until();
+        known.set_next_at(promise.due(1).max(after(now, AT_ONCE)).min(until));
         let tokens = lease.tokens();
-        if tokens >= cost { Found::More } else { Found::NoneUntil(promise.comes(cost - tokens).max(now + 1)) }
+        if tokens >= cost { Found::More } else { Found::NoneUntil(promise.due(cost - tokens).clamp(now + 1, until)) }
     }
 }
 

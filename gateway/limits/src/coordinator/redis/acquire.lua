@@ -380,7 +380,7 @@ local function promise(request, account, lease, tokens, wanted_before)
   account.promised = account.promised + promised(lease)
   account.want = account.want + weight
   local again_in = 0
-  if 2 * lease.rate < of_use or 4 * (in_all - account.rate) > in_all then
+  if 3 * lease.rate < of_use or 2 * (in_all - account.rate) > in_all then
     again_in = math.min(AGAIN, quotient(quotient_up(burst * unit, in_all), 8))
   end
   return lease.rate, unit, again_in

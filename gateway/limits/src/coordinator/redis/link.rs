@@ -90,6 +90,8 @@ impl Link {
 
     pub(super) fn has_told(&self, connections: u64) {
         self.told_over.store(connections, Relaxed);
+        // Others wait for it.
+        self.doubt.notify_one();
     }
 
     pub(super) fn told(&self) -> Arc<str> {
@@ -187,6 +189,7 @@ impl Keeper {
                 Err(error) => error,
             };
             *self.link.connection.write() = None;
+            *self.link.told.write() = "".into();
             if !is_away {
                 is_away = true;
                 tracing::warn!(address = %self.address, error = %lost, "Redis is away");

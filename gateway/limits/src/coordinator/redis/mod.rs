@@ -152,6 +152,14 @@ impl Coordinator for RedisCoordinator {
         self.link.connections()
     }
 
+    fn is_reachable(&self) -> bool {
+        self.link.is_connected()
+    }
+
+    fn is_told(&self) -> bool {
+        !self.link.told().is_empty()
+    }
+
     fn has_told(&self, connections: u64) {
         self.link.has_told(connections);
     }

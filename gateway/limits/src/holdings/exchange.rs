@@ -105,6 +105,21 @@ impl Account {
         spent.wrapping_add(known.asked())
     }
 
+    /// What has come by a promise is told, and what comes from now on is the coordinator's to give again. Returns the
+    /// tokens that have come and are not at hand yet, if they are to be.
+    fn tell_promise(&mut self, lease: &Lease, known: &Known, is_over: bool, now: Nanos) -> u64 {
+        let Some(promise) = &mut self.promise else { return 0 };
+        self.granted += promise.keep(lease, now);
+        let rest = promise.tell(now);
+        if is_over || lease.has_ended(now) {
+            known.set_promised_until(0);
+            self.promise = None;
+            return 0;
+        }
+        known.set_promised_until(after(now, FLIGHT).min(lease.ends()));
+        rest
+    }
+
     /// Goes on where the same account of former limits stands, as far as requests without the coordinator need
     /// to know.
     pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
@@ -404,18 +419,7 @@ impl Holdings {
         if least == 0 && asked == 0 && lease.tokens() == 0 && !matters && !had_promise {
             return;
         }
-        // What has come is told, and what comes from now on is the coordinator's to give again.
-        let mut rest = 0;
-        if let Some(promise) = &mut account.promise {
-            account.granted += promise.keep(lease, now);
-            rest = promise.tell(now);
-            let is_over = lease.has_ended(now) || matches!(purpose, Purpose::Return | Purpose::Reminder);
-            known.set_promised_until(if is_over { 0 } else { after(now, FLIGHT).min(lease.ends()) });
-            if is_over {
-                rest = 0;
-                account.promise = None;
-            }
-        }
+        let rest = account.tell_promise(lease, known, matches!(purpose, Purpose::Return | Purpose::Reminder), now);
         let (key, terms) = match &limit.kind {
             Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
             Kind::Slots { limit: slots } => (Arc::clone(&limit.key), Terms::Slots { limit: *slots }),

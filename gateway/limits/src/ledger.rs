@@ -423,9 +423,11 @@ impl QuotaLedger {
         };
         let remaining = self.limit.saturating_sub(self.debited);
         let told_by = if is_told { 0 } else { began + micros(TOLD_WITHIN) };
-        if now < self.opens.max(told_by) {
-            let soon = told_by.min(now + micros(TOLD_SOON));
-            let wait = Duration::from_micros(self.opens.max(soon) - now);
+        let opens = self.opens.max(told_by);
+        if now < opens {
+            // What is left is known once they have told.
+            let soon = if is_told { opens } else { opens.min(now + micros(TOLD_SOON)) };
+            let wait = Duration::from_micros(soon - now);
             return Answer { outcome: Outcome::Recovering { wait }, pace: Pace::default(), left: remaining, now };
         }
         let ends_in = Duration::from_micros(ends - now);

@@ -141,8 +141,7 @@ impl Holdings {
                 if alone.until != Nanos::MAX
                     && place.is_quota()
                     && !state.has_known(place)
-                    && self.node.coordinator.live() > 1
-                    && !self.node.coordinator.is_told() =>
+                    && self.node.coordinator.live() > 1 =>
             {
                 return Verdict::Unknown;
             }

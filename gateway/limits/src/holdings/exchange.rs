@@ -81,6 +81,8 @@ pub(super) struct Account {
     answered_at: Nanos,
     /// Whether it has ever known what is left of it.
     has_known: bool,
+    /// Whether everything had been told that it may have forgotten, when it was asked last.
+    is_told: bool,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
     /// What comes by and by. Not while an exchange is under way that tells how much has.
@@ -477,6 +479,7 @@ impl Holdings {
         };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
+        account.is_told = self.node.coordinator.is_told();
         report.requests.push(Request {
             key,
             terms,
@@ -543,7 +546,11 @@ impl Holdings {
         match answer.outcome {
             // It says what it has heard so far, and may have known more.
             Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
-            Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
+            Outcome::Recovering { .. } | Outcome::OtherPeriod => {
+                // All of it has been told, though nothing is given yet.
+                account.has_known = account.is_told;
+                known.set_left(answer.left);
+            }
             Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
                 account.has_known = true;
                 known.set_left(answer.left);

@@ -439,10 +439,11 @@ local function exchange_quota(request, account)
   end
   account.leases[reporter] = lease
   local remaining = math.max(limit - account.value, 0)
-  local told_by = string.find(told, run, 1, true) and 0 or began + TOLD_WITHIN
-  if now < math.max(account.opens, told_by) then
-    local soon = math.min(told_by, now + TOLD_SOON)
-    return RECOVERING, math.max(account.opens, soon) - now, 0, remaining
+  local is_told = string.find(told, run, 1, true)
+  local opens = math.max(account.opens, is_told and 0 or began + TOLD_WITHIN)
+  if now < opens then
+    local soon = is_told and opens or math.min(opens, now + TOLD_SOON)
+    return RECOVERING, soon - now, 0, remaining
   end
   if remaining < request.least then
     return NONE_UNTIL, ends - now, ends - now, remaining

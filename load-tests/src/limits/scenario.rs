@@ -181,7 +181,8 @@ impl Maker {
             tenants: limited.chain([unlimited]).collect(),
             spread,
             lasts: SECOND * seconds,
-            steady_after: STEADY_AFTER.max(Duration::from_secs_f64(emptied) + SECOND * 2),
+            // Until then each gateway has found its part of what comes.
+            steady_after: STEADY_AFTER.max(Duration::from_secs_f64(emptied) + SECOND * 4),
             fault: None,
             promises: promises.to_vec(),
         });
@@ -235,7 +236,7 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
         "saturated",
         "Twice a high rate, over all nodes alike.",
         (&[LARGE], 2.0),
-        (Uniform, 20, None),
+        (Uniform, 30, None),
         &[Used(0.99), Local, FewExchanges, FiveInThousand],
     );
     make.add(

@@ -53,11 +53,6 @@ pub trait Coordinator: fmt::Debug + Send + Sync {
         true
     }
 
-    /// Whether all gateways that are alive have told it what they know of quotas.
-    fn is_told(&self) -> bool {
-        true
-    }
-
     /// Whether accounts promise what is still to come, so that a gateway need not ask for each token while more is
     /// asked for than there is. Not worth it where asking costs nothing.
     fn promises(&self) -> bool {

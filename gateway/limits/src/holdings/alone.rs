@@ -136,14 +136,10 @@ impl Holdings {
         }
         let mut state = self.state.lock();
         let until = match &state.alone {
-            // It has forgotten what others took of a quota, and until they have told it again, nobody here knows.
-            Some(alone)
-                if alone.until != Nanos::MAX
-                    && place.is_quota()
-                    && !state.has_known(place)
-                    && self.node.coordinator.live() > 1 =>
-            {
-                return Verdict::Unknown;
+            // It may have forgotten what others took of a quota. A share that is taken now would be told only when
+            // it gives again, and it might give the same to others before.
+            Some(alone) if alone.until != Nanos::MAX && place.is_quota() && self.node.coordinator.live() > 1 => {
+                return Verdict::Refused { until: alone.until };
             }
             Some(alone) => alone.until,
             // It can be reached. There are tokens, but others were quicker, again and again.

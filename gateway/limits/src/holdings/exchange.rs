@@ -81,8 +81,6 @@ pub(super) struct Account {
     answered_at: Nanos,
     /// Whether it has ever known what is left of it.
     has_known: bool,
-    /// Whether everything had been told that it may have forgotten, when it was asked last.
-    is_told: bool,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
     /// What comes by and by. Not while an exchange is under way that tells how much has.
@@ -135,10 +133,6 @@ impl Account {
 impl State {
     pub(super) fn new() -> Self {
         Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0, heard: 0 }
-    }
-
-    pub(super) fn has_known(&self, place: Place) -> bool {
-        self.accounts.get(place.index()).is_some_and(Account::has_known)
     }
 
     /// When the exchange that is under way began.
@@ -479,7 +473,6 @@ impl Holdings {
         };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
-        account.is_told = self.node.coordinator.is_told();
         report.requests.push(Request {
             key,
             terms,
@@ -546,11 +539,7 @@ impl Holdings {
         match answer.outcome {
             // It says what it has heard so far, and may have known more.
             Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
-            Outcome::Recovering { .. } | Outcome::OtherPeriod => {
-                // All of it has been told, though nothing is given yet.
-                account.has_known = account.is_told;
-                known.set_left(answer.left);
-            }
+            Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
             Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
                 account.has_known = true;
                 known.set_left(answer.left);

@@ -156,10 +156,6 @@ impl Coordinator for RedisCoordinator {
         self.link.is_connected()
     }
 
-    fn is_told(&self) -> bool {
-        !self.link.told().is_empty()
-    }
-
     fn has_told(&self, connections: u64) {
         self.link.has_told(connections);
     }

@@ -103,9 +103,8 @@ async fn a_quota_waits_for_those_who_have_much_to_tell() {
     nothing_is_given_twice(40_000).await;
 }
 
-/// With optimisations five seconds, without them half a minute.
+/// For longer than leases last.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes long"]
 async fn a_quota_waits_for_those_who_have_very_much_to_tell() {
     nothing_is_given_twice(200_000).await;
 }

@@ -8,7 +8,7 @@ use seiketsu_limits::{
     admission::{Applying, Decision, decide_now},
     calendar::Calendar,
     clock::{Clock, Nanos},
-    coordinator::{Answer, Coordinator, CoordinatorError, Exchange, Outcome},
+    coordinator::{Answer, Coordinator, CoordinatorError, Exchange, Outcome, Pace},
     holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
     lease::Lease,
     node::Node,
@@ -25,7 +25,11 @@ impl Coordinator for Generous {
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
         let outcome = Outcome::Granted { tokens: 1 << 40, ends_in: Duration::from_hours(24) };
         // Some moment: the period of a quota is whatever it lies in.
-        Ok(exchange.accounts.iter().map(|_| Answer { outcome, left: 1 << 40, now: 1_760_000_000_000_000 }).collect())
+        Ok(exchange
+            .accounts
+            .iter()
+            .map(|_| Answer { outcome, pace: Pace::default(), left: 1 << 40, now: 1_760_000_000_000_000 })
+            .collect())
     }
 
     fn exchange_now(&self, exchange: &Exchange) -> Option<Result<Vec<Answer>, CoordinatorError>> {

@@ -6,7 +6,7 @@ use smallvec::SmallVec;
 
 use crate::{
     clock::Nanos,
-    holdings::{Holdings, Place, Took, Verdict},
+    holdings::{Found, Holdings, Place, Took, Verdict},
     lease::Lease,
     node::{Counters, Node, after},
 };
@@ -192,9 +192,12 @@ fn take_all(applying: &[Applying<'_>], passed: &[(usize, Place)], cost: u64, now
             if holds || passed.contains(&(index, *place)) {
                 continue;
             }
-            let until = of.holdings.bar(*place, cost, now);
-            if until.is_some() {
-                return Err(Short { applying: index, place: *place, until });
+            match of.holdings.look_for(*place, cost, now) {
+                Found::More => continue,
+                Found::NoneUntil(until) => {
+                    return Err(Short { applying: index, place: *place, until: Some(until) });
+                }
+                Found::Unknown => {}
             }
             short = short.or(Some(Short { applying: index, place: *place, until: None }));
         }

@@ -4,28 +4,35 @@
 //! needed after all. The sum of its lines counts. Several processes may write the same file, as the two do of
 //! which one takes the other's place: each reads what the others have added before it adds anything itself,
 //! under a lock. A line that was not written whole is ignored; nobody was told that it had been.
+//!
+//! What has ended is taken out when the file is written anew, and put aside: a clock that was wrong once would
+//! have ended it too early. It is taken back by a process that starts before its end.
 
 use std::{
     collections::HashMap,
-    fs::{self, File, OpenOptions, TryLockError},
+    fs::{self, File, OpenOptions},
     io::{self, BufRead, BufReader, Write},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::lock;
+
 /// A file that has grown to twice what it says is written anew, but not below this.
 const REWRITTEN_FROM: u64 = 4 << 20;
 
+/// So many entries are put aside, those that ended last.
+const MOST_ASIDE: usize = 100_000;
+
 /// How long another process is waited for that has the journal locked.
 const PATIENCE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// Tenant and key.
 pub(crate) type Name = (Arc<str>, Arc<str>);
@@ -126,7 +133,7 @@ impl Journal {
     pub fn open(path: &Path) -> Result<Self, JournalError> {
         let error = |action| move |source| JournalError { path: path.to_owned(), action, source };
         let mut writer = Writer::open(path).map_err(error("opened"))?;
-        let former = writer.begin().map_err(error("written"))?;
+        let former = writer.begin(unix_micros()).map_err(error("written"))?;
         let (batches, receiver) = mpsc::unbounded_channel();
         let thread = thread::Builder::new()
             .name("quota-journal".to_owned())
@@ -215,10 +222,22 @@ impl Writer {
     }
 
     /// Reads what is there, and writes it anew without what has ended.
-    fn begin(&mut self) -> io::Result<HashMap<Name, Entry>> {
+    fn begin(&mut self, now: u64) -> io::Result<HashMap<Name, Entry>> {
         self.locked(|this| {
             this.catch_up()?;
-            this.rewrite()
+            let aside = this.aside()?;
+            for (name, sum) in aside.iter().filter(|(_, sum)| sum.ends > now) {
+                let taken_back = this.sums.entry(name.clone()).or_default();
+                // Who was there all the time has written it once more.
+                taken_back.value = taken_back.value.max(sum.value);
+                taken_back.ends = sum.ends;
+            }
+            this.rewrite(now)?;
+            // Once it stands there again.
+            if aside.values().any(|sum| sum.ends > now) {
+                this.put_aside(aside.into_iter().filter(|(_, sum)| sum.ends <= now).collect())?;
+            }
+            Ok(())
         })?;
         let entry = |(name, sum): (&Name, &Sum)| {
             let (tenant, key) = name;
@@ -256,7 +275,7 @@ impl Writer {
     }
 
     fn locked<T>(&mut self, work: impl FnOnce(&mut Self) -> io::Result<T>) -> io::Result<T> {
-        lock(&self.lock)?;
+        lock::take(&self.lock, PATIENCE)?;
         let result = work(self);
         self.lock.unlock()?;
         result
@@ -286,7 +305,7 @@ impl Writer {
         // About what the entries take that count.
         let size = self.sums.len() as u64 * 100;
         if self.offset > 2 * REWRITTEN_FROM.max(size) {
-            self.rewrite()?;
+            self.rewrite(unix_micros())?;
         }
         Ok(())
     }
@@ -331,27 +350,48 @@ impl Writer {
     }
 
     /// Replaces the file in one step by one that says the same with fewer lines.
-    fn rewrite(&mut self) -> io::Result<()> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_micros()).unwrap_or(u64::MAX);
-        self.sums.retain(|_, sum| sum.ends > now);
+    fn rewrite(&mut self, now: u64) -> io::Result<()> {
+        let ended: Vec<(Name, Sum)> = self.sums.extract_if(|_, sum| sum.ends <= now).collect();
+        if !ended.is_empty() {
+            let mut aside = self.aside()?;
+            aside.extend(ended);
+            self.put_aside(aside)?;
+        }
         let Self { sums, own, .. } = self;
         own.retain(|name, _| sums.contains_key(name));
         let mut text = Vec::new();
         for (name, sum) in sums.iter() {
             write_line(&mut text, name, *sum)?;
         }
-        let next = self.path.with_extension("next");
-        let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&next)?;
-        file.write_all(&text)?;
-        file.sync_all()?;
-        fs::rename(&next, &self.path)?;
-        if let Some(folder) = self.path.parent() {
-            File::open(folder)?.sync_all()?;
-        }
+        replace(&self.path, &text)?;
         self.file = open_or_create(&self.path)?;
         (self.offset, self.is_torn) = (text.len() as u64, false);
         Ok(())
+    }
+
+    fn path_aside(&self) -> PathBuf {
+        self.path.with_extension("ended")
+    }
+
+    /// What was put aside.
+    fn aside(&self) -> io::Result<HashMap<Name, Sum>> {
+        let text = match fs::read(self.path_aside()) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashMap::new()),
+            Err(error) => return Err(error),
+        };
+        let lines = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
+        Ok(lines.map(|Line { tenant, key, by, ends }| ((tenant, key), Sum { value: by, ends })).collect())
+    }
+
+    fn put_aside(&self, all: HashMap<Name, Sum>) -> io::Result<()> {
+        let mut all: Vec<(Name, Sum)> = all.into_iter().collect();
+        all.sort_unstable_by_key(|(_, sum)| std::cmp::Reverse(sum.ends));
+        let mut text = Vec::new();
+        for (name, sum) in all.iter().take(MOST_ASIDE) {
+            write_line(&mut text, name, *sum)?;
+        }
+        replace(&self.path_aside(), &text)
     }
 
     /// Everything is read again.
@@ -382,19 +422,19 @@ impl io::Read for From<'_> {
     }
 }
 
-/// Others hold it for as long as a line takes to write; one that was stopped meanwhile is not waited for for ever.
-fn lock(file: &File) -> io::Result<()> {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => thread::park_timeout(LOOK_AGAIN),
-            Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "another process keeps it locked"));
-            }
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-    }
+/// Writes a file anew, in one step.
+fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let next = path.with_extension("next");
+    let mut file = OpenOptions::new().create(true).write(true).truncate(true).open(&next)?;
+    file.write_all(text)?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+fn unix_micros() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn open_or_create(path: &Path) -> io::Result<File> {
@@ -499,6 +539,38 @@ mod tests {
         journal.write(&[entry("day", 3)]).await.unwrap();
         drop(journal);
         assert_eq!(get(&Journal::open(&path).unwrap(), "day"), 3);
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_once_has_ended_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("quotas");
+        let entries = [("day", 5, 100), ("month", 6, 1000)]
+            .map(|(key, value, ends)| Entry::new(&"acme".into(), &key.into(), value, ends));
+        let open = |now| {
+            let mut writer = Writer::open(&path).unwrap();
+            let former = writer.begin(now).unwrap();
+            let get = |key: &str| former.get(&("acme".into(), key.into())).map_or(0, Entry::value);
+            let found = (get("day"), get("month"));
+            (writer, found)
+        };
+        let (mut writer, _) = open(50);
+        writer.locked(|writer| writer.append(entries.iter())).unwrap();
+        assert_eq!(open(60).1, (5, 6));
+        // Years ahead, twice.
+        assert_eq!(open(1 << 60).1, (0, 0));
+        assert_eq!(open(1 << 61).1, (0, 0));
+        for _ in 0..2 {
+            assert_eq!(open(70).1, (5, 6));
+        }
+        assert_eq!(open(100).1, (0, 6));
+        // Who was there all the time counts once.
+        let (mut writer, found) = open(80);
+        assert_eq!(found, (5, 6));
+        writer.rewrite(1 << 60).unwrap();
+        let more = Entry::new(&"acme".into(), &"day".into(), 3, 100);
+        writer.locked(|writer| writer.append([&more].into_iter())).unwrap();
+        assert_eq!(open(90).1, (5, 6));
     }
 
     #[tokio::test]

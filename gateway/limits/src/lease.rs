@@ -136,11 +136,20 @@ impl Lease {
     /// voided.
     pub fn add(&self, tokens: u64, ends: u64) {
         self.ends.store(ends, Release);
+        // Renewal is due when half of them are spent. A single one is not worth it.
+        self.add_with_mark(tokens, |sum| to_mark(sum / 2));
+    }
+
+    /// Adds tokens that have come by and by, as more will without renewal. They end with those that are there.
+    pub fn add_promised(&self, tokens: u64) {
+        self.add_with_mark(tokens, |_| 0);
+    }
+
+    fn add_with_mark(&self, tokens: u64, mark: impl Fn(u64) -> u64) {
         let mut word = self.word.load(Acquire);
         loop {
             let sum = (word & TOKENS) + tokens;
-            // Renewal is due when half of them are spent. A single one is not worth it.
-            let low = to_mark(sum / 2);
+            let low = mark(sum);
             let next = word >> GENERATION_SHIFT << GENERATION_SHIFT | low << TOKEN_BITS | sum & TOKENS;
             match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
                 Ok(_) => return,

@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
-    coordinator::{Answer, LEASE_TIME, Outcome, Request, SLOT_LEASE_TIME},
+    coordinator::{Answer, LEASE_TIME, Outcome, Pace, Request, SLOT_LEASE_TIME},
     terms::{Bucket, Terms},
 };
 
@@ -23,6 +23,14 @@ pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(15);
 /// Of a quota, a gateway that dies takes no more than this part with it.
 pub(crate) const LEASE_PART: u64 = 1000;
 
+/// Who has been promised less than a third of its part, or all together less than half of what comes, asks
+/// again after this time, or after an eighth of what the bucket takes to fill: others have not told yet that they
+/// have less to do, or it is not known yet how much is wanted.
+pub(crate) const AGAIN: Duration = Duration::from_millis(100);
+
+/// What is wanted counts up to here, so that a double holds its product with any rate.
+const MOST_WANTED: u64 = 1_000_000;
+
 /// When and for how many an account is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Moment {
@@ -33,7 +41,16 @@ pub struct Moment {
     /// When the coordinator began: an account that is not there may have been lost then, so it begins empty,
     /// and gives nothing until every lease of before has ended. 0 if there is no before.
     pub began: u64,
+    /// Whether all gateways have told since then what they know of quotas.
+    pub is_told: bool,
 }
+
+/// Gateways are waited for so long, after the coordinator began, until they have told what they know of quotas. One
+/// that takes longer may have been given what is given again.
+pub(crate) const TOLD_WITHIN: Duration = Duration::from_secs(30);
+
+/// How soon is asked again whether they have.
+pub(crate) const TOLD_SOON: Duration = Duration::from_millis(250);
 
 /// One account.
 #[derive(Debug, Clone)]
@@ -80,6 +97,7 @@ impl Ledger {
                     ledger.updated = now;
                     for lease in ledger.leases.values_mut().filter(|lease| !lease.ended) {
                         lease.ends = lease.ends.min(ahead);
+                        lease.since = lease.since.min(now);
                     }
                 }
             }
@@ -135,6 +153,24 @@ struct Lease {
     ends: u64,
     /// It ended without a word: its tokens may have been spent, and are not given to anybody else.
     ended: bool,
+    /// Of a bucket: units that come to it each microsecond, since then and until it ends. They do not come to the
+    /// bucket meanwhile.
+    rate: i64,
+    since: u64,
+    /// While there is too little for all: what it would like, by which it has its part.
+    want: u64,
+}
+
+impl Lease {
+    /// Units that have come to it.
+    fn came(&self, now: u64) -> i64 {
+        self.rate * to_i64(now.min(self.ends).saturating_sub(self.since))
+    }
+
+    /// Units that will have come to it when it ends.
+    fn promised(&self) -> i64 {
+        self.came(self.ends)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -161,18 +197,42 @@ impl BucketLedger {
         }
         if terms != self.terms {
             self.refill(now);
+            // What is promised counts as given: it has another unit, and may be more than comes by the new terms.
+            let (unit, updated) = (self.terms.unit(), self.updated);
+            for lease in self.leases.values_mut().filter(|lease| lease.rate > 0) {
+                if !lease.ended {
+                    self.level -= lease.promised() - lease.came(updated);
+                }
+                lease.out += to_u64(lease.promised()).div_ceil(to_u64(unit));
+                (lease.rate, lease.want) = (0, 0);
+            }
             // A part of a token is lost.
-            let tokens = self.level.div_euclid(self.terms.unit());
+            let tokens = self.level.div_euclid(unit);
             self.terms = terms;
-            self.level = (tokens * terms.unit()).clamp(-terms.capacity(), self.room());
+            self.level = (tokens * terms.unit()).max(-terms.capacity()).min(self.room());
         }
         self.revision = revision;
     }
 
     /// What the level can be at most: what is out there belongs to the burst.
     fn room(&self) -> i64 {
-        let out: u64 = self.leases.values().filter(|lease| !lease.ended).map(|lease| lease.out).sum();
-        self.terms.capacity() - to_i64(out.min(self.terms.burst())) * self.terms.unit()
+        let out: u64 = self.live_leases().map(|lease| lease.out).sum();
+        let without_out = self.terms.capacity() - to_i64(out.min(self.terms.burst())) * self.terms.unit();
+        (without_out - self.promised()).max(0)
+    }
+
+    fn live_leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values().filter(|lease| !lease.ended)
+    }
+
+    /// Units that are promised until leases end.
+    fn promised(&self) -> i64 {
+        self.live_leases().map(Lease::promised).sum()
+    }
+
+    /// Units that come each microsecond and are promised to nobody.
+    fn free_rate(&self) -> i64 {
+        self.terms.units_per_micro() - self.live_leases().map(|lease| lease.rate).sum::<i64>()
     }
 
     fn refill(&mut self, now: u64) {
@@ -195,34 +255,46 @@ impl BucketLedger {
         // Redis' clock may have gone back.
         let elapsed = i128::from(to.saturating_sub(self.updated));
         self.updated = self.updated.max(to);
-        let level = i128::from(self.level) + elapsed * i128::from(self.terms.units_per_micro());
+        let level = i128::from(self.level) + elapsed * i128::from(self.free_rate());
         let room = self.room();
         self.level = i64::try_from(level).unwrap_or(i64::MAX).min(room);
     }
 
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, began: _ } = *moment;
+        let Moment { now, live, .. } = *moment;
         if now < self.opens {
             // What it says is void: it will be asked again, and what it holds ends before.
             let wait = Duration::from_micros(self.opens - now);
-            return Answer { outcome: Outcome::Recovering { wait }, left: 0, now };
+            return Answer { outcome: Outcome::Recovering { wait }, pace: Pace::default(), left: 0, now };
         }
         self.refill(now);
-        self.settle(reporter, request);
+        let wanted_before = self.settle(reporter, request);
         let (unit, rate) = (self.terms.unit(), self.terms.units_per_micro());
         let available = to_u64(self.level.div_euclid(unit));
         let ends_in = LEASE_TIME;
+        let most = (self.terms.burst() / (2 * live)).max(1).saturating_sub(request.held);
         let tokens = if available < request.least {
             0
         } else {
-            let most = (self.terms.burst() / (2 * live)).max(1).saturating_sub(request.held);
             // When little is left, not everything goes to the first.
             let fair = available.div_ceil(2);
             request.want.min(most).min(fair).max(request.least)
         };
         self.level -= to_i64(tokens) * unit;
-        let lease = self.leases.entry(Arc::clone(reporter)).or_default();
-        *lease = Lease { spent: request.spent, out: request.held + tokens, ends: now + micros(ends_in), ended: false };
+        let since = self.updated;
+        let lease = Lease {
+            spent: request.spent,
+            out: request.held + tokens,
+            ends: now + micros(ends_in),
+            since,
+            ..Lease::default()
+        };
+        self.leases.insert(Arc::clone(reporter), lease);
+        let pace = if request.paced && tokens < request.want.min(most) {
+            self.promise(reporter, request.want.min(MOST_WANTED), tokens, wanted_before)
+        } else {
+            Pace::default()
+        };
         let left = to_u64(self.level.div_euclid(unit));
         let outcome = if available < request.least {
             let missing = to_i64(request.least) * unit - self.level;
@@ -231,25 +303,51 @@ impl BucketLedger {
         } else {
             Outcome::Granted { tokens, ends_in }
         };
-        Answer { outcome, left, now }
+        Answer { outcome, pace, left, now }
+    }
+
+    /// Promises the reporter its part of what will come: by what it wants, among those that have too little. What
+    /// others were promised stays theirs until they tell the next time, or their leases end.
+    fn promise(&mut self, reporter: &Arc<str>, want: u64, tokens: u64, wanted_before: u64) -> Pace {
+        let (unit, capacity) = (self.terms.unit(), self.terms.capacity());
+        // What was asked for in one second says little of the next one, where it was not much.
+        let weight = if wanted_before == 0 { want } else { (wanted_before + want).div_ceil(2) };
+        let weights = weight + self.live_leases().map(|lease| lease.want).sum::<u64>();
+        let part = to_i64(to_u64(self.terms.units_per_micro()) * weight / weights.max(1));
+        let lease_time = to_i64(micros(LEASE_TIME));
+        let of_use = part.min(to_i64(want.saturating_sub(tokens)) * unit / lease_time);
+        // What comes to leases has its place in the burst from now on. Half of that is for what comes to the bucket:
+        // debts are paid before anything is promised.
+        let promised_at_most = (self.terms.units_per_micro() - self.free_rate()) * lease_time;
+        let place = (self.room() - self.level).min(capacity / 2 - promised_at_most).max(0);
+        let place = if self.level < 0 { 0 } else { place };
+        let rate = of_use.min(self.free_rate()).min(place / lease_time);
+        if let Some(lease) = self.leases.get_mut(reporter) {
+            (lease.rate, lease.want) = (rate, weight);
+        }
+        let is_little = 3 * rate < of_use || 2 * self.free_rate() > self.terms.units_per_micro();
+        let again_in = if is_little { AGAIN.min(self.terms.time_to_fill() / 8) } else { Duration::ZERO };
+        Pace { rate: to_u64(rate), unit: to_u64(unit), again_in: Duration::from_micros(micros(again_in)) }
     }
 
     /// Puts right what the reporter was given with what it says to have spent and to hold. One that is not
-    /// known is taken at its word.
-    fn settle(&mut self, reporter: &Arc<str>, request: &Request) {
+    /// known is taken at its word. Returns what it wanted while there was too little.
+    fn settle(&mut self, reporter: &Arc<str>, request: &Request) -> u64 {
+        let (unit, updated) = (self.terms.unit(), self.updated);
         let unknown = Lease { spent: request.spent, out: request.held, ..Lease::default() };
         let lease = self.leases.entry(Arc::clone(reporter)).or_insert(unknown);
         // Less than before where requests gave back what they had taken.
         let newly_spent = to_i64(request.spent).saturating_sub(to_i64(lease.spent));
         let balance = to_i64(lease.out).saturating_sub(newly_spent).saturating_sub(to_i64(request.held));
+        let balance = i128::from(balance) * i128::from(unit) + i128::from(lease.came(updated));
         // What it gives back is credited, unless the lease has ended; what it spent beyond it is owed.
         let balance = if lease.ended { balance.min(0) } else { balance };
-        lease.out = request.held;
-        lease.ended = false;
+        let wanted = if lease.ended { 0 } else { lease.want };
+        *lease = Lease { spent: lease.spent, out: request.held, ..Lease::default() };
         let owed = -self.terms.capacity();
-        let level = i128::from(self.level) + i128::from(balance) * i128::from(self.terms.unit());
-        let level = level.clamp(i128::from(owed), i128::from(self.room()));
+        let level = (i128::from(self.level) + balance).clamp(i128::from(owed), i128::from(self.room()));
         self.level = i64::try_from(level).unwrap_or(owed);
+        wanted
     }
 }
 
@@ -310,9 +408,9 @@ impl QuotaLedger {
         request: &Request,
         (starts, ends): (u64, u64),
     ) -> Answer {
-        let Moment { now, live, began: _ } = *moment;
+        let Moment { now, live, began, is_told } = *moment;
         if !(starts..ends).contains(&now) {
-            return Answer { outcome: Outcome::OtherPeriod, left: 0, now };
+            return Answer { outcome: Outcome::OtherPeriod, pace: Pace::default(), left: 0, now };
         }
         let before = self.leases.get(reporter).copied().unwrap_or_default();
         let accounted = self.accounted(&before, request);
@@ -324,19 +422,25 @@ impl QuotaLedger {
             QuotaLease { spent: request.spent, out: request.held }
         };
         let remaining = self.limit.saturating_sub(self.debited);
-        if now < self.opens {
-            let wait = Duration::from_micros(self.opens - now);
-            return Answer { outcome: Outcome::Recovering { wait }, left: remaining, now };
+        let told_by = if is_told { 0 } else { began + micros(TOLD_WITHIN) };
+        let opens = self.opens.max(told_by);
+        if now < opens {
+            // What is left is known once they have told.
+            let soon = if is_told { opens } else { opens.min(now + micros(TOLD_SOON)) };
+            let wait = Duration::from_micros(soon - now);
+            return Answer { outcome: Outcome::Recovering { wait }, pace: Pace::default(), left: remaining, now };
         }
         let ends_in = Duration::from_micros(ends - now);
         if remaining < request.least {
-            return Answer { outcome: Outcome::NoneUntil { wait: ends_in, ends_in }, left: remaining, now };
+            let outcome = Outcome::NoneUntil { wait: ends_in, ends_in };
+            return Answer { outcome, pace: Pace::default(), left: remaining, now };
         }
         let most = (remaining / (2 * live)).min(self.limit / LEASE_PART).max(1).saturating_sub(request.held);
         let tokens = request.want.min(most).min(remaining).max(request.least);
         self.debited += tokens;
         lease.out += tokens;
-        Answer { outcome: Outcome::Granted { tokens, ends_in }, left: remaining - tokens, now }
+        let outcome = Outcome::Granted { tokens, ends_in };
+        Answer { outcome, pace: Pace::default(), left: remaining - tokens, now }
     }
 }
 
@@ -352,17 +456,17 @@ pub struct SlotsLedger {
 impl SlotsLedger {
     /// `spent` are slots in use; those free are given back with each exchange, and taken anew.
     fn exchange(&mut self, moment: &Moment, reporter: &Arc<str>, request: &Request) -> Answer {
-        let Moment { now, live, began: _ } = *moment;
+        let Moment { now, live, .. } = *moment;
         self.leases.retain(|_, lease| lease.ends > now);
         let others: u64 = self.leases.iter().filter(|(name, _)| *name != reporter).map(|(_, lease)| lease.out).sum();
         let available = self.limit.saturating_sub(others).saturating_sub(request.spent);
         let ends_in = SLOT_LEASE_TIME;
         if now < self.opens {
             // Those in use go on, and are on record again.
-            let lease = Lease { spent: 0, out: request.spent, ends: now + micros(ends_in), ended: false };
+            let lease = Lease { out: request.spent, ends: now + micros(ends_in), ..Lease::default() };
             self.leases.insert(Arc::clone(reporter), lease);
             let wait = Duration::from_micros(self.opens - now);
-            return Answer { outcome: Outcome::Recovering { wait }, left: available, now };
+            return Answer { outcome: Outcome::Recovering { wait }, pace: Pace::default(), left: available, now };
         }
         let tokens = if available < request.least {
             0
@@ -371,13 +475,13 @@ impl SlotsLedger {
             request.want.min(most).min(available.div_ceil(2)).max(request.least)
         };
         let lease = self.leases.entry(Arc::clone(reporter)).or_default();
-        *lease = Lease { spent: 0, out: request.spent + tokens, ends: now + micros(ends_in), ended: false };
+        *lease = Lease { out: request.spent + tokens, ends: now + micros(ends_in), ..Lease::default() };
         let outcome = if available < request.least {
             Outcome::NoneUntil { wait: Duration::ZERO, ends_in }
         } else {
             Outcome::Granted { tokens, ends_in }
         };
-        Answer { outcome, left: available.saturating_sub(tokens), now }
+        Answer { outcome, pace: Pace::default(), left: available.saturating_sub(tokens), now }
     }
 }
 

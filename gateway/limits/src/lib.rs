@@ -20,6 +20,7 @@
 //! | [`registry`] | all leases of a gateway, kept over changes of configuration |
 //! | [`fields`] | what clients are told: `RateLimit`, `Retry-After` |
 //! | [`journal`] | what is still known of quotas when the process has been killed |
+//! | [`lock`](mod@lock) | the lock of a file that several processes write |
 //! | [`oracle`] | what one exact bucket would have done, to judge by |
 //!
 //! Apart from all that, [`shedding`] protects the node itself: how many requests a worker has in flight
@@ -36,6 +37,7 @@ pub mod lease;
 #[cfg(test)]
 mod lease_tests;
 pub mod ledger;
+pub mod lock;
 pub mod node;
 pub mod oracle;
 pub mod registry;

@@ -6,7 +6,7 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock, Weak,
-        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 
 use crate::{
     clock::{Clock, Nanos, nanos},
-    coordinator::{Coordinator, Exchange, Request},
+    coordinator::{Coordinator, CoordinatorError, Exchange, Request},
     holdings::Holdings,
     journal::{Entry, Journal, Name},
     terms::{MAX_QUOTA, Terms},
@@ -205,12 +205,12 @@ impl Node {
         sums.get(&(Arc::clone(tenant), Arc::clone(key))).copied().unwrap_or_default()
     }
 
-    /// Makes an exchange whose answer is of no interest; whether it was heard.
+    /// Makes an exchange whose answer is of no interest; whether it was heard, or never will be.
     pub(crate) async fn says(&self, exchange: &Exchange) -> bool {
         self.exchange_begins();
         let result = self.coordinator.exchange(exchange).await;
         self.exchange_ends();
-        result.is_ok()
+        matches!(result, Ok(_) | Err(CoordinatorError::Malformed(_)))
     }
 
     /// The same at once, if nothing has to be waited for.
@@ -222,9 +222,9 @@ impl Node {
     }
 
     /// Tells the coordinator what former processes were given of quotas that have not ended: it may have
-    /// forgotten.
-    pub(crate) async fn remind_of_former(&self) {
-        let Some(journal) = &self.journal else { return };
+    /// forgotten. Whether all of it was heard.
+    pub(crate) async fn remind_of_former(&self) -> bool {
+        let Some(journal) = &self.journal else { return true };
         let mut reminders: HashMap<(&Arc<str>, &str), Exchange> = HashMap::new();
         for entry in journal.former() {
             let Some((key, reporter)) = entry.key().rsplit_once(SEPARATOR) else { continue };
@@ -237,14 +237,20 @@ impl Node {
             exchange.accounts.push(of_former(key, entry));
         }
         let reminders: Vec<Exchange> = reminders.into_values().collect();
-        let remind = |exchange: Exchange| async move {
-            for _ in 0..REMINDERS {
-                if self.says(&exchange).await {
-                    break;
+        let is_heard = AtomicBool::new(true);
+        let remind = |exchange: Exchange| {
+            let is_heard = &is_heard;
+            async move {
+                for _ in 0..REMINDERS {
+                    if self.says(&exchange).await {
+                        return;
+                    }
                 }
+                is_heard.store(false, Relaxed);
             }
         };
         stream::iter(reminders).for_each_concurrent(REMINDED_AT_ONCE, remind).await;
+        is_heard.into_inner()
     }
 
     /// What time it is for the coordinator, as far as is known: microseconds since 1970.
@@ -292,6 +298,7 @@ fn of_former(key: &str, entry: &Entry) -> Request {
         has_ended: true,
         want: 0,
         least: 0,
+        paced: false,
     }
 }
 

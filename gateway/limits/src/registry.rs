@@ -4,11 +4,15 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, Hash},
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use foldhash::quality::RandomState;
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
@@ -114,32 +118,39 @@ impl Registry {
     /// Ends with the registry.
     pub async fn remind_after_losses(registry: Weak<Self>) {
         let mut ticks = tokio::time::interval(REMINDER_TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut known = 0;
         loop {
             ticks.tick().await;
             let Some(registry) = registry.upgrade() else { return };
             let connections = registry.node.coordinator.connections();
-            if connections != known {
-                // With the first one too: it may have lost what former processes of this gateway told it.
+            // With the first one too: it may have lost what former processes of this gateway told it. Those in use
+            // first: they may be asked for at any moment.
+            if connections != known && registry.remind().await && registry.node.remind_of_former().await {
                 known = connections;
-                // Those in use first: they may be asked for at any moment.
-                registry.remind().await;
-                registry.node.remind_of_former().await;
+                registry.node.coordinator.has_told(connections);
             }
         }
     }
 
-    async fn remind(&self) {
+    /// Whether all of it was heard.
+    async fn remind(&self) -> bool {
         let mut all: Vec<Arc<Holdings>> = self.tenants.lock().values().flatten().filter_map(Weak::upgrade).collect();
         let keyed: Vec<_> = self.keyed.lock().values().flatten().filter_map(Weak::upgrade).collect();
         all.extend(keyed.iter().flat_map(|keyed| keyed.subjects()));
-        for holdings in all.iter().filter(|holdings| holdings.has_quotas()) {
-            holdings.remind();
-            // Not all at once: each has its time-out.
-            while self.node.in_flight() >= REMINDED_AT_ONCE as u64 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+        all.retain(|holdings| holdings.has_quotas());
+        let is_heard = AtomicBool::new(true);
+        let remind = |holdings: Arc<Holdings>| {
+            let is_heard = &is_heard;
+            async move {
+                if !holdings.remind().await {
+                    is_heard.store(false, Relaxed);
+                }
             }
-        }
+        };
+        // Not all at once: each has its time-out.
+        stream::iter(all).for_each_concurrent(REMINDED_AT_ONCE, remind).await;
+        is_heard.into_inner()
     }
 
     /// Gives back everything that is not in use, for a gateway that ends.

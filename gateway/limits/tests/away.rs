@@ -155,14 +155,20 @@ async fn zero_is_zero_whatever_applies_while_the_coordinator_is_away() {
     }
 }
 
-#[tokio::test]
-async fn what_was_spent_without_the_coordinator_is_told_though_nobody_asks_again() {
-    let switch = Switch::new();
-    let registry = registry(&switch, None);
+/// One request with the coordinator, and a hundred without it.
+async fn spent_without(switch: &Arc<Switch>) -> (Registry, Arc<Holdings>) {
+    let registry = registry(switch, None);
     let holdings = registry.holdings(plan(&[day(1000)], Unreachable::Share));
     assert_eq!(passing(&registry, &holdings, 1).await, 1);
     switch.take_away();
     assert_eq!(passing(&registry, &holdings, 100).await, 100);
+    (registry, holdings)
+}
+
+#[tokio::test]
+async fn what_was_spent_without_the_coordinator_is_told_though_nobody_asks_again() {
+    let switch = Switch::new();
+    let _gateway = spent_without(&switch).await;
     switch.bring_back();
     comes_true("101 are told", || switch.spent("day") == 101).await;
 }
@@ -170,11 +176,7 @@ async fn what_was_spent_without_the_coordinator_is_told_though_nobody_asks_again
 #[tokio::test]
 async fn limits_that_were_replaced_while_the_coordinator_was_away_tell_it_later() {
     let switch = Switch::new();
-    let registry = registry(&switch, None);
-    let holdings = registry.holdings(plan(&[day(1000)], Unreachable::Share));
-    assert_eq!(passing(&registry, &holdings, 1).await, 1);
-    switch.take_away();
-    assert_eq!(passing(&registry, &holdings, 100).await, 100);
+    let (_registry, holdings) = spent_without(&switch).await;
     drop(holdings);
     switch.bring_back();
     comes_true("101 are told", || switch.spent("day") == 101).await;

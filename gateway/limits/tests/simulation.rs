@@ -71,7 +71,7 @@ impl Coordinator for Centre {
             return Err(CoordinatorError::Unreachable("down".to_owned()));
         }
         self.exchanges.fetch_add(1, Relaxed);
-        let moment = Moment { now: self.now(), live: self.gateways, began: self.began_at.load(Relaxed) };
+        let moment = Moment { now: self.now(), live: self.gateways, began: self.began_at.load(Relaxed), is_told: true };
         let answers = {
             let mut accounts = self.accounts.lock();
             let answer = |request: &seiketsu_limits::coordinator::Request| {
@@ -183,6 +183,14 @@ async fn a_saturated_limit_is_used_up_and_never_exceeded() {
         let used = log.admitted.len() as f64 / ideal as f64;
         eprintln!("{tokens}/min, burst {burst}: used {used:.4}, exchanges {}", centre.exchanges.load(Relaxed));
         assert!(used >= 0.99, "{tokens} rpm, burst {burst}: {used}");
+        // Where what comes in three seconds fits into the burst, each gateway asks once a second; and somewhat more
+        // often while the burst is used up.
+        if rate * 3.0 <= burst as f64 {
+            let local = log.local as f64 / log.arrived.len() as f64;
+            assert!(local >= 0.95, "{tokens} rpm, burst {burst}: {local}");
+            let exchanges = centre.exchanges.load(Relaxed) as f64 / seconds / 3.0;
+            assert!(exchanges <= 1.3, "{tokens} rpm, burst {burst}: {exchanges}");
+        }
     }
 }
 

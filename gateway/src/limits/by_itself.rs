@@ -71,4 +71,8 @@ impl Coordinator for ByItself {
     fn patience(&self) -> Duration {
         self.memory.patience()
     }
+
+    fn promises(&self) -> bool {
+        self.memory.promises()
+    }
 }

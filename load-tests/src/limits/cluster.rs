@@ -243,10 +243,14 @@ pub fn tenants_file<'a>(origin: SocketAddr, revision: u64, tenants: impl IntoIte
     for tenant in tenants {
         let rate = tenant.limit.map(|limit| {
             let (requests, burst) = (limit.per_minute, limit.burst);
-            format!("policies: {{ limits: {{ rate: {{ requests: {requests}, per: 1m, burst: {burst} }} }} }}, ")
+            format!("rate: {{ requests: {requests}, per: 1m, burst: {burst} }}")
         });
-        let quota = tenant.quota.map(|quota| format!("policies: {{ limits: {{ quotas: {{ daily: {quota} }} }} }}, "));
-        let limits = rate.or(quota).unwrap_or_default();
+        let quota = tenant.quota.map(|quota| format!("quotas: {{ daily: {quota} }}"));
+        let limits: Vec<String> = rate.into_iter().chain(quota).collect();
+        let limits = match limits.as_slice() {
+            [] => String::new(),
+            limits => format!("policies: {{ limits: {{ {} }} }}, ", limits.join(", ")),
+        };
         let _ = writeln!(
             file,
             "  - {{ id: {}, hosts: ['{}'], {limits}routes: [{{ id: all, match: {{ path: '/{{*rest}}' }}, upstream: origin }}] }}",

@@ -49,9 +49,6 @@ pub struct Plan {
 /// A new Redis gives nothing for so long, and then what has come since.
 const REDIS_OPENS_AFTER: Duration = Duration::from_secs(3);
 
-/// What is seen of the counters only when traffic goes its way.
-const STEADY_AFTER: Duration = Duration::from_secs(3);
-
 /// Lines of an access log come a moment after what they tell of.
 const LOG_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -285,7 +282,7 @@ impl<'a> Stage<'a> {
             after: None,
         };
         if scenario.fault.is_none() {
-            driving.wait_until(STEADY_AFTER.min(scenario.lasts / 2));
+            driving.wait_until(scenario.steady_after.min(scenario.lasts * 2 / 3));
             seen.steady = Some((self.cluster()?.counted()?, wall()));
         }
         let mut happened = Vec::new();

@@ -33,7 +33,7 @@ impl Limit {
 pub struct Tenant {
     pub id: String,
     pub limit: Option<Limit>,
-    /// Of a day. Without a limit and without this it is unlimited: what others wait longer than it is what limits
+    /// Of a day, beside the limit if there is one. Without a limit and without this it is unlimited: what others wait longer than it is what limits
     /// cost.
     pub quota: Option<u64>,
     /// Requests a second.
@@ -102,6 +102,9 @@ pub enum Promise {
     FiveInThousand,
     /// While a tenant is refused, one exchange for each time that was told.
     RefusedAtNoCost,
+    /// Once its quota is used up, one exchange for each gateway at most: it is told until when, which is the end of
+    /// the day.
+    UsedUpAtNoCost,
     /// From one second after this on, 99 % of what an ideal bucket admits.
     UsedAfterShift(Duration),
 }
@@ -114,9 +117,14 @@ pub struct Scenario {
     pub tenants: Vec<Tenant>,
     pub spread: Spread,
     pub lasts: Duration,
+    /// What was full at first is used up, and everything goes its way.
+    pub steady_after: Duration,
     pub fault: Option<Fault>,
     pub promises: Vec<Promise>,
 }
+
+/// What is seen of the counters only when traffic goes its way.
+const STEADY_AFTER: Duration = SECOND.saturating_mul(3);
 
 const SMALL: Limit = Limit::new(1_000, 100);
 const MIDDLE: Limit = Limit::new(6_000, 600);
@@ -163,6 +171,9 @@ impl Maker {
             rate: UNLIMITED_RATE,
             arrivals: Arrivals::Random,
         };
+        // From when on no more is admitted than comes.
+        let emptied = |limit: &Limit| limit.burst as f64 / limit.per_second() / (load - 1.0);
+        let emptied = limits.iter().map(emptied).filter(|_| load > 1.0).fold(0.0, f64::max);
         self.all.push(Scenario {
             name,
             about,
@@ -170,6 +181,8 @@ impl Maker {
             tenants: limited.chain([unlimited]).collect(),
             spread,
             lasts: SECOND * seconds,
+            // Until then each gateway has found its part of what comes.
+            steady_after: STEADY_AFTER.max(Duration::from_secs_f64(emptied) + SECOND * 4),
             fault: None,
             promises: promises.to_vec(),
         });
@@ -205,7 +218,10 @@ impl Maker {
 /// All of them, or those that are worth it when there is little time. Those that share gateways follow each other.
 #[expect(clippy::too_many_lines, reason = "a list")]
 pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
-    use Promise::{Exact, FewExchanges, FiveInThousand, Local, NothingRefused, RefusedAtNoCost, Used, UsedAfterShift};
+    use Promise::{
+        Exact, FewExchanges, FiveInThousand, Local, NothingRefused, RefusedAtNoCost, Used, UsedAfterShift,
+        UsedUpAtNoCost,
+    };
     use Spread::{Shift, Skewed, Sticky, Uniform, WithoutLast};
     let mut make = Maker { all: Vec::new(), quick };
     let middle = SECOND * 8;
@@ -214,7 +230,14 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
         "Twice the rate, over all nodes alike.",
         (&[SMALL, MIDDLE, LARGE], 2.0),
         (Uniform, 65, Some(15)),
-        &[Used(0.99)],
+        &[Used(0.99), Local, FewExchanges],
+    );
+    make.add(
+        "saturated",
+        "Twice a high rate, over all nodes alike.",
+        (&[LARGE], 2.0),
+        (Uniform, 30, None),
+        &[Used(0.99), Local, FewExchanges, FiveInThousand],
     );
     make.add(
         "below",
@@ -259,6 +282,17 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
         (Uniform, 12, Some(8)),
         &[Used(0.99), RefusedAtNoCost],
     );
+    if let Some(scenario) = make.add(
+        "used-up",
+        "A day's quota is used up at once; twice the rate goes on to be asked for.",
+        (&[MIDDLE], 2.0),
+        (Uniform, 12, None),
+        &[UsedUpAtNoCost],
+    ) {
+        scenario.tenants[0].quota = Some(300);
+        // Used up in two seconds; what was held of the rate then has been given back after two more.
+        scenario.steady_after = SECOND * 5;
+    }
     make.add_fault(
         "partition",
         "One of three nodes is cut off from Redis.",

@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 
-use super::{Answer, Coordinator, CoordinatorError, Exchange, Outcome};
+use super::{Answer, Coordinator, CoordinatorError, Exchange, Outcome, Pace};
 use crate::{
     journal::{Entry, Journal, Others},
     ledger::{LEASE_PART, Ledger, Moment},
@@ -75,7 +75,7 @@ impl MemoryCoordinator {
     /// Carries the exchange out as far as quotas are written down; `Err` are those that have to be written
     /// first.
     fn carry_out(&self, exchange: &Exchange) -> Result<Vec<Answer>, Vec<Entry>> {
-        let moment = Moment { now: unix_micros(), live: 1, began: 0 };
+        let moment = Moment { now: unix_micros(), live: 1, began: 0, is_told: true };
         let mut shard = self.shard(&exchange.tenant).lock();
         shard.clean(moment.now);
         let Shard { tenants, accounts, .. } = &mut *shard;
@@ -111,7 +111,7 @@ impl MemoryCoordinator {
         }
         let answers = exchange.accounts.iter().map(|request| {
             let Some(account) = of_tenant.get_mut(&request.key) else {
-                return Answer { outcome: Outcome::OtherPeriod, left: 0, now: moment.now };
+                return Answer { outcome: Outcome::OtherPeriod, pace: Pace::default(), left: 0, now: moment.now };
             };
             account.used_at = moment.now;
             account.ledger.exchange(&moment, &exchange.reporter, exchange.revision, request)
@@ -215,6 +215,10 @@ impl Coordinator for MemoryCoordinator {
 
     fn live(&self) -> u64 {
         1
+    }
+
+    fn promises(&self) -> bool {
+        false
     }
 
     /// There is nobody else to ask: what a slow disk has not written yet cannot be decided without it.

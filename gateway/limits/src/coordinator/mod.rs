@@ -48,9 +48,26 @@ pub trait Coordinator: fmt::Debug + Send + Sync {
         PATIENCE
     }
 
+    /// Whether it is not known to be out of reach.
+    fn is_reachable(&self) -> bool {
+        true
+    }
+
+    /// Whether accounts promise what is still to come, so that a gateway need not ask for each token while more is
+    /// asked for than there is. Not worth it where asking costs nothing.
+    fn promises(&self) -> bool {
+        true
+    }
+
     /// How many connections there have been: with each new one, what was told before may have been forgotten.
     fn connections(&self) -> u64 {
         0
+    }
+
+    /// Over this connection and all before it, everything has been told of quotas that this gateway knows. Until all
+    /// gateways have, a coordinator that may have forgotten gives nothing of them.
+    fn has_told(&self, connections: u64) {
+        let _ = connections;
     }
 }
 
@@ -84,12 +101,16 @@ pub struct Request {
     pub want: u64,
     /// Fewer new tokens than this are of no use to it.
     pub least: u64,
+    /// Where there are too few, it takes a promise: see [`Pace`].
+    pub paced: bool,
 }
 
 /// What an account answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
     pub outcome: Outcome,
+    /// What comes to the reporter beside that, by and by.
+    pub pace: Pace,
     /// What is left for everybody.
     pub left: u64,
     /// The account's time, in microseconds since 1970.
@@ -107,6 +128,19 @@ pub enum Outcome {
     Recovering { wait: Duration },
     /// The quota's period is not now.
     OtherPeriod,
+}
+
+/// What a bucket promises to a reporter of what is still to come: so many units each microsecond, from the answer on
+/// until the lease ends or the reporter tells the next time. Nobody else is given of it meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pace {
+    /// 0: nothing is promised.
+    pub rate: u64,
+    /// Units that one token counts.
+    pub unit: u64,
+    /// It is less than the reporter's part, which others still have: it is worth asking again after this time.
+    /// 0: it is not.
+    pub again_in: Duration,
 }
 
 /// Why an exchange failed.

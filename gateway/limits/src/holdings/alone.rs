@@ -81,7 +81,9 @@ impl Holdings {
             return;
         }
         state.alone = Some(Alone { retry_at, until: Nanos::MAX });
-        for account in &mut state.accounts {
+        for (account, known) in state.accounts.iter_mut().zip(&self.known) {
+            account.promise = None;
+            known.set_promised_until(0);
             // Of a quota, new limits go on with the share of the former ones.
             account.share = Share { counted_to: since, parts: 0, ..account.share.clone() };
         }
@@ -134,6 +136,11 @@ impl Holdings {
         }
         let mut state = self.state.lock();
         let until = match &state.alone {
+            // It may have forgotten what others took of a quota. A share that is taken now would be told only when
+            // it gives again, and it might give the same to others before.
+            Some(alone) if alone.until != Nanos::MAX && place.is_quota() && self.node.coordinator.live() > 1 => {
+                return Verdict::Refused { until: alone.until };
+            }
             Some(alone) => alone.until,
             // It can be reached. There are tokens, but others were quicker, again and again.
             None => return Verdict::Refused { until: after(now, PAUSE) },
@@ -150,12 +157,15 @@ impl Holdings {
         let (tokens, wait) = match &described.kind {
             Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
             Kind::Quota { limit: quota, .. } => {
-                let all = if account.has_an_answer() {
-                    self.known.get(place.index()).map_or(0, Known::left)
+                let left = self.known.get(place.index()).map_or(0, Known::left);
+                let all = if account.has_known() {
+                    left
                 } else {
-                    // Of what others used nothing is known.
+                    // Of what others used nothing is known, but what the coordinator says if it is there.
                     let key = account.period.as_ref().map(|period| key_of_period(described, period));
-                    quota.saturating_sub(key.map_or(0, |key| self.node.former_took(&self.plan.tenant, &key)))
+                    let took = key.map_or(0, |key| self.node.former_took(&self.plan.tenant, &key));
+                    let left = if until == Nanos::MAX { *quota } else { left };
+                    left.min(quota.saturating_sub(took))
                 };
                 account.share.of_quota(all / live, cost)
             }

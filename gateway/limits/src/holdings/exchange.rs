@@ -5,7 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{Holdings, Kind, Limit, Place, alone::Alone, known::Known};
+use super::{
+    Holdings, Kind, Limit, Place,
+    alone::Alone,
+    known::Known,
+    promise::{self, FLIGHT, Promise},
+};
 use crate::{
     calendar::Period,
     clock::Nanos,
@@ -37,6 +42,13 @@ const LAST_WORDS: u32 = 600;
 /// as before its end everywhere.
 const MARGIN: Duration = Duration::from_millis(20);
 
+/// How often it is tried to tell again what the coordinator may have forgotten, before others have their turn.
+const REMINDERS: u32 = 5;
+
+/// A promise is renewed this often: not too late for its end, and no more than once in a second, with a few more
+/// exchanges where what is asked for changes.
+const PROMISED_RENEWAL: Duration = Duration::from_millis(1150);
+
 /// Who is refused asks again after this time at the earliest, unless a bucket would be full before: tokens
 /// that come every few microseconds are not worth a call each.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
@@ -52,6 +64,8 @@ pub(super) struct State {
     exchanged_at: Nanos,
     /// The account that the next exchange begins with: the one before had no room for it.
     next: usize,
+    /// Exchanges that were answered.
+    heard: u64,
 }
 
 #[derive(Debug, Default)]
@@ -65,16 +79,20 @@ pub(super) struct Account {
     told: u64,
     /// When the coordinator answered last; 0: never.
     answered_at: Nanos,
+    /// Whether it has ever known what is left of it.
+    has_known: bool,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
+    /// What comes by and by. Not while an exchange is under way that tells how much has.
+    pub(super) promise: Option<Promise>,
     /// Parts of a token that have come while the coordinator was away.
     pub(super) share: super::alone::Share,
 }
 
 impl Account {
-    /// Whether the coordinator has ever said anything about it.
-    pub(super) fn has_an_answer(&self) -> bool {
-        self.answered_at != 0
+    /// Whether the coordinator has ever said what is left of it, when it knew.
+    pub(super) fn has_known(&self) -> bool {
+        self.has_known
     }
 
     fn spent(&self, lease: &Lease) -> u64 {
@@ -87,10 +105,26 @@ impl Account {
         spent.wrapping_add(known.asked())
     }
 
+    /// What has come by a promise is told, and what comes from now on is the coordinator's to give again. Returns the
+    /// tokens that have come and are not at hand yet, if they are to be.
+    fn tell_promise(&mut self, lease: &Lease, known: &Known, is_over: bool, now: Nanos) -> u64 {
+        let Some(promise) = &mut self.promise else { return 0 };
+        self.granted += promise.keep(lease, now);
+        let rest = promise.tell(now);
+        if is_over || lease.has_ended(now) {
+            known.set_promised_until(0);
+            self.promise = None;
+            return 0;
+        }
+        known.set_promised_until(after(now, FLIGHT).min(lease.ends()));
+        rest
+    }
+
     /// Goes on where the same account of former limits stands, as far as requests without the coordinator need
     /// to know.
     pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
         self.answered_at = former.answered_at;
+        self.has_known = former.has_known;
         self.period.clone_from(&former.period);
         self.share = former.share.of_quota_with(left);
     }
@@ -98,7 +132,7 @@ impl Account {
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0 }
+        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0, heard: 0 }
     }
 
     /// When the exchange that is under way began.
@@ -152,7 +186,7 @@ impl Holdings {
         let is_unknown = |place: &Place| {
             let lease = self.leases.get(place.index());
             lease.is_some_and(|lease| !lease.seems_to_hold(place.cost(cost), now))
-                && self.bar(*place, cost, now).is_none()
+                && self.must_be_asked(*place, cost, now)
         };
         if limits.iter().any(is_unknown) {
             self.begin(Purpose::Wanted { limits, cost }, now);
@@ -167,7 +201,11 @@ impl Holdings {
     /// Looks whether leases are to be renewed or given back.
     pub(crate) fn look_after(&self, now: Nanos) {
         self.scheduled.store(false, Relaxed);
-        let due = after(self.state.lock().exchanged_at, RENEWAL);
+        let due = {
+            let state = self.state.lock();
+            let lives_on_promises = state.accounts.iter().any(|account| account.promise.is_some());
+            after(state.exchanged_at, if lives_on_promises { PROMISED_RENEWAL } else { RENEWAL })
+        };
         if now < due {
             return self.schedule(due);
         }
@@ -175,14 +213,34 @@ impl Holdings {
             return;
         }
         let purpose = if self.is_in_use() { Purpose::Renewal } else { Purpose::Return };
-        if self.begin(purpose, now) == Begun::Not {
+        if matches!(self.begin(purpose, now), Begun::Not | Begun::Silent) {
             self.schedule(after(now, RENEWAL));
         }
     }
 
-    /// Tells the coordinator again what was spent: it may have forgotten.
-    pub(crate) fn remind(&self) {
-        self.begin(Purpose::Reminder, self.node.clock.now());
+    /// Tells the coordinator again what was spent: it may have forgotten. Whether it has heard.
+    pub(crate) async fn remind(&self) -> bool {
+        for _ in 0..REMINDERS {
+            let exchanged = self.exchanged.notified();
+            tokio::pin!(exchanged);
+            exchanged.as_mut().enable();
+            let heard = self.state.lock().heard;
+            match self.begin(Purpose::Reminder, self.node.clock.now()) {
+                Begun::Ended | Begun::Silent => return true,
+                // After another one that is under way, its turn comes.
+                Begun::Not => {
+                    let _ = tokio::time::timeout(RENEWAL, exchanged).await;
+                }
+                Begun::UnderWay => {
+                    let ended = tokio::time::timeout(RENEWAL, exchanged).await.is_ok();
+                    let state = self.state.lock();
+                    if ended && !state.in_flight && state.next == 0 && state.heard > heard {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
     }
 
     /// Whether there are quotas, of which more than the leases at hand must be known.
@@ -223,7 +281,9 @@ impl Holdings {
         let state = self.state.lock();
         self.leases.iter().zip(&state.accounts).zip(&self.plan.limits).any(|((lease, account), limit)| {
             let is_slots = matches!(limit.kind, Kind::Slots { .. });
-            lease.tokens() > 0 || if is_slots { account.granted > 0 } else { account.spent(lease) != account.told }
+            lease.tokens() > 0
+                || account.promise.as_ref().is_some_and(|promise| !promise.is_told())
+                || if is_slots { account.granted > 0 } else { account.spent(lease) != account.told }
         })
     }
 
@@ -242,7 +302,9 @@ impl Holdings {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
         let (exchange, indices, is_a_part) = {
             let mut state = self.state.lock();
-            if state.in_flight || state.alone.as_ref().is_some_and(|alone| now < alone.retry_at) {
+            let is_reminder = matches!(purpose, Purpose::Reminder);
+            let is_early = state.alone.as_ref().is_some_and(|alone| now < alone.retry_at);
+            if state.in_flight || is_early && !is_reminder {
                 return Begun::Not;
             }
             let from = state.next;
@@ -252,7 +314,7 @@ impl Holdings {
             }
             state.next = report.next.unwrap_or(0);
             if report.requests.is_empty() {
-                return Begun::Not;
+                return Begun::Silent;
             }
             state.in_flight = true;
             state.exchanged_at = now;
@@ -341,6 +403,7 @@ impl Holdings {
         };
         let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(limit.kind, Kind::Slots { .. });
+        let had_promise = account.promise.is_some();
         let asked_by_now = account.asked_by_now(lease, known, is_slots);
         // Less than before where requests gave back what they had taken.
         let asked = u64::try_from(asked_by_now.wrapping_sub(account.asked).cast_signed()).unwrap_or_default();
@@ -349,9 +412,10 @@ impl Holdings {
             _ if is_slots => account.granted > 0,
             _ => account.spent(lease) != account.told,
         };
-        if least == 0 && asked == 0 && lease.tokens() == 0 && !matters {
+        if least == 0 && asked == 0 && lease.tokens() == 0 && !matters && !had_promise {
             return;
         }
+        let rest = account.tell_promise(lease, known, matches!(purpose, Purpose::Return | Purpose::Reminder), now);
         let (key, terms) = match &limit.kind {
             Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
             Kind::Slots { limit: slots } => (Arc::clone(&limit.key), Terms::Slots { limit: *slots }),
@@ -374,10 +438,20 @@ impl Holdings {
             // Of slots only those that are free.
             account.granted -= if is_slots { lease.drain() } else { lease.void() };
         }
-        let held = lease.tokens();
         let live = self.node.coordinator.live().max(1);
+        if let (true, Kind::Bucket(bucket)) = (had_promise, &limit.kind) {
+            // Others want it too.
+            let too_many = lease.tokens().saturating_sub(promise::most_held(bucket, live));
+            if lease.take(too_many, now).is_some() {
+                account.granted -= too_many;
+            }
+        }
+        let held = lease.tokens();
         // After a longer silence only its end says what is to be expected.
         let elapsed = Duration::from_nanos(now.saturating_sub(account.exchanged_at)).min(RENEWAL);
+        // Only who had to refuse somebody wants to be promised something, and not by what a moment says.
+        let has_refused = known.refused() > 0;
+        let elapsed = if has_refused { elapsed.max(ledger::AGAIN) } else { elapsed };
         let prefetch = match (&limit.kind, purpose) {
             (_, Purpose::Return | Purpose::Reminder) => 0,
             // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
@@ -389,17 +463,26 @@ impl Holdings {
             }
             _ => demand(asked, elapsed).saturating_sub(held),
         };
+        let paced = match &limit.kind {
+            Kind::Bucket(bucket) => {
+                // Looked at whatever comes of it.
+                let suits = promise::suits(bucket, live, known.heaviest().max(least));
+                has_refused && prefetch > 0 && suits && self.node.coordinator.promises()
+            }
+            Kind::Quota { .. } | Kind::Slots { .. } => false,
+        };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
         report.requests.push(Request {
             key,
             terms,
             spent: if is_slots { account.granted } else { account.granted.saturating_sub(held) },
-            held: if is_slots { 0 } else { held },
+            held: if is_slots { 0 } else { held + rest },
             has_ended: false,
             known: account.answered_at != 0 && now < after(account.answered_at, ledger::kept(terms) / 2),
             want: prefetch.max(least.saturating_sub(held)),
             least: least.saturating_sub(held),
+            paced,
         });
         report.indices.push(index);
     }
@@ -417,6 +500,7 @@ impl Holdings {
         state.in_flight = false;
         match result {
             Ok(answers) => {
+                state.heard += 1;
                 let mut recovering = None;
                 for ((request, index), answer) in exchange.accounts.iter().zip(indices).zip(answers) {
                     if matches!(request.terms, Terms::Quota { .. }) {
@@ -452,8 +536,46 @@ impl Holdings {
         let is_slots = matches!(request.terms, Terms::Slots { .. });
         account.answered_at = now;
         account.told = request.spent;
-        known.set_left(answer.left);
         match answer.outcome {
+            // It says what it has heard so far, and may have known more.
+            Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
+            Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
+            Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
+                account.has_known = true;
+                known.set_left(answer.left);
+            }
+        }
+        let again_at = if answer.pace.again_in.is_zero() { 0 } else { after(now, answer.pace.again_in) };
+        known.set_again_at(again_at);
+        let is_promised = answer.pace.rate > 0;
+        // What had come of a former promise is certain now.
+        let rest = account.promise.take().map_or(0, |promise| promise.rest());
+        known.set_promised_until(0);
+        let is_given = matches!(answer.outcome, Outcome::Granted { .. } | Outcome::NoneUntil { .. });
+        if rest > 0 && is_given && !lease.has_ended(now) {
+            account.granted += rest;
+            lease.add_promised(rest);
+        }
+        if let (true, Outcome::Granted { ends_in, .. } | Outcome::NoneUntil { ends_in, .. }) =
+            (is_promised, answer.outcome)
+        {
+            if lease.has_ended(now) {
+                account.granted -= lease.void();
+            }
+            let until = ends(request.terms, sent_at, ends_in);
+            lease.extend(until);
+            account.promise = Some(Promise::new(answer.pace, now, until));
+            known.set_next_at(0);
+            known.lift_bar();
+            known.set_promised_until(until);
+        }
+        match answer.outcome {
+            Outcome::Granted { tokens, .. } if is_promised => {
+                account.granted += tokens;
+                lease.add_promised(tokens);
+            }
+            // Requests that wait for what comes know when it does.
+            Outcome::NoneUntil { .. } if is_promised => {}
             Outcome::Granted { tokens, ends_in } => {
                 if lease.has_ended(now) && !is_slots {
                     account.granted -= lease.void();
@@ -474,7 +596,7 @@ impl Holdings {
                     // A slot may come free at any moment.
                     Terms::Quota { .. } | Terms::Slots { .. } => PAUSE,
                 };
-                known.set_bar(request.least + request.held, after(now, wait.max(pause)));
+                known.set_bar(request.least + request.held, after(now, wait.max(pause)).max(again_at));
             }
             // Asked again with what time it is now.
             Outcome::OtherPeriod => account.period = None,
@@ -532,6 +654,8 @@ struct Report {
 enum Begun {
     /// Another one is under way, or it is too early.
     Not,
+    /// There is nothing to say.
+    Silent,
     UnderWay,
     Ended,
 }

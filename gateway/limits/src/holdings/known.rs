@@ -20,6 +20,14 @@ pub(super) struct Known {
     asked: AtomicU64,
     /// Of a quota: when its period ends and the next one begins.
     renewed_at: AtomicU64,
+    /// Of a bucket: until when tokens come by and by, and when the next one does.
+    promised_until: AtomicU64,
+    next_at: AtomicU64,
+    /// When it is worth asking whether there is more; 0: when leases are renewed.
+    again_at: AtomicU64,
+    /// The most that one request has asked for in vain, and how many were refused, since that was last looked at.
+    heaviest: AtomicU64,
+    refused: AtomicU64,
 }
 
 impl Known {
@@ -33,6 +41,10 @@ impl Known {
     pub(super) fn set_bar(&self, cost: u64, until: Nanos) {
         self.barred_cost.store(cost, Relaxed);
         self.barred_until.store(until, Release);
+    }
+
+    pub(super) fn lift_bar(&self) {
+        self.barred_until.store(0, Release);
     }
 
     /// Until when requests are refused without asking, if they are.
@@ -58,6 +70,57 @@ impl Known {
 
     pub(super) fn ask(&self, cost: u64) {
         self.asked.fetch_add(cost, Relaxed);
+        if cost > 1 {
+            self.heaviest.fetch_max(cost, Relaxed);
+        }
+    }
+
+    /// Looks, and begins anew.
+    pub(super) fn heaviest(&self) -> u64 {
+        self.heaviest.swap(0, Relaxed)
+    }
+
+    /// A request is refused, and wanted so much all the same: by that each gateway has its part.
+    pub(super) fn refuse(&self, cost: u64) {
+        self.ask(cost);
+        self.refused.fetch_add(1, Relaxed);
+    }
+
+    /// Looks how many, and begins anew.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.swap(0, Relaxed)
+    }
+
+    pub(super) fn has_promise(&self, now: Nanos) -> bool {
+        now < self.promised_until.load(Acquire)
+    }
+
+    /// When the next token comes, if it does not now.
+    pub(super) fn comes_at(&self, now: Nanos) -> Option<Nanos> {
+        let at = self.next_at.load(Relaxed);
+        (now < at).then_some(at)
+    }
+
+    pub(super) fn set_next_at(&self, at: Nanos) {
+        self.next_at.store(at, Relaxed);
+    }
+
+    pub(super) fn promised_until(&self) -> Nanos {
+        self.promised_until.load(Relaxed)
+    }
+
+    pub(super) fn set_promised_until(&self, until: Nanos) {
+        self.promised_until.store(until, Release);
+    }
+
+    pub(super) fn set_again_at(&self, at: Nanos) {
+        self.again_at.store(at, Relaxed);
+    }
+
+    /// Whether it is worth asking again; says so to one of those who want to know.
+    pub(super) fn is_worth_asking(&self, now: Nanos) -> bool {
+        let at = self.again_at.load(Relaxed);
+        at != 0 && now >= at && self.again_at.compare_exchange(at, 0, Relaxed, Relaxed).is_ok()
     }
 
     pub(super) fn asked(&self) -> u64 {

@@ -6,11 +6,13 @@
 //! | `exchange.rs` | reports, renewals, returns |
 //! | `alone.rs` | what applies while the coordinator cannot be reached |
 //! | `known.rs` | what was last heard of an account |
+//! | `promise.rs` | what comes by and by, while more is asked for than there is |
 //! | `succession.rs` | new limits in the place of former ones |
 
 mod alone;
 mod exchange;
 mod known;
+mod promise;
 mod succession;
 
 use std::{
@@ -25,7 +27,7 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
-pub(crate) use self::alone::Verdict;
+pub(crate) use self::{alone::Verdict, promise::Found};
 use self::{exchange::State, known::Known};
 use crate::{
     calendar::Calendar,
@@ -144,6 +146,10 @@ impl Place {
         self.0 & Self::SLOTS != 0
     }
 
+    pub(crate) fn is_bucket(self) -> bool {
+        !self.is_quota() && !self.is_slots()
+    }
+
     /// What a request of this weight takes here: of slots, one.
     pub(crate) fn cost(self, cost: u64) -> u64 {
         if self.is_slots() { 1 } else { cost }
@@ -221,11 +227,6 @@ impl Holdings {
             self.known.get(place.index())?.ask(cost);
         }
         Some(Took { place, cost, taken })
-    }
-
-    /// Until when a request is refused for want of tokens that are nowhere; none if there may be some.
-    pub(crate) fn bar(&self, place: Place, cost: u64, now: Nanos) -> Option<Nanos> {
-        self.known.get(place.index())?.bar(place.cost(cost), now)
     }
 
     /// A request found too few tokens here, and there may be some elsewhere.

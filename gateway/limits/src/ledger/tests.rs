@@ -32,6 +32,7 @@ enum Step {
         there: u64,
         back: u64,
         is_lost: bool,
+        paced: bool,
     },
     /// It dies with all that it holds; another one takes its place.
     Restart(usize),
@@ -41,14 +42,15 @@ fn step() -> impl Strategy<Value = Step> {
     let gateway = 0..GATEWAYS;
     let wait = prop_oneof![6 => 0u64..50_000, 3 => 0u64..2_000_000, 1 => 0u64..100_000_000];
     let flight = || prop_oneof![6 => Just(0u64), 3 => 0u64..20_000, 1 => 0u64..3_000_000];
-    let exchange = (gateway.clone(), 0u64..4, 0u64..40, 0u64..4, flight(), flight(), prop::bool::weighted(0.1));
+    let flags = (prop::bool::weighted(0.1), prop::bool::weighted(0.7));
+    let exchange = (gateway.clone(), 0u64..4, 0u64..40, 0u64..4, flight(), flight(), flags);
     prop_oneof![
         8 => wait.prop_map(Step::Wait),
         1 => (0u64..3_000_000).prop_map(Step::SetBack),
         10 => (gateway.clone(), 1u64..30).prop_map(|(gateway, tokens)| Step::Spend { gateway, tokens }),
         3 => (gateway.clone(), 1u64..5).prop_map(|(gateway, slots)| Step::Finish { gateway, slots }),
-        12 => exchange.prop_map(|(gateway, give_back, want, least, there, back, is_lost)| {
-            Step::Exchange { gateway, give_back, want, least, there, back, is_lost }
+        12 => exchange.prop_map(|(gateway, give_back, want, least, there, back, (is_lost, paced))| {
+            Step::Exchange { gateway, give_back, want, least, there, back, is_lost, paced }
         }),
         1 => gateway.prop_map(Step::Restart),
     ]
@@ -66,6 +68,21 @@ struct Gateway {
     /// In true time, counted from before the message was sent.
     ends: u64,
     is_asking: bool,
+    /// Since when, and how much of it has come.
+    promise: Option<(Pace, u64, u64)>,
+}
+
+impl Gateway {
+    /// What has come by and by is held.
+    fn keep_promise(&mut self, now: u64) {
+        if let Some((pace, from, came)) = &mut self.promise
+            && now < self.ends
+        {
+            let in_all = pace.rate * (now - *from) / pace.unit;
+            self.held += in_all - *came;
+            *came = in_all;
+        }
+    }
 }
 
 /// A message on its way.
@@ -106,7 +123,7 @@ struct World {
 
 impl World {
     fn new(terms: Terms) -> Self {
-        let moment = Moment { now: BEGIN, live: GATEWAYS as u64, began: 0 };
+        let moment = Moment { now: BEGIN, live: GATEWAYS as u64, began: 0, is_told: true };
         Self {
             terms,
             ledger: Ledger::open(terms, 1, &moment, false),
@@ -133,19 +150,30 @@ impl World {
                     gateway.spent = gateway.spent.saturating_sub(slots);
                 }
             }
-            Step::Exchange { gateway, give_back, want, least, there, back, is_lost } => {
+            Step::Exchange { gateway, give_back, want, least, there, back, is_lost, paced } => {
                 let (is_slots, now, terms) = (self.is_slots(), self.now, self.terms);
+                self.gateways[gateway].keep_promise(now);
                 self.end_leases();
                 let teller = &mut self.gateways[gateway];
                 if teller.is_asking {
                     return;
                 }
                 teller.is_asking = true;
+                teller.promise = None;
                 // Free slots are all given back.
                 teller.held = if is_slots { 0 } else { teller.held.saturating_sub(give_back) };
                 let Gateway { spent, held, generation, .. } = *teller;
-                let request =
-                    Request { key: "limit".into(), terms, spent, held, known: true, has_ended: false, want, least };
+                let request = Request {
+                    key: "limit".into(),
+                    terms,
+                    spent,
+                    held,
+                    known: true,
+                    has_ended: false,
+                    want,
+                    least,
+                    paced,
+                };
                 let reporter = format!("{gateway}-{generation}").into();
                 let (there, back) = (now + there, now + there + back);
                 let flight =
@@ -178,15 +206,17 @@ impl World {
     }
 
     fn carry_out(&mut self, flight: usize) {
-        let moment = Moment { now: self.now - self.behind, live: GATEWAYS as u64, began: 0 };
+        let moment = Moment { now: self.now - self.behind, live: GATEWAYS as u64, began: 0, is_told: true };
         let Flight { reporter, request, answer, .. } = &mut self.flights[flight];
         *answer = Some(self.ledger.exchange(&moment, reporter, 1, request));
         if let Ledger::Bucket(bucket) = &self.ledger {
             assert!(bucket.level <= bucket.room(), "what is out belongs to the burst");
+            assert!(bucket.free_rate() >= 0 && 2 * bucket.promised() <= bucket.terms.capacity());
         }
     }
 
     fn receive(&mut self, flight: &Flight) {
+        self.end_leases();
         let gateway = &mut self.gateways[flight.gateway];
         if gateway.generation != flight.generation {
             return;
@@ -195,7 +225,17 @@ impl World {
         if flight.is_lost {
             return;
         }
-        match flight.answer.unwrap().outcome {
+        let answer = flight.answer.unwrap();
+        if let (true, Outcome::Granted { ends_in, .. } | Outcome::NoneUntil { ends_in, .. }) =
+            (answer.pace.rate > 0, answer.outcome)
+        {
+            if self.now >= gateway.ends {
+                gateway.held = 0;
+            }
+            gateway.ends = flight.sent + micros(ends_in);
+            gateway.promise = Some((answer.pace, self.now, 0));
+        }
+        match answer.outcome {
             Outcome::Granted { tokens, ends_in } => {
                 // Came too late for those that it held.
                 if self.now >= gateway.ends {
@@ -217,7 +257,7 @@ impl World {
     fn end_leases(&mut self) {
         let is_slots = self.is_slots();
         for gateway in self.gateways.iter_mut().filter(|gateway| gateway.ends <= self.now) {
-            gateway.held = 0;
+            (gateway.held, gateway.promise) = (0, None);
             // What is in use without a lease is not counted here.
             if is_slots {
                 gateway.spent = 0;
@@ -226,6 +266,7 @@ impl World {
     }
 
     fn spend(&mut self, gateway: usize, tokens: u64) {
+        self.gateways[gateway].keep_promise(self.now);
         self.end_leases();
         let gateway = &mut self.gateways[gateway];
         let tokens = tokens.min(gateway.held);
@@ -295,7 +336,17 @@ proptest! {
 }
 
 fn request(terms: Terms) -> Request {
-    Request { key: "limit".into(), terms, spent: 0, held: 0, known: false, has_ended: false, want: 1, least: 1 }
+    Request {
+        key: "limit".into(),
+        terms,
+        spent: 0,
+        held: 0,
+        known: false,
+        has_ended: false,
+        want: 1,
+        least: 1,
+        paced: false,
+    }
 }
 
 fn bucket(tokens: u64, burst: u64) -> Terms {
@@ -310,12 +361,12 @@ struct One {
 
 impl One {
     fn new(terms: Terms) -> Self {
-        let moment = Moment { now: BEGIN, live: 1, began: 0 };
+        let moment = Moment { now: BEGIN, live: 1, began: 0, is_told: true };
         Self { ledger: Ledger::open(terms, 1, &moment, false), now: BEGIN }
     }
 
     fn ask(&mut self, reporter: &str, revision: u64, request: &Request) -> Answer {
-        let moment = Moment { now: self.now, live: 1, began: 0 };
+        let moment = Moment { now: self.now, live: 1, began: 0, is_told: true };
         self.ledger.exchange(&moment, &reporter.into(), revision, request)
     }
 }
@@ -389,7 +440,7 @@ fn a_clock_that_is_set_back_by_hours_does_not_stop_an_account() {
     assert!(matches!(one.ask("a", 1, &request(terms)).outcome, Outcome::Granted { tokens: 1, .. }));
 
     // An account that is to open soon does so.
-    let moment = |now| Moment { now, live: 1, began: BEGIN };
+    let moment = |now| Moment { now, live: 1, began: BEGIN, is_told: true };
     for terms in [bucket(60, 10), Terms::Slots { limit: 1 }] {
         let mut ledger = Ledger::open(terms, 1, &moment(BEGIN), true);
         let outcome = ledger.exchange(&moment(BEGIN - HOUR), &"a".into(), 1, &request(terms)).outcome;
@@ -430,7 +481,7 @@ fn terms_change_forwards_only_and_at_once() {
 
 #[test]
 fn an_account_that_was_lost_gives_nothing_for_a_lease_time() {
-    let moment = Moment { now: BEGIN, live: 1, began: 0 };
+    let moment = Moment { now: BEGIN, live: 1, began: 0, is_told: true };
     for (terms, time) in [
         (bucket(60, 10), LEASE_TIME),
         (Terms::Quota { limit: 10, starts: 0, ends: 1 << 52 }, LEASE_TIME),
@@ -467,12 +518,12 @@ proptest! {
         (want, least) in (0u64..1_000_000, 0u64..20),
     ) {
         let terms = |limit| Terms::Quota { limit, starts: 0, ends: 2 * BEGIN };
-        let moment = Moment { now: BEGIN, live: 1, began: 0 };
+        let moment = Moment { now: BEGIN, live: 1, began: 0, is_told: true };
         let Ledger::Quota(mut ledger) = Ledger::open(terms(before), 1, &moment, false) else { unreachable!() };
         ledger.others_took(0, debited);
         let reporter: Arc<str> = "a".into();
         let request =
-            Request { key: "day".into(), terms: terms(limit), spent, held, known: true, has_ended: false, want, least };
+            Request { key: "day".into(), terms: terms(limit), spent, held, known: true, has_ended: false, want, least, paced: false };
         let known = ledger.debited_after(&reporter, &request);
         let portion = (before.max(limit) / LEASE_PART).max(least).max(1);
         prop_assert!(known <= debited + spent + held + portion);

@@ -38,8 +38,17 @@ impl Gateway {
             self.held /= 2;
         }
         let Self { terms, spent, held, .. } = *self;
-        let request =
-            Request { key: "limit".into(), terms, spent, held, known: true, has_ended: false, want, least: 1 };
+        let request = Request {
+            key: "limit".into(),
+            terms,
+            spent,
+            held,
+            known: true,
+            has_ended: false,
+            want,
+            least: 1,
+            paced: false,
+        };
         let reporter = Arc::clone(&self.reporter);
         let exchange = Exchange { tenant: "tenant".into(), reporter, revision: 1, accounts: vec![request] };
         let answer = self.coordinator.exchange(&exchange).await.ok()?[0];

@@ -20,7 +20,17 @@ const SLACK: Duration = Duration::from_millis(150);
 
 pub(crate) fn exchange(tenant: &str, reporter: &str, known: bool) -> Exchange {
     let terms = Terms::Bucket(Bucket::new(6000, Duration::from_mins(1), 100).unwrap());
-    let request = Request { key: "rate".into(), terms, spent: 0, held: 0, known, has_ended: false, want: 1, least: 1 };
+    let request = Request {
+        key: "rate".into(),
+        terms,
+        spent: 0,
+        held: 0,
+        known,
+        has_ended: false,
+        want: 1,
+        least: 1,
+        paced: false,
+    };
     Exchange { tenant: tenant.into(), reporter: reporter.into(), revision: 1, accounts: vec![request] }
 }
 

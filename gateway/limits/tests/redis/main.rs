@@ -7,6 +7,7 @@ mod support;
 
 mod concurrency;
 mod faults;
+mod forgetting;
 mod script;
 mod tls;
 mod topologies;

@@ -25,6 +25,7 @@ struct Step {
     /// Microseconds since the step before; Redis' clock may be set back.
     elapsed: i64,
     live: u64,
+    is_told: bool,
     revision: u64,
     reporter: usize,
     accounts: Vec<Said>,
@@ -40,6 +41,7 @@ struct Said {
     has_ended: bool,
     want: u64,
     least: u64,
+    paced: bool,
 }
 
 fn bucket(tokens: u64, seconds: u64, burst: u64) -> Terms {
@@ -84,9 +86,9 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
     let tokens = || prop_oneof![3 => Just(0u64), 4 => 0u64..4, 3 => 0u64..60, 1 => 0u64..2_000_000];
     let newly_spent = prop_oneof![8 => tokens().prop_map(u64::cast_signed), 1 => -20i64..0, 1 => Just(1i64 << 45)];
     let least = prop_oneof![4 => 0u64..2, 2 => 0u64..12, 1 => 0u64..100_000];
-    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1));
+    let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.1), prop::bool::weighted(0.7));
     (Just(account), terms(), newly_spent, tokens(), flags, tokens(), least).prop_map(
-        |(account, terms, newly_spent, held, (known, has_ended), want, least)| Said {
+        |(account, terms, newly_spent, held, (known, has_ended, paced), want, least)| Said {
             account,
             terms,
             newly_spent,
@@ -95,6 +97,7 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
             has_ended,
             want,
             least,
+            paced,
         },
     )
 }
@@ -102,9 +105,11 @@ fn said(account: usize) -> impl Strategy<Value = Said> {
 fn step() -> impl Strategy<Value = Step> {
     let accounts = prop::sample::subsequence((0..ACCOUNTS).collect::<Vec<_>>(), 1..=ACCOUNTS);
     let accounts = accounts.prop_flat_map(|accounts| accounts.into_iter().map(said).collect::<Vec<_>>());
-    (elapsed(), 1u64..6, 1u64..5, 0usize..4, accounts).prop_map(|(elapsed, live, revision, reporter, accounts)| Step {
+    let rest = (prop::bool::weighted(0.8), 1u64..5, 0usize..4, accounts);
+    (elapsed(), 1u64..6, rest).prop_map(|(elapsed, live, (is_told, revision, reporter, accounts))| Step {
         elapsed,
         live,
+        is_told,
         revision,
         reporter,
         accounts,
@@ -134,6 +139,7 @@ struct Script {
     connection: Connection,
     text: String,
     number: u64,
+    told: &'static str,
 }
 
 impl Script {
@@ -143,7 +149,7 @@ impl Script {
             .replace("redis.call('TIME')", "{ ARGV[#ARGV - 2], ARGV[#ARGV - 1] }")
             .replace("redis.call('INFO', 'server')", "ARGV[#ARGV]");
         assert!(!told.contains("'TIME'") && !told.contains("'INFO'"));
-        Self { connection: server.connection(), text: told, number: 0 }
+        Self { connection: server.connection(), text: told, number: 0, told: "1,2" }
     }
 
     fn flush(&mut self) {
@@ -173,7 +179,7 @@ impl Script {
     ) -> Result<Vec<Answer>, CoordinatorError> {
         let (seconds, micros) = (now / SECOND, now % SECOND);
         let uptime = i128::from(seconds) - i128::from(began_second);
-        let arguments = script::arguments(exchange, "session", number, live).unwrap();
+        let arguments = script::arguments(exchange, "session", number, live, self.told).unwrap();
         let mut command = Cmd::new();
         command.arg("EVAL").arg(&self.text).arg(arguments).arg(seconds).arg(micros);
         command.arg(format!("run_id:{run}\r\nuptime_in_seconds:{uptime}\r\n"));
@@ -191,7 +197,8 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
     for step in steps {
         now = now.checked_add_signed(step.elapsed).unwrap();
         let reporter: Arc<str> = format!("gateway-{}", step.reporter).into();
-        let moment = Moment { now, live: step.live, began: ((began_second + 1) * SECOND).min(now) };
+        let moment =
+            Moment { now, live: step.live, began: ((began_second + 1) * SECOND).min(now), is_told: step.is_told };
         let mut accounts = Vec::new();
         let mut expected = Vec::new();
         for said in &step.accounts {
@@ -206,6 +213,7 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
                 has_ended: said.has_ended,
                 want: said.want,
                 least: said.least,
+                paced: said.paced,
             };
             let ledger = ledgers
                 .entry(said.account)
@@ -214,6 +222,7 @@ fn compare(script: &mut Script, began_second: u64, steps: &[Step]) -> Result<(),
             accounts.push(request);
         }
         let exchange = Exchange { tenant: "tenant".into(), reporter, revision: step.revision, accounts };
+        script.told = if step.is_told { "fedc,0123456789abcdef" } else { "fedc" };
         let answers = script.exchange(&exchange, now, step.live, began_second, "0123456789abcdef").unwrap();
         prop_assert_eq!(answers, expected, "{:?}", exchange);
     }
@@ -232,7 +241,17 @@ fn the_script_does_what_the_ledger_does() {
 }
 
 fn request(terms: Terms) -> Request {
-    Request { key: "rate".into(), terms, spent: 0, held: 0, known: false, has_ended: false, want: 1, least: 1 }
+    Request {
+        key: "rate".into(),
+        terms,
+        spent: 0,
+        held: 0,
+        known: false,
+        has_ended: false,
+        want: 1,
+        least: 1,
+        paced: false,
+    }
 }
 
 fn exchange_of(reporter: &str, request: Request) -> Exchange {
@@ -335,7 +354,7 @@ fn accounts_are_kept_as_long_as_they_differ_from_new_ones() {
     ] {
         redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
         let exchange = exchange_of("a", Request { known: true, ..request(terms) });
-        let arguments = script::arguments(&exchange, "session", 1, 1).unwrap();
+        let arguments = script::arguments(&exchange, "session", 1, 1, "").unwrap();
         let _: Vec<u64> = redis::cmd("EVAL").arg(script::text()).arg(arguments).query(&mut connection).unwrap();
         let kept: u64 = redis::cmd("TTL").arg("seiketsu:{tenant}:rate").query(&mut connection).unwrap();
         assert!((least..=most).contains(&kept), "{terms:?} is kept for {kept}s");

@@ -8,15 +8,15 @@
 //! the end, as the other has left it, before it writes.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use seiketsu_limits::lock;
 use uuid::Uuid;
 
 use super::{counts::Row, record};
@@ -26,7 +26,6 @@ use crate::files;
 /// counted meanwhile can wait; a start that fails could not be mended by waiting.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_AT_START: Duration = Duration::from_mins(1);
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Segments are a part of what may be kept, so that not too much goes at once, and no larger than this.
 const MOST_OF_SEGMENT: u64 = 4 << 20;
 const SEGMENTS: u64 = 16;
@@ -340,15 +339,8 @@ impl Drop for Held {
 }
 
 fn hold(lock: &Arc<File>, patience: Duration) -> io::Result<Held> {
-    let until = Instant::now() + patience;
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(Held(lock.clone())),
-            Err(TryLockError::WouldBlock) if Instant::now() < until => thread::park_timeout(LOOK_AGAIN),
-            Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process holds the lock")),
-            Err(TryLockError::Error(error)) => return Err(error),
-        }
-    }
+    lock::take(lock, patience)?;
+    Ok(Held(lock.clone()))
 }
 
 const EXTENSION: &str = ".ndjson";
@@ -536,7 +528,7 @@ mod tests {
     #[test]
     fn two_processes_write_one_log() {
         let folder = tempfile::tempdir().unwrap();
-        thread::scope(|scope| {
+        std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     let mut log = open(folder.path());

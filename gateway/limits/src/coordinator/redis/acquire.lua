@@ -2,17 +2,20 @@
 -- `ledger.rs` does, number for number; the comments there say why. Numbers are integers below 2^53, which
 -- doubles hold exactly.
 --
--- LEASE_TIME, SLOT_LEASE_TIME, KEPT and SETTLED_AFTER are set before this text is loaded, in microseconds.
+-- LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN and TOLD_SOON are set before this text is loaded, in microseconds.
 --
 -- KEYS: for each account its hash:
 --   run     id of the Redis process that wrote it last, and when the account opens
 --   terms   kind, revision and the three numbers of the terms
 --   state   level of a bucket, or what a quota has debited; when it was brought up to date; what leases that
---           have not ended hold, all together; the time before which none of them ends
---   @name   the lease of a reporter: spent, out, ends, ended, and the session and number of its last exchange
--- ARGV: reporter, its session, number of the exchange, revision, gateways that are live; then for each
---   account: kind, three numbers of its terms, spent, held, known, has ended, want, least.
--- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left.
+--           have not ended hold, all together; the time before which none of them ends; and of these leases, all
+--           together: units that come to them each microsecond, units promised until they end, what they want
+--   @name   the lease of a reporter: spent, out, ends, ended, the session and number of its last exchange, rate,
+--           since, want
+-- ARGV: reporter, its session, number of the exchange, revision, gateways that are live, the ids of processes
+--   that all of these have told what they know of quotas; then for each
+--   account: kind, three numbers of its terms, spent, held, known, has ended, want, least, paced.
+-- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left, rate, unit, again_in.
 
 local GRANTED, NONE_UNTIL, RECOVERING, OTHER_PERIOD, OVERTAKEN = 0, 1, 2, 3, 4
 
@@ -21,11 +24,14 @@ local NEVER = 2 ^ 53 - 1
 
 local DAY = 24 * 60 * 60 * 1000000
 
+local MOST_WANTED = 1000000
+
 local reporter = '@' .. ARGV[1]
 local session = ARGV[2]
 local number = tonumber(ARGV[3])
 local revision = tonumber(ARGV[4])
 local live = tonumber(ARGV[5])
+local told = ARGV[6]
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -60,11 +66,13 @@ local function read_terms(text)
 end
 
 local function write_state(account)
-  return string.format('%.0f %.0f %.0f %.0f', account.value, account.updated, account.out, account.next_end)
+  return string.format('%.0f %.0f %.0f %.0f %.0f %.0f %.0f', account.value, account.updated, account.out,
+    account.next_end, account.rate, account.promised, account.want)
 end
 
 local function read_lease(text)
-  local spent, out, ends, ended, of, at = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  local spent, out, ends, ended, of, at, rate, since, want =
+    string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
   return {
     spent = tonumber(spent),
     out = tonumber(out),
@@ -72,17 +80,41 @@ local function read_lease(text)
     ended = ended == '1',
     session = of,
     number = at,
+    rate = tonumber(rate),
+    since = tonumber(since),
+    want = tonumber(want),
   }
 end
 
 local function write_lease(lease)
-  return string.format('%.0f %.0f %.0f %d %s %s', lease.spent, lease.out, lease.ends, lease.ended and 1 or 0,
-    lease.session, lease.number)
+  return string.format('%.0f %.0f %.0f %d %s %s %.0f %.0f %.0f', lease.spent, lease.out, lease.ends,
+    lease.ended and 1 or 0, lease.session, lease.number, lease.rate, lease.since, lease.want)
 end
 
 -- This reporter's lease, after this exchange.
 local function own_lease(spent, out, ends)
-  return { spent = spent, out = out, ends = ends, ended = false, session = session, number = ARGV[3], changed = true }
+  return {
+    spent = spent,
+    out = out,
+    ends = ends,
+    ended = false,
+    session = session,
+    number = ARGV[3],
+    rate = 0,
+    since = 0,
+    want = 0,
+    changed = true,
+  }
+end
+
+-- Units that have come to it.
+local function came(lease, at)
+  return lease.rate * math.max(math.min(at, lease.ends) - lease.since, 0)
+end
+
+-- Units that will have come to it when it ends.
+local function promised(lease)
+  return came(lease, lease.ends)
 end
 
 local function open(request, lost)
@@ -95,6 +127,9 @@ local function open(request, lost)
     opens = opens,
     out = 0,
     next_end = NEVER,
+    rate = 0,
+    promised = 0,
+    want = 0,
     leases = {},
     gone = {},
   }
@@ -108,6 +143,27 @@ end
 -- Of a lease that ended so long ago, nothing is put right any more.
 local function is_settled(account, lease)
   return lease.ended and lease.ends + SETTLED_AFTER <= account.updated
+end
+
+-- What it holds and was promised is no longer there for others, or is again.
+local function take_out(account, lease)
+  account.out = account.out - lease.out
+  account.rate = account.rate - lease.rate
+  account.promised = account.promised - promised(lease)
+  account.want = account.want - lease.want
+end
+
+local function read_leases(request, account)
+  if account.is_whole then
+    return
+  end
+  account.is_whole = true
+  local fields = redis.call('HGETALL', request.key)
+  for i = 1, #fields, 2 do
+    if string.sub(fields[i], 1, 1) == '@' then
+      account.leases[fields[i]] = read_lease(fields[i + 1])
+    end
+  end
 end
 
 -- The account as it was left; or a new one, if it is not there or of another kind. With the lease of this
@@ -127,7 +183,8 @@ local function load(request)
   account.revision, account.terms = at, terms
   account.old_run, account.old_terms, account.old_state = run_text, terms_text, state_text
   local written_by, opens = string.match(run_text, '^(%S+) (%S+)')
-  local value, updated, out, next_end = string.match(state_text, '^(%S+) (%S+) (%S+) (%S+)')
+  local value, updated, out, next_end, rate, promised_in_all, want =
+    string.match(state_text, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
   account.value = tonumber(value)
   -- Another process: what was given last may not have reached it. All that is out there ends before it opens.
   if written_by ~= run and kind == 'bucket' then
@@ -142,6 +199,9 @@ local function load(request)
   end
   account.out = tonumber(out)
   account.next_end = tonumber(next_end)
+  account.rate = tonumber(rate)
+  account.promised = tonumber(promised_in_all)
+  account.want = tonumber(want)
   -- The clock was set back: it is followed.
   local ahead = now + request.lease_time
   account.opens = math.min(account.opens, ahead)
@@ -150,13 +210,7 @@ local function load(request)
     account.leases[reporter] = read_lease(lease_text)
   end
   if account.next_end <= now or is_back then
-    account.is_whole = true
-    local fields = redis.call('HGETALL', request.key)
-    for i = 1, #fields, 2 do
-      if string.sub(fields[i], 1, 1) == '@' then
-        account.leases[fields[i]] = read_lease(fields[i + 1])
-      end
-    end
+    read_leases(request, account)
   end
   if is_back then
     for name, lease in pairs(account.leases) do
@@ -167,8 +221,11 @@ local function load(request)
     account.updated = now
     for _, lease in pairs(account.leases) do
       if not lease.ended then
+        account.promised = account.promised - promised(lease)
         lease.ends = math.min(lease.ends, ahead)
+        lease.since = math.min(lease.since, now)
         lease.changed = true
+        account.promised = account.promised + promised(lease)
       end
     end
   end
@@ -222,14 +279,14 @@ end
 -- What a bucket's level can be at most.
 local function room(account)
   local _, unit, burst = unpack(account.terms)
-  return (burst - math.min(account.out, burst)) * unit
+  return math.max((burst - math.min(account.out, burst)) * unit - account.promised, 0)
 end
 
 local function refill_to(account, to)
   local elapsed = math.max(to - account.updated, 0)
   account.updated = math.max(account.updated, to)
   -- Where this is not exact, it is more than there is room for.
-  account.value = math.min(account.value + elapsed * account.terms[1], room(account))
+  account.value = math.min(account.value + elapsed * (account.terms[1] - account.rate), room(account))
 end
 
 local function refill(account)
@@ -242,7 +299,7 @@ local function refill(account)
   table.sort(ending, function(a, b) return a.ends < b.ends end)
   for _, lease in ipairs(ending) do
     refill_to(account, lease.ends)
-    account.out = account.out - lease.out
+    take_out(account, lease)
     lease.ended = true
     lease.changed = true
   end
@@ -261,10 +318,27 @@ local function adopt_bucket(request, account)
   local rate, unit, burst = unpack(request.terms)
   local old = account.terms
   if rate ~= old[1] or unit ~= old[2] or burst ~= old[3] then
+    read_leases(request, account)
     refill(account)
+    for _, lease in pairs(account.leases) do
+      if lease.rate > 0 then
+        local given = quotient_up(promised(lease), old[2])
+        if not lease.ended then
+          account.value = account.value - (promised(lease) - came(lease, account.updated))
+          account.out = account.out + given
+          account.rate = account.rate - lease.rate
+          account.promised = account.promised - promised(lease)
+          account.want = account.want - lease.want
+        end
+        lease.out = lease.out + given
+        lease.rate = 0
+        lease.want = 0
+        lease.changed = true
+      end
+    end
     local tokens = quotient(account.value, old[2])
     account.terms = request.terms
-    account.value = math.max(math.min(tokens * unit, room(account)), -burst * unit)
+    account.value = math.min(math.max(tokens * unit, -burst * unit), room(account))
   end
   account.revision = revision
 end
@@ -277,12 +351,39 @@ local function settle(request, account)
     account.out = account.out + request.held
   end
   local newly_spent = request.spent - lease.spent
-  local balance = lease.out - newly_spent - request.held
+  local balance = (lease.out - newly_spent - request.held) * unit + came(lease, account.updated)
+  local wanted = lease.want
   if lease.ended then
     balance = math.min(balance, 0)
+    wanted = 0
+  else
+    take_out(account, lease)
   end
-  account.out = account.out + request.held - (lease.ended and 0 or lease.out)
-  account.value = math.min(math.max(account.value + balance * unit, -burst * unit), room(account))
+  account.out = account.out + request.held
+  account.value = math.min(math.max(account.value + balance, -burst * unit), room(account))
+  return wanted
+end
+
+local function promise(request, account, lease, tokens, wanted_before)
+  local in_all, unit, burst = unpack(account.terms)
+  local want = math.min(request.want, MOST_WANTED)
+  local weight = wanted_before == 0 and want or quotient_up(wanted_before + want, 2)
+  local part = quotient(in_all * weight, math.max(weight + account.want, 1))
+  local of_use = math.min(part, quotient(math.max(want - tokens, 0) * unit, LEASE_TIME))
+  local place = math.min(room(account) - account.value, quotient(burst * unit, 2) - account.rate * LEASE_TIME)
+  if account.value < 0 then
+    place = 0
+  end
+  lease.rate = math.min(of_use, in_all - account.rate, quotient(math.max(place, 0), LEASE_TIME))
+  lease.want = weight
+  account.rate = account.rate + lease.rate
+  account.promised = account.promised + promised(lease)
+  account.want = account.want + weight
+  local again_in = 0
+  if 3 * lease.rate < of_use or 2 * (in_all - account.rate) > in_all then
+    again_in = math.min(AGAIN, quotient(quotient_up(burst * unit, in_all), 8))
+  end
+  return lease.rate, unit, again_in
 end
 
 local function exchange_bucket(request, account)
@@ -291,24 +392,30 @@ local function exchange_bucket(request, account)
     return RECOVERING, account.opens - now, 0, 0
   end
   refill(account)
-  settle(request, account)
+  local wanted_before = settle(request, account)
   local rate, unit, burst = unpack(account.terms)
   local available = math.max(quotient(account.value, unit), 0)
   local tokens = 0
+  local most = math.max(math.max(quotient(burst, 2 * live), 1) - request.held, 0)
   if available >= request.least then
-    local most = math.max(math.max(quotient(burst, 2 * live), 1) - request.held, 0)
     local fair = quotient_up(available, 2)
     tokens = math.max(math.min(request.want, most, fair), request.least)
   end
   account.value = account.value - tokens * unit
   account.out = account.out + tokens
-  account.leases[reporter] = own_lease(request.spent, request.held + tokens, now + LEASE_TIME)
+  local lease = own_lease(request.spent, request.held + tokens, now + LEASE_TIME)
+  lease.since = account.updated
+  account.leases[reporter] = lease
+  local pace, of_unit, again_in = 0, 0, 0
+  if request.paced and tokens < math.min(request.want, most) then
+    pace, of_unit, again_in = promise(request, account, lease, tokens, wanted_before)
+  end
   local left = math.max(quotient(account.value, unit), 0)
   if available < request.least then
     local missing = request.least * unit - account.value
-    return NONE_UNTIL, quotient_up(missing, rate), LEASE_TIME, left
+    return NONE_UNTIL, quotient_up(missing, rate), LEASE_TIME, left, pace, of_unit, again_in
   end
-  return GRANTED, tokens, LEASE_TIME, left
+  return GRANTED, tokens, LEASE_TIME, left, pace, of_unit, again_in
 end
 
 local function exchange_quota(request, account)
@@ -332,8 +439,11 @@ local function exchange_quota(request, account)
   end
   account.leases[reporter] = lease
   local remaining = math.max(limit - account.value, 0)
-  if now < account.opens then
-    return RECOVERING, account.opens - now, 0, remaining
+  local is_told = string.find(told, run, 1, true)
+  local opens = math.max(account.opens, is_told and 0 or began + TOLD_WITHIN)
+  if now < opens then
+    local soon = is_told and opens or math.min(opens, now + TOLD_SOON)
+    return RECOVERING, soon - now, 0, remaining
   end
   if remaining < request.least then
     return NONE_UNTIL, ends - now, ends - now, remaining
@@ -389,27 +499,27 @@ local function exchange(request)
   -- A message that comes after a later one, from a connection given up, would undo it.
   local lease = account.leases[reporter]
   if lease and lease.session == session and tonumber(lease.number) > number then
-    return OVERTAKEN, 0, 0, 0
+    return OVERTAKEN, 0, 0, 0, 0, 0, 0
   end
-  local outcome, amount, ends_in, left = EXCHANGE[request.kind](request, account)
+  local outcome, amount, ends_in, left, rate, unit, again_in = EXCHANGE[request.kind](request, account)
   local has_new_terms = save(request, account)
   if request.kind == 'bucket' then
     -- From the deepest debt to the brim.
-    local rate, unit, burst = unpack(account.terms)
-    keep(request, account, math.max(KEPT, quotient_up(2 * burst * unit, rate)) + LEASE_TIME)
+    local in_all, of_unit, burst = unpack(account.terms)
+    keep(request, account, math.max(KEPT, quotient_up(2 * burst * of_unit, in_all)) + LEASE_TIME)
   elseif request.kind == 'slots' then
     keep(request, account, KEPT + SLOT_LEASE_TIME)
   elseif has_new_terms then
     redis.call('PEXPIREAT', request.key, integer(quotient_up(request.terms[3] + 2 * DAY, 1000)))
   end
-  return outcome, amount, ends_in, left
+  return outcome, amount, ends_in, left, rate or 0, unit or 0, again_in or 0
 end
 
 local answers = { now }
 for i, key in ipairs(KEYS) do
-  local at = 5 + (i - 1) * 10
+  local at = 6 + (i - 1) * 11
   local kind = ARGV[at + 1]
-  local outcome, amount, ends_in, left = exchange({
+  local numbers = { exchange({
     key = key,
     kind = kind,
     lease_time = kind == 'slots' and SLOT_LEASE_TIME or LEASE_TIME,
@@ -420,8 +530,9 @@ for i, key in ipairs(KEYS) do
     has_ended = ARGV[at + 8] == '1',
     want = tonumber(ARGV[at + 9]),
     least = tonumber(ARGV[at + 10]),
-  })
-  for _, n in ipairs({ outcome, amount, ends_in, left }) do
+    paced = ARGV[at + 11] == '1',
+  }) }
+  for _, n in ipairs(numbers) do
     answers[#answers + 1] = n
   end
 end

@@ -1,6 +1,7 @@
 //! The connection to Redis: kept up in the background, so that no exchange ever waits for one.
 
 use std::{
+    collections::HashMap,
     hash::BuildHasher,
     sync::{
         Arc,
@@ -11,6 +12,7 @@ use std::{
 
 use foldhash::quality::FixedState;
 use parking_lot::RwLock;
+use redis::FromRedisValue;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
@@ -50,6 +52,10 @@ pub(super) struct Link {
     live: AtomicU64,
     /// So many connections have been made; also those that a cluster made to new servers by itself.
     connections: AtomicU64,
+    /// Over this many of them everything was told that this gateway knows of quotas.
+    told_over: AtomicU64,
+    /// The processes that all gateways have told: their ids.
+    told: RwLock<Arc<str>>,
 }
 
 /// Tenants that fail together. After a time-out only one exchange at a time tries again.
@@ -69,6 +75,8 @@ impl Link {
             doubt: Notify::new(),
             live: AtomicU64::new(1),
             connections: AtomicU64::new(0),
+            told_over: AtomicU64::new(0),
+            told: RwLock::new("".into()),
         }
     }
 
@@ -78,6 +86,16 @@ impl Link {
 
     pub(super) fn connections(&self) -> u64 {
         self.connections.load(Relaxed)
+    }
+
+    pub(super) fn has_told(&self, connections: u64) {
+        self.told_over.store(connections, Relaxed);
+        // Others wait for it.
+        self.doubt.notify_one();
+    }
+
+    pub(super) fn told(&self) -> Arc<str> {
+        Arc::clone(&self.told.read())
     }
 
     pub(super) fn is_connected(&self) -> bool {
@@ -147,20 +165,31 @@ impl Keeper {
         let mut dialer = Dialer::new(self.address.clone(), EXCHANGE_TIMEOUT);
         let mut closing = self.closing.clone();
         // Told once, not with every try.
-        let mut is_away = false;
+        let (mut is_away, mut is_warned) = (false, false);
         loop {
             let connected = tokio::select! {
                 () = closed(&mut closing) => return,
                 connected = dialer.connect() => connected,
             };
             let lost = match connected {
-                Ok(connection) => match self.serve(connection, &mut is_away).await {
-                    End::Closed => return,
-                    End::Lost(error) => error,
-                },
+                Ok(mut connection) => {
+                    if !is_warned && let Some(policy) = eviction(&mut connection).await {
+                        is_warned = true;
+                        tracing::warn!(
+                            address = %self.address,
+                            %policy,
+                            "Redis may evict accounts of limits, which are then full again: set maxmemory-policy noeviction"
+                        );
+                    }
+                    match self.serve(connection, &mut is_away).await {
+                        End::Closed => return,
+                        End::Lost(error) => error,
+                    }
+                }
                 Err(error) => error,
             };
             *self.link.connection.write() = None;
+            *self.link.told.write() = "".into();
             if !is_away {
                 is_away = true;
                 tracing::warn!(address = %self.address, error = %lost, "Redis is away");
@@ -174,7 +203,6 @@ impl Keeper {
 
     /// Heartbeats over this connection, which exchanges use as soon as the first one went well.
     async fn serve(&mut self, mut connection: Connection, is_away: &mut bool) -> End {
-        let heartbeat = [1.to_string(), GATEWAYS.to_owned(), self.gateway.to_string(), micros(GONE_AFTER).to_string()];
         let is_cluster = matches!(connection, Connection::Cluster(_));
         let mut ticks = interval(HEARTBEAT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -190,11 +218,18 @@ impl Keeper {
                 _ = ticks.tick() => {}
                 () = self.link.doubt.notified(), if !is_cluster => {}
             }
-            let live = timeout(EXCHANGE_TIMEOUT, script::HEARTBEAT.run(&mut connection, &heartbeat));
-            let error = match live.await {
-                Ok(Ok(live)) => {
+            let told =
+                if self.has_told() { if is_cluster { shards.ids() } else { ".".to_owned() } } else { String::new() };
+            let heartbeat =
+                [1.to_string(), GATEWAYS.to_owned(), self.gateway.to_string(), micros(GONE_AFTER).to_string(), told];
+            let answer = script::HEARTBEAT.run::<(u64, String)>(&mut connection, &heartbeat);
+            let error = match timeout(EXCHANGE_TIMEOUT, answer).await {
+                Ok(Ok((live, told))) => {
                     failures = 0;
                     self.count(live, counted_from);
+                    if *self.link.told() != *told {
+                        *self.link.told.write() = told.into();
+                    }
                     if !is_cluster {
                         self.link.lanes[0].trust();
                     }
@@ -219,6 +254,11 @@ impl Keeper {
         }
     }
 
+    /// Whether this gateway has told what it knows, over this connection.
+    fn has_told(&self) -> bool {
+        self.link.is_connected() && self.link.told_over.load(Relaxed) >= self.link.connections()
+    }
+
     fn count(&self, live: u64, counted_from: Instant) {
         let known = self.link.live();
         let live = if Instant::now() < counted_from { live.max(known) } else { live };
@@ -228,10 +268,30 @@ impl Keeper {
     async fn leave(&self, connection: &mut Connection) {
         *self.link.connection.write() = None;
         let mut command = redis::cmd("ZREM");
+        // What it told counts no more without it.
         command.arg(GATEWAYS).arg(&*self.gateway);
         // If this fails, the heartbeat that stays away tells the same a little later.
         let _ = timeout(EXCHANGE_TIMEOUT, command.query_async::<u64>(connection)).await;
     }
+}
+
+/// What Redis evicts when it runs out of memory, if it does.
+async fn eviction(connection: &mut Connection) -> Option<String> {
+    let mut command = redis::cmd("INFO");
+    command.arg("memory");
+    let info = timeout(EXCHANGE_TIMEOUT, command.query_async::<redis::Value>(connection)).await.ok()?.ok()?;
+    let is_cluster = matches!(connection, Connection::Cluster(_));
+    // Of a cluster all masters answer.
+    let infos: Vec<String> = if is_cluster {
+        HashMap::<String, String>::from_redis_value(info).ok()?.into_values().collect()
+    } else {
+        vec![String::from_redis_value(info).ok()?]
+    };
+    infos.iter().filter_map(|info| policy(info)).find(|policy| policy != "noeviction")
+}
+
+fn policy(info: &str) -> Option<String> {
+    info.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).map(|policy| policy.trim().to_owned())
 }
 
 /// Until the link is closed.
@@ -242,4 +302,16 @@ async fn closed(closing: &mut watch::Receiver<bool>) {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_is_found_in_what_redis_says_of_its_memory() {
+        let info = "# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\nallocator_frag_ratio:1\r\n";
+        assert_eq!(policy(info).as_deref(), Some("allkeys-lru"));
+        assert_eq!(policy("# Memory\r\n"), None);
+    }
 }

@@ -6,7 +6,7 @@
 //! What Redis must be:
 //! - 7.0 or later. A user with an access list needs the keys `seiketsu:*`, and the commands `EVAL`, `EVALSHA`,
 //!   `HGETALL`, `HMGET`, `HSET`, `HDEL`, `DEL`, `PEXPIRE`, `PEXPIREAT`, `ZADD`, `ZREM`, `ZREMRANGEBYSCORE`,
-//!   `ZCARD`, `TIME`, `INFO`, and those of the connection: `HELLO`, `AUTH`, `CLIENT`, `SELECT`; `CLUSTER` of a
+//!   `ZRANGE`, `TIME`, `INFO`, and those of the connection: `HELLO`, `AUTH`, `CLIENT`, `SELECT`; `CLUSTER` of a
 //!   cluster, `ROLE` of a master that sentinels name.
 //! - With `maxmemory-policy noeviction`: an account that is evicted is taken for one that was never used, and is
 //!   full again. Without memory exchanges fail, and the tenants' settings for that case apply. Nor must it be
@@ -108,7 +108,7 @@ impl RedisCoordinator {
         };
         // Once for each message: a later one has a higher number.
         let number = self.sent.fetch_add(1, Relaxed) + 1;
-        let arguments = script::arguments(exchange, &self.session, number, self.live())?;
+        let arguments = script::arguments(exchange, &self.session, number, self.live(), &self.link.told())?;
         match timeout(EXCHANGE_TIMEOUT, script::ACQUIRE.run::<Vec<u64>>(&mut connection, &arguments)).await {
             Ok(Ok(numbers)) => {
                 self.link.trust(tenant);
@@ -150,6 +150,14 @@ impl Coordinator for RedisCoordinator {
 
     fn connections(&self) -> u64 {
         self.link.connections()
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.link.is_connected()
+    }
+
+    fn has_told(&self, connections: u64) {
+        self.link.has_told(connections);
     }
 }
 

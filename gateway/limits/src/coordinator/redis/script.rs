@@ -5,16 +5,16 @@ use std::{sync::LazyLock, time::Duration};
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::ConnectionLike};
 
 use crate::{
-    coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Request, SLOT_LEASE_TIME},
-    ledger::{KEPT, SETTLED_AFTER},
+    coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Pace, Request, SLOT_LEASE_TIME},
+    ledger::{AGAIN, KEPT, SETTLED_AFTER, TOLD_SOON, TOLD_WITHIN},
     terms::Terms,
 };
 
 /// The largest integer that the script counts exactly; larger ones are sent as this.
 const MAX_EXACT: u64 = (1 << 53) - 1;
 
-/// Of each account: outcome, tokens or wait, ends, left.
-const NUMBERS_PER_ANSWER: usize = 4;
+/// Of each account: outcome, tokens or wait, ends, left; what is promised: rate, unit, when to ask again.
+const NUMBERS_PER_ANSWER: usize = 7;
 
 pub(super) static ACQUIRE: LazyLock<Script> = LazyLock::new(|| Script::new(text()));
 
@@ -55,29 +55,39 @@ impl Script {
 
 /// The script of an exchange, with the times that it and the ledger have in common.
 pub fn text() -> String {
-    let [lease, slot_lease, kept, settled] = [LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER].map(micros);
-    let times = "local LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER";
-    format!("{times} = {lease}, {slot_lease}, {kept}, {settled}\n{}", include_str!("acquire.lua"))
+    let times = [LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN, TOLD_SOON]
+        .map(|time| micros(time).to_string())
+        .join(", ");
+    let names = "local LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN, TOLD_SOON";
+    format!("{names} = {times}\n{}", include_str!("acquire.lua"))
 }
 
 /// The number of keys, the keys, and what the script is told.
 ///
 /// `session` and `number` tell messages of the same reporter apart: within a session, a later one has a higher
-/// number.
+/// number. `told` are the ids of processes that all gateways have told what they know of quotas.
 ///
 /// # Errors
 /// If the reporter's name has other characters than letters, digits, dots, dashes and underscores.
-pub fn arguments(exchange: &Exchange, session: &str, number: u64, live: u64) -> Result<Vec<String>, CoordinatorError> {
+pub fn arguments(
+    exchange: &Exchange,
+    session: &str,
+    number: u64,
+    live: u64,
+    told: &str,
+) -> Result<Vec<String>, CoordinatorError> {
     let Exchange { tenant, reporter, revision, accounts } = exchange;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if reporter.is_empty() || !reporter.chars().all(is_plain) {
         return Err(CoordinatorError::Malformed(format!("a reporter named {reporter:?}")));
     }
-    let mut arguments = Vec::with_capacity(6 + accounts.len() * 11);
+    let mut arguments = Vec::with_capacity(7 + accounts.len() * 12);
     arguments.push(accounts.len().to_string());
     arguments.extend(accounts.iter().map(|account| format!("seiketsu:{{{tenant}}}:{}", account.key)));
     arguments.extend([reporter.to_string(), session.to_owned()]);
     arguments.extend([number, *revision, live.max(1)].map(exact));
+    let has_quotas = accounts.iter().any(|account| matches!(account.terms, Terms::Quota { .. }));
+    arguments.push(if has_quotas { told.to_owned() } else { String::new() });
     for account in accounts {
         add_account(&mut arguments, account);
     }
@@ -90,10 +100,10 @@ fn add_account(arguments: &mut Vec<String>, account: &Request) {
         Terms::Quota { limit, starts, ends } => ("quota", [limit, starts, ends]),
         Terms::Slots { limit } => ("slots", [limit, 0, 0]),
     };
-    let Request { spent, held, known, has_ended, want, least, .. } = *account;
+    let Request { spent, held, known, has_ended, want, least, paced, .. } = *account;
     arguments.push(kind.to_owned());
     arguments.extend(terms.map(exact));
-    arguments.extend([spent, held, known.into(), has_ended.into(), want, least].map(exact));
+    arguments.extend([spent, held, known.into(), has_ended.into(), want, least, paced.into()].map(exact));
 }
 
 /// What the script answered for so many accounts.
@@ -108,7 +118,7 @@ pub fn answers(numbers: &[u64], accounts: usize) -> Result<Vec<Answer>, Coordina
     if answers.len() != accounts || !rest.is_empty() {
         return Err(malformed());
     }
-    let answer = |[outcome, amount, ends_in, left]: &[u64; NUMBERS_PER_ANSWER]| {
+    let answer = |[outcome, amount, ends_in, left, rate, unit, again_in]: &[u64; NUMBERS_PER_ANSWER]| {
         let ends_in = Duration::from_micros(*ends_in);
         let wait = Duration::from_micros(*amount);
         let outcome = match outcome {
@@ -119,7 +129,8 @@ pub fn answers(numbers: &[u64], accounts: usize) -> Result<Vec<Answer>, Coordina
             4 => return Err(CoordinatorError::TimedOut),
             _ => return Err(malformed()),
         };
-        Ok(Answer { outcome, left: *left, now: *now })
+        let pace = Pace { rate: *rate, unit: *unit, again_in: Duration::from_micros(*again_in) };
+        Ok(Answer { outcome, pace, left: *left, now: *now })
     };
     answers.iter().map(answer).collect()
 }

@@ -13,6 +13,11 @@ pub(super) struct Shards {
 }
 
 impl Shards {
+    /// The run ids, one after another.
+    pub(super) fn ids(&self) -> String {
+        self.run_ids.join(",")
+    }
+
     /// Looks again; whether any of them is another one than before. One that does not answer is looked at the
     /// next time.
     pub(super) async fn have_changed(&mut self, cluster: &mut impl ConnectionLike, patience: Duration) -> bool {

@@ -52,6 +52,7 @@ pub(super) fn filter(
         }
     }
     ctx.exchange.status = Some(response.status);
+    ctx.exchange.failure = None;
     if response.status == StatusCode::NOT_MODIFIED
         && let Some(fetch) = &mut ctx.cache.fetch
         && fetch.stored.is_some()

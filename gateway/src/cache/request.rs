@@ -75,10 +75,15 @@ pub(crate) struct Origin<'a> {
     pub(crate) trusted: bool,
 }
 
-/// Whether the caller has said who it is, in any way that an upstream may answer to.
-pub(crate) fn is_identified(principal: Option<&Principal>, headers: &HeaderMap) -> bool {
+/// Whether the caller has said who it is, in any way that an upstream may answer to. `credentials` are the fields in
+/// which the tenant's callers do.
+pub(crate) fn is_identified(
+    principal: Option<&Principal>,
+    headers: &HeaderMap,
+    credentials: &[http::HeaderName],
+) -> bool {
     principal.is_some_and(|principal| *principal.kind() != PrincipalKind::Anonymous)
-        || headers.contains_key(header::AUTHORIZATION)
+        || credentials.iter().any(|name| headers.contains_key(name))
         || headers.contains_key(header::COOKIE)
 }
 

@@ -101,7 +101,8 @@ fn plan(
         return Plan::PassBy(Forwarded::Request);
     }
     let host = request::request_host(request).unwrap_or_default();
-    let identified = cache_request::is_identified(ctx.principal.as_deref(), &request.headers);
+    let identified =
+        cache_request::is_identified(ctx.principal.as_deref(), &request.headers, tenant.auth.credential_headers());
     let (secure, trusted) = scheme(session);
     let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
     let origin = Origin {

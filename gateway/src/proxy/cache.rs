@@ -157,7 +157,7 @@ fn plan(
 }
 
 /// Whether the client speaks TLS, with the gateway or with a proxy that is believed; and whether there is such a proxy.
-fn scheme(session: &Session) -> (bool, bool) {
+pub(super) fn scheme(session: &Session) -> (bool, bool) {
     let Some(peer) = Peer::of(session) else { return (false, false) };
     let told = || session.req_header().headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
     (peer.tls.is_some() || peer.trusted && told(), peer.trusted)

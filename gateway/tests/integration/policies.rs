@@ -320,7 +320,8 @@ fn answers_are_compressed_as_the_client_likes_it() {
     let mut head = gateway.connect();
     head.send(b"HEAD /v1/x HTTP/1.1\r\nHost: acme.test\r\nAccept-Encoding: gzip\r\n\r\n");
     let answer = head.receive_head();
-    assert_eq!((answer.status, answer.header("content-encoding")), (200, None));
+    assert_eq!((answer.status, answer.header("content-encoding")), (200, Some("gzip")));
+    assert_eq!((answer.header("etag"), answer.header("content-length")), (Some("W/\"abc\""), None));
     assert!(answer.all("vary").join(",").contains("Accept-Encoding"));
     // Nothing came after the head: the connection still works.
     assert_eq!(head.request("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\n\r\n").status, 200);

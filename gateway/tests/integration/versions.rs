@@ -5,8 +5,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, comes_true, demo, key_hash, ok, tenants, upstream},
-    support::{Gateway, KEY, Origin},
+    fixtures::{Stub, comes_true, demo, key_hash, ok, tenants, upstream, verified},
+    support::{Gateway, KEY, Origin, http2::Http2},
 };
 
 const LIST: &str = "
@@ -142,6 +142,15 @@ fn a_sticky_caller_stays_on_its_side() {
     // A cookie that nobody gave is drawn anew.
     let forged = gateway.get("acme.test", "/v1/echo", "Cookie: side=99999\r\n");
     assert!(forged.header("set-cookie").is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sticky_cookie_given_over_tls_does_not_leave_it() {
+    let (_stable, _next, gateway) = canary("weight: 50, sticky_cookie: side");
+    let secure = Http2::tls(&gateway, "acme.test").await.get("acme.test", "/v1/echo").await;
+    assert!(secure.header("set-cookie").unwrap().ends_with("; Secure"));
+    let plain = Http2::plain(&gateway).await.get("acme.test", "/v1/echo").await;
+    assert!(!plain.header("set-cookie").unwrap().contains("Secure"));
 }
 
 fn mirrored(mirror: &Stub, tenant: &str, policies: &str) -> (Origin, Gateway) {

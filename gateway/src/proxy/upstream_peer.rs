@@ -77,8 +77,15 @@ fn cookie<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
 }
 
 /// Sends a copy to the route's mirror, if this request is one of its share. The copy is of what the
-/// upstream gets, with the caller's signed identity and without the credential.
-pub(super) fn mirror(shared: &Shared, request: &request::Parts, ctx: &RequestContext, route: &CompiledRoute) {
+/// upstream gets, without the credential, and with the caller's signed identity as it is meant for the mirror:
+/// with `assertion`, that for the upstream, the mirror could speak to the upstream in the caller's name.
+pub(super) fn mirror(
+    shared: &Shared,
+    request: &request::Parts,
+    ctx: &RequestContext,
+    route: &CompiledRoute,
+    assertion: Option<&HeaderValue>,
+) {
     let Some(mirror) = &route.mirror else { return };
     if ctx.exchange.attempts > 1 || ctx.websocket || fastrand::f64() >= mirror.share {
         return;
@@ -86,7 +93,14 @@ pub(super) fn mirror(shared: &Shared, request: &request::Parts, ctx: &RequestCon
     // Without the body the copy would not be one.
     let body = &ctx.request_body;
     let Some(body) = body.replacement.clone().or_else(|| body.read.clone()) else { return };
-    let result = match shared.outbound.mirror(request, body, &mirror.pool) {
+    let instead = match (assertion, ctx.principal.as_deref()) {
+        (Some(of_upstream), Some(principal)) => match shared.assertions.assertion(principal, &mirror.audience) {
+            Ok(of_mirror) => Some((of_upstream, of_mirror)),
+            Err(_) => return shared.metrics.mirrored("unavailable"),
+        },
+        _ => None,
+    };
+    let result = match shared.outbound.mirror(request, body, &mirror.pool, instead) {
         Mirrored::Sent => "sent",
         Mirrored::TooMany => "too_many",
         Mirrored::Unavailable => "unavailable",

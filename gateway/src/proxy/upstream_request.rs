@@ -64,7 +64,7 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
     if !ctx.trace.keeps_tracestate() {
         fields.remove(TRACESTATE);
     }
-    identity(shared, fields, ctx, route)?;
+    let assertion = identity(shared, fields, ctx, route)?;
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -79,7 +79,10 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
     }
     transform_target(request, route)?;
     policies.request_headers.apply(&mut request.headers);
-    super::upstream_peer::mirror(shared, request, ctx, route);
+    if policies.response_body.is_some() {
+        ask_for_whole_and_plain(&mut request.headers);
+    }
+    super::upstream_peer::mirror(shared, request, ctx, route, assertion.as_ref());
     if let Some(host) = ctx.exchange.endpoint.as_ref().and_then(|endpoint| endpoint.host_header.clone()) {
         set_host(request, host);
     }
@@ -148,14 +151,22 @@ fn host_field(request: &RequestHeader) -> Option<HeaderValue> {
     }
 }
 
-fn identity(shared: &Shared, fields: &mut HeaderMap, ctx: &RequestContext, route: &CompiledRoute) -> Result<()> {
-    let Some(principal) = ctx.principal.as_deref() else { return Ok(()) };
+/// Gives back the assertion where a mirror must not get it.
+fn identity(
+    shared: &Shared,
+    fields: &mut HeaderMap,
+    ctx: &RequestContext,
+    route: &CompiledRoute,
+) -> Result<Option<HeaderValue>> {
+    let Some(principal) = ctx.principal.as_deref() else { return Ok(None) };
     let auth = &route.policies.auth;
+    let mut kept = None;
     if auth.forward_assertion {
         let audience = if ctx.exchange.canary { route.canary.as_ref().map(|c| &c.audience) } else { None };
         let assertion = shared.assertions.assertion(principal, audience.unwrap_or(&route.audience));
         // Without it the upstream would take the caller for nobody, or worse.
         let assertion = assertion.map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
+        kept = route.mirror.is_some().then(|| assertion.clone());
         fields.insert(IDENTITY_HEADER, assertion);
     }
     if auth.forward_headers {
@@ -163,7 +174,7 @@ fn identity(shared: &Shared, fields: &mut HeaderMap, ctx: &RequestContext, route
             fields.insert(name, value);
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
 fn transform_target(request: &mut Parts, route: &CompiledRoute) -> Result<()> {

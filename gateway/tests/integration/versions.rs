@@ -183,9 +183,14 @@ fn a_mirror_gets_a_copy_of_what_the_upstream_gets() {
     assert_eq!((seen.target(), seen.body.as_slice()), ("/v1/new/echo?q=1", br#"{"n":2}"#.as_slice()));
     assert_eq!((seen.header("x-mine"), seen.header("host")), (Some("1"), Some("acme.test")));
     assert!(!seen.head.contains(KEY), "the mirror got the caller's credential");
-    for field in ["x-gateway-identity", "x-request-id"] {
-        assert_eq!(seen.header(field).map(str::to_owned), answer.echoed(field), "{field}");
-    }
+    assert_eq!(seen.header("x-request-id").map(str::to_owned), answer.echoed("x-request-id"));
+    // Who is calling is told to each of them alone: neither can speak to the other in the caller's name.
+    let jwks = gateway.get("acme.test", "/.well-known/gateway-jwks.json", "").json();
+    let of_upstream = verified(&answer.echoed("x-gateway-identity").unwrap(), &jwks);
+    let of_mirror = verified(seen.header("x-gateway-identity").unwrap(), &jwks);
+    assert_eq!((&of_upstream["aud"], &of_mirror["aud"]), (&json!("demo"), &json!("shadow")));
+    assert_eq!((&of_upstream["sub"], &of_mirror["sub"]), (&json!("app"), &json!("app")));
+    assert!(!seen.head.contains(&answer.echoed("x-gateway-identity").unwrap()));
 }
 
 #[test]

@@ -32,7 +32,10 @@ pub(super) fn filter(
         return Err(error.into_up());
     }
     if !switches {
-        change_response(response, |response| remove_hop_by_hop(response.status, &mut response.headers));
+        change_response(response, |response| {
+            normalise_framing(response.status, &mut response.headers);
+            remove_hop_by_hop(response.status, &mut response.headers);
+        });
     }
     if let Some(attempt) = &mut ctx.exchange.attempt {
         attempt.observe(Outcome::Status(response.status));
@@ -86,6 +89,28 @@ pub(super) fn filter_trailers(trailers: &HeaderMap, ctx: &mut RequestContext) {
         && let Some(limited) = &mut ctx.limited
     {
         limited.grpc_ended(trailers);
+    }
+}
+
+/// One statement about where the body ends, and none where there is no body.
+fn normalise_framing(status: StatusCode, fields: &mut HeaderMap) {
+    if status == StatusCode::NO_CONTENT {
+        // RFC 9110 §8.6, RFC 9112 §6.1.
+        fields.remove(header::CONTENT_LENGTH);
+        fields.remove(header::TRANSFER_ENCODING);
+        return;
+    }
+    // As many values as names: nothing is said twice.
+    if fields.len() != fields.keys_len() {
+        for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+            let mut values = fields.get_all(&name).iter();
+            let (Some(first), Some(second)) = (values.next(), values.next()) else { continue };
+            // Other codings than `chunked` may stand in lines of their own: those are not said twice.
+            if first == second && values.all(|value| value == first) {
+                let once = first.clone();
+                fields.insert(name, once);
+            }
+        }
     }
 }
 

@@ -106,10 +106,7 @@ fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
 fn forwarding(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -> Result<()> {
     let Some(peer) = Peer::of(session) else { return forwarding_of_cache(session, ctx, fields) };
     // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
-    let list = if peer.trusted { fields.get(X_FORWARDED_FOR) } else { None };
-    let list = list.and_then(|list| {
-        HeaderValue::from_bytes(&[list.as_bytes(), b", ", peer.address_text.as_bytes()].concat()).ok()
-    });
+    let list = if peer.trusted { longer_list(fields, &peer.address_text) } else { None };
     fields.insert(X_FORWARDED_FOR, list.unwrap_or_else(|| peer.address_text.clone()));
     if !peer.trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         let proto = if peer.tls.is_some() { "https" } else { "http" };
@@ -121,6 +118,21 @@ fn forwarding(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -
         fields.insert(X_FORWARDED_HOST, host);
     }
     Ok(())
+}
+
+/// What `X-Forwarded-For` says so far, with one more address. Several lines are one list (RFC 9110 §5.3), and what a
+/// proxy adds may stand in a line of its own, behind what a stranger wrote.
+fn longer_list(fields: &HeaderMap, last: &HeaderValue) -> Option<HeaderValue> {
+    let mut list = Vec::new();
+    for line in fields.get_all(X_FORWARDED_FOR).iter().filter(|line| !line.is_empty()) {
+        list.extend_from_slice(line.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    if list.is_empty() {
+        return None;
+    }
+    list.extend_from_slice(last.as_bytes());
+    HeaderValue::from_bytes(&list).ok()
 }
 
 /// For the client that is served what this request brings.

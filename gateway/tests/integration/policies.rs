@@ -202,6 +202,12 @@ fn addresses_are_allowed_and_denied_by_what_is_known_of_them() {
     let list = behind.get("acme.test", "/v1/echo", "X-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n");
     assert_eq!(list.echoed("x-forwarded-for").as_deref(), Some("192.0.2.1, 127.0.0.1"));
     assert_eq!(list.echoed("x-forwarded-proto").as_deref(), Some("https"));
+    // A proxy may write what it adds into a line of its own, behind what a stranger wrote.
+    let lines = "X-Forwarded-For: 198.51.100.1\r\nX-Forwarded-For: \r\nX-Forwarded-For: 192.0.2.1, 10.1.1.1\r\n";
+    let list = behind.get("acme.test", "/v1/other/echo", lines);
+    assert_eq!(list.status, 200);
+    assert_eq!(list.echoed("x-forwarded-for").as_deref(), Some("198.51.100.1, 192.0.2.1, 10.1.1.1, 127.0.0.1"));
+    assert_eq!(list.text().matches("\"x-forwarded-for\"").count(), 1, "{}", list.text());
     assert_eq!(behind.get("acme.test", "/v1/denied/echo", "X-Forwarded-For: 192.0.2.1\r\n").status, 200);
 }
 

@@ -57,7 +57,7 @@ pub(super) async fn answer(
     route: &CompiledRoute,
     cache: &CompiledCache,
 ) -> Result<bool> {
-    match plan(shared, worker, session, ctx, tenant, cache) {
+    match plan(shared, worker, session, ctx, tenant, route, cache) {
         Plan::Serve(stored, status) => {
             ctx.cache.status = Some(status);
             serve(session, ctx, route, &stored).await?;
@@ -86,6 +86,7 @@ fn plan(
     session: &Session,
     ctx: &RequestContext,
     tenant: &CompiledTenant,
+    route: &CompiledRoute,
     cache: &CompiledCache,
 ) -> Plan {
     let request = session.req_header();
@@ -117,6 +118,7 @@ fn plan(
     let key = cache_request::key(cache, request, &origin);
     let now = Timestamp::from(ctx.started_at);
     let (stored, forwarded, collapses) = match cache.partition.find(&key, &request.headers, now) {
+        Lookup::Found(stored) if !is_servable(route, &stored) => (None, Forwarded::UriMiss, !ctx.may_be_quiet),
         Lookup::Found(stored) => match stored.rules.reuse(&directives, now) {
             Reuse::Fresh | Reuse::Stale => {
                 let status = Status::hit(stored.rules.remaining(now));
@@ -314,6 +316,11 @@ fn compose(
         }
     }
     Some(stored.body.clone())
+}
+
+/// Whether the route can make of it what its clients get. It may have been stored before the route had a transform.
+pub(super) fn is_servable(route: &CompiledRoute, stored: &Stored) -> bool {
+    route.policies.response_body.is_none() || !response::defies_transform(stored.status, &stored.headers)
 }
 
 /// Whether parts of a stored body are parts of what the client would get of it.

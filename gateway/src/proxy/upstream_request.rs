@@ -12,7 +12,8 @@ use super::{
     response_cache,
 };
 use crate::{
-    respond,
+    policy::Refusal,
+    respond::{self, problem::ProblemKind},
     server::peer::Peer,
     tenancy::{compile::CompiledRoute, router},
 };
@@ -77,7 +78,10 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
         fields.remove(header::TRANSFER_ENCODING);
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from(replacement.len()));
     }
-    transform_target(request, route)?;
+    if let Err(refused) = transform_target(request, route) {
+        ctx.refusal = Some(refused);
+        return Err(Error::explain(ErrorType::HTTPStatus(400), "the target cannot be transformed"));
+    }
     policies.request_headers.apply(&mut request.headers);
     if policies.response_body.is_some() {
         ask_for_whole_and_plain(&mut request.headers);
@@ -135,6 +139,13 @@ fn longer_list(fields: &HeaderMap, last: &HeaderValue) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&list).ok()
 }
 
+/// A body that is transformed is needed whole and without a coding, whatever the client would take.
+fn ask_for_whole_and_plain(fields: &mut HeaderMap) {
+    fields.remove(header::RANGE);
+    fields.remove(header::IF_RANGE);
+    fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+}
+
 /// For the client that is served what this request brings.
 fn forwarding_of_cache(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -> Result<()> {
     let Some(internal) = &ctx.cache.internal else { return Ok(()) };
@@ -189,19 +200,17 @@ fn identity(
     Ok(kept)
 }
 
-fn transform_target(request: &mut Parts, route: &CompiledRoute) -> Result<()> {
+fn transform_target(request: &mut Parts, route: &CompiledRoute) -> Result<(), Refusal> {
     let Some(transform) = &route.transform else { return Ok(()) };
     let target = request.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let parameters: Vec<&str> =
         router::parameters(&route.pattern, request.uri.path()).map(|(_, value)| value).collect();
-    let changed = transform
-        .apply(target, &parameters)
-        .map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
+    let changed = transform.apply(target, &parameters)?;
     if changed == target {
         return Ok(());
     }
     request.uri = respond::uri_with_target(&request.uri, &changed)
-        .map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
+        .map_err(|_| Refusal::new(ProblemKind::UriTooLong, "The target is too long."))?;
     Ok(())
 }
 

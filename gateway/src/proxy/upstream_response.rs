@@ -7,8 +7,10 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{RequestContext, Shared, change_response, failure, response_cache};
+use super::{RequestContext, Shared, change_response, failure, response::defies_transform, response_cache};
 use crate::{
+    policy::Refusal,
+    respond::problem::ProblemKind,
     server::peer::Peer,
     upstream::{endpoint::Outcome, retry::Failure},
 };
@@ -63,6 +65,11 @@ pub(super) fn filter(
         fetch.update = Some(response.headers.clone());
     }
     response_cache::invalidate(shared, session, response, ctx);
+    if ctx.route().is_some_and(|route| route.policies.response_body.is_some())
+        && defies_transform(response.status, &response.headers)
+    {
+        return Err(not_transformable(response.status, ctx));
+    }
     let now = Instant::now();
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| now - at);
     if let (Some(peer), Some(route)) = (Peer::of(session), ctx.route()) {
@@ -81,6 +88,16 @@ pub(super) fn filter(
         }
     }
     Ok(())
+}
+
+/// Before it is stored, and before the client has the head.
+fn not_transformable(status: StatusCode, ctx: &mut RequestContext) -> Box<Error> {
+    if let Some(route) = ctx.route() {
+        tracing::info!(route = %route.id, %status, "a response came encoded or in part although it is to be transformed");
+    }
+    let detail = "The answer of the service behind this API could not be translated.";
+    ctx.refusal = Some(Refusal::new(ProblemKind::UpstreamError, detail));
+    Error::explain(ErrorType::InvalidHTTPHeader, "the response cannot be transformed").into_up()
 }
 
 /// What comes behind the body.

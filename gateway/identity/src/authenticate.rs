@@ -316,6 +316,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_for_a_credential_that_the_tenant_has_not() {
+        let f = fixture();
+        let tenant = testing::tenant(&json!({ "jwt_issuers": [], "consumers": [] }));
+        let auth = TenantAuth::compile(&tenant, &[], &f.state).unwrap();
+        let anonymous = auth.authenticate(&HeaderMap::new(), None, &[Anonymous]).await.unwrap();
+        let refused = auth.authorise(&anonymous, &["read"], &[]).unwrap_err();
+        // A 401 would need a challenge (RFC 9110 §15.5.2).
+        assert_eq!((refused.status(), challenges(&refused).len()), (StatusCode::FORBIDDEN, 0));
+        let refused = f.auth.authorise(&anonymous, &["read"], &[]).unwrap_err();
+        assert_eq!((refused.status(), challenges(&refused).is_empty()), (StatusCode::UNAUTHORIZED, false));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_certificate_counts_only_where_it_is_accepted_and_nothing_else_is_shown() {
         let f = fixture();
         let shown = Some(&f.certificate);

@@ -102,8 +102,9 @@ fn plan(
         return Plan::PassBy(Forwarded::Request);
     }
     let host = request::request_host(request).unwrap_or_default();
+    let forwarded = route.policies.auth.forward_credential.then(|| tenant.auth.credential_headers());
     let identified =
-        cache_request::is_identified(ctx.principal.as_deref(), &request.headers, tenant.auth.credential_headers());
+        cache_request::is_identified(ctx.principal.as_deref(), &request.headers, forwarded.unwrap_or_default());
     let (secure, trusted) = scheme(session);
     let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
     let origin = Origin {

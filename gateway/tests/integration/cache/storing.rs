@@ -242,6 +242,19 @@ fn what_is_malformed_is_no_reason_to_fail() {
 }
 
 #[test]
+fn keys_that_reach_the_origin_are_credentials_whoever_judges_them() {
+    for (forward, stored) in [("true", false), ("false", true)] {
+        let origin = counting(FRESH);
+        let auth = format!("auth: {{ accept: [anonymous], forward_credential: {forward} }}, cache: {{}}");
+        let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", &open(&auth)));
+        let bodies = gateway.bodies("/v1/a", "X-API-Key: of-the-origin\r\n", 2);
+        assert_eq!(bodies[0] == bodies[1], stored, "{forward}: {bodies:?}");
+        let bodies = gateway.bodies("/v1/b", "", 2);
+        assert_eq!(bodies[0], bodies[1]);
+    }
+}
+
+#[test]
 fn what_some_servers_take_for_another_request_is_not_answered_from_the_cache() {
     let origin = counting(FRESH);
     let yaml = tenants(&demo(&[origin.address], ""), "", &open("cache: {}"));

@@ -190,7 +190,10 @@ impl Default for Shedding {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Forwarding {
-    /// Peers whose `X-Forwarded-For`, `-Proto` and `-Host` are believed. Those of others are replaced.
+    /// Peers whose `X-Forwarded-For`, `-Proto` and `-Host` are believed. Those of others are replaced, and
+    /// what else speaks of the client or of another target is removed: `Forwarded`, `X-Real-IP`,
+    /// `X-Client-IP`, `X-Cluster-Client-IP`, `X-Envoy-External-Address`, `True-Client-IP`,
+    /// `CF-Connecting-IP`, `X-Original-URL`, `X-Rewrite-URL`.
     #[serde(deserialize_with = "networks")]
     #[schemars(with = "Vec<String>")]
     pub trusted_proxies: Vec<IpNet>,

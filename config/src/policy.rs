@@ -95,7 +95,8 @@ impl Policies {
 #[serde(deny_unknown_fields)]
 pub struct Auth {
     /// The kinds of credential that are accepted. With `anonymous` among them, callers without any
-    /// credential pass; a wrong credential is refused all the same.
+    /// credential pass; a wrong credential is refused all the same. With `anonymous` alone, credentials
+    /// are not looked at: with `forward_credential` they are the upstream's to judge.
     pub accept: Vec<CredentialKind>,
     /// Scopes that the caller must have, all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -240,10 +241,13 @@ pub struct Transform {
     pub path: Option<PathTransform>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub query: Option<QueryChanges>,
-    /// A jq program that turns the request's JSON body into the one that is sent.
+    /// A jq program that turns the request's JSON body into the one that is sent. Bodies of any other
+    /// type than `application/json` and `…+json` are refused (415).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_body: Option<String>,
-    /// A jq program that turns the response's JSON body into the one that the client receives.
+    /// A jq program that turns the response's JSON body into the one that the client receives. The
+    /// upstream is asked for whole responses without a content coding; if it sends others, the client
+    /// gets 502. Bodies of other types pass as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response_body: Option<String>,
 }
@@ -280,7 +284,8 @@ pub struct QueryChanges {
 pub struct Validation {
     #[serde(default)]
     pub mode: ValidationMode,
-    /// JSON Schema (2020-12) of the request's JSON body.
+    /// JSON Schema (2020-12) of the request's JSON body. A name that stands twice in an object does not
+    /// conform either, whatever the schema.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_schema: Option<JsonDocument>,
     /// OpenAPI 3.1 description: path, method, parameters and body are checked against it.

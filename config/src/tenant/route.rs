@@ -145,7 +145,7 @@ pub struct CookieIs {
 
 /// A share of a route's requests that is sent to a second upstream too, as the first one gets them; its
 /// answers are dropped. Requests with a body of more than 64 KiB, or of a length that is not announced,
-/// are not mirrored.
+/// are not mirrored. The caller's assertion in the copy has the mirror as its audience.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Mirror {

@@ -81,6 +81,9 @@ impl TenantAuth {
     /// connection's certificate counts only where it is accepted and the header shows no credential;
     /// a client cannot choose per request whether to show it.
     ///
+    /// Where nobody but anonymous callers is accepted, credentials are no business of the gateway's: they
+    /// may be the upstream's, and are not looked at.
+    ///
     /// Waits only for issuers' keys that are not at hand, and not longer than
     /// [`MAX_WAIT`](crate::jwks::MAX_WAIT).
     pub async fn authenticate(
@@ -111,9 +114,13 @@ impl TenantAuth {
             return Ok(());
         };
         Err(match principal.kind() {
-            PrincipalKind::Anonymous => {
-                AuthFailure::unauthenticated(FailureCause::NoCredential, &self.tenant, &self.known_kinds())
-            }
+            PrincipalKind::Anonymous => match self.known_kinds() {
+                // There is nothing that a 401 could ask for.
+                kinds if kinds.is_empty() => {
+                    AuthFailure::unauthenticated(FailureCause::NobodyAccepted, &self.tenant, &kinds)
+                }
+                kinds => AuthFailure::unauthenticated(FailureCause::NoCredential, &self.tenant, &kinds),
+            },
             kind => AuthFailure::unauthorised(cause, &self.tenant, kind),
         })
     }
@@ -131,6 +138,9 @@ impl TenantAuth {
     ) -> Result<Arc<Principal>, FailureCause> {
         if accept.is_empty() {
             return Err(FailureCause::NobodyAccepted);
+        }
+        if accept.iter().all(|kind| *kind == CredentialKind::Anonymous) {
+            return Ok(Arc::clone(&self.anonymous));
         }
         let require = |kind| {
             if accept.contains(&kind) { Ok(()) } else { Err(FailureCause::KindNotAccepted(kind)) }
@@ -294,6 +304,28 @@ mod tests {
         assert_eq!(challenges(&refused), ["Bearer realm=\"acme\""]);
         let refused = f.refusal(&bearer(&token(&json!({}))), &[Anonymous, ApiKey]).await;
         assert_eq!(challenges(&refused), ["ApiKey realm=\"acme\""]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_only_anonymous_callers_are_accepted_credentials_are_not_looked_at() {
+        let f = fixture();
+        for headers in [bearer("opaque"), bearer(&token(&json!({}))), api_key("x"), api_key(f.key.key.expose_secret())]
+        {
+            assert!(f.try_header(&headers, &[Anonymous]).await.unwrap().name().is_none());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_asked_for_a_credential_that_the_tenant_has_not() {
+        let f = fixture();
+        let tenant = testing::tenant(&json!({ "jwt_issuers": [], "consumers": [] }));
+        let auth = TenantAuth::compile(&tenant, &[], &f.state).unwrap();
+        let anonymous = auth.authenticate(&HeaderMap::new(), None, &[Anonymous]).await.unwrap();
+        let refused = auth.authorise(&anonymous, &["read"], &[]).unwrap_err();
+        // A 401 would need a challenge (RFC 9110 §15.5.2).
+        assert_eq!((refused.status(), challenges(&refused).len()), (StatusCode::FORBIDDEN, 0));
+        let refused = f.auth.authorise(&anonymous, &["read"], &[]).unwrap_err();
+        assert_eq!((refused.status(), challenges(&refused).is_empty()), (StatusCode::UNAUTHORIZED, false));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,13 @@ pub fn is_identity_header(name: &str) -> bool {
         })
 }
 
+/// Whether a field in lower case has this name, or may be taken for it since it says `_` for `-`.
+#[inline]
+pub fn is_spelled(name: &str, wanted: &str) -> bool {
+    name.len() == wanted.len()
+        && name.bytes().zip(wanted.bytes()).all(|(byte, wanted)| byte == wanted || byte == b'_' && wanted == b'-')
+}
+
 /// The names to remove from what a client sent; empty (and not allocated) for honest clients.
 ///
 /// `Connection` is among them if it names an identity header: a proxy removes what `Connection` names

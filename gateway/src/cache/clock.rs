@@ -1,18 +1,18 @@
 //! Clocks of origins that go wrong: what is fresh seems old, or what is old seems fresh.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::SystemTime;
 
 use http::{HeaderMap, header};
 use seiketsu_cache::time::{Date, Timestamp, date};
 
+use crate::telemetry::silence::Silence;
+
 /// So far clocks may be apart without a word.
 const TOLERATED_SECONDS: u64 = 60;
-/// One word about it in this time.
-const SILENCE_SECONDS: u64 = 300;
 
 /// Says so if the date of an answer that comes straight from the origin is not of now.
 pub(crate) fn compare(headers: &HeaderMap, now: Timestamp) {
-    static LAST: AtomicU64 = AtomicU64::new(0);
+    static SILENCE: Silence = Silence::new();
     // What comes from another cache may be as old as it says.
     let Date::At(generated) = date(headers, &header::DATE) else { return };
     if headers.contains_key(header::AGE) {
@@ -22,9 +22,7 @@ pub(crate) fn compare(headers: &HeaderMap, now: Timestamp) {
     if behind.max(ahead) <= TOLERATED_SECONDS {
         return;
     }
-    let seconds = now.since(Timestamp::default());
-    let last = LAST.load(Relaxed);
-    if seconds >= last + SILENCE_SECONDS && LAST.compare_exchange(last, seconds, Relaxed, Relaxed).is_ok() {
+    if SILENCE.is_over(SystemTime::now()) {
         let server = headers.get(header::SERVER).and_then(|server| server.to_str().ok()).unwrap_or_default();
         tracing::warn!(
             behind,

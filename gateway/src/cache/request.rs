@@ -78,11 +78,17 @@ pub(crate) struct Origin<'a> {
     pub(crate) trusted: bool,
 }
 
-/// Whether the caller has said who it is, in any way that an upstream may answer to.
-pub(crate) fn is_identified(principal: Option<&Principal>, headers: &HeaderMap) -> bool {
+/// Whether the caller has said who it is, in any way that an upstream may answer to. `forwarded` are the fields of
+/// credentials that reach it.
+pub(crate) fn is_identified(
+    principal: Option<&Principal>,
+    headers: &HeaderMap,
+    forwarded: &[http::HeaderName],
+) -> bool {
     principal.is_some_and(|principal| *principal.kind() != PrincipalKind::Anonymous)
         || headers.contains_key(header::AUTHORIZATION)
         || headers.contains_key(header::COOKIE)
+        || forwarded.iter().any(|name| headers.contains_key(name))
 }
 
 /// Whether the client has a response already, or wants a part of one: an origin whose answers are not stored may

@@ -89,11 +89,12 @@ impl CompressionPolicy {
             return None;
         }
         vary::add(&mut response.headers, &["Accept-Encoding"]);
-        // To HEAD there is nothing to compress, and its head would not tell GET's length anyway.
+        let encoding = self.choose(accepted)?;
+        // There is nothing to compress, but the head is that of the answer to GET (RFC 9110 §9.3.2).
         if *method == Method::HEAD {
+            change_head(&mut response.headers, encoding);
             return None;
         }
-        let encoding = self.choose(accepted)?;
         let streamed = !response.headers.contains_key(CONTENT_LENGTH);
         let encoder = Encoder::new(encoding, streamed).ok()?;
         change_head(&mut response.headers, encoding);
@@ -235,7 +236,8 @@ fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$&^_.+-".contains(&b))
 }
 
-fn is_plain(headers: &HeaderMap) -> bool {
+/// Whether a body has no coding.
+pub fn is_plain(headers: &HeaderMap) -> bool {
     headers
         .get_all(CONTENT_ENCODING)
         .iter()
@@ -425,10 +427,22 @@ mod tests {
     }
 
     #[test]
+    fn the_head_alone_is_that_of_the_compressed_answer() {
+        let heads = [Method::GET, Method::HEAD].map(|method| {
+            let mut head = response(200, &[JSON, LONG, ("etag", "\"abc\""), ("accept-ranges", "bytes")]);
+            let encoder = policy(json!({})).apply(accepted(&["gzip"]), &method, &mut head);
+            assert_eq!(encoder.is_some(), method == Method::GET);
+            head.headers
+        });
+        assert_eq!(heads[0], heads[1]);
+        assert_eq!(heads[1]["etag"], "W/\"abc\"");
+    }
+
+    #[test]
     fn vary_is_set_also_for_those_who_get_the_plain_body() {
-        for (method, accept) in [(Method::GET, ""), (Method::HEAD, "gzip")] {
+        for method in [Method::GET, Method::HEAD] {
             let mut head = response(200, &[JSON, LONG]);
-            assert!(policy(json!({})).apply(accepted(&[accept]), &method, &mut head).is_none());
+            assert!(policy(json!({})).apply(accepted(&[""]), &method, &mut head).is_none());
             assert_eq!(head.headers["vary"], "Accept-Encoding");
             assert_eq!(head.headers["content-length"], "4096");
             assert!(!head.headers.contains_key("content-encoding"));

@@ -7,6 +7,7 @@ use seiketsu_config::{
     layers::{HeaderEntries, Setting},
     values,
 };
+use seiketsu_identity::forged::is_spelled;
 
 /// Whether a change concerns requests or responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +28,13 @@ pub enum HeaderChangesError {
 }
 
 /// Header changes, checked and ready. Carried out in this order: rename, remove, set, add.
+///
+/// Of requests, what is removed or set, or is the new name of a renamed field, goes with `_` for `-` too: servers that
+/// hand headers on as variables do not tell them apart.
 #[derive(Debug, Clone)]
 pub struct HeaderChanges {
+    /// Names with a `-` that clients must not write with `_`.
+    guarded: Box<[HeaderName]>,
     rename: Box<[(HeaderName, HeaderName)]>,
     remove: Box<[HeaderName]>,
     set: Box<[(HeaderName, HeaderValue)]>,
@@ -46,7 +52,11 @@ impl HeaderChanges {
         let fields = |map: &BTreeMap<values::HeaderName, Setting<values::HeaderValue>>| {
             map.iter().map(|(name, setting)| (name.get().clone(), setting.value.get().clone())).collect()
         };
+        let replaced = config.rename.values().map(|to| &to.value);
+        let guarded = replaced.chain(config.remove.keys()).chain(config.set.keys());
+        let guarded = guarded.map(values::HeaderName::get).filter(|name| name.as_str().contains('-'));
         Ok(Self {
+            guarded: if direction == Direction::Request { guarded.cloned().collect() } else { Box::default() },
             rename: config.rename.iter().map(|(from, to)| (from.get().clone(), to.value.get().clone())).collect(),
             remove: config.remove.keys().map(|name| name.get().clone()).collect(),
             set: fields(&config.set),
@@ -60,6 +70,9 @@ impl HeaderChanges {
 
     pub fn apply(&self, fields: &mut HeaderMap) {
         self.rename(fields);
+        if !self.guarded.is_empty() {
+            self.remove_twins(fields);
+        }
         for name in &self.remove {
             fields.remove(name);
         }
@@ -68,6 +81,17 @@ impl HeaderChanges {
         }
         for (name, value) in &self.add {
             fields.append(name, value.clone());
+        }
+    }
+
+    fn remove_twins(&self, fields: &mut HeaderMap) {
+        let is_twin = |name: &HeaderName| {
+            name.as_str().contains('_') && self.guarded.iter().any(|g| is_spelled(name.as_str(), g.as_str()))
+        };
+        // Empty, and not allocated, but for clients that are up to something.
+        let twins: Vec<HeaderName> = fields.keys().filter(|name| is_twin(name)).cloned().collect();
+        for name in twins {
+            fields.remove(name);
         }
     }
 
@@ -176,6 +200,39 @@ mod tests {
         let mut head = request(&[("x-user", "alice"), ("x-verified-user", "root")]);
         changes.apply(&mut head);
         assert_eq!(all(&head, "x-verified-user"), ["alice"]);
+    }
+
+    #[test]
+    fn an_underscore_is_no_way_around_a_change() {
+        let config = json!({
+            "rename": { "x_old": "x-new-name" }, "remove": ["x-debug-mode"], "set": { "x-set-to": "ours", "x_own": "1" },
+        });
+        let sent = [
+            ("x_debug-mode", "1"),
+            ("x_debug_mode", "1"),
+            ("x_set_to", "theirs"),
+            ("x_new_name", "theirs"),
+            ("x_old", "1"),
+            ("x_other", "1"),
+            ("x_own", "2"),
+        ];
+        let mut head = request(&sent);
+        changes(config.clone()).apply(&mut head);
+        for (name, values) in [
+            ("x_debug-mode", vec![]),
+            ("x_debug_mode", vec![]),
+            ("x_set_to", vec![]),
+            ("x_new_name", vec![]),
+            ("x-set-to", vec!["ours"]),
+            ("x-new-name", vec!["1"]),
+            ("x_other", vec!["1"]),
+            ("x_own", vec!["1"]),
+        ] {
+            assert_eq!(all(&head, name), values, "{name}");
+        }
+        let mut response = request(&sent);
+        HeaderChanges::compile(&entries(config), Direction::Response).unwrap().apply(&mut response);
+        assert_eq!(all(&response, "x_debug_mode"), ["1"], "upstreams are not clients");
     }
 
     #[test]

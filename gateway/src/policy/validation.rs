@@ -5,6 +5,7 @@
 //! `$ref`s are refused), and patterns run on an engine whose time is linear in the input. What is
 //! reported names places and rules, never the values that a client sent.
 
+mod json;
 mod openapi;
 mod schema;
 
@@ -286,6 +287,27 @@ mod tests {
             assert_eq!(violations(check(&validation, body.as_bytes())).len(), 1, "{body:.20}");
         }
         assert_eq!(violations(check(&validation, b"\xff")).len(), 1);
+    }
+
+    #[test]
+    fn a_name_that_stands_twice_is_a_violation_wherever_it_does() {
+        let validation = with_schema(json!({ "properties": { "email": { "maxLength": 9 } } }));
+        for (body, pointers) in [
+            (r#"{"email":"much-too-long","email":"b"}"#, vec!["/email"]),
+            (r#"{"email":"b","em\u0061il":"b"}"#, vec!["/email"]),
+            (r#"{"a":[0,{"b/c":{"x":1,"x":1}}]}"#, vec!["/a/1/b~1c/x"]),
+            (r#"{"a":1,"a":1,"b":2,"a":1,"b":2}"#, vec!["/a", "/b"]),
+            (r#"[{"a":1},{"a":1},{"b":{"a":1},"a":1}]"#, vec![]),
+        ] {
+            let found = match check(&validation, body.as_bytes()) {
+                Ok(()) => Vec::new(),
+                Err(nonconformity) => violations(Err(nonconformity)),
+            };
+            assert_eq!(found.iter().map(|v| v.pointer.as_str()).collect::<Vec<_>>(), pointers, "{body}");
+        }
+        let many: Vec<String> = (0..1000).map(|n| format!("\"{n}\":0,\"{n}\":0")).collect();
+        let many = format!("{{{}}}", many.join(","));
+        assert_eq!(violations(check(&validation, many.as_bytes())).len(), MAX_VIOLATIONS);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(super) async fn answer(
     route: &CompiledRoute,
     cache: &CompiledCache,
 ) -> Result<bool> {
-    match plan(shared, worker, session, ctx, tenant, cache) {
+    match plan(shared, worker, session, ctx, tenant, route, cache) {
         Plan::Serve(stored, status) => {
             ctx.cache.status = Some(status);
             serve(session, ctx, route, &stored).await?;
@@ -86,6 +86,7 @@ fn plan(
     session: &Session,
     ctx: &RequestContext,
     tenant: &CompiledTenant,
+    route: &CompiledRoute,
     cache: &CompiledCache,
 ) -> Plan {
     let request = session.req_header();
@@ -101,7 +102,9 @@ fn plan(
         return Plan::PassBy(Forwarded::Request);
     }
     let host = request::request_host(request).unwrap_or_default();
-    let identified = cache_request::is_identified(ctx.principal.as_deref(), &request.headers);
+    let forwarded = route.policies.auth.forward_credential.then(|| tenant.auth.credential_headers());
+    let identified =
+        cache_request::is_identified(ctx.principal.as_deref(), &request.headers, forwarded.unwrap_or_default());
     let (secure, trusted) = scheme(session);
     let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
     let origin = Origin {
@@ -116,6 +119,7 @@ fn plan(
     let key = cache_request::key(cache, request, &origin);
     let now = Timestamp::from(ctx.started_at);
     let (stored, forwarded, collapses) = match cache.partition.find(&key, &request.headers, now) {
+        Lookup::Found(stored) if !is_servable(route, &stored) => (None, Forwarded::UriMiss, !ctx.may_be_quiet),
         Lookup::Found(stored) => match stored.rules.reuse(&directives, now) {
             Reuse::Fresh | Reuse::Stale => {
                 let status = Status::hit(stored.rules.remaining(now));
@@ -156,7 +160,7 @@ fn plan(
 }
 
 /// Whether the client speaks TLS, with the gateway or with a proxy that is believed; and whether there is such a proxy.
-fn scheme(session: &Session) -> (bool, bool) {
+pub(super) fn scheme(session: &Session) -> (bool, bool) {
     let Some(peer) = Peer::of(session) else { return (false, false) };
     let told = || session.req_header().headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
     (peer.tls.is_some() || peer.trusted && told(), peer.trusted)
@@ -313,6 +317,11 @@ fn compose(
         }
     }
     Some(stored.body.clone())
+}
+
+/// Whether the route can make of it what its clients get. It may have been stored before the route had a transform.
+pub(super) fn is_servable(route: &CompiledRoute, stored: &Stored) -> bool {
+    route.policies.response_body.is_none() || !response::defies_transform(stored.status, &stored.headers)
 }
 
 /// Whether parts of a stored body are parts of what the client would get of it.

@@ -15,8 +15,11 @@ const MOST_PARTS: usize = 16;
 
 /// Whether it may be served.
 pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<ForcedFreshness> {
-    let fetch = ctx.cache.fetch.as_mut()?;
     let stored = meta.extensions().get::<Arc<Stored>>()?.clone();
+    if ctx.route().is_some_and(|route| !cache::is_servable(route, &stored)) {
+        return Some(ForcedFreshness::ForceMiss);
+    }
+    let fetch = ctx.cache.fetch.as_mut()?;
     fetch.looked += 1;
     let now = Timestamp::from(SystemTime::now());
     let is_new = fetch.stored.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &stored));

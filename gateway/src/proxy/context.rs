@@ -103,6 +103,8 @@ pub(crate) struct Exchange {
     pub(crate) first_attempt_at: Option<Instant>,
     pub(crate) status: Option<StatusCode>,
     pub(crate) headers_after: Option<std::time::Duration>,
+    /// Why the last attempt failed, in a word.
+    pub(crate) failure: Option<&'static str>,
     pub(crate) canary: bool,
     /// Sent again since a pooled connection had been closed meanwhile.
     pub(crate) repeated: bool,

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use http::{HeaderMap, HeaderName, Method, Version, header, request};
 use pingora_proxy::Session;
-use seiketsu_identity::forged;
+use seiketsu_identity::forged::{self, is_spelled};
 
 use super::{RequestContext, Shared, context, parts};
 use crate::{server::peer::Peer, telemetry::request_id::RequestId};
@@ -74,14 +74,21 @@ fn foreign_forwarding(headers: &HeaderMap, trusted: bool) -> Vec<HeaderName> {
 
 fn is_forwarding(name: &str) -> bool {
     const FAMILY: &str = "x-forwarded";
-    let is_spelled = |part: &str, wanted: &str| {
-        part.len() == wanted.len()
-            && part.bytes().zip(wanted.bytes()).all(|(byte, wanted)| byte == wanted || byte == b'_' && wanted == b'-')
-    };
+    /// Not by any standard: how other proxies tell the client's address, and the target that was asked for.
+    const OF_OTHERS: [&str; 6] = [
+        "x-real-ip",
+        "x-client-ip",
+        "x-cluster-client-ip",
+        "x-envoy-external-address",
+        "x-original-url",
+        "x-rewrite-url",
+    ];
     match name.as_bytes() {
         [b'f', ..] => name == "forwarded",
+        [b't', ..] => is_spelled(name, "true-client-ip"),
+        [b'c', b'f', ..] => is_spelled(name, "cf-connecting-ip"),
         [b'x', ..] => {
-            is_spelled(name, "x-real-ip")
+            OF_OTHERS.iter().any(|wanted| is_spelled(name, wanted))
                 || is_spelled(name, X_REQUEST_ID.as_str()) && name.contains('_')
                 || name.get(..FAMILY.len()).is_some_and(|start| is_spelled(start, FAMILY))
                     && matches!(name.as_bytes().get(FAMILY.len()), None | Some(b'-' | b'_'))
@@ -143,14 +150,27 @@ mod tests {
     fn no_spelling_of_a_forwarding_field_passes() {
         let names = ["forwarded", "x-real-ip", "x_real_ip", "x-forwarded-for", "x_forwarded-for", "x_forwarded_proto"];
         let more = ["x-forwarded-port", "x-forwarded-prefix", "x-forwarded-ssl", "x-forwarded", "x_request_id"];
-        for name in names.into_iter().chain(more) {
+        let of_others = ["true-client-ip", "true_client_ip", "cf-connecting-ip", "x-client-ip", "x_client-ip"];
+        let and_more = ["x-cluster-client-ip", "x-envoy-external-address", "x-original-url", "x_rewrite_url"];
+        for name in names.into_iter().chain(more).chain(of_others).chain(and_more) {
             let name = HeaderName::from_static(name);
             let headers: HeaderMap = [(name.clone(), http::HeaderValue::from_static("1"))].into_iter().collect();
             assert_eq!(foreign_forwarding(&headers, false), std::slice::from_ref(&name));
             // Of those that are trusted, what could be taken for another field.
             assert_eq!(foreign_forwarding(&headers, true).is_empty(), !name.as_str().contains('_'), "{name}");
         }
-        for name in ["x-forwardedfor", "x-real-ips", "forwarded-for", "x-request-id", "x-forward", "from", "x"] {
+        for name in [
+            "x-forwardedfor",
+            "x-real-ips",
+            "forwarded-for",
+            "x-request-id",
+            "x-forward",
+            "from",
+            "x",
+            "te",
+            "cf-ray",
+            "cookie",
+        ] {
             assert!(!is_forwarding(name), "{name}");
         }
     }

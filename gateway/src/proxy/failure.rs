@@ -12,6 +12,7 @@ use crate::{
     respond::{self, problem::ProblemKind},
     server::{chunked::ChunkError, peer::Peer, transport::Transport, watch::Overdue},
     upstream::{
+        cause,
         endpoint::Outcome,
         retry::{Attempt, Failure, Verdict},
     },
@@ -65,6 +66,7 @@ pub(super) fn to_connect(
     if let Some(place) = &mut ctx.exchange.place {
         place.failed();
     }
+    note_cause(ctx, &error, cause::of_connect(&error));
     let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {
@@ -83,6 +85,16 @@ pub(super) fn to_connect(
         });
     }
     error
+}
+
+/// For the access log, and for the log if it will go on like that until somebody does something about it.
+fn note_cause(ctx: &mut RequestContext, error: &Error, cause: &'static str) {
+    ctx.exchange.failure = Some(cause);
+    if cause::of_tls(error).is_some()
+        && let Some(endpoint) = &ctx.exchange.endpoint
+    {
+        endpoint.warn_of_tls(cause, error);
+    }
 }
 
 /// The exchange broke off.
@@ -119,6 +131,10 @@ pub(super) fn while_proxying(
             return error;
         }
     };
+    match failure {
+        Failure::Timeout => ctx.exchange.failure = Some("timeout"),
+        _ => note_cause(ctx, &error, cause::of_break(&error)),
+    }
     // A connection from the pool that the upstream had closed meanwhile says nothing about its health.
     let stale = reused && failure == Failure::Reset && !answered;
     let refused = was_refused(&error);

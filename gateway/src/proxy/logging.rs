@@ -1,5 +1,7 @@
 //! The end of a request: counted, logged, traced, and the attempt's guard let go.
 
+use std::time::{Duration, Instant};
+
 use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
 use seiketsu_cache::status::Forwarded;
@@ -103,22 +105,26 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         }),
         cache: cached,
         user_agent: text(http::header::USER_AGENT),
-        upstream: asked_upstream.and_then(|at| {
-            let pool = ctx.exchange.pool.as_ref()?;
-            Some(UpstreamRecord {
-                name: pool.key().upstream.as_str(),
-                address: ctx.exchange.endpoint.as_ref().map(|endpoint| endpoint.address),
-                status: ctx.exchange.status.map_or(0, |status| status.as_u16()),
-                began_after: at.saturating_duration_since(ctx.started),
-                duration: upstream_time.unwrap_or_default(),
-                attempts: ctx.exchange.attempts,
-            })
-        }),
+        upstream: asked_upstream.and_then(|at| exchange(ctx, at, upstream_time.unwrap_or_default())),
     };
     shared.tracer.record(&ctx.trace, &record);
     if logged {
         shared.access_log.write(&record);
     }
+}
+
+/// What became of the attempts, the first of which began then; they took so long.
+fn exchange(ctx: &RequestContext, began: Instant, duration: Duration) -> Option<UpstreamRecord<'_>> {
+    let pool = ctx.exchange.pool.as_ref()?;
+    Some(UpstreamRecord {
+        name: pool.key().upstream.as_str(),
+        address: ctx.exchange.endpoint.as_ref().map(|endpoint| endpoint.address),
+        status: ctx.exchange.status.map_or(0, |status| status.as_u16()),
+        began_after: began.saturating_duration_since(ctx.started),
+        duration,
+        attempts: ctx.exchange.attempts,
+        error: ctx.exchange.failure.unwrap_or_default(),
+    })
 }
 
 /// The end of a request that the cache has made itself.
@@ -169,7 +175,7 @@ fn attempt(ctx: &RequestContext, error: Option<&Error>) -> Attempt {
             E::InvalidHTTPHeader | E::InvalidH2 => Attempt::Malformed,
             _ => Attempt::Reset,
         },
-        Some(_) if ctx.refused.is_some() => Attempt::Timeout,
+        Some(_) if ctx.refused.is_some_and(|kind| !kind.status().is_client_error()) => Attempt::Timeout,
         _ => Attempt::Cancelled,
     }
 }

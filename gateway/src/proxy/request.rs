@@ -386,12 +386,32 @@ fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
     policies.request_body.is_some() && is_json(request) || validates || route.mirror.is_some() && is_small(request)
 }
 
+/// Whether a body may come where bodies are transformed: by its word about its type, the client does not decide whether
+/// this one is.
+fn takes_transform(session: &mut Session, ctx: &RequestContext) -> Result<(), Refusal> {
+    let mut types = session.req_header().headers.get_all(header::CONTENT_TYPE).iter();
+    let first = types.next();
+    if types.next().is_some() {
+        return Err(Refusal::new(ProblemKind::BadRequest, "Content-Type stands more than once."));
+    }
+    if first.is_some_and(is_json_type) || ctx.websocket || session.as_downstream_mut().is_body_empty() {
+        return Ok(());
+    }
+    let detail = "Bodies are taken here as application/json, or of a type that ends in +json.";
+    Err(Refusal::new(ProblemKind::UnsupportedMediaType, detail))
+}
+
 /// Reads the body, if it is small, checks it and prepares what is sent in its place.
 async fn check_body(
     session: &mut Session,
     ctx: &mut RequestContext,
     route: &CompiledRoute,
 ) -> Result<Result<(), Refusal>> {
+    if route.policies.request_body.is_some()
+        && let Err(refusal) = takes_transform(session, ctx)
+    {
+        return Ok(Err(refusal));
+    }
     let body = if wants_body(session.req_header(), route) {
         match read_body(session, route).await? {
             Ok(body) => Some(body),
@@ -473,7 +493,7 @@ fn is_small(request: &RequestHeader) -> bool {
     }
 }
 
-pub(super) fn is_json(request: &RequestHeader) -> bool {
+fn is_json(request: &RequestHeader) -> bool {
     request.headers.get(header::CONTENT_TYPE).is_some_and(is_json_type)
 }
 

@@ -9,7 +9,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::{RequestContext, change_response, request};
-use crate::respond;
+use crate::{policy::compression, respond};
 
 /// Request id, limits, what the cache says, CORS, security headers.
 const ADDED_FIELDS: usize = 14;
@@ -63,10 +63,9 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
         return;
     }
     let has_body = respond::may_have_body(session.req_header(), response.status);
-    if policies.response_body.is_some()
-        && fields.get(header::CONTENT_TYPE).is_some_and(request::is_json_type)
-        && !fields.contains_key(header::CONTENT_ENCODING)
-    {
+    // What could not be transformed does not come as far as this.
+    if policies.response_body.is_some() && fields.get(header::CONTENT_TYPE).is_some_and(request::is_json_type) {
+        fields.remove(header::CONTENT_ENCODING);
         // Also to HEAD: they speak of bytes that nobody will get.
         fields.remove(header::CONTENT_LENGTH);
         fields.remove(header::ETAG);
@@ -75,15 +74,25 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
             chunked(session, fields);
         }
     }
-    if let Some(compression) = &policies.compression {
-        let accepted = crate::policy::compression::AcceptedEncodings::of(&session.req_header().headers);
-        ctx.response_body.encoder = compression.apply(accepted, &session.req_header().method, response);
+    if let Some(policy) = &policies.compression {
+        let accepted = compression::AcceptedEncodings::of(&session.req_header().headers);
+        ctx.response_body.encoder = policy.apply(accepted, &session.req_header().method, response);
         if ctx.response_body.encoder.is_some() {
             chunked(session, &mut response.headers);
         }
     }
     if has_body && session.req_header().version == Version::HTTP_10 {
         end_with_connection(session, &mut response.headers);
+    }
+}
+
+/// Whether a route that transforms bodies cannot transform this one: it is a part of one, or has a coding although the
+/// request said that it may have none. Neither was asked for, and it must not pass as it is.
+pub(super) fn defies_transform(status: StatusCode, fields: &HeaderMap) -> bool {
+    match status {
+        StatusCode::PARTIAL_CONTENT => true,
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => false,
+        _ => fields.get(header::CONTENT_TYPE).is_some_and(request::is_json_type) && !compression::is_plain(fields),
     }
 }
 

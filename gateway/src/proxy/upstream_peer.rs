@@ -11,7 +11,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_config::{policy::Timeouts, tenant::HashKey};
 
-use super::{RequestContext, Shared};
+use super::{RequestContext, Shared, cache};
 use crate::{
     policy::Refusal,
     respond::problem::ProblemKind,
@@ -24,7 +24,7 @@ use crate::{
 pub(super) fn choose_pool(session: &Session, ctx: &mut RequestContext, route: &CompiledRoute) {
     if let Some(canary) = &route.canary {
         let request = session.req_header();
-        let (chosen, set_cookie) = canary_side(canary, request);
+        let (chosen, set_cookie) = canary_side(canary, request, || cache::scheme(session).0);
         if let Some(cookie) = set_cookie {
             ctx.sticky_cookie = Some(cookie);
         }
@@ -38,7 +38,11 @@ pub(super) fn choose_pool(session: &Session, ctx: &mut RequestContext, route: &C
 }
 
 /// Whether the canary takes the request, and the cookie that keeps it so.
-fn canary_side(canary: &CompiledCanary, request: &RequestHeader) -> (bool, Option<HeaderValue>) {
+fn canary_side(
+    canary: &CompiledCanary,
+    request: &RequestHeader,
+    is_secure: impl Fn() -> bool,
+) -> (bool, Option<HeaderValue>) {
     if let Some((name, value)) = &canary.header
         && request.headers.get_all(name).iter().any(|sent| sent == value)
     {
@@ -57,7 +61,8 @@ fn canary_side(canary: &CompiledCanary, request: &RequestHeader) -> (bool, Optio
         (f64::from(drawn) < canary.weight * 10_000.0, None)
     } else {
         let drawn = fastrand::u16(..10_000);
-        let cookie = format!("{}={drawn}; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax", sticky.name);
+        let secure = if is_secure() { "; Secure" } else { "" };
+        let cookie = format!("{}={drawn}; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax{secure}", sticky.name);
         (f64::from(drawn) < canary.weight * 10_000.0, HeaderValue::try_from(cookie).ok())
     }
 }
@@ -72,8 +77,15 @@ fn cookie<'a>(request: &'a RequestHeader, name: &str) -> Option<&'a str> {
 }
 
 /// Sends a copy to the route's mirror, if this request is one of its share. The copy is of what the
-/// upstream gets, with the caller's signed identity and without the credential.
-pub(super) fn mirror(shared: &Shared, request: &request::Parts, ctx: &RequestContext, route: &CompiledRoute) {
+/// upstream gets, without the credential, and with the caller's signed identity as it is meant for the mirror:
+/// with `assertion`, that for the upstream, the mirror could speak to the upstream in the caller's name.
+pub(super) fn mirror(
+    shared: &Shared,
+    request: &request::Parts,
+    ctx: &RequestContext,
+    route: &CompiledRoute,
+    assertion: Option<&HeaderValue>,
+) {
     let Some(mirror) = &route.mirror else { return };
     if ctx.exchange.attempts > 1 || ctx.websocket || fastrand::f64() >= mirror.share {
         return;
@@ -81,7 +93,14 @@ pub(super) fn mirror(shared: &Shared, request: &request::Parts, ctx: &RequestCon
     // Without the body the copy would not be one.
     let body = &ctx.request_body;
     let Some(body) = body.replacement.clone().or_else(|| body.read.clone()) else { return };
-    let result = match shared.outbound.mirror(request, body, &mirror.pool) {
+    let instead = match (assertion, ctx.principal.as_deref()) {
+        (Some(of_upstream), Some(principal)) => match shared.assertions.assertion(principal, &mirror.audience) {
+            Ok(of_mirror) => Some((of_upstream, of_mirror)),
+            Err(_) => return shared.metrics.mirrored("unavailable"),
+        },
+        _ => None,
+    };
+    let result = match shared.outbound.mirror(request, body, &mirror.pool, instead) {
         Mirrored::Sent => "sent",
         Mirrored::TooMany => "too_many",
         Mirrored::Unavailable => "unavailable",

@@ -12,7 +12,8 @@ use super::{
     response_cache,
 };
 use crate::{
-    respond,
+    policy::Refusal,
+    respond::{self, problem::ProblemKind},
     server::peer::Peer,
     tenancy::{compile::CompiledRoute, router},
 };
@@ -64,7 +65,7 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
     if !ctx.trace.keeps_tracestate() {
         fields.remove(TRACESTATE);
     }
-    identity(shared, fields, ctx, route)?;
+    let assertion = identity(shared, fields, ctx, route)?;
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -77,9 +78,15 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
         fields.remove(header::TRANSFER_ENCODING);
         fields.insert(header::CONTENT_LENGTH, HeaderValue::from(replacement.len()));
     }
-    transform_target(request, route)?;
+    if let Err(refused) = transform_target(request, route) {
+        ctx.refusal = Some(refused);
+        return Err(Error::explain(ErrorType::HTTPStatus(400), "the target cannot be transformed"));
+    }
     policies.request_headers.apply(&mut request.headers);
-    super::upstream_peer::mirror(shared, request, ctx, route);
+    if policies.response_body.is_some() {
+        ask_for_whole_and_plain(&mut request.headers);
+    }
+    super::upstream_peer::mirror(shared, request, ctx, route, assertion.as_ref());
     if let Some(host) = ctx.exchange.endpoint.as_ref().and_then(|endpoint| endpoint.host_header.clone()) {
         set_host(request, host);
     }
@@ -103,10 +110,7 @@ fn join_cookies(fields: &mut HeaderMap) -> Result<()> {
 fn forwarding(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -> Result<()> {
     let Some(peer) = Peer::of(session) else { return forwarding_of_cache(session, ctx, fields) };
     // A trusted proxy's list goes on and grows; anybody else's was removed, so it begins here.
-    let list = if peer.trusted { fields.get(X_FORWARDED_FOR) } else { None };
-    let list = list.and_then(|list| {
-        HeaderValue::from_bytes(&[list.as_bytes(), b", ", peer.address_text.as_bytes()].concat()).ok()
-    });
+    let list = if peer.trusted { longer_list(fields, &peer.address_text) } else { None };
     fields.insert(X_FORWARDED_FOR, list.unwrap_or_else(|| peer.address_text.clone()));
     if !peer.trusted || !fields.contains_key(X_FORWARDED_PROTO) {
         let proto = if peer.tls.is_some() { "https" } else { "http" };
@@ -118,6 +122,28 @@ fn forwarding(session: &Session, ctx: &RequestContext, fields: &mut HeaderMap) -
         fields.insert(X_FORWARDED_HOST, host);
     }
     Ok(())
+}
+
+/// What `X-Forwarded-For` says so far, with one more address. Several lines are one list (RFC 9110 §5.3), and what a
+/// proxy adds may stand in a line of its own, behind what a stranger wrote.
+fn longer_list(fields: &HeaderMap, last: &HeaderValue) -> Option<HeaderValue> {
+    let mut list = Vec::new();
+    for line in fields.get_all(X_FORWARDED_FOR).iter().filter(|line| !line.is_empty()) {
+        list.extend_from_slice(line.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    if list.is_empty() {
+        return None;
+    }
+    list.extend_from_slice(last.as_bytes());
+    HeaderValue::from_bytes(&list).ok()
+}
+
+/// A body that is transformed is needed whole and without a coding, whatever the client would take.
+fn ask_for_whole_and_plain(fields: &mut HeaderMap) {
+    fields.remove(header::RANGE);
+    fields.remove(header::IF_RANGE);
+    fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
 }
 
 /// For the client that is served what this request brings.
@@ -148,14 +174,22 @@ fn host_field(request: &RequestHeader) -> Option<HeaderValue> {
     }
 }
 
-fn identity(shared: &Shared, fields: &mut HeaderMap, ctx: &RequestContext, route: &CompiledRoute) -> Result<()> {
-    let Some(principal) = ctx.principal.as_deref() else { return Ok(()) };
+/// Gives back the assertion where a mirror must not get it.
+fn identity(
+    shared: &Shared,
+    fields: &mut HeaderMap,
+    ctx: &RequestContext,
+    route: &CompiledRoute,
+) -> Result<Option<HeaderValue>> {
+    let Some(principal) = ctx.principal.as_deref() else { return Ok(None) };
     let auth = &route.policies.auth;
+    let mut kept = None;
     if auth.forward_assertion {
         let audience = if ctx.exchange.canary { route.canary.as_ref().map(|c| &c.audience) } else { None };
         let assertion = shared.assertions.assertion(principal, audience.unwrap_or(&route.audience));
         // Without it the upstream would take the caller for nobody, or worse.
         let assertion = assertion.map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
+        kept = route.mirror.is_some().then(|| assertion.clone());
         fields.insert(IDENTITY_HEADER, assertion);
     }
     if auth.forward_headers {
@@ -163,22 +197,20 @@ fn identity(shared: &Shared, fields: &mut HeaderMap, ctx: &RequestContext, route
             fields.insert(name, value);
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
-fn transform_target(request: &mut Parts, route: &CompiledRoute) -> Result<()> {
+fn transform_target(request: &mut Parts, route: &CompiledRoute) -> Result<(), Refusal> {
     let Some(transform) = &route.transform else { return Ok(()) };
     let target = request.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
     let parameters: Vec<&str> =
         router::parameters(&route.pattern, request.uri.path()).map(|(_, value)| value).collect();
-    let changed = transform
-        .apply(target, &parameters)
-        .map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
+    let changed = transform.apply(target, &parameters)?;
     if changed == target {
         return Ok(());
     }
     request.uri = respond::uri_with_target(&request.uri, &changed)
-        .map_err(|error| Error::explain(ErrorType::InternalError, error.to_string()))?;
+        .map_err(|_| Refusal::new(ProblemKind::UriTooLong, "The target is too long."))?;
     Ok(())
 }
 

@@ -7,8 +7,10 @@ use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{RequestContext, Shared, change_response, failure, response_cache};
+use super::{RequestContext, Shared, change_response, failure, response::defies_transform, response_cache};
 use crate::{
+    policy::Refusal,
+    respond::problem::ProblemKind,
     server::peer::Peer,
     upstream::{endpoint::Outcome, retry::Failure},
 };
@@ -32,7 +34,10 @@ pub(super) fn filter(
         return Err(error.into_up());
     }
     if !switches {
-        change_response(response, |response| remove_hop_by_hop(response.status, &mut response.headers));
+        change_response(response, |response| {
+            normalise_framing(response.status, &mut response.headers);
+            remove_hop_by_hop(response.status, &mut response.headers);
+        });
     }
     if let Some(attempt) = &mut ctx.exchange.attempt {
         attempt.observe(Outcome::Status(response.status));
@@ -52,6 +57,7 @@ pub(super) fn filter(
         }
     }
     ctx.exchange.status = Some(response.status);
+    ctx.exchange.failure = None;
     if response.status == StatusCode::NOT_MODIFIED
         && let Some(fetch) = &mut ctx.cache.fetch
         && fetch.stored.is_some()
@@ -59,6 +65,11 @@ pub(super) fn filter(
         fetch.update = Some(response.headers.clone());
     }
     response_cache::invalidate(shared, session, response, ctx);
+    if ctx.route().is_some_and(|route| route.policies.response_body.is_some())
+        && defies_transform(response.status, &response.headers)
+    {
+        return Err(not_transformable(response.status, ctx));
+    }
     let now = Instant::now();
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| now - at);
     if let (Some(peer), Some(route)) = (Peer::of(session), ctx.route()) {
@@ -79,12 +90,44 @@ pub(super) fn filter(
     Ok(())
 }
 
+/// Before it is stored, and before the client has the head.
+fn not_transformable(status: StatusCode, ctx: &mut RequestContext) -> Box<Error> {
+    if let Some(route) = ctx.route() {
+        tracing::info!(route = %route.id, %status, "a response came encoded or in part although it is to be transformed");
+    }
+    let detail = "The answer of the service behind this API could not be translated.";
+    ctx.refusal = Some(Refusal::new(ProblemKind::UpstreamError, detail));
+    Error::explain(ErrorType::InvalidHTTPHeader, "the response cannot be transformed").into_up()
+}
+
 /// What comes behind the body.
 pub(super) fn filter_trailers(trailers: &HeaderMap, ctx: &mut RequestContext) {
     if ctx.grpc
         && let Some(limited) = &mut ctx.limited
     {
         limited.grpc_ended(trailers);
+    }
+}
+
+/// One statement about where the body ends, and none where there is no body.
+fn normalise_framing(status: StatusCode, fields: &mut HeaderMap) {
+    if status == StatusCode::NO_CONTENT {
+        // RFC 9110 §8.6, RFC 9112 §6.1.
+        fields.remove(header::CONTENT_LENGTH);
+        fields.remove(header::TRANSFER_ENCODING);
+        return;
+    }
+    // As many values as names: nothing is said twice.
+    if fields.len() != fields.keys_len() {
+        for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
+            let mut values = fields.get_all(&name).iter();
+            let (Some(first), Some(second)) = (values.next(), values.next()) else { continue };
+            // Other codings than `chunked` may stand in lines of their own: those are not said twice.
+            if first == second && values.all(|value| value == first) {
+                let once = first.clone();
+                fields.insert(name, once);
+            }
+        }
     }
 }
 

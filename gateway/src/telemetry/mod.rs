@@ -7,6 +7,7 @@ pub mod access_log;
 pub mod metrics;
 pub mod names;
 pub mod request_id;
+pub(crate) mod silence;
 pub mod trace;
 pub mod usage;
 mod worker;

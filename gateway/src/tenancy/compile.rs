@@ -114,6 +114,7 @@ pub struct StickyCookie {
 #[derive(Debug)]
 pub struct CompiledMirror {
     pub(crate) pool: Arc<UpstreamPool>,
+    pub(crate) audience: Audience,
     /// Between 0 and 1.
     pub(crate) share: f64,
 }
@@ -367,5 +368,5 @@ fn canary_of(canary: &Canary, pool: Arc<UpstreamPool>) -> CompiledCanary {
 }
 
 fn mirror_of(mirror: &Mirror, pool: Arc<UpstreamPool>) -> CompiledMirror {
-    CompiledMirror { pool, share: mirror.share.as_fraction() }
+    CompiledMirror { pool, audience: Audience::new(mirror.upstream.as_str()), share: mirror.share.as_fraction() }
 }

@@ -20,7 +20,8 @@
 //! | escapes that are incomplete (`%4`) or no UTF-8 together (`%C0%AF`) | refused |
 //!
 //! The query is split off and left as it is; characters other than visible ASCII and a `#` in it are
-//! refused too, so that the whole target is safe to write into a request line or a log line.
+//! refused too, so that the whole target is safe to write into a request line or a log line. In HTTP/2
+//! the library that reads `:path` cuts it at a `#` before anybody sees it; what is left is what counts.
 
 use std::{borrow::Cow, str};
 

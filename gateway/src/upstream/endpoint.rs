@@ -6,6 +6,7 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
+    time::SystemTime,
 };
 
 use http::{HeaderValue, StatusCode};
@@ -22,6 +23,7 @@ use super::{
     pool::UpstreamPool,
     profile::Profile,
 };
+use crate::telemetry::silence::Silence;
 
 /// What is learnt about an address. It outlives configurations and new DNS answers.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub struct EndpointState {
     pub failures: AtomicU64,
     /// Since when it takes traffic (again): the beginning of its slow start. 0: it needs none.
     pub up_since: AtomicU64,
+    /// Since it was last told that TLS with it fails.
+    tls_told: Silence,
 }
 
 impl EndpointState {
@@ -48,6 +52,7 @@ impl EndpointState {
             attempts: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             up_since: AtomicU64::new(up_since),
+            tls_told: Silence::new(),
         }
     }
 
@@ -106,6 +111,14 @@ impl Outcome {
 impl Endpoint {
     pub fn id(&self) -> EndpointId {
         self.state.id
+    }
+
+    /// Tells the log that TLS with it fails, once in a while: it concerns every request, and whoever runs the gateway.
+    pub fn warn_of_tls(&self, cause: &str, error: &pingora_core::Error) {
+        if self.state.tls_told.is_over(SystemTime::now()) {
+            let upstream = self.pool.upgrade().map(|pool| pool.key().to_string()).unwrap_or_default();
+            tracing::warn!(upstream, address = %self.address, cause, %error, "no secure connection to an upstream");
+        }
     }
 
     pub fn in_flight(&self) -> u32 {

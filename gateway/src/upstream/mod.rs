@@ -15,6 +15,7 @@
 mod answer;
 pub mod balance;
 pub mod breaker;
+pub mod cause;
 pub mod clock;
 pub mod connect;
 pub mod egress;

@@ -17,7 +17,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderName, Request, Response, Uri, header,
+    HeaderName, HeaderValue, Request, Response, Uri, header,
     request::Parts,
     uri::{PathAndQuery, Scheme},
 };
@@ -144,13 +144,26 @@ impl OutboundClient {
     }
 
     /// Sends a copy of a request to another upstream and forgets about it: nobody waits, the answer is
-    /// dropped. The `Host` in `parts` stays, unless the upstream sets its own.
-    pub fn mirror(&self, parts: &Parts, body: Bytes, pool: &Arc<UpstreamPool>) -> Mirrored {
+    /// dropped. The `Host` in `parts` stays, unless the upstream sets its own. Where a field has the first value
+    /// of `instead`, whatever its name, the copy has the second.
+    pub fn mirror(
+        &self,
+        parts: &Parts,
+        body: Bytes,
+        pool: &Arc<UpstreamPool>,
+        instead: Option<(&HeaderValue, HeaderValue)>,
+    ) -> Mirrored {
         let Ok(slot) = Arc::clone(&self.mirrored).try_acquire_owned() else { return Mirrored::TooMany };
         let Ok(permit) = pool.admit() else { return Mirrored::Unavailable };
         let Ok(endpoint) = pool.endpoint(&Tried::default(), None) else { return Mirrored::Unavailable };
         let request = match mirrored_request(parts, body, &endpoint) {
-            Ok(request) => request,
+            Ok(mut request) => {
+                if let Some((original, copy)) = instead {
+                    let values = request.headers_mut().values_mut();
+                    values.filter(|value| *value == original).for_each(|value| value.clone_from(&copy));
+                }
+                request
+            }
             Err(error) => {
                 tracing::debug!(%error, "a request could not be mirrored");
                 return Mirrored::Unavailable;
@@ -309,7 +322,7 @@ fn chain(error: &legacy::Error) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use http::{HeaderMap, HeaderValue};
+    use http::HeaderMap;
     use rustls_pki_types::PrivateKeyDer;
     use tokio_rustls::TlsAcceptor;
 
@@ -448,7 +461,7 @@ mod tests {
             let registry = registry();
             let json = format!(r#"{{"endpoints":[{{"address":"{}"}}],"protocol":"{protocol}"}}"#, server.address);
             let pool = put(&registry, "t", &json);
-            assert_eq!(open().mirror(&original(), "body".into(), &pool), Mirrored::Sent);
+            assert_eq!(open().mirror(&original(), "body".into(), &pool, None), Mirrored::Sent);
             until("arrived and counted", || pool.status().endpoints[0].attempts == 1).await;
             let (parts, body) = server.requests.lock().pop().unwrap();
             assert_eq!((parts.method.as_str(), &body[..]), ("POST", &b"body"[..]));
@@ -465,14 +478,14 @@ mod tests {
         let registry = registry_with(resolver(&[], OPEN));
         let client = open();
         let none = put(&registry, "none", r#"{"endpoints":[]}"#);
-        assert_eq!(client.mirror(&original(), Bytes::new(), &none), Mirrored::Unavailable);
+        assert_eq!(client.mirror(&original(), Bytes::new(), &none, None), Mirrored::Unavailable);
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let json = format!(r#"{{"endpoints":[{{"address":"{}"}}]}}"#, silent.local_addr().unwrap());
         let pool = put(&registry, "t", &json);
         for _ in 0..MIRRORED_AT_ONCE {
-            assert_eq!(client.mirror(&original(), Bytes::new(), &pool), Mirrored::Sent);
+            assert_eq!(client.mirror(&original(), Bytes::new(), &pool, None), Mirrored::Sent);
         }
-        assert_eq!(client.mirror(&original(), Bytes::new(), &pool), Mirrored::TooMany);
+        assert_eq!(client.mirror(&original(), Bytes::new(), &pool, None), Mirrored::TooMany);
     }
 
     #[tokio::test]
@@ -486,7 +499,7 @@ mod tests {
         );
         let registry = registry();
         let pool = put(&registry, "t", &json);
-        assert_eq!(open().mirror(&original(), Bytes::new(), &pool), Mirrored::Sent);
+        assert_eq!(open().mirror(&original(), Bytes::new(), &pool, None), Mirrored::Sent);
         until("counted", || pool.status().endpoints[0].attempts == 1).await;
         assert_eq!(pool.status().endpoints[0].failures, 0);
     }

@@ -23,6 +23,7 @@ const ROUTES: &str = "
 - { id: write, match: { path: '/v1/write/{*rest}' }, upstream: demo, policies: { auth: { accept: [api_key, jwt], scopes: [read, write] } } }
 - { id: admin, match: { path: '/v1/admin/{*rest}' }, upstream: demo, policies: { auth: { accept: [jwt], roles: [admin, root] } } }
 - { id: through, match: { path: '/v1/through/{*rest}' }, upstream: demo, policies: { auth: { accept: [api_key, jwt], forward_credential: true, forward_assertion: false } } }
+- { id: theirs, match: { path: '/v1/theirs/{*rest}' }, upstream: demo, policies: { auth: { accept: [anonymous], forward_credential: true } } }
 - { id: nobody, match: { path: '/v1/nobody/{*rest}' }, upstream: demo, policies: { auth: { accept: [] } } }
 - { id: open, match: { path: '/v1/{*rest}' }, upstream: demo }";
 
@@ -273,6 +274,27 @@ fn a_credential_on_an_open_route_does_not_reach_the_upstream_either() {
         let secret = field.rsplit(' ').next().unwrap();
         assert!(!answer.text().contains(secret));
     }
+}
+
+#[test]
+fn where_only_anonymous_callers_are_accepted_credentials_are_the_upstreams() {
+    let setup = start();
+    for (name, value) in [
+        ("authorization", "Bearer opaque-of-the-upstream"),
+        ("authorization", "Bearer of/the upstream, too"),
+        ("authorization", "Basic dTpw"),
+        ("x-api-key", "key of the upstream"),
+        ("x-api-key", KEY),
+    ] {
+        let field = format!("{name}: {value}\r\n");
+        let kept = setup.get("/v1/echo", &field);
+        assert_eq!((kept.status, kept.echoed(name)), (200, None), "{field}");
+        let passed = setup.get("/v1/theirs/echo", &field);
+        assert_eq!((passed.status, passed.echoed(name).as_deref()), (200, Some(value)), "{field}");
+    }
+    let jwks = setup.get("/.well-known/gateway-jwks.json", "").json();
+    let answer = setup.with_key("/v1/theirs/echo", KEY);
+    assert_eq!(verified(&answer.echoed("x-gateway-identity").unwrap(), &jwks)["kind"], "anonymous");
 }
 
 #[test]

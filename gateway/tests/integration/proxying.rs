@@ -162,7 +162,9 @@ fn nobody_is_believed_about_whom_they_speak_for() {
     let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
     let forged = "X-Forwarded-For: 192.0.2.1\r\nx_forwarded_for: 192.0.2.2\r\nX-Forwarded_Proto: https\r\n\
                   X-Forwarded-Port: 443\r\nX-Forwarded-Prefix: /admin\r\nForwarded: for=192.0.2.3\r\n\
-                  X_Real_IP: 192.0.2.4\r\nX_Request_Id: forged\r\n";
+                  X_Real_IP: 192.0.2.4\r\nX_Request_Id: forged\r\nTrue-Client-IP: 192.0.2.5\r\n\
+                  CF-Connecting-IP: 192.0.2.6\r\nX-Client-IP: 192.0.2.7\r\nX_Cluster_Client_IP: 192.0.2.8\r\n\
+                  X-Envoy-External-Address: 192.0.2.9\r\nX-Original-URL: /forged\r\nX-Rewrite-URL: /forged\r\n";
     let seen = gateway.get("acme.test", "/v1/echo", forged);
     let json = seen.json();
     let said: Vec<&str> = json["headers"].as_array().unwrap().iter().map(|pair| pair[0].as_str().unwrap()).collect();

@@ -532,20 +532,28 @@ fn an_upstream_must_prove_its_name() {
         assert_eq!(answer.json()["tls"].as_bool(), Some(true));
         let version = if protocol == "http1" { "HTTP/1.1" } else { "HTTP/2.0" };
         assert_eq!(answer.json()["http_version"].as_str(), Some(version));
-        for (leaf, tls) in [
-            (authority.issue(&["invoices.test"]), format!("{named}, {trusted}")),
-            (authority.issue(&["orders.test"]), format!("server_name: invoices.test, {trusted}")),
+        for (leaf, tls, cause) in [
+            (authority.issue(&["invoices.test"]), format!("{named}, {trusted}"), "not_valid_for_name"),
+            (authority.issue(&["orders.test"]), format!("server_name: invoices.test, {trusted}"), "not_valid_for_name"),
             // The name of an endpoint without one is its address.
-            (authority.issue(&["orders.test"]), trusted.clone()),
-            (authority.issue(&["orders.test"]), format!("{named}, {untrusted}")),
-            (authority.issue(&["orders.test"]), named.to_owned()),
-            (authority.issue_expired(&["orders.test"]), format!("{named}, {trusted}")),
+            (authority.issue(&["orders.test"]), trusted.clone(), "not_valid_for_name"),
+            // The authorities have the same name, and another key.
+            (authority.issue(&["orders.test"]), format!("{named}, {untrusted}"), "bad_signature"),
+            (authority.issue(&["orders.test"]), named.to_owned(), "unknown_issuer"),
+            (authority.issue_expired(&["orders.test"]), format!("{named}, {trusted}"), "expired"),
         ] {
             let (_origin, gateway) = with_upstream(folder.path(), &leaf, protocol, &tls);
             let answer = gateway.get("acme.test", "/v1/echo", "");
             assert_eq!(answer.status, 502, "{protocol} {tls} {}", answer.text());
             assert_eq!(answer.problem(), "upstream-error");
             assert!(!answer.text().contains("127.0.0.1") && !answer.text().contains("orders"), "{answer:?}");
+            // Whoever runs the gateway is told why.
+            assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 502);
+            let told = format!("\"error\":\"{cause}\"");
+            assert!(comes_true(|| gateway.access_log().matches(&told).count() == 2), "{}", gateway.access_log());
+            assert!(gateway.logs("no secure connection to an upstream"), "{}", gateway.log());
+            assert_eq!(gateway.log().matches("no secure connection").count(), 1, "once in a while");
+            assert!(gateway.log().contains(cause), "{}", gateway.log());
         }
         let expired = authority.issue_expired(&["invoices.test"]);
         let (_origin, trial) = with_upstream(folder.path(), &expired, protocol, "insecure_skip_verify: true");

@@ -5,7 +5,7 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, demo, open, tenants, with_policies},
+    fixtures::{Stub, comes_true, demo, ok, open, tenants, with_policies},
     support::{Gateway, Origin, Response},
 };
 
@@ -72,10 +72,53 @@ fn a_jq_program_translates_the_request() {
     let mut client = gateway.connect();
     assert_eq!(translated(client.request(&chunks)), expected);
     assert_eq!(translated(client.request(&chunks)), expected, "the connection stays in step");
-    // What is not JSON is not looked at.
-    let plain = gateway.ask("POST", "/v1/echo", "Content-Type: text/plain\r\n", body);
-    assert_eq!(plain.json()["body"], body);
     assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn a_body_cannot_get_past_its_translation_under_another_name() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(origin.address, "transform: { request_body: '{ name: .n }' }");
+    let body = r#"{"n":"x","admin":true}"#;
+    for fields in [
+        "Content-Type: text/plain\r\n",
+        "Content-Type: text/json\r\n",
+        "Content-Type: application/json, text/plain\r\n",
+        "Content-Type: application/jsonx\r\n",
+        "",
+    ] {
+        let refused = gateway.ask("POST", "/v1/echo", fields, body);
+        assert_eq!((refused.status, refused.problem().as_str()), (415, "unsupported-media-type"), "{fields}");
+        let chunked = format!("{fields}Transfer-Encoding: chunked\r\n");
+        let refused = gateway.connect().request(&format!(
+            "POST /v1/echo HTTP/1.1\r\nHost: acme.test\r\n{chunked}\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        ));
+        assert_eq!(refused.status, 415, "{fields}");
+    }
+    let twice = "Content-Type: text/plain\r\nContent-Type: application/json\r\n";
+    let refused = gateway.ask("POST", "/v1/echo", twice, body);
+    assert_eq!((refused.status, refused.problem().as_str()), (400, "bad-request"));
+    assert_eq!(origin.requests("/v1/echo"), 0);
+    // Where there is no body there is nothing to translate.
+    for (method, fields) in
+        [("GET", ""), ("DELETE", ""), ("POST", "Content-Length: 0\r\n"), ("GET", "Content-Type: text/plain\r\n")]
+    {
+        assert_eq!(gateway.ask(method, "/v1/echo", fields, "").status, 200, "{method} {fields}");
+    }
+}
+
+#[test]
+fn a_path_that_would_lead_out_of_its_new_place_is_a_400() {
+    let origin = Origin::start("a");
+    let routes = "- { id: in, match: { path: '/users/{id}' }, upstream: demo, policies: { transform: { path: { replace: '/v1/in/{id}/echo' } } } }";
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", routes));
+    for id in ["%252e%252e", "%25252e%25252e", "x%253b%252f..", "..%252f"] {
+        let refused = gateway.get("acme.test", &format!("/users/{id}"), "");
+        assert_eq!((refused.status, refused.problem().as_str()), (400, "bad-request"), "{id}");
+    }
+    assert!(!gateway.log().contains("ERROR"), "{}", gateway.log());
+    assert_eq!(gateway.get("acme.test", "/users/7", "").json()["path"], "/v1/in/7/echo");
 }
 
 #[test]
@@ -149,6 +192,112 @@ fn a_jq_program_translates_the_answer() {
     let text = Stub::answering("Content-Type: text/plain\r\n", "as it is");
     let gateway = with_policies(text.address, "transform: { response_body: '{ id: 1 }' }");
     assert_eq!(gateway.get("acme.test", "/v1/x", "").text(), "as it is");
+}
+
+fn packed(plain: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut encoder, plain.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
+#[test]
+fn the_client_does_not_decide_whether_an_answer_is_translated() {
+    const JSON: &str = r#"{"id":7,"secret":"s"}"#;
+    // Does whatever the client would like.
+    let stub = Stub::start(|seen| {
+        if seen.header("accept-encoding").is_some_and(|accepted| accepted.contains("gzip")) {
+            ok("Content-Type: application/json\r\nContent-Encoding: gzip\r\n", &packed(JSON))
+        } else if seen.header("range").is_some() {
+            let part = "Content-Type: application/json\r\nContent-Range: bytes 0-6/21\r\nContent-Length: 7\r\n";
+            format!("HTTP/1.1 206 Partial Content\r\n{part}\r\n{}", &JSON[..7]).into_bytes()
+        } else {
+            ok("Content-Type: application/json\r\nContent-Encoding: identity\r\n", JSON.as_bytes())
+        }
+    });
+    for policies in ["", "cache: { ttl: 1h }, "] {
+        let gateway =
+            with_policies(stub.address, &format!("{policies}transform: {{ response_body: '{{ id: .id }}' }}"));
+        for (i, fields) in [
+            "Accept-Encoding: gzip\r\n",
+            "Accept-Encoding: br\r\nAccept-Encoding: x, gzip\r\n",
+            "Range: bytes=0-6\r\n",
+            "Range: bytes=0-6\r\nIf-Range: \"a\"\r\n",
+            "",
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            for path in [format!("/v1/{i}"), "/v1/same".to_owned()] {
+                let answer = gateway.get("acme.test", &path, fields);
+                assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"id":7}"#), "{policies}{fields}");
+                assert_eq!((answer.header("content-encoding"), answer.header("content-range")), (None, None));
+            }
+        }
+    }
+    for seen in stub.seen() {
+        assert_eq!(seen.head.to_lowercase().matches("accept-encoding: identity").count(), 1, "{}", seen.head);
+        assert_eq!((seen.header("range"), seen.header("if-range")), (None, None));
+    }
+}
+
+#[test]
+fn an_answer_that_comes_encoded_or_in_part_unasked_is_a_502() {
+    let packed_json = packed(r#"{"secret":"s"}"#);
+    let of = |status: &str, fields: &str, body: &[u8]| {
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{fields}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        [head.as_bytes(), body].concat()
+    };
+    let part = b"{\"secret\"";
+    for answer in [
+        of("200 OK", "Content-Encoding: gzip\r\n", &packed_json),
+        of("200 OK", "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n", &packed_json),
+        of("404 Not Found", "Content-Encoding: gzip\r\n", &packed_json),
+        of("206 Partial Content", "Content-Range: bytes 0-8/14\r\n", part),
+    ] {
+        let stub = Stub::start(move |_| answer.clone());
+        for policies in ["", "cache: { ttl: 1h }, "] {
+            let gateway =
+                with_policies(stub.address, &format!("{policies}transform: {{ response_body: '{{ id: .id }}' }}"));
+            for _ in 0..2 {
+                let answer = gateway.get("acme.test", "/v1/x", "Accept-Encoding: gzip\r\nRange: bytes=0-8\r\n");
+                assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-error"), "{answer:?}");
+            }
+            assert_eq!(gateway.ask("HEAD", "/v1/x", "", "").status, 502);
+        }
+    }
+    // What has no body has nothing to be translated.
+    let unchanged = Stub::start(|_| {
+        b"HTTP/1.1 304 Not Modified\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\n\r\n".to_vec()
+    });
+    let gateway = with_policies(unchanged.address, "transform: { response_body: '{ id: .id }' }");
+    assert_eq!(gateway.get("acme.test", "/v1/x", "If-None-Match: \"a\"\r\n").status, 304);
+}
+
+#[test]
+fn what_was_stored_before_a_route_had_a_translation_is_not_served_as_it_is() {
+    let first = std::sync::atomic::AtomicBool::new(true);
+    let stub = Stub::start(move |_| {
+        let fields = "Content-Type: application/json\r\nCache-Control: max-age=3600\r\n";
+        if first.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            ok(&format!("{fields}Content-Encoding: gzip\r\n"), &packed(r#"{"id":7,"secret":"s"}"#))
+        } else {
+            ok(fields, br#"{"id":7,"secret":"s"}"#)
+        }
+    });
+    let yaml =
+        |policies: &str| tenants(&demo(&[stub.address], ""), "", &open(&format!("cache: {{ ttl: 1h }}{policies}")));
+    let gateway = Gateway::start(&yaml(""));
+    assert_eq!(gateway.get("acme.test", "/v1/x", "").header("content-encoding"), Some("gzip"));
+    let with = yaml(", transform: { response_body: '{ id: .id }' }, headers: { response: { set: { x-new: '1' } } }");
+    gateway.write_tenants(&with.replace("revision: 1", "revision: 2"));
+    assert!(comes_true(|| gateway.get("acme.test", "/v1/y", "").header("x-new").is_some()));
+    for _ in 0..2 {
+        let answer = gateway.get("acme.test", "/v1/x", "");
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"id":7}"#));
+    }
 }
 
 #[test]

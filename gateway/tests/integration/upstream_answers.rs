@@ -89,6 +89,31 @@ fn what_an_upstream_sends_beyond_its_answer_reaches_nobody() {
 }
 
 #[test]
+fn where_a_body_ends_is_said_once_or_not_at_all() {
+    for (head, status, lengths, codings) in [
+        ("200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 200, vec!["5"], vec![]),
+        (
+            "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            200,
+            vec![],
+            vec!["chunked"],
+        ),
+        ("204 No Content\r\nContent-Length: 5\r\n\r\n", 204, vec![], vec![]),
+        ("204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n", 204, vec![], vec![]),
+        ("200 OK\r\nSet-Cookie: a\r\nSet-Cookie: a\r\nContent-Length: 5\r\n\r\nhello", 200, vec!["5"], vec![]),
+    ] {
+        let gateway = with_policies(sends(&format!("HTTP/1.1 {head}"), false), "");
+        let mut client = gateway.connect();
+        client.send(b"GET /v1/x HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        let answer = if status == 204 { client.receive_head() } else { client.receive().unwrap() };
+        assert_eq!(answer.status, status, "{head}");
+        assert_eq!((answer.all("content-length"), answer.all("transfer-encoding")), (lengths, codings), "{head}");
+        assert_eq!(answer.text(), if status == 204 { "" } else { "hello" });
+        assert_eq!(answer.all("set-cookie").len(), head.matches("Set-Cookie").count());
+    }
+}
+
+#[test]
 fn what_an_upstream_sends_while_nobody_asks_reaches_nobody() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -52,6 +52,26 @@ fn a_body_that_does_not_fit_its_schema_is_refused_with_reasons() {
 }
 
 #[test]
+fn a_name_that_stands_twice_is_refused_since_the_upstream_might_read_the_other() {
+    let origin = Origin::start("a");
+    let twice = r#"{"email":"secret-address-that-is-too-long@b.test","email":"b"}"#;
+    let escaped = r#"{"email":"secret-address-that-is-too-long@b.test","\u0065mail":"b"}"#;
+    for document in [format!("body_schema: {SCHEMA}"), format!("openapi: {OPENAPI}")] {
+        let gateway = with_policies(origin.address, &format!("validation: {{ {document} }}"));
+        for body in [twice, escaped] {
+            let answer = gateway.post_json("/v1/users/echo", body);
+            let errors = errors(&answer);
+            assert_eq!((&errors[0]["in"], &errors[0]["pointer"]), (&json!("body"), &json!("/email")), "{body}");
+            assert!(!answer.text().contains("secret"), "values are not repeated");
+        }
+        assert_eq!(origin.requests("/v1/users/echo"), 0);
+    }
+    let gateway = with_policies(origin.address, &format!("validation: {{ mode: report, body_schema: {SCHEMA} }}"));
+    assert_eq!(gateway.post_json("/v1/echo", twice).json()["body"], twice);
+    assert!(comes_true(|| gateway.log().contains("stands more than once")), "{}", gateway.log());
+}
+
+#[test]
 fn a_body_in_pieces_is_validated_as_a_whole() {
     let origin = Origin::start("a");
     let gateway = with_policies(origin.address, &format!("validation: {{ body_schema: {SCHEMA} }}"));

@@ -5,8 +5,8 @@ use std::time::Instant;
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, comes_true, demo, key_hash, ok, tenants, upstream},
-    support::{Gateway, KEY, Origin},
+    fixtures::{Stub, comes_true, demo, key_hash, ok, tenants, upstream, verified},
+    support::{Gateway, KEY, Origin, http2::Http2},
 };
 
 const LIST: &str = "
@@ -144,6 +144,15 @@ fn a_sticky_caller_stays_on_its_side() {
     assert!(forged.header("set-cookie").is_some());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sticky_cookie_given_over_tls_does_not_leave_it() {
+    let (_stable, _next, gateway) = canary("weight: 50, sticky_cookie: side");
+    let secure = Http2::tls(&gateway, "acme.test").await.get("acme.test", "/v1/echo").await;
+    assert!(secure.header("set-cookie").unwrap().ends_with("; Secure"));
+    let plain = Http2::plain(&gateway).await.get("acme.test", "/v1/echo").await;
+    assert!(!plain.header("set-cookie").unwrap().contains("Secure"));
+}
+
 fn mirrored(mirror: &Stub, tenant: &str, policies: &str) -> (Origin, Gateway) {
     let origin = Origin::start("primary");
     let upstreams = demo(&[origin.address], "") + &upstream("shadow", &[mirror.address], "");
@@ -174,9 +183,14 @@ fn a_mirror_gets_a_copy_of_what_the_upstream_gets() {
     assert_eq!((seen.target(), seen.body.as_slice()), ("/v1/new/echo?q=1", br#"{"n":2}"#.as_slice()));
     assert_eq!((seen.header("x-mine"), seen.header("host")), (Some("1"), Some("acme.test")));
     assert!(!seen.head.contains(KEY), "the mirror got the caller's credential");
-    for field in ["x-gateway-identity", "x-request-id"] {
-        assert_eq!(seen.header(field).map(str::to_owned), answer.echoed(field), "{field}");
-    }
+    assert_eq!(seen.header("x-request-id").map(str::to_owned), answer.echoed("x-request-id"));
+    // Who is calling is told to each of them alone: neither can speak to the other in the caller's name.
+    let jwks = gateway.get("acme.test", "/.well-known/gateway-jwks.json", "").json();
+    let of_upstream = verified(&answer.echoed("x-gateway-identity").unwrap(), &jwks);
+    let of_mirror = verified(seen.header("x-gateway-identity").unwrap(), &jwks);
+    assert_eq!((&of_upstream["aud"], &of_mirror["aud"]), (&json!("demo"), &json!("shadow")));
+    assert_eq!((&of_upstream["sub"], &of_mirror["sub"]), (&json!("app"), &json!("app")));
+    assert!(!seen.head.contains(&answer.echoed("x-gateway-identity").unwrap()));
 }
 
 #[test]

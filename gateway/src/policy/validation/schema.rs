@@ -3,7 +3,7 @@
 use jsonschema::{Draft, PatternOptions, Registry};
 use serde_json::Value;
 
-use super::{MAX_VIOLATIONS, Part, Violation, shortened};
+use super::{MAX_VIOLATIONS, Part, Violation, json, shortened};
 
 /// Bytes that one compiled pattern may take.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
@@ -70,8 +70,18 @@ impl Schema {
 
     /// Adds what is wrong with a JSON body, also if it is no JSON at all.
     pub(super) fn check_body(&self, body: &[u8], violations: &mut Vec<Violation>) {
-        match serde_json::from_slice(body) {
-            Ok(value) => self.check(&value, Part::Body, None, violations),
+        match json::parse(body) {
+            Ok((value, repeated)) => {
+                for pointer in repeated {
+                    let violation =
+                        Violation::new(Part::Body, None, &pointer, "the name stands more than once in its object");
+                    // Two documents may look at the same body.
+                    if !violations.contains(&violation) {
+                        violations.push(violation);
+                    }
+                }
+                self.check(&value, Part::Body, None, violations);
+            }
             Err(error) => violations.push(Violation::new(
                 Part::Body,
                 None,

@@ -76,6 +76,7 @@ impl LineFormat {
             put_number(to, br#","status":"#, upstream.status.into());
             put_millis(to, br#","duration_ms":"#, upstream.duration_micros);
             put_number(to, br#","attempts":"#, upstream.attempts.into());
+            put_text_unless_empty(to, br#","error":"#, upstream.error);
             to.push(b'}');
         }
         to.extend_from_slice(b"}\n");
@@ -216,7 +217,7 @@ mod tests {
                 r#""host":"acme.localhost","path":"/v1/echo","protocol":"HTTP/2","tls":"TLSv1_3","status":503,"#,
                 r#""bytes_in":0,"bytes_out":312,"duration_ms":12.345,"refusal":"upstream-unavailable","#,
                 r#""cache":"miss","limit":{"by":"coordinator","wait_ms":0.812},"user_agent":"curl/8.9.1","upstream":{"name":"demo","address":"[2001:db8::1]:9001","#,
-                r#""status":0,"duration_ms":11.900,"attempts":3}}"#,
+                r#""status":0,"duration_ms":11.900,"attempts":3,"error":"expired"}}"#,
                 "\n"
             )
         );

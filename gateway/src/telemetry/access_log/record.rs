@@ -76,6 +76,8 @@ pub struct UpstreamRecord<'a> {
     /// From the first attempt to the end of the last.
     pub duration: Duration,
     pub attempts: u8,
+    /// Why there was no answer, or not the whole, in a word; empty if there was.
+    pub error: &'a str,
 }
 
 impl AccessRecord<'_> {
@@ -125,6 +127,7 @@ impl AccessRecord<'_> {
         fixed.put(upstream.address.map_or(0, |address| address.port()).to_le_bytes());
         to.extend_from_slice(fixed.bytes());
         put_text(to, upstream.name.as_bytes(), MAX_NAME);
+        put_text(to, upstream.error.as_bytes(), MAX_NAME);
     }
 }
 
@@ -170,6 +173,7 @@ pub(super) struct DecodedUpstream<'a> {
     pub(super) duration_micros: u64,
     pub(super) address: Option<SocketAddr>,
     pub(super) name: &'a [u8],
+    pub(super) error: &'a [u8],
 }
 
 impl<'a> Decoded<'a> {
@@ -219,6 +223,7 @@ impl<'a> Decoded<'a> {
                     ip.map(|ip| SocketAddr::new(ip, port))
                 },
                 name: take_text(from)?,
+                error: take_text(from)?,
             });
         }
         Some(record)
@@ -356,6 +361,7 @@ pub(super) mod tests {
                 began_after: Duration::from_micros(90),
                 duration: Duration::from_micros(11_900),
                 attempts: 3,
+                error: "expired",
             }),
         }
     }

@@ -1,7 +1,10 @@
 //! RFC 9111 §3, §5.2.2, §7.3: what is stored, and what is not.
 
 use super::{breaking_off, caching, caching_from, counting, in_turn};
-use crate::fixtures::Stub;
+use crate::{
+    fixtures::{Stub, demo, open, tenants},
+    support::Gateway,
+};
 
 const FRESH: &str = "Cache-Control: max-age=3600\r\n";
 
@@ -239,14 +242,37 @@ fn what_is_malformed_is_no_reason_to_fail() {
 }
 
 #[test]
+fn keys_that_reach_the_origin_are_credentials_whoever_judges_them() {
+    for (forward, stored) in [("true", false), ("false", true)] {
+        let origin = counting(FRESH);
+        let auth = format!("auth: {{ accept: [anonymous], forward_credential: {forward} }}, cache: {{}}");
+        let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", &open(&auth)));
+        let bodies = gateway.bodies("/v1/a", "X-API-Key: of-the-origin\r\n", 2);
+        assert_eq!(bodies[0] == bodies[1], stored, "{forward}: {bodies:?}");
+        let bodies = gateway.bodies("/v1/b", "", 2);
+        assert_eq!(bodies[0], bodies[1]);
+    }
+}
+
+#[test]
 fn what_some_servers_take_for_another_request_is_not_answered_from_the_cache() {
     let origin = counting(FRESH);
-    let gateway = caching(&origin, "");
-    gateway.fetch("/v1/a", "");
-    for field in ["X-HTTP-Method-Override: POST\r\n", "X-Original-URL: /v1/b\r\n", "X-Rewrite-URL: /v1/b\r\n"] {
-        assert_eq!(gateway.fetch("/v1/a", field).cache_status(), "seiketsu; fwd=bypass", "{field}");
+    let yaml = tenants(&demo(&[origin.address], ""), "", &open("cache: {}"));
+    for node in ["", "forwarding: { trusted_proxies: [127.0.0.0/8] }\n"] {
+        let gateway = Gateway::start_with(&yaml, node);
+        let first = gateway.fetch("/v1/a", "").text();
+        let method = gateway.fetch("/v1/a", "X-HTTP-Method-Override: POST\r\n");
+        assert_eq!(method.cache_status(), "seiketsu; fwd=bypass");
+        for field in ["X-Original-URL: /v1/b\r\n", "X-Rewrite-URL: /v1/b\r\n"] {
+            let answer = gateway.fetch("/v1/a", field);
+            if node.is_empty() {
+                assert_eq!(answer.text(), first, "{field} of a stranger is removed");
+            } else {
+                assert_eq!(answer.cache_status(), "seiketsu; fwd=bypass", "{field}");
+            }
+        }
+        assert_eq!(gateway.fetch("/v1/a", "").text(), first);
     }
-    assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
 }
 
 #[test]

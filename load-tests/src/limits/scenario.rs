@@ -229,7 +229,9 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
         "uniform",
         "Twice the rate, over all nodes alike.",
         (&[SMALL, MIDDLE, LARGE], 2.0),
-        (Uniform, 65, Some(15)),
+        // While the bursts run dry, what comes in a third of a second is on its way to who asks for it, and stays so: no
+        // loss, but one per cent of the first half minute.
+        (Uniform, 65, Some(45)),
         &[Used(0.99), Local, FewExchanges],
     );
     make.add(
@@ -400,9 +402,9 @@ mod tests {
     }
 
     #[test]
-    fn a_quick_run_takes_a_minute_and_a_half() {
+    fn a_quick_run_takes_two_minutes() {
         let lasts = |quick| all(quick, 1).iter().map(|scenario| scenario.lasts).sum::<Duration>();
-        assert!(lasts(true) < Duration::from_secs(90), "{:?}", lasts(true));
+        assert!(lasts(true) < Duration::from_secs(120), "{:?}", lasts(true));
         assert!(lasts(false) < Duration::from_secs(500), "{:?}", lasts(false));
     }
 }

@@ -14,6 +14,7 @@ pub mod load;
 pub mod node;
 pub mod path;
 pub mod policy;
+pub mod regular;
 pub mod schema;
 pub mod secret;
 pub mod tenant;

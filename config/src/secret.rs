@@ -1,11 +1,14 @@
 //! Secrets by reference: `${file:…}` and `${env:…}`. The value is read when it is used, kept in a
 //! [`SecretString`] and never written back: a [`SecretRef`] prints and serialises as its reference.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, io, path::PathBuf, str::FromStr};
 
 use secrecy::SecretString;
 
-use crate::values::{InvalidValue, text_value};
+use crate::{
+    regular,
+    values::{InvalidValue, text_value},
+};
 
 /// Where a secret is to be had.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,7 +23,7 @@ pub enum SecretRef {
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     #[error("cannot read the secret file {path}: {source}; create it, readable by the gateway's user only")]
-    File { path: PathBuf, source: std::io::Error },
+    File { path: PathBuf, source: io::Error },
     #[error(
         "the environment variable {name} that holds a secret is not set; set it or refer to a file with ${{file:…}}"
     )]
@@ -31,7 +34,8 @@ impl SecretRef {
     /// Reads the secret. Blocks on the file system: call it off the request path.
     pub fn read(&self) -> Result<SecretString, SecretError> {
         match self {
-            Self::File(path) => std::fs::read_to_string(path)
+            Self::File(path) => regular::open(path)
+                .and_then(io::read_to_string)
                 .map(|text| text.trim_end_matches(['\r', '\n']).to_owned().into())
                 .map_err(|source| SecretError::File { path: path.clone(), source }),
             Self::Env(name) => std::env::var(name).map(Into::into).map_err(|_| SecretError::Env { name: name.clone() }),

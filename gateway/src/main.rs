@@ -18,10 +18,23 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // To the terminal too when logging is off or goes elsewhere: this is why it ended.
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr(), "error: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error with its causes. Those that it repeats in its own words are left out.
+fn with_causes(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told
 }
 
 fn start(arguments: &Arguments) -> Result<()> {
@@ -51,4 +64,19 @@ fn print_new_api_key() -> Result<()> {
         key.hash
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let inner = || io::Error::other("the disk is full");
+        let repeats = bootstrap::BootstrapError::StateDir { path: "/var/gateway".into(), source: inner() };
+        assert_eq!(with_causes(&repeats.into()).matches("the disk is full").count(), 1);
+        assert_eq!(with_causes(&anyhow::Error::from(inner()).context("--log")), "--log: the disk is full");
+    }
 }

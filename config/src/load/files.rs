@@ -1,4 +1,4 @@
-//! Paths in the configuration mean files beside the file that names them.
+//! Paths in the configuration mean files beside the file that names them. Which files those are.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,6 +11,57 @@ use crate::{
     secret::SecretRef,
     tenant::{CertificateFiles, JwksSource, KeySource, Tenant, TenantHead, Upstream},
 };
+
+/// The files that a tenant refers to: certificates, keys, authorities, documents.
+pub fn files_of_tenant(tenant: &Tenant) -> Vec<&Path> {
+    let mut files = Vec::new();
+    if let Some(tls) = &tenant.tls {
+        tls.certificates.iter().for_each(|pair| add_certificate(pair, &mut files));
+        files.extend(tls.client_ca.as_deref());
+    }
+    for key in tenant.consumers.iter().flat_map(|consumer| &consumer.keys) {
+        if let KeySource::Key(SecretRef::File(path)) = &key.source {
+            files.push(path);
+        }
+    }
+    for issuer in &tenant.jwt_issuers {
+        if let JwksSource::File(path) = &issuer.jwks {
+            files.push(path);
+        }
+    }
+    tenant.upstreams.values().for_each(|upstream| add_upstream(upstream, &mut files));
+    add_policies(&tenant.policies, &mut files);
+    tenant.routes.iter().for_each(|route| add_policies(&route.policies, &mut files));
+    files
+}
+
+/// The files that all tenants of a file refer to, by its defaults, plans and upstreams.
+pub fn files_of_head(head: &TenantHead) -> Vec<&Path> {
+    let mut files = Vec::new();
+    add_policies(&head.defaults, &mut files);
+    head.plans.values().for_each(|plan| add_policies(plan, &mut files));
+    head.upstreams.values().for_each(|upstream| add_upstream(upstream, &mut files));
+    files
+}
+
+fn add_policies<'a>(policies: &'a Policies, files: &mut Vec<&'a Path>) {
+    let Some(validation) = &policies.validation else { return };
+    for document in [&validation.body_schema, &validation.openapi].into_iter().flatten() {
+        if let JsonDocument::File(path) = document {
+            files.push(path);
+        }
+    }
+}
+
+fn add_upstream<'a>(upstream: &'a Upstream, files: &mut Vec<&'a Path>) {
+    let Some(tls) = &upstream.tls else { return };
+    files.extend(tls.ca.as_deref());
+    tls.client_certificate.iter().for_each(|pair| add_certificate(pair, files));
+}
+
+fn add_certificate<'a>(pair: &'a CertificateFiles, files: &mut Vec<&'a Path>) {
+    files.extend([&*pair.certificate, &*pair.key]);
+}
 
 /// Makes relative paths begin at a folder.
 pub(super) struct Resolver<'a> {

@@ -13,11 +13,11 @@ mod split;
 mod yaml;
 
 use std::{
-    fs::File,
     io::{ErrorKind, Read},
     path::Path,
 };
 
+pub use self::files::{files_of_head, files_of_tenant};
 pub use self::parsed::{Difference, ParsedTenants, clashes, tenants_with};
 use self::{
     files::Resolver,
@@ -29,6 +29,7 @@ use crate::{
     error::{Cause, ConfigError, ConfigErrors},
     node::NodeConfig,
     path::{ConfigPath, PathStep},
+    regular,
     tenant::TenantFile,
 };
 
@@ -88,7 +89,7 @@ fn read_text(path: &Path, limit: u64) -> Result<String, ConfigErrors> {
         _ => refused(Cause::Unreadable(error)),
     };
     let mut text = String::new();
-    let read = File::open(path).and_then(|file| {
+    let read = regular::open(path).and_then(|file| {
         // Room for all of it and the look at its end, so that it is not copied while it grows.
         let length = file.metadata()?.len().min(limit) + 1;
         text.reserve_exact(usize::try_from(length).unwrap_or_default());

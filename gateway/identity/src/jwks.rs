@@ -11,6 +11,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    io::{self, Read},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
@@ -20,7 +21,10 @@ use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use seiketsu_config::tenant::{JwksSource, JwtAlgorithm};
+use seiketsu_config::{
+    regular,
+    tenant::{JwksSource, JwtAlgorithm},
+};
 use tokio::{sync::watch, time::Instant};
 use url::Url;
 
@@ -80,7 +84,7 @@ pub enum FetchError {
 #[derive(Debug, thiserror::Error)]
 pub enum JwksError {
     #[error("cannot read {path}: {source}")]
-    File { path: PathBuf, source: std::io::Error },
+    File { path: PathBuf, source: io::Error },
     #[error("cannot fetch {url}: {source}")]
     Fetch { url: String, source: FetchError },
     #[error("{0}")]
@@ -120,7 +124,7 @@ impl JwksStores {
         let store = JwksStore::new(source.clone(), Arc::clone(&self.client));
         if let JwksSource::File(path) = source {
             let file = |source| JwksError::File { path: path.clone(), source };
-            let keys = KeySet::parse(&std::fs::read(path).map_err(file)?)?;
+            let keys = KeySet::parse(&read_file(path).map_err(file)?)?;
             store.put(keys, FILE_LIFE);
         }
         let store = Arc::new(store);
@@ -254,7 +258,13 @@ impl JwksStore {
 
     async fn read(&self) -> Result<(KeySet, Duration), JwksError> {
         match &self.source {
-            JwksSource::File(path) => Ok((KeySet::parse(&read_file(path).await?)?, FILE_LIFE)),
+            JwksSource::File(path) => {
+                let file = |source| JwksError::File { path: path.clone(), source };
+                let from = path.clone();
+                let read = tokio::task::spawn_blocking(move || read_file(&from)).await;
+                let bytes = read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(file)?;
+                Ok((KeySet::parse(&bytes)?, FILE_LIFE))
+            }
             JwksSource::Url(url) => {
                 let failed = |source| JwksError::Fetch { url: url.to_string(), source };
                 let answer = tokio::time::timeout(FETCH_TIMEOUT, self.client.get(url, MAX_BYTES)).await;
@@ -275,15 +285,10 @@ impl JwksStore {
     }
 }
 
-async fn read_file(path: &Path) -> Result<Vec<u8>, JwksError> {
-    use tokio::io::AsyncReadExt;
-    let read = async {
-        let mut bytes = Vec::new();
-        let file = tokio::fs::File::open(path).await?;
-        file.take(MAX_BYTES as u64).read_to_end(&mut bytes).await?;
-        Ok(bytes)
-    };
-    read.await.map_err(|source| JwksError::File { path: path.to_owned(), source })
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    regular::open(path)?.take(MAX_BYTES as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// A running fetch. When it ends, even by a panic, the next may start and those who wait are told.

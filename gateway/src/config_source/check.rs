@@ -52,14 +52,18 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     };
     let _inside = runtime.enter();
 
-    let found = TenantFiles::new(&node.tenants).look(&Scope::All).map_err(|error| refused(&error))?;
+    let found = TenantFiles::new(&node.tenants, false).look(&Scope::All).map_err(|error| refused(&error))?;
     let read = found.read.into_iter().map(|path| (load::tenants_file_with(None, &path), path));
     let read = read.map(|(parsed, path)| (path, parsed)).collect();
     let (mut changes, wrong) = compiler.files(&Files::new(), read, |_| Refresh::All);
     let conflicts = conflicts::take_out(&mut changes, &Files::new(), &live.load());
     let certificates = tls.load_node(&node.tls.certificates).err().map(|error| error.to_string());
-    let errors: Vec<String> =
-        wrong.into_values().flatten().chain(conflicts.into_values()).chain(certificates).collect();
+    let errors: Vec<String> = wrong
+        .into_values()
+        .flat_map(|refused| refused.errors)
+        .chain(conflicts.into_values())
+        .chain(certificates)
+        .collect();
     if errors.is_empty() {
         let tenants = changes.values().flat_map(FileChange::put).count();
         Ok(format!("The configuration is good: {tenants} tenants in {} file(s).", changes.len()))

@@ -1,7 +1,7 @@
 //! Compiling one file of tenants: what is new or has changed, and nothing else.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -10,13 +10,12 @@ use seiketsu_cache::storage::Storage;
 use seiketsu_config::{
     error::ConfigErrors,
     layers::SharedLayers,
-    load::{Difference, ParsedTenants},
+    load::{Difference, ParsedTenants, files_of_head, files_of_tenant},
     tenant::{Tenant, TenantHead, Upstream},
     values::Id,
 };
 use seiketsu_identity::state::IdentityState;
 
-use super::certificates::files_of;
 use crate::{
     limits::Limits,
     telemetry::metrics::Metrics,
@@ -28,6 +27,7 @@ use crate::{
     },
     upstream::{
         pool::UpstreamPool,
+        profile::UpstreamError,
         registry::{Owner, PoolKey, Prepared, UpstreamRegistry},
     },
 };
@@ -60,12 +60,22 @@ pub(super) type Changes = BTreeMap<PathBuf, FileChange>;
 /// What was read, of each file.
 pub(super) type Read = Vec<(PathBuf, Result<ParsedTenants, ConfigErrors>)>;
 
+/// Why a file stays what it was.
+pub(super) struct Refused {
+    pub(super) errors: Vec<String>,
+    /// What it refers to, if that may be what is wrong.
+    pub(super) refers_to: Vec<PathBuf>,
+}
+
+/// Tenants that could not be made of what was kept, by the files that they stand in.
+pub(super) type Lost = BTreeMap<PathBuf, BTreeSet<Id>>;
+
 /// What of a file is compiled again though its text is the same.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Refresh<'a> {
     Nothing,
-    /// Tenants that use one of these certificate files.
-    Certificates(&'a HashSet<PathBuf>),
+    /// Tenants that refer to one of these files.
+    Files(&'a HashSet<PathBuf>),
     /// Tenants that refer to any file, whose content may have changed.
     All,
 }
@@ -90,48 +100,77 @@ impl FileCompiler<'_> {
         in_force: &Files,
         read: Read,
         refresh: impl Fn(&Path) -> Refresh<'a>,
-    ) -> (Changes, BTreeMap<PathBuf, Vec<String>>) {
+    ) -> (Changes, BTreeMap<PathBuf, Refused>) {
         let (mut changes, mut wrong) = (Changes::new(), BTreeMap::new());
         for (path, parsed) in read {
             let change = parsed
-                .map_err(|errors| vec![errors.to_string()])
-                .and_then(|parsed| self.file(in_force.get(&path), &path, parsed, refresh(&path)));
+                .map_err(|errors| Refused { errors: vec![errors.to_string()], refers_to: Vec::new() })
+                .and_then(|parsed| self.file(in_force.get(&path), &path, parsed, refresh(&path), None));
             match change {
                 Ok(change) => {
                     changes.insert(path, change);
                 }
-                Err(errors) => {
-                    wrong.insert(path, errors);
+                Err(refused) => {
+                    wrong.insert(path, refused);
                 }
             }
         }
         (changes, wrong)
     }
 
-    /// Compiles what is new or changed in a file.
+    /// What can be made of files that were in force once, where the files themselves are wrong: all tenants but
+    /// those that cannot be compiled, such as when a key that they refer to is missing.
+    pub(super) fn salvage(&self, read: Read) -> (Changes, Lost) {
+        let (mut changes, mut lost) = (Changes::new(), Lost::new());
+        for (path, parsed) in read {
+            let mut left_out = BTreeSet::new();
+            let change = parsed
+                .ok()
+                .and_then(|parsed| self.file(None, &path, parsed, Refresh::All, Some(&mut left_out)).ok())
+                .filter(|change| !change.entries.is_empty() || left_out.is_empty());
+            if !left_out.is_empty() {
+                lost.insert(path.clone(), left_out);
+            }
+            changes.extend(change.map(|change| (path, change)));
+        }
+        (changes, lost)
+    }
+
+    /// Compiles what is new or changed in a file. Tenants that cannot be compiled are added to `left_out`; without
+    /// it the file is refused as a whole.
     fn file(
         &self,
         before: Option<&FileInForce>,
         path: &Path,
         parsed: ParsedTenants,
         refresh: Refresh<'_>,
-    ) -> Result<FileChange, Vec<String>> {
+        mut left_out: Option<&mut BTreeSet<Id>>,
+    ) -> Result<FileChange, Refused> {
         let same_head = before.filter(|before| same_but_for_revision(before.parsed.head(), parsed.head()));
         let layers = match same_head {
             Some(before) => before.layers.clone(),
             None => Arc::new(SharedLayers::new(parsed.head())),
         };
-        let difference = difference(before, same_head.is_some(), &parsed, refresh);
+        let mut difference = self.difference(before, same_head.is_some(), &parsed, refresh);
         let mut upstreams = Upstreams { registry: self.upstreams, prepared: Vec::new(), keys: Vec::new() };
         let mut errors = Vec::new();
         let owner = Owner::Shared(path.to_string_lossy().into());
-        let shared_pools = upstreams.prepare(&owner, &parsed.head().upstreams, &mut errors);
+        let place = path.display();
+        let shared_pools = upstreams.prepare(&owner, &parsed.head().upstreams, |upstream, error| {
+            errors.push(format!("{place}: upstreams.{upstream}: {error}"));
+        });
         let mut compiler =
             Compiler::new(self.identity, self.metrics, self.limits, self.cache, parsed.head().revision, path);
         let mut entries = Vec::with_capacity(difference.put.len());
-        for tenant in difference.put.iter().map(|number| &parsed.tenants()[*number]) {
+        let mut put = Vec::with_capacity(difference.put.len());
+        for number in std::mem::take(&mut difference.put) {
+            let tenant = &parsed.tenants()[number];
             let owner = Owner::Tenant(tenant.id.clone());
-            let own_pools = upstreams.prepare(&owner, &tenant.upstreams, &mut errors);
+            let (prepared, keys) = (upstreams.prepared.len(), upstreams.keys.len());
+            let line = parsed.line(number);
+            let own_pools = upstreams.prepare(&owner, &tenant.upstreams, |upstream, error| {
+                errors.push(format!("{place}:{line}: tenant {}: upstreams.{upstream}: {error}", tenant.id));
+            });
             let former = self.snapshot.tenant(tenant.id.as_str()).map(|former| former.compiled());
             let tls = TenantTls::compile(tenant, former.and_then(|former| former.tls.as_ref()), self.resolver);
             let of_tenant = layers.tenant(tenant);
@@ -141,17 +180,26 @@ impl FileCompiler<'_> {
                 Ok(compiled) => {
                     let hash = ContentHash::of(&serde_json::to_vec(&**tenant).unwrap_or_default());
                     entries.push(TenantEntry::new(tenant.id.clone(), tenant.hosts.iter().cloned(), hash, compiled));
+                    put.push(number);
+                }
+                Err(_) if let Some(left_out) = left_out.as_deref_mut() => {
+                    left_out.insert(tenant.id.clone());
+                    upstreams.prepared.truncate(prepared);
+                    upstreams.keys.truncate(keys);
                 }
                 Err(error) if error.is_missing_upstream() && !errors.is_empty() => {}
-                Err(error) => errors.push(error.to_string()),
+                Err(error) => errors.push(format!("{place}:{line}: {error}")),
             }
-            if errors.len() > 20 {
+            if errors.len() > 20 && left_out.is_none() {
                 break;
             }
         }
-        if !errors.is_empty() {
-            return Err(errors.into_iter().map(|error| format!("{}: {error}", path.display())).collect());
+        if !errors.is_empty() && left_out.is_none() {
+            let of_tenants = parsed.tenants().iter().flat_map(|tenant| files_of_tenant(tenant));
+            let refers_to = files_of_head(parsed.head()).into_iter().chain(of_tenants).map(Path::to_owned).collect();
+            return Err(Refused { errors, refers_to });
         }
+        difference.put = put;
         let changed = !entries.is_empty()
             || !difference.gone.is_empty()
             || upstreams.prepared.iter().any(Prepared::is_change)
@@ -167,6 +215,36 @@ impl FileCompiler<'_> {
             entries,
             changed,
         })
+    }
+
+    /// What has to be compiled, and what this takes the place of.
+    fn difference(
+        &self,
+        before: Option<&FileInForce>,
+        same_head: bool,
+        parsed: &ParsedTenants,
+        refresh: Refresh<'_>,
+    ) -> Difference {
+        let before = before.map(|before| &before.parsed);
+        if !same_head {
+            let gone = before.map(|before| before.tenants().to_vec()).unwrap_or_default();
+            return Difference { gone, ..parsed.since(None) };
+        }
+        let mut difference = parsed.since(before);
+        if matches!(refresh, Refresh::Nothing) {
+            return difference;
+        }
+        let of_head = refresh.concerns_all(parsed.head());
+        let changed: HashSet<usize> = difference.put.iter().copied().collect();
+        for (number, tenant) in parsed.tenants().iter().enumerate() {
+            // One that is not there was left out when the node started.
+            let is_left_out = || matches!(refresh, Refresh::All) && self.snapshot.tenant(tenant.id.as_str()).is_none();
+            if !changed.contains(&number) && (of_head || refresh.concerns(tenant) || is_left_out()) {
+                difference.put.push(number);
+                difference.gone.push(tenant.clone());
+            }
+        }
+        difference
     }
 }
 
@@ -194,32 +272,6 @@ impl FileChange {
     }
 }
 
-/// What has to be compiled, and what this takes the place of.
-fn difference(
-    before: Option<&FileInForce>,
-    same_head: bool,
-    parsed: &ParsedTenants,
-    refresh: Refresh<'_>,
-) -> Difference {
-    let before = before.map(|before| &before.parsed);
-    if !same_head {
-        let gone = before.map(|before| before.tenants().to_vec()).unwrap_or_default();
-        return Difference { gone, ..parsed.since(None) };
-    }
-    let mut difference = parsed.since(before);
-    if matches!(refresh, Refresh::Nothing) {
-        return difference;
-    }
-    let changed: HashSet<usize> = difference.put.iter().copied().collect();
-    for (number, tenant) in parsed.tenants().iter().enumerate() {
-        if refresh.concerns(tenant) && !changed.contains(&number) {
-            difference.put.push(number);
-            difference.gone.push(tenant.clone());
-        }
-    }
-    difference
-}
-
 /// Upstreams that were checked, of one file.
 struct Upstreams<'a> {
     registry: &'a UpstreamRegistry,
@@ -232,7 +284,7 @@ impl Upstreams<'_> {
         &mut self,
         owner: &Owner,
         upstreams: impl IntoIterator<Item = (&'u Id, &'u Upstream)>,
-        errors: &mut Vec<String>,
+        mut refused: impl FnMut(&Id, UpstreamError),
     ) -> HashMap<Id, Arc<UpstreamPool>> {
         let mut pools = HashMap::new();
         for (id, upstream) in upstreams {
@@ -243,7 +295,7 @@ impl Upstreams<'_> {
                     self.prepared.push(ready);
                     self.keys.push(key);
                 }
-                Err(error) => errors.push(format!("upstream {key}: {error}")),
+                Err(error) => refused(id, error),
             }
         }
         pools
@@ -264,8 +316,17 @@ impl Refresh<'_> {
     fn concerns(self, tenant: &Tenant) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Certificates(files) => files_of(tenant).any(|file| files.contains(file)),
+            Self::Files(files) => files_of_tenant(tenant).into_iter().any(|file| files.contains(file)),
             Self::All => refers_to_files(tenant),
+        }
+    }
+
+    /// Whether all tenants of a file are concerned.
+    fn concerns_all(self, head: &TenantHead) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Files(files) => files_of_head(head).into_iter().any(|file| files.contains(file)),
+            Self::All => !files_of_head(head).is_empty(),
         }
     }
 }

@@ -94,9 +94,14 @@ struct Claims<'a> {
 impl<'a> Claims<'a> {
     fn of(changes: &'a Changes, files: &'a Files, snapshot: &'a Snapshot<CompiledTenant>) -> Self {
         let (mut left_ids, mut left_hosts) = (HashSet::new(), HashSet::new());
-        for change in changes.values() {
+        for (path, change) in changes {
             let put: HashMap<&Id, &[HostPattern]> = change.put().map(|tenant| (&tenant.id, &*tenant.hosts)).collect();
-            for gone in &change.difference.gone {
+            // A tenant that was left out when the node started has nothing to leave, and another may have it.
+            let is_in_force = |gone: &Tenant| {
+                let in_force = snapshot.tenant(gone.id.as_str());
+                in_force.is_some_and(|in_force| *in_force.compiled().file == **path)
+            };
+            for gone in change.difference.gone.iter().filter(|gone| is_in_force(gone)) {
                 let kept = put.get(&gone.id);
                 if kept.is_none() {
                     left_ids.insert(&gone.id);

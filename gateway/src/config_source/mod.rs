@@ -6,7 +6,6 @@
 //! and the error stands in `/readyz`, in the log and in a metric until it is mended. What was last in
 //! force is kept on disk, so that a node starts even from a file that somebody has just broken.
 
-mod certificates;
 mod check;
 mod compile;
 mod conflicts;
@@ -14,6 +13,7 @@ mod events;
 mod in_force;
 mod last_known_good;
 mod pace;
+mod referenced;
 mod reload;
 mod stamp;
 mod status;
@@ -27,7 +27,7 @@ mod tests;
 use std::{
     io,
     sync::{Arc, mpsc},
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -46,8 +46,10 @@ use crate::{proxy::Shared, server::tls::LiveTls};
 const QUIET: Duration = Duration::from_millis(30);
 /// … but not for longer: what never comes to rest must not keep changes from getting into force.
 const LONGEST: Duration = Duration::from_secs(1);
-/// Certificates are not watched, and neither are files that are links; without a watch nothing is.
+/// What configuration refers to is not watched, and neither are files that are links; without a watch nothing is.
 const POLL: Duration = Duration::from_secs(2);
+/// How long the end of the node waits for a reload that is under way. What it keeps on disk is whole at any time.
+const PARTING: Duration = Duration::from_secs(1);
 /// Notifications can be missed even if there is a watch.
 const RARE_POLL: Duration = Duration::from_secs(30);
 
@@ -61,7 +63,8 @@ enum Message {
 /// The running source. Ends its thread when dropped.
 pub(crate) struct ConfigSource {
     messages: mpsc::Sender<Message>,
-    thread: Option<JoinHandle<()>>,
+    /// Closed when the thread ends.
+    ended: mpsc::Receiver<()>,
 }
 
 impl ConfigSource {
@@ -82,8 +85,12 @@ impl ConfigSource {
         });
         let mut reloader = Reloader::new(shared, tls, status, runtime);
         reloader.load_first();
-        let thread = thread::Builder::new().name("config".to_owned()).spawn(move || follow(&inbox, reloader, watch))?;
-        Ok(Self { messages, thread: Some(thread) })
+        let (ending, ended) = mpsc::channel();
+        thread::Builder::new().name("config".to_owned()).spawn(move || {
+            follow(&inbox, reloader, watch);
+            drop(ending);
+        })?;
+        Ok(Self { messages, ended })
     }
 
     /// Reads everything again, soon: HUP.
@@ -95,8 +102,8 @@ impl ConfigSource {
 impl Drop for ConfigSource {
     fn drop(&mut self) {
         let _ = self.messages.send(Message::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        if self.ended.recv_timeout(PARTING) == Err(mpsc::RecvTimeoutError::Timeout) {
+            tracing::warn!("reading configuration takes too long to be waited for");
         }
     }
 }
@@ -107,7 +114,7 @@ fn follow(inbox: &mpsc::Receiver<Message>, mut reloader: Reloader, mut watch: Fi
         let began = Instant::now();
         if polled.elapsed() >= POLL {
             polled = began;
-            look.certificates = true;
+            look.referenced = true;
             let watched = watch.works();
             // A watch that begins has not seen what happened before.
             look.all |= !(watched && watched_before) || rare_poll.is_due();

@@ -17,11 +17,11 @@ use seiketsu_config::{
 use tokio::runtime::Handle;
 
 use super::{
-    certificates::{CertificatesInUse, Renewed},
-    compile::{Changes, FileChange, FileCompiler, Read, Refresh},
+    compile::{Changes, FileChange, FileCompiler, Lost, Read, Refresh, Refused},
     conflicts,
     in_force::InForce,
     last_known_good::LastKnownGood,
+    referenced::{ReferencedFiles, Renewed},
     status::{ReloadStatus, StatusCell},
     tenant_files::{Changed, Scope, TenantFiles},
 };
@@ -29,7 +29,7 @@ use crate::{
     proxy::Shared,
     server::tls::LiveTls,
     telemetry::metrics::Reload,
-    tenancy::{Change, TenantEntry, compile::CompiledTenant},
+    tenancy::{Change, Snapshot, TenantEntry, compile::CompiledTenant, tls::Resolver},
     upstream::registry::{PoolKey, Prepared},
 };
 
@@ -46,10 +46,12 @@ pub(super) struct Reloader {
     runtime: Handle,
     kept: LastKnownGood,
     tenant_files: TenantFiles,
-    certificates: CertificatesInUse,
+    referenced: ReferencedFiles,
     in_force: InForce,
     /// Files of which what is in force is what was kept.
     from_kept: BTreeSet<PathBuf>,
+    /// Tenants that were in force before the start and are not since.
+    lost: Lost,
     /// Files that are gone and still in force.
     held: BTreeSet<PathBuf>,
     wrong: Wrong,
@@ -60,8 +62,8 @@ pub(super) struct Reloader {
 pub(super) struct Look {
     /// These files of the folder.
     pub(super) named: BTreeSet<OsString>,
-    /// Certificates.
-    pub(super) certificates: bool,
+    /// What configuration refers to: certificates, keys, documents.
+    pub(super) referenced: bool,
     /// Whether any file is new, other or gone.
     pub(super) all: bool,
     /// Everything, and to read it again whether or not it seems to have changed.
@@ -88,16 +90,20 @@ struct Outcome {
 
 impl Reloader {
     pub(super) fn new(shared: Arc<Shared>, tls: Arc<LiveTls>, status: Arc<StatusCell>, runtime: Handle) -> Self {
+        let kept = LastKnownGood::open(&shared.node.state_dir);
+        let tenants = &shared.node.tenants;
+        let was_folder = kept.paths().iter().any(|path| path.parent() == Some(tenants));
         Self {
-            kept: LastKnownGood::open(&shared.node.state_dir),
-            tenant_files: TenantFiles::new(&shared.node.tenants),
-            certificates: CertificatesInUse::of_node(&node_certificates(&shared)),
+            kept,
+            tenant_files: TenantFiles::new(tenants, was_folder),
+            referenced: ReferencedFiles::of_node(&node_certificates(&shared)),
             shared,
             tls,
             status,
             runtime,
             in_force: InForce::default(),
             from_kept: BTreeSet::new(),
+            lost: Lost::new(),
             held: BTreeSet::new(),
             wrong: Wrong::default(),
         }
@@ -122,7 +128,12 @@ impl Reloader {
         );
         let (began, files) = (Instant::now(), read.len());
         let wrong = self.wrong.clone();
-        let (mut changes, _) = self.compile(read, |_| Refresh::All);
+        let (mut changes, lost) = self.compiler(&self.shared.live.load(), &self.tls.resolver()).salvage(read);
+        for (path, tenants) in &lost {
+            let tenants: Vec<&str> = tenants.iter().map(Id::as_str).collect();
+            tracing::error!(file = %path.display(), ?tenants, "these tenants were served before the start and are not now");
+        }
+        self.lost = lost;
         conflicts::take_out(&mut changes, self.in_force.files(), &self.shared.live.load());
         self.from_kept = changes.keys().cloned().collect();
         let outcome = self.put_in_force(changes, SystemTime::now());
@@ -134,13 +145,14 @@ impl Reloader {
         let (began, now, before) = (Instant::now(), SystemTime::now(), self.wrong.clone());
         // Where there was nothing to look at, nothing is known.
         let again = look.again || before.folder.is_some();
-        let renewed = if look.certificates || again { self.certificates.look(again) } else { Renewed::default() };
+        let renewed = if look.referenced || again { self.referenced.look(again) } else { Renewed::default() };
         if again || renewed.of_node {
             let loaded = self.tls.load_node(&node_certificates(&self.shared));
             self.wrong.node_certificates = loaded.err().map(|error| error.to_string());
         }
         let Some(Changed { read: mut changed, mut gone }) = self.look_at_files(look, again) else {
-            if self.wrong != before {
+            if look.again || self.wrong != before {
+                let before = if look.again { Wrong::default() } else { before };
                 self.report(&before, &Outcome::default(), 0, began);
             }
             return;
@@ -148,7 +160,8 @@ impl Reloader {
         if again {
             changed.extend(self.tenant_files.paths().cloned());
         }
-        let users = self.files_with(&renewed.tenants);
+        let mut users = self.files_with(&renewed.tenants);
+        users.extend(renewed.referrers.iter().filter(|path| self.tenant_files.has(path)).cloned());
         changed.extend(users.iter().cloned());
         if changed.is_empty() && gone.is_empty() && !renewed.of_node && self.wrong == before {
             return;
@@ -158,7 +171,7 @@ impl Reloader {
         let mut read: BTreeSet<PathBuf> = changed.difference(&gone).cloned().collect();
         let refresh = |path: &Path| match () {
             () if again || before.files.contains_key(path) => Refresh::All,
-            () if users.contains(path) => Refresh::Certificates(&renewed.files),
+            () if users.contains(path) => Refresh::Files(&renewed.files),
             () => Refresh::Nothing,
         };
         let (mut files, mut total) = (0, Outcome::default());
@@ -187,6 +200,10 @@ impl Reloader {
     ) -> (Outcome, BTreeSet<PathBuf>) {
         for path in read.iter().chain(&gone) {
             self.wrong.files.remove(path);
+            self.referenced.wait(path, Vec::new());
+        }
+        for path in &gone {
+            self.lost.remove(path);
         }
         let read = self.read(read);
         let (mut changes, wrong) = self.compile(read, refresh);
@@ -195,7 +212,10 @@ impl Reloader {
                 changes.insert(path.clone(), FileChange::removal(file));
             }
         }
-        self.wrong.files.extend(wrong);
+        for (path, Refused { errors, refers_to }) in wrong {
+            self.referenced.wait(&path, refers_to);
+            self.wrong.files.insert(path, errors);
+        }
         let clashing = self.take_out(&mut changes);
         // A node that cannot show the certificates it was given does not start with others.
         let may_start = !changes.is_empty() && self.wrong.node_certificates.is_none();
@@ -203,6 +223,7 @@ impl Reloader {
             return (Outcome::default(), clashing);
         }
         self.from_kept.retain(|path| !changes.contains_key(path));
+        self.lost.retain(|path, _| !changes.contains_key(path));
         let outcome = self.put_in_force(changes, now);
         self.held = gone.into_iter().filter(|path| self.in_force.files().contains_key(path)).collect();
         (outcome, clashing)
@@ -263,21 +284,20 @@ impl Reloader {
     }
 
     /// What is to become of each file, and what is wrong with the others.
-    fn compile<'a>(
-        &self,
-        read: Read,
-        refresh: impl Fn(&Path) -> Refresh<'a>,
-    ) -> (Changes, BTreeMap<PathBuf, Vec<String>>) {
-        let compiler = FileCompiler {
+    fn compile<'a>(&self, read: Read, refresh: impl Fn(&Path) -> Refresh<'a>) -> (Changes, BTreeMap<PathBuf, Refused>) {
+        self.compiler(&self.shared.live.load(), &self.tls.resolver()).files(self.in_force.files(), read, refresh)
+    }
+
+    fn compiler<'a>(&'a self, snapshot: &'a Snapshot<CompiledTenant>, resolver: &'a Resolver) -> FileCompiler<'a> {
+        FileCompiler {
             upstreams: &self.shared.upstreams,
             identity: &self.shared.identity,
             metrics: &self.shared.metrics,
             limits: &self.shared.limits,
             cache: &self.shared.cache.storage,
-            resolver: &self.tls.resolver(),
-            snapshot: &self.shared.live.load(),
-        };
-        compiler.files(self.in_force.files(), read, refresh)
+            resolver,
+            snapshot,
+        }
     }
 
     /// `read`: the files that the changes refer to were read at this time or later.
@@ -297,7 +317,12 @@ impl Reloader {
         let unused: Vec<PoolKey> = unused.cloned().collect();
         self.shared.upstreams.apply(Vec::new(), &unused);
         let gone = changes.values().flat_map(|change| &change.difference.gone);
-        self.certificates.replace(gone, changes.values().flat_map(FileChange::put), read);
+        self.referenced.replace(gone, changes.values().flat_map(FileChange::put), read);
+        for (path, change) in &changes {
+            let before = self.in_force.parsed(path).map(|before| &**before.head());
+            let next = change.next.as_ref().map(|next| &**next.parsed.head());
+            self.referenced.replace_head(path, before, next, read);
+        }
         self.keep(&changes);
         for (path, change) in changes {
             self.in_force.replace(path, change.next);
@@ -367,7 +392,8 @@ impl Reloader {
         }
         let applied_at = if outcome.changed { now } else { self.status.get().applied_at };
         let from_last_known_good = !self.from_kept.is_empty();
-        self.status.set(ReloadStatus { loaded, revision, tenants, from_last_known_good, errors, applied_at });
+        let lost = self.lost.values().flatten().map(ToString::to_string).collect();
+        self.status.set(ReloadStatus { loaded, revision, tenants, from_last_known_good, lost, errors, applied_at });
         metrics.config_read(files, outcome.compiled);
     }
 }

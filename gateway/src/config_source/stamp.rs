@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Size, time and inode of a file; none if it cannot be looked at.
+/// Size, time, inode, owner and mode of a file; none if it cannot be looked at.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Stamp(Option<Known>);
 
@@ -16,6 +16,8 @@ struct Known {
     size: u64,
     modified: SystemTime,
     inode: u64,
+    /// Who may read it.
+    access: (u32, u32, u32),
     /// Whether it had only just been written when it was read: it may have been written again within the
     /// same tick of the file system's clock, so it is read once more.
     is_young: bool,
@@ -32,7 +34,8 @@ impl Stamp {
             // A time in the future has no age.
             let is_young =
                 read.duration_since(modified).map_or_else(|ahead| ahead.duration() < YOUNG, |age| age < YOUNG);
-            Ok(Known { size: metadata.len(), modified, inode: metadata.ino(), is_young })
+            let access = (metadata.uid(), metadata.gid(), metadata.mode());
+            Ok(Known { size: metadata.len(), modified, inode: metadata.ino(), access, is_young })
         });
         Self(known.ok())
     }
@@ -41,7 +44,8 @@ impl Stamp {
     pub(super) fn differs_from(self, now: Self) -> bool {
         match (self.0, now.0) {
             (Some(before), Some(now)) => {
-                before.is_young || (before.size, before.modified, before.inode) != (now.size, now.modified, now.inode)
+                let known = |it: Known| (it.size, it.modified, it.inode, it.access);
+                before.is_young || known(before) != known(now)
             }
             (None, None) => false,
             _ => true,

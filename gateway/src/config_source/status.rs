@@ -15,6 +15,9 @@ pub(crate) struct ReloadStatus {
     pub(crate) tenants: usize,
     /// Whether what is in force comes from the last known good instead of the files.
     pub(crate) from_last_known_good: bool,
+    /// Tenants that were served before the node was started and are not now, for something that they need is
+    /// missing; `errors` say what.
+    pub(crate) lost: Vec<String>,
     /// What is wrong with the files as they are now; empty: nothing.
     pub(crate) errors: Vec<String>,
     /// Seconds since 1970 of the last reload that changed something.

@@ -42,13 +42,18 @@ enum Presence {
 }
 
 impl TenantFiles {
-    pub(super) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), is_folder: false, stamps: BTreeMap::new(), links: BTreeSet::new() }
+    /// `was_folder`: what is known of it from before the node was started.
+    pub(super) fn new(path: &Path, was_folder: bool) -> Self {
+        Self { path: path.to_owned(), is_folder: was_folder, stamps: BTreeMap::new(), links: BTreeSet::new() }
     }
 
     /// All files that there are.
     pub(super) fn paths(&self) -> impl Iterator<Item = &PathBuf> {
         self.stamps.keys()
+    }
+
+    pub(super) fn has(&self, path: &Path) -> bool {
+        self.stamps.contains_key(path)
     }
 
     /// Finds out what has changed since the last look. An error (there is no file at all) changes nothing.
@@ -170,7 +175,7 @@ mod tests {
         for name in ["a.yaml", "b.yml", ".c.yaml", "d.txt"] {
             fs::write(path(name), "").unwrap();
         }
-        let mut files = TenantFiles::new(folder.path());
+        let mut files = TenantFiles::new(folder.path(), false);
         assert_eq!(names(&files.look(&Scope::All).unwrap().read), ["a.yaml", "b.yml"]);
         fs::write(path("a.yaml"), "more").unwrap();
         fs::write(path("b.yml"), "more").unwrap();
@@ -188,7 +193,7 @@ mod tests {
         let target = elsewhere.path().join("target");
         fs::write(&target, "").unwrap();
         symlink(&target, folder.path().join("link.yaml")).unwrap();
-        let mut files = TenantFiles::new(folder.path());
+        let mut files = TenantFiles::new(folder.path(), false);
         files.look(&Scope::All).unwrap();
         fs::write(&target, "other").unwrap();
         assert_eq!(names(&files.look(&named(&[])).unwrap().read), ["link.yaml"]);
@@ -202,7 +207,7 @@ mod tests {
     fn an_empty_folder_is_an_error_and_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.yaml");
-        let mut files = TenantFiles::new(folder.path());
+        let mut files = TenantFiles::new(folder.path(), false);
         assert!(files.look(&Scope::All).unwrap_err().contains("no *.yaml file"));
         fs::write(&path, "").unwrap();
         files.look(&Scope::All).unwrap();
@@ -225,7 +230,7 @@ mod tests {
     fn a_file_that_is_named_is_there_even_if_it_is_missing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tenants.yaml");
-        let mut files = TenantFiles::new(&path);
+        let mut files = TenantFiles::new(&path, false);
         assert_eq!(files.look(&Scope::All).unwrap().read.len(), 1);
         assert_eq!(files.look(&Scope::All).unwrap().read.len(), 0);
         fs::write(&path, "").unwrap();

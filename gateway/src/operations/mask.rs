@@ -1,5 +1,8 @@
 //! Nothing secret is shown, even where a secret stands in a setting that is not meant for one.
 //!
+//! Values that requests are given (`set` and `add` of request headers and of the query, and the header that leads to
+//! a canary) are not shown at all: what a name says is no proof of what stands there.
+//!
 //! References to secrets (`${file:…}`, `${env:…}`) are shown: they say where, not what.
 
 use serde_json::{Map, Value};
@@ -15,18 +18,28 @@ const SECRET_FIELDS: [&str; 4] = ["authorization", "proxy-authorization", "cooki
 
 /// The same document, with secret texts and the user part of URLs replaced.
 pub(super) fn masked(value: Value) -> Value {
+    masked_below("", value)
+}
+
+/// `parent`: the name that the value stands under.
+fn masked_below(parent: &str, value: Value) -> Value {
     match value {
         Value::Object(members) => {
             // What a field must be, as in `{ name: authorization, equals: … }`.
             let tells_field = members.get("name").and_then(Value::as_str).is_some_and(is_secret_field);
             let mask_member = |(name, value): (String, Value)| {
-                let secret = is_secret(&name, &value) || tells_field && name != "name";
-                let value = if secret { masked_all(value) } else { masked(value) };
+                let given = match name.as_str() {
+                    "set" | "add" => matches!(parent, "request" | "query"),
+                    "value" => parent == "header",
+                    _ => false,
+                };
+                let secret = given || is_secret(&name, &value) || tells_field && name != "name";
+                let value = if secret { masked_all(value) } else { masked_below(&name, value) };
                 (name, value)
             };
             Value::Object(members.into_iter().map(mask_member).collect::<Map<_, _>>())
         }
-        Value::Array(items) => Value::Array(items.into_iter().map(masked).collect()),
+        Value::Array(items) => Value::Array(items.into_iter().map(|item| masked_below(parent, item)).collect()),
         Value::String(text) => Value::String(without_user(text)),
         plain => plain,
     }
@@ -54,7 +67,11 @@ fn masked_all(value: Value) -> Value {
         Value::Array(items) => Value::Array(items.into_iter().map(masked_all).collect()),
         Value::Object(members) => {
             // The layer says where a setting comes from, not what it is.
-            let mask = |(name, value)| if name == "layer" { (name, value) } else { (name, masked_all(value)) };
+            let has_layer = members.contains_key("value");
+            let mask = |(name, value): (String, Value)| {
+                let value = if name == "layer" && has_layer && value.is_string() { value } else { masked_all(value) };
+                (name, value)
+            };
             Value::Object(members.into_iter().map(mask).collect())
         }
         plain => plain,
@@ -82,7 +99,10 @@ mod tests {
     fn secrets_are_masked_wherever_they_stand() {
         let effective = json!({
             "keys": [{ "prefix": "abcd1234", "hash": "sha256:0011" }],
-            "headers": { "request": { "set": { "authorization": "Bearer s3", "x-env": "test", "X-Api-Key": "k" } } },
+            "headers": { "request": { "set": { "authorization": "Bearer s3", "x-env": "s3", "X-Api-Key": "k" } },
+                "response": { "set": { "x-env": "test" } } },
+            "transform": { "layer": "route", "value": { "query": { "add": { "q": "s3" }, "remove": ["a"] } } },
+            "canary": { "header": { "name": "x-canary", "value": "s3" } },
             "added": { "authorization": { "layer": "route", "value": "Basic s3" } },
             "conditions": [{ "name": "X-Api-Key", "equals": "s3" }, { "name": "x-env", "equals": "test" }],
             "client_secret": "s3", "nested": { "password": { "value": "s3", "layers": ["s3"] } },
@@ -95,7 +115,10 @@ mod tests {
             masked(effective),
             json!({
                 "keys": [{ "prefix": "abcd1234", "hash": "***" }],
-                "headers": { "request": { "set": { "authorization": "***", "x-env": "test", "X-Api-Key": "***" } } },
+                "headers": { "request": { "set": { "authorization": "***", "x-env": "***", "X-Api-Key": "***" } },
+                    "response": { "set": { "x-env": "test" } } },
+                "transform": { "layer": "route", "value": { "query": { "add": { "q": "***" }, "remove": ["a"] } } },
+                "canary": { "header": { "name": "x-canary", "value": "***" } },
                 "added": { "authorization": { "layer": "route", "value": "***" } },
                 "conditions": [{ "name": "X-Api-Key", "equals": "***" }, { "name": "x-env", "equals": "test" }],
                 "client_secret": "***", "nested": { "password": { "value": "***", "layers": ["***"] } },

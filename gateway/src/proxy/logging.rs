@@ -73,8 +73,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         shared.usage.count(&caller, &Counts { bytes_in, bytes_out, ..counts });
     }
 
-    let share = ctx.policies().map_or(1.0, |policies| policies.log_sample);
-    let logged = shared.access_log.samples(share, status);
+    let logged = shared.access_log.samples(ctx.policies().map_or(1.0, |policies| policies.log_sample), status);
     if !logged && !ctx.trace.is_recorded() {
         return;
     }
@@ -98,6 +97,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         bytes_in,
         bytes_out,
         refusal: ctx.refused,
+        early_error: "",
         limit: ctx.limited.as_ref().map(|limited| LimitRecord {
             by: limited.by,
             waited: limited.waited,

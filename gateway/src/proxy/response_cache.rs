@@ -94,8 +94,7 @@ fn renew(
     // Else it speaks of another response than the one that was asked about.
     let is_about = validation::is_about(update, &stored.headers);
     let merged = if is_about { validation::freshened(&stored.headers, update) } else { stored.headers.clone() };
-    let storable =
-        if is_about { storable(fetch, cache, stored.status, &merged) } else { Err(NotStored::Useless) };
+    let storable = if is_about { storable(fetch, cache, stored.status, &merged) } else { Err(NotStored::Useless) };
     match storable {
         Ok(Storable { headers, rules, vary }) => {
             let new = Arc::new(Stored::new(Parts {

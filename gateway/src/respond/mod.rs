@@ -5,10 +5,12 @@
 
 pub(crate) mod problem;
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use pingora_core::Result;
-use pingora_http::RequestHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::Session;
 
 use self::problem::{Problem, ProblemKind};
@@ -150,38 +152,67 @@ pub(crate) fn uri_with_target(uri: &Uri, target: &str) -> Result<Uri, http::Erro
     Ok(Uri::from_parts(parts)?)
 }
 
-/// A whole answer to a request that was not even understood, for HTTP/1; the connection is closed after it.
-pub(crate) fn early_error(status: u16, reason: &str) -> Vec<u8> {
-    let kind = match status {
-        405 => ProblemKind::MethodNotAllowed,
-        408 => ProblemKind::RequestTimeout,
-        414 => ProblemKind::UriTooLong,
-        431 => ProblemKind::HeadersTooLarge,
-        501 => ProblemKind::NotImplemented,
-        505 => ProblemKind::VersionNotSupported,
-        _ => ProblemKind::BadRequest,
-    };
-    let now = std::time::SystemTime::now();
-    let id = RequestId::generate(now);
-    let body = Problem::new(kind, reason).with_instance(id.as_str()).body();
-    let status = kind.status();
-    let head = format!(
-        "HTTP/1.1 {} {}\r\n\
-         Content-Type: application/problem+json\r\n\
-         Content-Length: {}\r\n\
-         Cache-Control: no-store\r\n\
-         X-Request-Id: {id}\r\n\
-         X-Content-Type-Options: nosniff\r\n\
-         Content-Security-Policy: default-src 'none'\r\n\
-         Referrer-Policy: no-referrer\r\n\
-         Date: {}\r\n\
-         Connection: close\r\n\r\n",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or("Error"),
-        body.len(),
-        httpdate::fmt_http_date(now),
-    );
-    [head.as_bytes(), &body].concat()
+/// The answer to a request that was not even understood.
+pub(crate) struct EarlyError {
+    pub(crate) kind: ProblemKind,
+    pub(crate) id: RequestId,
+    pub(crate) at: SystemTime,
+    body: Bytes,
+}
+
+impl EarlyError {
+    /// `reason` is for the client.
+    pub(crate) fn new(status: u16, reason: &str) -> Self {
+        let kind = match status {
+            405 => ProblemKind::MethodNotAllowed,
+            408 => ProblemKind::RequestTimeout,
+            414 => ProblemKind::UriTooLong,
+            431 => ProblemKind::HeadersTooLarge,
+            501 => ProblemKind::NotImplemented,
+            505 => ProblemKind::VersionNotSupported,
+            _ => ProblemKind::BadRequest,
+        };
+        let at = SystemTime::now();
+        let id = RequestId::generate(at);
+        let body = Problem::new(kind, reason).with_instance(id.as_str()).body();
+        Self { kind, id, at, body }
+    }
+
+    /// All of it as bytes of HTTP/1; the connection is closed after it.
+    pub(crate) fn http1(&self) -> Vec<u8> {
+        let status = self.kind.status();
+        let head = format!(
+            "HTTP/1.1 {} {}\r\n\
+             Content-Type: application/problem+json\r\n\
+             Content-Length: {}\r\n\
+             Cache-Control: no-store\r\n\
+             X-Request-Id: {}\r\n\
+             X-Content-Type-Options: nosniff\r\n\
+             Content-Security-Policy: default-src 'none'\r\n\
+             Referrer-Policy: no-referrer\r\n\
+             Date: {}\r\n\
+             Connection: close\r\n\r\n",
+            status.as_u16(),
+            status.canonical_reason().unwrap_or("Error"),
+            self.body.len(),
+            self.id,
+            httpdate::fmt_http_date(self.at),
+        );
+        [head.as_bytes(), &self.body].concat()
+    }
+
+    /// Head and body for HTTP/2.
+    pub(crate) fn into_response(self) -> (Box<ResponseHeader>, Bytes) {
+        let mut response = Response::new(()).into_parts().0;
+        response.status = self.kind.status();
+        let fields = &mut response.headers;
+        fields.insert(header::CONTENT_TYPE, problem::CONTENT_TYPE);
+        fields.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        fields.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        fields.insert(X_REQUEST_ID, self.id.header_value());
+        default_security_headers(fields);
+        (Box::new(response.into()), self.body)
+    }
 }
 
 #[cfg(test)]
@@ -192,7 +223,7 @@ mod tests {
 
     #[test]
     fn an_early_error_is_a_whole_response() {
-        let answer = early_error(431, "too large");
+        let answer = EarlyError::new(431, "too large").http1();
         let text = String::from_utf8(answer).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 431 "));

@@ -1,10 +1,15 @@
 //! From an accepted socket to HTTP: PROXY header, TLS handshake, choice of protocol.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::BytesMut;
+use http::Version;
 use pingora_core::{protocols::raw_connect::ProxyDigest, server::ShutdownWatch};
-use pingora_timeout::timeout;
+use pingora_timeout::{sleep, timeout};
 use tokio::net::TcpStream;
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
@@ -29,37 +34,63 @@ pub(super) async fn serve(
     // Small answers must not wait for the client's acknowledgement.
     let _ = tcp.set_nodelay(true);
     if worker.expects_proxy_header(addresses.peer.ip()) {
-        match timeout(worker.protection.handshake_timeout, proxy_protocol::read(&mut tcp)).await {
-            Ok(Ok(named)) => {
+        let refuse = |addresses: SocketAddresses| {
+            let client = Client::new(addresses.peer, false, None);
+            worker.early_error("proxy_protocol", &client, Version::HTTP_09, None);
+        };
+        match in_time(worker.protection.handshake_timeout, &shutdown, proxy_protocol::read(&mut tcp)).await {
+            Some(Ok(named)) => {
                 addresses = named.unwrap_or(addresses);
                 // Not before: behind a load balancer many clients share one address.
                 if let Err(full) = slot.belongs_to(addresses.peer.ip()) {
                     return worker.metrics.refused(full.reason());
                 }
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 tracing::debug!(peer = %addresses.peer, %error, "connection refused");
-                return worker.metrics.early_error("proxy_protocol");
+                return refuse(addresses);
             }
-            Err(_) => return worker.metrics.early_error("proxy_protocol"),
+            None => return refuse(addresses),
         }
     }
     let Some(mut transport) = (if tls {
         // Boxed: a handshake's state is large, and only needed for a moment.
-        Box::pin(tls_transport(tcp, addresses, &worker)).await
+        Box::pin(tls_transport(tcp, addresses, &worker, &shutdown)).await
     } else {
         plain_transport(tcp, addresses, &worker)
     }) else {
         return;
     };
-    let h2 =
-        if tls { transport.negotiated_h2() } else { begins_with_preface(&mut transport, &worker, &shutdown).await };
-    if h2 {
-        transport.begin_h2();
-        Box::pin(http2::serve(transport, &worker, shutdown)).await;
+    let protocol = if !tls {
+        protocol(&mut transport, &worker, &shutdown).await
+    } else if transport.negotiated_h2() {
+        Protocol::Http2
     } else {
-        http1::serve(transport, &worker, shutdown).await;
+        Protocol::Http1(None)
+    };
+    match protocol {
+        Protocol::Http2 => Box::pin(http2::serve(transport, &worker, shutdown)).await,
+        Protocol::Http1(begun) => http1::serve(transport, &worker, shutdown, begun).await,
+        Protocol::Late => http1::refuse_late(&mut transport, &worker).await,
+        Protocol::None => {}
     }
+}
+
+/// Waits for this, for a bounded time; once the node drains, only as long as those who have just connected are given.
+async fn in_time<T>(limit: Duration, shutdown: &ShutdownWatch, what: impl Future<Output = T>) -> Option<T> {
+    let (began, mut shutdown) = (Instant::now(), shutdown.clone());
+    let draining = async {
+        super::shutdown::begun(&mut shutdown).await;
+        sleep(http1::DRAIN_LINGER.saturating_sub(began.elapsed())).await;
+    };
+    let what = async {
+        tokio::select! {
+            biased;
+            done = what => Some(done),
+            () = draining => None,
+        }
+    };
+    timeout(limit, what).await.ok().flatten()
 }
 
 fn peer_digest(addresses: SocketAddresses, tls: Option<ClientTls>, worker: &Worker) -> Option<Arc<ProxyDigest>> {
@@ -72,15 +103,20 @@ fn plain_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) 
     Some(Box::new(Transport::new(Socket::Plain(tcp), peer, addresses, worker.protection.write_timeout)))
 }
 
-async fn tls_transport(tcp: TcpStream, addresses: SocketAddresses, worker: &Worker) -> Option<Box<Transport>> {
-    let stream = match timeout(worker.protection.handshake_timeout, handshake(tcp, worker)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
+async fn tls_transport(
+    tcp: TcpStream,
+    addresses: SocketAddresses,
+    worker: &Worker,
+    shutdown: &ShutdownWatch,
+) -> Option<Box<Transport>> {
+    let stream = match in_time(worker.protection.handshake_timeout, shutdown, handshake(tcp, worker)).await {
+        Some(Ok(stream)) => stream,
+        Some(Err(error)) => {
             tracing::debug!(peer = %addresses.peer, %error, "TLS handshake failed");
             worker.metrics.tls_handshake("failed");
             return None;
         }
-        Err(_) => {
+        None => {
             worker.metrics.tls_handshake("timeout");
             return None;
         }
@@ -106,36 +142,51 @@ async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<TlsStream
     start.into_stream(config).await
 }
 
-/// Whether the client begins with HTTP/2's preface. What was read is put back.
-async fn begins_with_preface(transport: &mut Transport, worker: &Worker, shutdown: &ShutdownWatch) -> bool {
+/// What a client without TLS speaks.
+enum Protocol {
+    Http2,
+    /// With the time of its first byte, if there was one.
+    Http1(Option<Instant>),
+    /// It has begun with HTTP/2's preface, and taken too long.
+    Late,
+    /// It is silent, or gone.
+    None,
+}
+
+/// Tells by the first bytes, which are put back.
+async fn protocol(transport: &mut Transport, worker: &Worker, shutdown: &ShutdownWatch) -> Protocol {
     let mut bytes = BytesMut::new();
     let mut shutdown = shutdown.clone();
     let protection = worker.protection;
     let preface = async {
-        let mut patience = protection.keepalive;
+        let mut begun = None;
         loop {
+            // It is one head like any other, but for the odd client that sends it in pieces.
+            let patience = begun
+                .map_or(protection.keepalive, |begun: Instant| protection.head_timeout.saturating_sub(begun.elapsed()));
             match timeout(patience, http1::receive(transport, &mut bytes)).await {
                 Ok(Ok(received)) if received > 0 => {}
-                _ => return false,
+                Err(_) if begun.is_some() => return Protocol::Late,
+                _ => return Protocol::None,
             }
-            // It is one head like any other, but for the odd client that sends it in pieces.
-            patience = protection.head_timeout;
             let known = bytes.len().min(http2::PREFACE.len());
             if bytes[..known] != http2::PREFACE[..known] {
-                return false;
+                return Protocol::Http1(begun);
             }
             if known == http2::PREFACE.len() {
-                return true;
+                return Protocol::Http2;
             }
+            begun.get_or_insert_with(Instant::now);
         }
     };
-    let h2 = tokio::select! {
+    let protocol = tokio::select! {
         biased;
-        h2 = preface => h2,
-        () = super::shutdown::begun(&mut shutdown) => false,
+        protocol = preface => protocol,
+        () = super::shutdown::begun(&mut shutdown) => Protocol::Http1(None),
     };
-    transport.begin_request(if h2 { Framing::Open } else { Framing::Length(0) }, bytes);
-    h2
+    let framing = if matches!(protocol, Protocol::Http2) { Framing::Open } else { Framing::Length(0) };
+    transport.begin_request(framing, bytes);
+    protocol
 }
 
 /// Both ends of a socket, as the kernel knows them.

@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use http::Version;
 use pingora_core::{
     apps::HttpServerApp,
     protocols::{Stream, http::ServerSession},
@@ -32,42 +33,39 @@ use super::{
     transport::{Framing, Transport},
     worker::Worker,
 };
-use crate::respond;
+use crate::respond::EarlyError;
 
 /// While draining, a client that has just connected or was just served may already be sending its next request: it gets this
 /// long to do so, and is answered with `Connection: close`, instead of running into a closed connection.
-const DRAIN_LINGER: Duration = Duration::from_secs(1);
+pub(super) const DRAIN_LINGER: Duration = Duration::from_secs(1);
 
 /// Serves requests until either side has had enough.
-pub(super) async fn serve(mut transport: Box<Transport>, worker: &Worker, mut shutdown: ShutdownWatch) {
+///
+/// `begun`: when the client sent its first byte, if it has.
+pub(super) async fn serve(
+    mut transport: Box<Transport>,
+    worker: &Worker,
+    mut shutdown: ShutdownWatch,
+    mut begun: Option<Instant>,
+) {
     let mut requests_left = worker.protection.keepalive_requests;
     let mut idle = IdleTimer::new(worker.protection.keepalive);
     let digest = transport.peer_digest();
     loop {
-        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, &mut idle).await {
+        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, &mut idle, begun.take()).await {
             Next::Head(bytes, head) => (bytes, head),
             Next::Closed => {
                 let _ = AsyncWriteExt::shutdown(&mut transport).await;
                 return;
             }
-            Next::TimedOut => {
-                worker.metrics.early_error("head_timeout");
-                refuse(&mut transport, 408, "the request head did not arrive in time").await;
-                return;
-            }
+            Next::TimedOut => return refuse_late(&mut transport, worker).await,
             Next::Refused(error) => {
-                worker.metrics.early_error(error.reason());
-                refuse(&mut transport, error.status(), &error.to_string()).await;
-                return;
+                return refuse(&mut transport, worker, error.reason(), error.status(), &error.to_string()).await;
             }
         };
         let prefix = match hand_over(&mut transport, bytes, &head) {
             Ok(prefix) => prefix,
-            Err(error) => {
-                worker.metrics.early_error("chunk");
-                refuse(&mut transport, 400, &error.to_string()).await;
-                return;
-            }
+            Err(error) => return refuse(&mut transport, worker, "chunk", 400, &error.to_string()).await,
         };
         requests_left = requests_left.saturating_sub(1);
         let mut session = ServerSession::new_http1(transport as Stream);
@@ -103,6 +101,7 @@ async fn next_head(
     worker: &Worker,
     shutdown: &mut ShutdownWatch,
     idle: &mut IdleTimer,
+    begun: Option<Instant>,
 ) -> Next {
     let mut bytes = transport.take_ahead();
     if bytes.is_empty() {
@@ -140,7 +139,8 @@ async fn next_head(
             }
         }
     };
-    timeout(worker.protection.head_timeout, rest).await.unwrap_or(Next::TimedOut)
+    let passed = begun.map_or(Duration::ZERO, |begun| begun.elapsed());
+    timeout(worker.protection.head_timeout.saturating_sub(passed), rest).await.unwrap_or(Next::TimedOut)
 }
 
 /// How long a client may be silent between two requests. Its timer is not moved with each of them: when
@@ -224,9 +224,18 @@ fn hand_over(transport: &mut Transport, mut bytes: BytesMut, head: &Head) -> Res
     })
 }
 
-/// Answers a request that was not understood, and closes.
-async fn refuse(transport: &mut Transport, status: u16, reason: &str) {
-    let answer = respond::early_error(status, reason);
+/// Answers a head that has taken too long, and closes.
+pub(super) async fn refuse_late(transport: &mut Transport, worker: &Worker) {
+    refuse(transport, worker, "head_timeout", 408, "the request head did not arrive in time").await;
+}
+
+/// Answers a request that was not understood, and closes. `reason` is for operators, `detail` for the client.
+async fn refuse(transport: &mut Transport, worker: &Worker, reason: &'static str, status: u16, detail: &str) {
+    let answer = EarlyError::new(status, detail);
+    if let Some(peer) = transport.peer() {
+        worker.early_error(reason, peer, Version::HTTP_11, Some(&answer));
+    }
+    let answer = answer.http1();
     // Where it ends is not known, and there may be more of it on its way.
     transport.begin_request(Framing::Open, BytesMut::new());
     if transport.write_all(&answer).await.is_ok() {

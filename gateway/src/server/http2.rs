@@ -2,18 +2,20 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use h2::{Reason, server::Connection};
+use http::{Method, Version};
 use pingora_core::{
     apps::HttpServerApp,
     protocols::{
         Digest, Stream,
         http::{
             ServerSession,
+            custom::server::Session as _,
             v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake},
         },
         raw_connect::ProxyDigest,
@@ -30,6 +32,7 @@ use super::{
     transport::Transport,
     worker::Worker,
 };
+use crate::respond::EarlyError;
 
 /// What a client begins an HTTP/2 connection with (RFC 9113 §3.4).
 pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -48,12 +51,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const RESET_WINDOW: Duration = Duration::from_secs(10);
 
 /// Serves streams until either side has had enough.
-pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut shutdown: ShutdownWatch) {
+pub(super) async fn serve(mut transport: Box<Transport>, worker: &Arc<Worker>, mut shutdown: ShutdownWatch) {
     let Some(client) = transport.peer().map(|peer| peer.client.clone()) else { return };
     let connection_digest = transport.digest();
+    let overdue = transport.begin_h2(worker.protection.head_timeout);
+    let early_error = |reason| worker.early_error(reason, &client, Version::HTTP_2, None);
     let handshake = handshake(transport as Stream, Some(options(worker)));
     let Ok(Ok(mut connection)) = timeout(worker.protection.handshake_timeout, handshake).await else {
-        return worker.metrics.early_error("h2_preface");
+        return early_error("h2_preface");
     };
     let active = Arc::new(Active::default());
     let mut resets = ResetWatch::new(worker.protection.h2_resets);
@@ -77,9 +82,14 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
         };
         match accepted {
             // The client left, or broke the protocol; h2 has told it.
-            Err(_) | Ok(None) => return,
+            Err(_) | Ok(None) => {
+                if overdue.load(Ordering::Relaxed) {
+                    early_error("head_timeout");
+                }
+                return;
+            }
             Ok(Some(H2Accept::Rejected)) => {
-                worker.metrics.early_error("h2_malformed");
+                early_error("h2_malformed");
                 malformed += 1;
                 if malformed >= MALFORMED_STREAMS {
                     return say_goodbye(connection, Reason::PROTOCOL_ERROR).await;
@@ -87,7 +97,7 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
             }
             Ok(Some(H2Accept::Session(session))) => {
                 if resets.too_many(&client) {
-                    worker.metrics.early_error("h2_resets");
+                    early_error("h2_resets");
                     return say_goodbye(connection, Reason::ENHANCE_YOUR_CALM).await;
                 }
                 streams += 1;
@@ -99,11 +109,27 @@ pub(super) async fn serve(transport: Box<Transport>, worker: &Arc<Worker>, mut s
                 let (worker, shutdown) = (worker.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     let _guard = guard;
-                    let stream = Box::new(WatchedStream::new(session, peer));
+                    let mut stream = Box::new(WatchedStream::new(session, peer.clone()));
+                    // Pingora would refuse it in words of its own.
+                    if stream.req_header().method == Method::CONNECT {
+                        return refuse_connect(&mut stream, &peer, &worker).await;
+                    }
                     worker.proxy.process_new_http(ServerSession::new_custom(stream), &shutdown).await;
                 });
             }
         }
+    }
+}
+
+async fn refuse_connect(stream: &mut WatchedStream, peer: &ProxyDigest, worker: &Worker) {
+    let answer = EarlyError::new(405, "CONNECT is not possible here");
+    if let Some(peer) = Peer::from_digest(peer) {
+        worker.early_error("connect", peer, Version::HTTP_2, Some(&answer));
+    }
+    let (head, body) = answer.into_response();
+    if stream.write_response_header(head, false).await.is_ok() {
+        // A client that is gone needs no answer.
+        let _ = stream.write_body(body, true).await;
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) mod chunked;
 mod connection;
 pub(crate) mod handover;
 pub mod head;
+mod head_frames;
 mod http1;
 mod http2;
 pub(crate) mod listener;
@@ -119,6 +120,7 @@ impl Server {
                 protection: Protection::new(node),
                 tls: tls.clone(),
                 metrics: shared.metrics.connections(),
+                shared: shared.clone(),
                 caps: caps.clone(),
                 proxy_protocol_from: node.listeners.proxy_protocol_from.clone().into(),
                 trusted_proxies: node.forwarding.trusted_proxies.clone().into(),

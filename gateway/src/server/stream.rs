@@ -7,7 +7,13 @@
 //!
 //! [`Watch`]: super::watch::Watch
 
-use std::{future::poll_fn, io, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,12 +34,18 @@ use pingora_core::{
 };
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_timeout::timeout;
+use tokio::runtime::Handle;
 
 use super::{peer::Peer, watch::WatchTimer};
 
+/// A client that was answered before it had sent all of its body is read from for this long, …
+const LINGER: Duration = Duration::from_secs(5);
+/// … but no more than this.
+const LINGER_BYTES: usize = 16 << 20;
+
 /// See the [module documentation](self).
 pub(super) struct WatchedStream {
-    session: HttpSession,
+    session: Lingering,
     /// Holds the stream's [`Peer`], and with it the watch.
     peer: Arc<ProxyDigest>,
     timer: WatchTimer,
@@ -48,12 +60,14 @@ impl WatchedStream {
         {
             peer.watch.body_begins();
         }
+        let session = Lingering { session: Some(session), answered: false };
         Self { session, peer, timer: WatchTimer::default(), read_timeout: None }
     }
 
     /// Reads a piece of the body; `or_idle`: behind its end, waits until the client gives up.
     async fn read(&mut self, or_idle: Option<bool>) -> Result<Option<Bytes>> {
         let Self { session, peer, timer, read_timeout } = self;
+        let session: &mut HttpSession = session;
         let limit = if session.is_body_done() { None } else { *read_timeout };
         let read = async {
             match or_idle {
@@ -87,6 +101,60 @@ impl WatchedStream {
         }
         Ok(piece)
     }
+}
+
+/// A session whose client is read from for a while when all was said and it is dropped.
+///
+/// A stream that is dropped while its body is still coming is reset. That is within the law (RFC 9113 §8.1), but
+/// many clients take it for a failure, and their users never see the answer.
+struct Lingering {
+    /// Absent in `drop` only.
+    session: Option<HttpSession>,
+    /// Whether the whole answer was written.
+    answered: bool,
+}
+
+impl Deref for Lingering {
+    type Target = HttpSession;
+
+    fn deref(&self) -> &HttpSession {
+        match &self.session {
+            Some(session) => session,
+            None => unreachable!("only `drop` takes the session"),
+        }
+    }
+}
+
+impl DerefMut for Lingering {
+    fn deref_mut(&mut self) -> &mut HttpSession {
+        match &mut self.session {
+            Some(session) => session,
+            None => unreachable!("only `drop` takes the session"),
+        }
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        let unread = self.session.take().filter(|session| self.answered && !session.is_body_done());
+        if let (Some(session), Ok(runtime)) = (unread, Handle::try_current()) {
+            runtime.spawn(read_on(session));
+        }
+    }
+}
+
+/// Reads what is still coming, which also gives the client the room to send it.
+async fn read_on(mut session: HttpSession) {
+    let reading = async {
+        let mut left = LINGER_BYTES;
+        while let Ok(Some(piece)) = session.read_body_bytes().await {
+            match left.checked_sub(piece.len()) {
+                Some(less) => left = less,
+                None => break,
+            }
+        }
+    };
+    let _ = timeout(LINGER, reading).await;
 }
 
 /// Whether an answer of ours is gRPC's "Trailers-Only".
@@ -131,22 +199,30 @@ impl Session for WatchedStream {
         // Pingora never ends a stream with the head. To gRPC that is the difference between an error and
         // a call that broke off.
         let end = end || is_trailers_only(&response);
-        self.session.write_response_header(response, end)
+        self.session.write_response_header(response, end)?;
+        self.session.answered |= end;
+        Ok(())
     }
 
     async fn write_response_header_ref(&mut self, response: &ResponseHeader, end: bool) -> Result<()> {
-        self.session.write_response_header_ref(response, end)
+        self.session.write_response_header_ref(response, end)?;
+        self.session.answered |= end;
+        Ok(())
     }
 
     async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
         if data.is_empty() {
-            return if end { self.session.finish() } else { Ok(()) };
+            return if end { self.finish().await } else { Ok(()) };
         }
-        self.session.write_body(data, end).await
+        self.session.write_body(data, end).await?;
+        self.session.answered |= end;
+        Ok(())
     }
 
     async fn write_trailers(&mut self, trailers: HeaderMap) -> Result<()> {
-        self.session.write_trailers(trailers)
+        self.session.write_trailers(trailers)?;
+        self.session.answered = true;
+        Ok(())
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
@@ -155,6 +231,7 @@ impl Session for WatchedStream {
         if let Some(peer) = Peer::from_digest(&self.peer) {
             peer.watch.progress();
         }
+        self.session.answered |= matches!(written, Ok(true));
         written
     }
 
@@ -191,7 +268,9 @@ impl Session for WatchedStream {
     }
 
     async fn finish(&mut self) -> Result<()> {
-        self.session.finish()
+        self.session.finish()?;
+        self.session.answered |= self.session.response_written().is_some();
+        Ok(())
     }
 
     fn is_body_empty(&mut self) -> bool {

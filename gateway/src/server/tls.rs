@@ -43,11 +43,17 @@ impl LiveTls {
         Ok(Self { live: live.clone(), certificates, open: tls::open_config(&resolver)? })
     }
 
-    /// Replaces the certificates of the node; none of them, if one cannot be used.
+    /// Replaces the certificates of the node; none of them, if one cannot be used or is out of date.
     pub(crate) fn load_node(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
         let mut node = NodeCertificates::default();
+        let before = self.certificates.node.load();
         for files in files {
-            let Certificate { key, names } = tls::certified_key(files)?;
+            let certificate = tls::certified_key(files)?;
+            let of_names =
+                certificate.names.iter().filter_map(|(name, wildcard)| before.by_name.exactly(name, *wildcard));
+            let of_nobody = before.fallback.iter().filter(|_| node.fallback.is_none());
+            certificate.check_expiry(files, of_names.chain(of_nobody))?;
+            let Certificate { key, names } = certificate;
             for (name, wildcard) in names {
                 node.by_name.insert(&name, wildcard, key.clone());
             }

@@ -18,7 +18,7 @@ use std::{
     fmt, io,
     os::fd::AsRawFd,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -38,6 +38,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     chunked::ChunkScanner,
+    head_frames::HeadFrames,
     peer::Peer,
     watch::{Overdue, WatchTimer},
 };
@@ -111,6 +112,8 @@ pub(crate) struct Transport {
     /// A turn of the event loop that [`Transport::poll_forgotten`] waits for.
     turn: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
     stall: Stall,
+    /// In HTTP/2.
+    head_frames: Option<Box<HeadFrames>>,
     /// The write side is closed.
     said_all: bool,
     linger: Option<Pin<Box<Sleep>>>,
@@ -175,6 +178,7 @@ impl Transport {
             timer: WatchTimer::default(),
             turn: None,
             stall: Stall { limit: write_timeout, timer: None, began: false },
+            head_frames: None,
             said_all: false,
             linger: None,
             linger_bytes: LINGER_BYTES,
@@ -229,14 +233,19 @@ impl Transport {
         }
     }
 
-    /// From here on everything is HTTP/2 frames.
-    pub(crate) fn begin_h2(&mut self) {
+    /// From here on everything is HTTP/2, from the preface on. A header block that is not whole after `head_timeout`
+    /// ends the connection; what is returned tells then that this was why.
+    pub(crate) fn begin_h2(&mut self, head_timeout: Duration) -> Arc<AtomicBool> {
         self.framing = Framing::Open;
         self.linger_bytes = LINGER_BYTES_H2;
         if let Some(peer) = self.peer() {
             // Bodies are measured stream by stream; the connection itself may be quiet.
             peer.watch.body_ended();
         }
+        let frames = Box::new(HeadFrames::new(head_timeout));
+        let overdue = frames.overdue();
+        self.head_frames = Some(frames);
+        overdue
     }
 
     /// Reads whatever is there, regardless of framing. For heads, and before HTTP has begun.
@@ -380,6 +389,11 @@ impl Transport {
     /// An error once the exchange stands still. Polled with every read, since Pingora always reads
     /// from the client while it waits for anything else.
     fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if let Some(frames) = &mut self.head_frames
+            && frames.poll_overdue(cx).is_ready()
+        {
+            return Poll::Ready(io::ErrorKind::TimedOut.into());
+        }
         let Some(peer) = Peer::from_digest(&self.digests.peer) else { return Poll::Pending };
         let overdue: Overdue = ready!(self.timer.poll(&peer.watch, cx));
         // Said once: what follows (a second attempt, an error for the client) begins with a clean slate.
@@ -414,6 +428,9 @@ impl Transport {
             let mine = before + chunks.scan(&buf.filled()[before..])?;
             self.ahead.extend_from_slice(&buf.filled()[mine..]);
             buf.set_filled(mine);
+        }
+        if let Some(frames) = &mut self.head_frames {
+            frames.received(&buf.filled()[before..]);
         }
         let received = (buf.filled().len() - before) as u64;
         let watch = Peer::from_digest(&self.digests.peer).map(|peer| &peer.watch);

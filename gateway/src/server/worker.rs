@@ -8,9 +8,10 @@ use std::{
     io,
     net::IpAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
+use http::Version;
 use ipnet::IpNet;
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
@@ -24,14 +25,16 @@ use super::{
     connection,
     head::HeadLimits,
     listener::Listener,
+    peer::Client,
     shutdown,
     tls::LiveTls,
     watch::Watch,
 };
 use crate::{
     cache::background::{self, Jobs},
-    proxy::Gateway,
-    telemetry::metrics::ConnectionMetrics,
+    proxy::{Gateway, Shared},
+    respond::EarlyError,
+    telemetry::{access_log::AccessRecord, metrics::ConnectionMetrics},
 };
 
 /// When the process or machine is out of file descriptors, accepting pauses for this long.
@@ -45,6 +48,7 @@ pub(super) struct Worker {
     pub(super) protection: Protection,
     pub(super) tls: Arc<LiveTls>,
     pub(super) metrics: ConnectionMetrics,
+    pub(super) shared: Arc<Shared>,
     pub(super) caps: Arc<ConnectionCaps>,
     pub(super) proxy_protocol_from: Box<[IpNet]>,
     pub(super) trusted_proxies: Box<[IpNet]>,
@@ -88,6 +92,45 @@ impl Protection {
 impl Worker {
     pub(super) fn expects_proxy_header(&self, peer: IpAddr) -> bool {
         contains(&self.proxy_protocol_from, peer)
+    }
+
+    /// Counts and logs what was refused before it was a request; `answer` is what the client was told, if anything.
+    pub(super) fn early_error(
+        &self,
+        reason: &'static str,
+        client: &Client,
+        version: Version,
+        answer: Option<&EarlyError>,
+    ) {
+        self.metrics.early_error(reason);
+        let status = answer.map_or(0, |answer| answer.kind.status().as_u16());
+        if !self.shared.access_log.samples(1.0, status) {
+            return;
+        }
+        self.shared.access_log.write(&AccessRecord {
+            started: answer.map_or_else(SystemTime::now, |answer| answer.at),
+            duration: Duration::ZERO,
+            request_id: answer.map_or("", |answer| answer.id.as_str()),
+            trace_id: None,
+            tenant: "",
+            route: "",
+            consumer: "",
+            client: client.ip(),
+            method: "",
+            host: b"",
+            path: b"",
+            protocol: version,
+            tls: client.tls.as_ref().map_or("", |tls| tls.version),
+            status,
+            bytes_in: 0,
+            bytes_out: 0,
+            refusal: answer.map(|answer| answer.kind),
+            early_error: reason,
+            cache: None,
+            limit: None,
+            user_agent: b"",
+            upstream: None,
+        });
     }
 
     /// For a new exchange.

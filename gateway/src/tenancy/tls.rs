@@ -17,8 +17,12 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer,
+    pem::{self, PemObject},
+};
 use seiketsu_config::{
+    regular,
     tenant::{CertificateFiles, Tenant},
     values::HostPattern,
 };
@@ -34,6 +38,8 @@ pub enum TlsError {
         "the key {key} does not belong to the certificate {certificate}, or is of a kind that cannot sign: {reason}"
     )]
     KeyMismatch { certificate: PathBuf, key: PathBuf, reason: rustls::Error },
+    #[error("the certificate {path} has expired on {on}, and the one in use has not, so it stays in use; renew {path}")]
+    Expired { path: PathBuf, on: String },
     #[error("the authorities in {path} cannot be used to verify clients: {reason}")]
     ClientCa { path: PathBuf, reason: String },
     #[error("cannot make a development certificate: {0}")]
@@ -71,6 +77,13 @@ impl TenantTls {
         let Some(tls) = &tenant.tls else { return Ok(None) };
         let certificates: Vec<_> = tls.certificates.iter().map(certified_key).collect::<Result<_, _>>()?;
         let mut keys = Names::default();
+        for (certificate, files) in certificates.iter().zip(&tls.certificates) {
+            let hosts = || tenant.hosts.iter().filter(|host| certificate.names.iter().any(|name| covers(name, host)));
+            let in_use = before
+                .iter()
+                .flat_map(|before| hosts().filter_map(|host| before.keys.exactly(host.name(), host.is_wildcard())));
+            certificate.check_expiry(files, in_use)?;
+        }
         for host in &tenant.hosts {
             let fits = certificates.iter().find(|it| it.names.iter().any(|name| covers(name, host)));
             // A certificate that names other hosts is still better than another tenant's.
@@ -132,6 +145,11 @@ impl<T> Names<T> {
     pub(crate) fn insert(&mut self, name: &str, wildcard: bool, value: T) {
         let names = if wildcard { &mut self.wildcard } else { &mut self.exact };
         names.entry(name.to_ascii_lowercase().into()).or_insert(value);
+    }
+
+    /// What belongs to exactly this.
+    pub(crate) fn exactly(&self, name: &str, wildcard: bool) -> Option<&T> {
+        if wildcard { self.wildcard.get(name) } else { self.exact.get(name) }
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&T> {
@@ -212,9 +230,35 @@ pub(crate) struct Certificate {
     pub(crate) names: Vec<(String, bool)>,
 }
 
+impl Certificate {
+    /// One that has expired does not take the place of one that has not: it is no renewal, but a mistake. Where there
+    /// is no such other it is shown, for a client that looks away is served better than one that finds nobody.
+    pub(crate) fn check_expiry<'a>(
+        &self,
+        files: &CertificateFiles,
+        mut in_use: impl Iterator<Item = &'a Arc<CertifiedKey>>,
+    ) -> Result<(), TlsError> {
+        let Some(on) = expired(&self.key) else { return Ok(()) };
+        let path = files.certificate.clone();
+        if in_use.any(|key| expired(key).is_none()) {
+            return Err(TlsError::Expired { path, on });
+        }
+        tracing::warn!(path = %path.display(), %on, "a certificate has expired, and clients refuse it; renew it");
+        Ok(())
+    }
+}
+
+/// When a certificate expired, if it has.
+fn expired(key: &CertifiedKey) -> Option<String> {
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(key.cert.first()?).ok()?;
+    let until = parsed.validity().not_after;
+    (until < x509_parser::time::ASN1Time::now()).then(|| until.to_string())
+}
+
 pub(crate) fn certified_key(files: &CertificateFiles) -> Result<Certificate, TlsError> {
     let chain = read_certificates(&files.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| TlsError::Read {
+    let key = regular::open(&files.key).map_err(pem::Error::Io).and_then(PrivateKeyDer::from_pem_reader);
+    let key = key.map_err(|error| TlsError::Read {
         what: "a private key",
         path: files.key.clone(),
         reason: error.to_string(),
@@ -230,8 +274,10 @@ pub(crate) fn certified_key(files: &CertificateFiles) -> Result<Certificate, Tls
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let refused = |reason: String| TlsError::Read { what: "certificates", path: path.to_owned(), reason };
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(|error| refused(error.to_string()))?;
+    let certificates = regular::open(path).map_err(pem::Error::Io);
+    let certificates =
+        certificates.and_then(|file| CertificateDer::pem_reader_iter(file).collect::<Result<Vec<_>, _>>());
+    let certificates = certificates.map_err(|error| refused(error.to_string()))?;
     if certificates.is_empty() {
         return Err(refused("it holds none".to_owned()));
     }

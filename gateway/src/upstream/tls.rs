@@ -14,8 +14,11 @@ use rustls::{
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use seiketsu_config::tenant::UpstreamTls;
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, UnixTime,
+    pem::{self, PemObject},
+};
+use seiketsu_config::{regular, tenant::UpstreamTls};
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -23,7 +26,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     #[error("cannot read {what} from {path}: {source}; give a readable PEM file")]
-    Pem { what: &'static str, path: PathBuf, source: rustls_pki_types::pem::Error },
+    Pem { what: &'static str, path: PathBuf, source: pem::Error },
     #[error("{path} holds no {what}; give a PEM file with at least one")]
     Empty { what: &'static str, path: PathBuf },
     #[error("{path} holds a certificate that cannot be parsed; replace it")]
@@ -80,11 +83,9 @@ impl TlsMaterial {
             None => None,
             Some(files) => {
                 let chain = certificates(&files.certificate, "certificate")?;
-                let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|source| TlsError::Pem {
-                    what: "a private key",
-                    path: files.key.clone(),
-                    source,
-                })?;
+                let pem = |source| TlsError::Pem { what: "a private key", path: files.key.clone(), source };
+                let file = regular::open(&files.key).map_err(|error| pem(pem::Error::Io(error)))?;
+                let key = PrivateKeyDer::from_pem_reader(file).map_err(pem)?;
                 Some((chain, key))
             }
         };
@@ -150,7 +151,8 @@ pub fn server_name(name: &str) -> Result<ServerName<'static>, TlsError> {
 
 fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let pem = |source| TlsError::Pem { what, path: path.to_owned(), source };
-    let list: Vec<_> = CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    let file = regular::open(path).map_err(|error| pem(pem::Error::Io(error)))?;
+    let list: Vec<_> = CertificateDer::pem_reader_iter(file).collect::<Result<_, _>>().map_err(pem)?;
     if list.is_empty() {
         return Err(TlsError::Empty { what, path: path.to_owned() });
     }

@@ -5,7 +5,7 @@ use std::io::Read;
 
 use crate::{
     fixtures::{comes_true, demo, open, tenants, with_policies},
-    support::{Client, Gateway, Origin},
+    support::{Client, Gateway, Origin, wait_for},
 };
 
 const SMUGGLED: &str = "GET /v1/smuggled/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
@@ -344,4 +344,54 @@ impl Client {
     pub fn send_what_fits(&mut self, bytes: &[u8]) {
         let _ = std::io::Write::write_all(self.stream.get_mut(), bytes);
     }
+}
+
+#[test]
+fn what_is_refused_before_it_is_a_request_stands_in_the_access_log() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin);
+    let long = "x".repeat(3000);
+    for (request, reason) in [
+        ("GET /v1/echo HTTP/1.1\nHost: acme.test\n\n".to_owned(), "line_ending"),
+        (format!("GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\na: {long}\r\n\r\n"), "too_large"),
+        ("CONNECT acme.test:443 HTTP/1.1\r\nHost: acme.test\r\n\r\n".into(), ""),
+    ] {
+        let answer = gateway.connect().request(&request);
+        let instance = answer.json()["instance"].as_str().unwrap().to_owned();
+        let line = wait_for(&|| {
+            let log = gateway.access_log();
+            log.lines().find(|line| line.contains(&instance)).map(str::to_owned)
+        });
+        let line: serde_json::Value = serde_json::from_str(&line.expect("a line")).unwrap();
+        assert_eq!((line["client"].as_str(), line["status"].as_u64()), (Some("127.0.0.1"), Some(answer.status.into())));
+        let told = line["early_error"].as_str().unwrap();
+        assert!(told == reason || reason.is_empty(), "{line}");
+    }
+}
+
+#[test]
+fn a_preface_and_a_silence_have_one_deadline() {
+    let origin = Origin::start("a");
+    let tenants = tenants(&demo(&[origin.address], ""), "", &open(""));
+    let gateway = Gateway::start_with(&tenants, "protection: { head_timeout: 1s, keepalive: 2s }\n");
+    // Silent from the start: closed after `keepalive`, and not after twice as long.
+    let began = std::time::Instant::now();
+    assert!(gateway.connect().is_closed());
+    assert!(began.elapsed() < std::time::Duration::from_millis(3500), "{:?}", began.elapsed());
+    // A byte now and then moves nothing.
+    let mut slow = gateway.connect();
+    let mut rest = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".iter();
+    let began = std::time::Instant::now();
+    let answer = loop {
+        if let Some(byte) = rest.next() {
+            slow.send_what_fits(&[*byte]);
+        }
+        let patience = std::time::Duration::from_millis(300);
+        slow.stream.get_ref().set_read_timeout(Some(patience)).unwrap();
+        if let Some(answer) = slow.receive() {
+            break answer;
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(4), "still open");
+    };
+    assert_eq!(answer.status, 408);
 }

@@ -717,3 +717,95 @@ fn a_head_that_is_cut_into_frames_is_one_head() {
     client.send(CONTINUATION, END_HEADERS, 1, rest);
     assert_eq!(client.fate_of(1), Fate::Answered(Some(200)));
 }
+
+/// Whether the gateway resets this stream before it answers to a ping.
+fn is_reset(client: &mut Frames, stream: u32) -> bool {
+    client.send(PING, 0, 0, b"12345678");
+    loop {
+        let frame = client.receive().expect("an open connection");
+        match frame.kind {
+            RST_STREAM if frame.stream == stream => return true,
+            PING if frame.flags & 1 == 1 => return false,
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_refused_while_it_sends_is_read_from() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let mut client = Frames::connect(gateway.http);
+    let post = [(":method", "POST"), (":scheme", "http"), (":path", "/nothing"), (":authority", "acme.test")];
+    client.send_headers(1, &post, false);
+    let mut ended = false;
+    while !ended {
+        let frame = client.receive().expect("an answer");
+        ended = frame.stream == 1 && frame.kind == DATA && frame.flags & END_STREAM != 0;
+        assert_ne!((frame.stream, frame.kind), (1, RST_STREAM));
+    }
+    assert!(!is_reset(&mut client, 1));
+    client.send(DATA, 0, 1, b"hello");
+    client.send(DATA, END_STREAM, 1, b" world");
+    assert!(!is_reset(&mut client, 1));
+
+    // Also more than a stream has room for at once, all of it after the answer.
+    for client in both(&gateway).await {
+        let (response, mut stream) = client.open(client.request("POST", "acme.test", "/nothing"), false).await.unwrap();
+        assert_eq!(receive(response).await.unwrap().status, 404);
+        send_all(&mut stream, Bytes::from(vec![b'x'; 2 << 20]), true).await.unwrap();
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+    }
+}
+
+#[test]
+fn a_client_that_does_not_end_its_body_after_a_refusal_is_let_go() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let mut client = Frames::connect(gateway.http);
+    let post = [(":method", "POST"), (":scheme", "http"), (":path", "/nothing"), (":authority", "acme.test")];
+    client.send_headers(1, &post, false);
+    assert!(matches!(client.fate_of(1), Fate::Answered(_)));
+    assert_eq!(client.fate_of(1), Fate::Reset(0));
+}
+
+#[test]
+fn a_head_has_one_deadline() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { head_timeout: 1s }\n");
+    // One waits for more frames, the other for the rest of one.
+    let (mut open, mut half) = (Frames::connect(gateway.http), Frames::connect(gateway.http));
+    for client in [&mut open, &mut half] {
+        // Settings are exchanged by then, and nothing else has to be said between the frames of a head.
+        assert!(!is_reset(client, 1));
+    }
+    open.send(HEADERS, END_STREAM, 1, &frames::block(&get("/v1/echo")));
+    half.send_bytes(&[0, 0, 200, HEADERS, END_HEADERS, 0, 0, 0, 1, 0x82]);
+    for client in [&mut open, &mut half] {
+        assert!(matches!(client.fate_of(1), Fate::Closed | Fate::GoAway(_)));
+    }
+    assert!(comes_true(|| gateway.access_log().matches("head_timeout").count() == 2), "{}", gateway.access_log());
+    // One that comes in pieces and in time is served.
+    let mut good = Frames::connect(gateway.http);
+    let block = frames::block(&get("/v1/echo"));
+    good.send(HEADERS, END_STREAM, 1, &block[..5]);
+    good.send(CONTINUATION, END_HEADERS, 1, &block[5..]);
+    assert_eq!(good.fate_of(1), Fate::Answered(Some(200)));
+}
+
+#[test]
+fn connect_is_refused_as_everything_else_is() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let mut client = Frames::connect(gateway.http);
+    client.send_headers(1, &[(":method", "CONNECT"), (":authority", "acme.test:443")], false);
+    let body = loop {
+        let frame = client.receive().expect("an answer");
+        if frame.kind == DATA && frame.stream == 1 {
+            break serde_json::from_slice::<serde_json::Value>(&frame.payload).unwrap();
+        }
+    };
+    assert_eq!((&body["type"], &body["status"]), (&json!("urn:seiketsu:problem:method-not-allowed"), &json!(405)));
+    let instance = body["instance"].as_str().unwrap();
+    assert!(comes_true(|| gateway.access_log().contains(instance)), "{}", gateway.access_log());
+}

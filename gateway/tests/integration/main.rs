@@ -29,6 +29,7 @@ mod operations;
 mod policies;
 mod proxy_protocol;
 mod proxying;
+mod recovery;
 mod shedding;
 mod streaming;
 mod support;

@@ -364,21 +364,23 @@ pub(crate) fn hand_over(gateway: &Gateway) -> Process {
     next
 }
 
-/// A folder for a node with addresses of its own, whose tenants are read from a pipe: loading lasts until
-/// something is written into it.
-fn node_that_is_loading() -> (tempfile::TempDir, std::net::SocketAddr) {
+/// A folder for a node with addresses of its own that takes two seconds to load: so long it waits for a name server
+/// that says nothing.
+fn node_that_is_loading(origin: &Origin, silent: &std::net::UdpSocket) -> (tempfile::TempDir, std::net::SocketAddr) {
     let folder = tempfile::tempdir().unwrap();
     // Among the addresses of the loopback network nobody else has chosen the same.
     let number = std::process::id().to_le_bytes();
     let operations = std::net::SocketAddr::from(([127, number[0] | 1, number[1] | 1, 9], 19_090));
+    let server = silent.local_addr().unwrap();
     let node = format!(
         "listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '{operations}' }}\n\
          tls: {{ development_certificate: true }}\ntenants: tenants.yaml\nstate_dir: state\n\
-         egress: {{ allow_loopback: true }}\n"
+         dns: {{ servers: ['{server}'] }}\negress: {{ allow_loopback: true }}\n"
     );
     fs::write(folder.path().join("node.yaml"), node).unwrap();
-    let made = Command::new("mkfifo").arg(folder.path().join("tenants.yaml")).status().unwrap();
-    assert!(made.success());
+    let slow = "upstreams:\n  slow: { endpoints: [{ address: 'slow.test:80' }] }\n";
+    let tenants = two_tenants(&[origin.address], KEY).replace("upstreams:\n", slow);
+    fs::write(folder.path().join("tenants.yaml"), tenants).unwrap();
     (folder, operations)
 }
 
@@ -391,7 +393,8 @@ fn probe(operations: std::net::SocketAddr, target: &str) -> Option<support::Resp
 #[test]
 fn a_node_that_is_still_loading_is_live_and_says_why_it_is_not_ready() {
     let origin = Origin::start("eu-west");
-    let (folder, operations) = node_that_is_loading();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (folder, operations) = node_that_is_loading(&origin, &silent);
     let process = Gateway::spawn(folder.path(), &[]);
     let live = wait_for(&|| probe(operations, "/livez")).expect("probes are answered");
     assert_eq!(live.status, 200);
@@ -403,13 +406,6 @@ fn a_node_that_is_still_loading_is_live_and_says_why_it_is_not_ready() {
     process.signal("-HUP");
     process.signal("-QUIT");
     assert_eq!(probe(operations, "/livez").unwrap().status, 200);
-    let tenants = folder.path().join("tenants.yaml");
-    let mut pipe = fs::OpenOptions::new().write(true).open(&tenants).unwrap();
-    // Later looks at the file find an ordinary one.
-    fs::write(folder.path().join("next"), two_tenants(&[origin.address], KEY)).unwrap();
-    fs::rename(folder.path().join("next"), &tenants).unwrap();
-    pipe.write_all(two_tenants(&[origin.address], KEY).as_bytes()).unwrap();
-    drop(pipe);
     let (http, _, _) = Gateway::wait_until_ready(folder.path(), process.0.id());
     let ready = probe(operations, "/readyz").unwrap();
     assert_eq!((ready.status, ready.json().get("reason")), (200, None), "{}", ready.text());
@@ -418,7 +414,9 @@ fn a_node_that_is_still_loading_is_live_and_says_why_it_is_not_ready() {
 
 #[test]
 fn term_ends_a_node_that_is_still_loading() {
-    let (folder, operations) = node_that_is_loading();
+    let origin = Origin::start("eu-west");
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let (folder, operations) = node_that_is_loading(&origin, &silent);
     let mut process = Gateway::spawn(folder.path(), &[]);
     wait_for(&|| probe(operations, "/livez")).expect("probes are answered");
     process.signal("-TERM");
@@ -491,4 +489,16 @@ fn a_reader_of_the_log_that_stops_holds_nothing_up() {
     assert_eq!(Client::connect(operations).request("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status, 200);
     process.signal("-TERM");
     assert!(wait_for_end(&mut process).success());
+}
+
+#[test]
+fn a_silent_connection_before_its_handshake_does_not_hold_up_the_end() {
+    let origin = Origin::start("eu-west");
+    let mut gateway =
+        Gateway::start_with(&two_tenants(&[origin.address], KEY), "protection: { handshake_timeout: 1m }\n");
+    let _silent = Client::connect(gateway.https);
+    // Whoever comes later is accepted later.
+    drop(connect_tls(gateway.https));
+    gateway.process.signal("-TERM");
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
 }

@@ -205,3 +205,11 @@ fn what_the_named_client_says_of_itself_is_believed_only_of_trusted_proxies() {
     assert_eq!(ask(&gateway, &v1("198.51.100.1"), &inside).unwrap().status, 403);
     assert_eq!(ask(&gateway, &v1("10.1.1.1"), &inside).unwrap().status, 404);
 }
+
+#[test]
+fn a_connection_without_its_header_stands_in_the_access_log() {
+    let origin = Origin::start("a");
+    let gateway = start(&origin, TRUSTED, "");
+    assert!(ask(&gateway, b"", GET).is_none());
+    assert!(comes_true(|| gateway.access_log().contains(r#""early_error":"proxy_protocol""#)));
+}

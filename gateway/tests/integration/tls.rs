@@ -614,3 +614,21 @@ async fn an_upstream_that_asks_for_it_is_shown_the_gateway_s_certificate() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_has_expired_is_refused_while_the_former_holds() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let first = authority.issue(&["acme.test"]);
+    let pair = first.write(folder.path(), "acme");
+    let gateway = start(&origin, &[tenant("acme", "acme.test", &format!("certificates: [{pair}]"), "")], "");
+    assert!(shown(&gateway, "acme.test").await == first.der);
+    authority.issue_expired(&["acme.test"]).write(folder.path(), "acme");
+    assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
+    assert!(shown(&gateway, "acme.test").await == first.der);
+    let next = authority.issue(&["acme.test"]);
+    next.write(folder.path(), "acme");
+    assert!(comes_true(|| !gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
+    assert!(shown(&gateway, "acme.test").await == next.der);
+}

@@ -58,6 +58,7 @@ impl LineFormat {
         if let Some(refusal) = record.refusal {
             put_text(to, br#","refusal":"#, refusal.name().as_bytes());
         }
+        put_text_unless_empty(to, br#","early_error":"#, record.early_error);
         put_text_unless_empty(to, br#","cache":"#, record.cache.as_bytes());
         if let Some(limit) = &record.limit {
             put_text(to, br#","limit":{"by":"#, limit.by.as_bytes());

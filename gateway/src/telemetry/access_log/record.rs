@@ -45,6 +45,8 @@ pub struct AccessRecord<'a> {
     pub bytes_in: u64,
     pub bytes_out: u64,
     pub refusal: Option<ProblemKind>,
+    /// Why it was refused before it was a request, in the words of `seiketsu_early_errors_total`; empty for requests.
+    pub early_error: &'a str,
     /// Absent where no cache was asked.
     pub cache: Option<CacheResult>,
     /// Absent where nothing is limited.
@@ -107,6 +109,7 @@ impl AccessRecord<'_> {
             (self.path, MAX_PATH),
             (self.tls.as_bytes(), MAX_NAME),
             (self.user_agent, MAX_USER_AGENT),
+            (self.early_error.as_bytes(), MAX_NAME),
         ] {
             put_text(to, text, limit);
         }
@@ -156,6 +159,7 @@ pub(super) struct Decoded<'a> {
     pub(super) path: &'a [u8],
     pub(super) tls: &'a [u8],
     pub(super) user_agent: &'a [u8],
+    pub(super) early_error: &'a [u8],
     pub(super) upstream: Option<DecodedUpstream<'a>>,
 }
 
@@ -200,6 +204,7 @@ impl<'a> Decoded<'a> {
             path: take_text(from)?,
             tls: take_text(from)?,
             user_agent: take_text(from)?,
+            early_error: take_text(from)?,
             limit: None,
             upstream: None,
         };
@@ -351,6 +356,7 @@ pub(super) mod tests {
             bytes_in: 0,
             bytes_out: 312,
             refusal: Some(ProblemKind::UpstreamUnavailable),
+            early_error: "",
             cache: Some(CacheResult::Miss),
             limit: Some(LimitRecord { by: DecidedBy::Coordinator, waited: Duration::from_micros(812), refused_by: "" }),
             user_agent: b"curl/8.9.1",

@@ -65,6 +65,11 @@ impl Frames {
         self.stream.write_all(&frame).is_ok()
     }
 
+    /// Bytes as they are.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
     pub fn send_headers(&mut self, stream: u32, fields: &[(&str, &str)], end: bool) -> bool {
         let flags = END_HEADERS | if end { END_STREAM } else { 0 };
         self.send(HEADERS, flags, stream, &block(fields))

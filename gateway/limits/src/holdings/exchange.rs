@@ -450,7 +450,7 @@ impl Holdings {
         // After a longer silence only its end says what is to be expected.
         let elapsed = Duration::from_nanos(now.saturating_sub(account.exchanged_at)).min(RENEWAL);
         // Only who had to refuse somebody wants to be promised something, and not by what a moment says.
-        let has_refused = known.refused() > 0;
+        let has_refused = known.has_refused();
         let elapsed = if has_refused { elapsed.max(ledger::AGAIN) } else { elapsed };
         let prefetch = match (&limit.kind, purpose) {
             (_, Purpose::Return | Purpose::Reminder) => 0,

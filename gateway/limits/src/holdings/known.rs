@@ -2,7 +2,7 @@
 //! them, those who report, and those who tell clients.
 
 use std::sync::atomic::{
-    AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
 };
 
@@ -18,16 +18,16 @@ pub(super) struct Known {
     left: AtomicU64,
     /// Tokens that requests asked for in vain; of slots, also those that were given. Wraps.
     asked: AtomicU64,
-    /// Of a quota: when its period ends and the next one begins.
-    renewed_at: AtomicU64,
-    /// Of a bucket: until when tokens come by and by, and when the next one does.
-    promised_until: AtomicU64,
+    /// Of a quota: when its period ends and the next one begins. Of a bucket, while tokens come by and by: when the
+    /// next one does.
     next_at: AtomicU64,
+    /// Of a bucket: until when tokens come by and by.
+    promised_until: AtomicU64,
     /// When it is worth asking whether there is more; 0: when leases are renewed.
     again_at: AtomicU64,
-    /// The most that one request has asked for in vain, and how many were refused, since that was last looked at.
-    heaviest: AtomicU64,
-    refused: AtomicU64,
+    /// The most that one request has asked for in vain, and whether any was refused, since that was last looked at.
+    heaviest: AtomicU32,
+    refused: AtomicBool,
 }
 
 impl Known {
@@ -61,34 +61,34 @@ impl Known {
     }
 
     pub(super) fn renewed_at(&self) -> Nanos {
-        self.renewed_at.load(Relaxed)
+        self.next_at.load(Relaxed)
     }
 
     pub(super) fn set_renewed_at(&self, at: Nanos) {
-        self.renewed_at.store(at, Relaxed);
+        self.next_at.store(at, Relaxed);
     }
 
     pub(super) fn ask(&self, cost: u64) {
         self.asked.fetch_add(cost, Relaxed);
         if cost > 1 {
-            self.heaviest.fetch_max(cost, Relaxed);
+            self.heaviest.fetch_max(u32::try_from(cost).unwrap_or(u32::MAX), Relaxed);
         }
     }
 
     /// Looks, and begins anew.
     pub(super) fn heaviest(&self) -> u64 {
-        self.heaviest.swap(0, Relaxed)
+        self.heaviest.swap(0, Relaxed).into()
     }
 
     /// A request is refused, and wanted so much all the same: by that each gateway has its part.
     pub(super) fn refuse(&self, cost: u64) {
         self.ask(cost);
-        self.refused.fetch_add(1, Relaxed);
+        self.refused.store(true, Relaxed);
     }
 
-    /// Looks how many, and begins anew.
-    pub(super) fn refused(&self) -> u64 {
-        self.refused.swap(0, Relaxed)
+    /// Looks, and begins anew.
+    pub(super) fn has_refused(&self) -> bool {
+        self.refused.swap(false, Relaxed)
     }
 
     pub(super) fn has_promise(&self, now: Nanos) -> bool {

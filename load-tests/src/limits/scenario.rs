@@ -33,7 +33,7 @@ impl Limit {
 pub struct Tenant {
     pub id: String,
     pub limit: Option<Limit>,
-    /// Of a day, beside the limit if there is one. Without a limit and without this it is unlimited: what others wait longer than it is what limits
+    /// Of a day, beside the limit if there is one. Without either it is unlimited: what others wait longer than it is what limits
     /// cost.
     pub quota: Option<u64>,
     /// Requests a second.

@@ -152,7 +152,8 @@ fn headers_are_renamed_removed_set_and_added_in_this_order() {
     assert_eq!((seen.header("x-new"), seen.header("x-old"), seen.header("x-gone")), (Some("c"), None, None));
     assert_eq!(seen.header("x-set"), Some("1"));
     // Servers that hand headers on as variables would take them for ours.
-    assert!(!seen.head.to_lowercase().contains("x_"), "{}", seen.head);
+    let names = || seen.head.lines().skip(1).filter_map(|line| line.split_once(':')).map(|(name, _)| name);
+    assert!(!names().any(|name| name.contains('_')), "{}", seen.head);
     assert_eq!(seen.head.to_lowercase().matches("x-kept:").count(), 2);
 }
 

@@ -140,6 +140,12 @@ impl Lease {
         self.add_with_mark(tokens, |sum| to_mark(sum / 2));
     }
 
+    /// The same, where it matters that even a single one is told of when it is spent.
+    pub fn add_few(&self, tokens: u64, ends: u64) {
+        self.ends.store(ends, Release);
+        self.add_with_mark(tokens, |sum| to_mark(sum.div_ceil(2)));
+    }
+
     /// Adds tokens that have come by and by, as more will without renewal. They end with those that are there.
     pub fn add_promised(&self, tokens: u64) {
         self.add_with_mark(tokens, |_| 0);

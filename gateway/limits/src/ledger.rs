@@ -23,10 +23,22 @@ pub(crate) const SETTLED_AFTER: Duration = Duration::from_mins(15);
 /// Of a quota, a gateway that dies takes no more than this part with it.
 pub(crate) const LEASE_PART: u64 = 1000;
 
-/// Who has been promised less than a third of its part, or all together less than half of what comes, asks
-/// again after this time, or after an eighth of what the bucket takes to fill: others have not told yet that they
-/// have less to do, or it is not known yet how much is wanted.
+/// Who has been promised less than a third of its part, or all together less than half of what comes, or who is the
+/// first time, asks again after this time or a little later: others have not told yet that they have less to do, or
+/// it is not known yet how much is wanted. See [`again`].
 pub(crate) const AGAIN: Duration = Duration::from_millis(100);
+
+/// Slow buckets are asked again when so many tokens have come for each gateway: what was wanted meanwhile says
+/// something then.
+const TOKENS_UNTIL_AGAIN: u64 = 2;
+
+/// How soon it is worth asking again: by then others have asked too. Not later than an eighth of what the bucket takes
+/// to fill.
+pub(crate) fn again(bucket: &Bucket, live: u64) -> Duration {
+    let unit = u64::try_from(bucket.unit()).unwrap_or(u64::MAX);
+    let enough = (TOKENS_UNTIL_AGAIN * live).saturating_mul(unit).div_ceil(bucket.tokens());
+    AGAIN.max(Duration::from_micros(enough)).min(bucket.time_to_fill() / 8)
+}
 
 /// What is wanted counts up to here, so that a double holds its product with any rate.
 const MOST_WANTED: u64 = 1_000_000;
@@ -291,7 +303,7 @@ impl BucketLedger {
         };
         self.leases.insert(Arc::clone(reporter), lease);
         let pace = if request.paced && tokens < request.want.min(most) {
-            self.promise(reporter, request.want.min(MOST_WANTED), tokens, wanted_before)
+            self.promise(reporter, request.want.min(MOST_WANTED), tokens, wanted_before, live)
         } else {
             Pace::default()
         };
@@ -308,25 +320,29 @@ impl BucketLedger {
 
     /// Promises the reporter its part of what will come: by what it wants, among those that have too little. What
     /// others were promised stays theirs until they tell the next time, or their leases end.
-    fn promise(&mut self, reporter: &Arc<str>, want: u64, tokens: u64, wanted_before: u64) -> Pace {
-        let (unit, capacity) = (self.terms.unit(), self.terms.capacity());
+    fn promise(&mut self, reporter: &Arc<str>, want: u64, tokens: u64, wanted_before: u64, live: u64) -> Pace {
+        let (unit, capacity, in_all) = (self.terms.unit(), self.terms.capacity(), self.terms.units_per_micro());
         // What was asked for in one second says little of the next one, where it was not much.
-        let weight = if wanted_before == 0 { want } else { (wanted_before + want).div_ceil(2) };
+        let is_first = wanted_before == 0;
+        let weight = if is_first { want } else { (wanted_before + want).div_ceil(2) };
         let weights = weight + self.live_leases().map(|lease| lease.want).sum::<u64>();
-        let part = to_i64(to_u64(self.terms.units_per_micro()) * weight / weights.max(1));
+        let part = to_i64(to_u64(in_all) * weight / weights.max(1));
         let lease_time = to_i64(micros(LEASE_TIME));
-        let of_use = part.min(to_i64(want.saturating_sub(tokens)) * unit / lease_time);
+        // As much as is asked for, which lasts for two leases.
+        let of_use = part.min(to_i64(want.saturating_sub(tokens)) * unit / (2 * lease_time));
         // What comes to leases has its place in the burst from now on. Half of that is for what comes to the bucket:
         // debts are paid before anything is promised.
-        let promised_at_most = (self.terms.units_per_micro() - self.free_rate()) * lease_time;
+        let promised_at_most = (in_all - self.free_rate()) * lease_time;
         let place = (self.room() - self.level).min(capacity / 2 - promised_at_most).max(0);
         let place = if self.level < 0 { 0 } else { place };
         let rate = of_use.min(self.free_rate()).min(place / lease_time);
+        // What others want is not known yet.
+        let rate = if is_first { rate.min(in_all / to_i64(live)) } else { rate };
         if let Some(lease) = self.leases.get_mut(reporter) {
             (lease.rate, lease.want) = (rate, weight);
         }
-        let is_little = 3 * rate < of_use || 2 * self.free_rate() > self.terms.units_per_micro();
-        let again_in = if is_little { AGAIN.min(self.terms.time_to_fill() / 8) } else { Duration::ZERO };
+        let is_little = 3 * rate < of_use || 2 * self.free_rate() > in_all || is_first && rate < of_use;
+        let again_in = if is_little { again(&self.terms, live) } else { Duration::ZERO };
         Pace { rate: to_u64(rate), unit: to_u64(unit), again_in: Duration::from_micros(micros(again_in)) }
     }
 

@@ -112,6 +112,8 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
 struct Log {
     arrived: Vec<Event>,
     admitted: Vec<Event>,
+    /// When, and by which gateway.
+    admitted_by: Vec<(Duration, usize)>,
     local: usize,
     alone: usize,
     longest_wait: Duration,
@@ -140,6 +142,7 @@ async fn drive(centre: &Arc<Centre>, gateways: &[Gateway], requests: Vec<(Durati
             let by = match decision {
                 Decision::Admitted { by, .. } => {
                     log.admitted.push((centre.now(), 1));
+                    log.admitted_by.push((begin.elapsed(), gateway));
                     by
                 }
                 Decision::Refused { by, .. } => by,
@@ -153,6 +156,13 @@ async fn drive(centre: &Arc<Centre>, gateways: &[Gateway], requests: Vec<(Durati
         task.await.unwrap();
     }
     Arc::into_inner(log).unwrap().into_inner()
+}
+
+/// Arrivals that know nothing of each other, at gateways that `choose` names.
+fn random(per_second: f64, seconds: f64, choose: impl Fn() -> usize) -> Vec<(Duration, usize)> {
+    let gap = || -(1.0 - fastrand::f64()).ln() / per_second;
+    let times = std::iter::successors(Some(gap()), |at| Some(at + gap()));
+    times.take_while(|at| *at < seconds).map(|at| (Duration::from_secs_f64(at), choose())).collect()
 }
 
 /// Arrivals at a constant rate, at gateways that `choose` names.
@@ -235,6 +245,53 @@ async fn a_skewed_load_may_use_nearly_everything() {
     assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0);
     let used = log.admitted.len() as f64 / oracle::ideal(&mut log.arrived, &bucket) as f64;
     assert!(used >= 0.95, "{used}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_gateway_that_gets_everything_asks_no_more_often_than_it_would_among_others() {
+    for (tokens, burst) in [(1000, 100), (6000, 600), (36_000, 2400)] {
+        let bucket = per_minute(tokens, burst);
+        // So far that a token comes for every exchange: nobody is refused by it.
+        let centre = Centre::new(3, Duration::from_millis(5));
+        let gateways = gateways(&centre, bucket, Unreachable::Share);
+        let mut log = drive(&centre, &gateways, random(2.0 * tokens as f64 / 60.0, 60.0, || 0)).await;
+        assert!(oracle::excess(&mut log.admitted, &bucket) <= 0.0, "{tokens}");
+        let used = log.admitted.len() as f64 / oracle::ideal(&mut log.arrived, &bucket) as f64;
+        let local = log.local as f64 / log.arrived.len() as f64;
+        let exchanges = centre.exchanges.load(Relaxed) as f64 / 60.0;
+        eprintln!("{tokens}/min, burst {burst}: used {used:.4}, local {local:.4}, {exchanges:.2} exchanges a second");
+        assert!(used >= 0.99, "{tokens} rpm: {used}");
+        assert!(local >= 0.95, "{tokens} rpm: {local}");
+        assert!(exchanges <= 2.0, "{tokens} rpm: {exchanges}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_first_leaves_others_their_part() {
+    let bucket = per_minute(6000, 600);
+    let centre = Centre::new(3, NEAR);
+    let gateways = gateways(&centre, bucket, Unreachable::Share);
+    let log = drive(&centre, &gateways, random(300.0, 12.0, || fastrand::usize(..3))).await;
+    // The burst is used up after three seconds; what a gateway still holds then, half a second later.
+    for second in 4..12 {
+        let within = |at: &Duration| at.as_secs() == second;
+        for gateway in 0..3 {
+            let admitted = log.admitted_by.iter().filter(|(at, by)| within(at) && *by == gateway).count();
+            assert!((17..=60).contains(&admitted), "gateway {gateway} in second {second}: {admitted} of 100");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_small_burst_among_many_gateways_refuses_nobody_below_the_limit() {
+    for (tokens, burst, gateways) in [(1000, 10, 10), (600, 10, 5), (6000, 30, 10)] {
+        let bucket = per_minute(tokens, burst);
+        let centre = Centre::new(gateways, NEAR);
+        let all = self::gateways(&centre, bucket, Unreachable::Share);
+        let rate = tokens as f64 / 60.0;
+        let log = drive(&centre, &all, steady(0.7 * rate, 30.0, |_| fastrand::usize(..all.len()))).await;
+        assert_eq!(log.admitted.len(), log.arrived.len(), "{tokens} rpm over {gateways}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

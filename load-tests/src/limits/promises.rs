@@ -241,15 +241,21 @@ fn after_fault(fault: Fault, seen: &Seen, row: &Row, limit: Limit, events: &[&Ev
             ));
             if let Some((_, raised)) = seen.taken {
                 let end = events.last().map_or(raised, |last| last.came);
-                let admitted = events.iter().filter(|event| event.admitted && event.came >= raised).count();
-                let new = limit.per_second() * seconds(end.saturating_sub(raised));
-                checks.push(check(
-                    row,
-                    "admitted, of the tokens that come at the higher rate",
-                    format!("{admitted} of {new:.1}"),
-                    "99 % at least".to_owned(),
-                    admitted as f64 >= 0.99 * new,
-                ));
+                let admitted_until = |until: Micros| {
+                    events.iter().filter(|event| event.admitted && (raised..=until).contains(&event.came)).count()
+                };
+                // At once, and for good.
+                for (until, share) in [(raised + 2_000_000, 0.75), (end, 0.99)] {
+                    let admitted = admitted_until(until);
+                    let new = limit.per_second() * seconds(until.saturating_sub(raised));
+                    checks.push(check(
+                        row,
+                        "admitted, of the tokens that come at the higher rate",
+                        format!("{admitted} of {new:.1} in {:.0} s", seconds(until.saturating_sub(raised))),
+                        format!("{:.0} % at least", share * 100.0),
+                        admitted as f64 >= share * new,
+                    ));
+                }
             }
         }
         _ => {}

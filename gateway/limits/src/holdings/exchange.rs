@@ -27,7 +27,7 @@ const FORESIGHT: f64 = 3.0;
 
 /// A bucket that is full loses what comes, until the coordinator hears that there is room. So leases of one that
 /// is rather full grow by steps, each of which reports: to so many times what was spent since the last one.
-const GROWTH: u64 = 4;
+const GROWTH: u64 = 3;
 
 /// Accounts of one exchange, so that a tenant with very many limits does not keep the coordinator from the others.
 const MOST_ACCOUNTS: usize = 32;
@@ -52,6 +52,12 @@ const PROMISED_RENEWAL: Duration = Duration::from_millis(1150);
 /// Who is refused asks again after this time at the earliest, unless a bucket would be full before: tokens
 /// that come every few microseconds are not worth a call each.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
+
+/// Who was given too little so often, each time at once after the time before, would ask for each request.
+const IN_VAIN: u32 = 8;
+
+/// That is at once.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// What is known of the accounts.
 #[derive(Debug)]
@@ -81,6 +87,8 @@ pub(super) struct Account {
     answered_at: Nanos,
     /// Whether it has ever known what is left of it.
     has_known: bool,
+    /// How often in succession less was given than a lease may hold.
+    in_vain: u32,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
     /// What comes by and by. Not while an exchange is under way that tells how much has.
@@ -449,9 +457,15 @@ impl Holdings {
         let held = lease.tokens();
         // After a longer silence only its end says what is to be expected.
         let elapsed = Duration::from_nanos(now.saturating_sub(account.exchanged_at)).min(RENEWAL);
+        if elapsed > AT_ONCE {
+            account.in_vain = 0;
+        }
         // Only who had to refuse somebody wants to be promised something, and not by what a moment says.
-        let has_refused = known.has_refused();
-        let elapsed = if has_refused { elapsed.max(ledger::AGAIN) } else { elapsed };
+        let is_short = known.has_refused() || account.in_vain >= IN_VAIN;
+        let elapsed = match &limit.kind {
+            Kind::Bucket(bucket) if is_short => elapsed.max(ledger::again(bucket, live)),
+            _ => elapsed,
+        };
         let prefetch = match (&limit.kind, purpose) {
             (_, Purpose::Return | Purpose::Reminder) => 0,
             // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
@@ -467,7 +481,7 @@ impl Holdings {
             Kind::Bucket(bucket) => {
                 // Looked at whatever comes of it.
                 let suits = promise::suits(bucket, live, known.heaviest().max(least));
-                has_refused && prefetch > 0 && suits && self.node.coordinator.promises()
+                is_short && prefetch > 0 && suits && self.node.coordinator.promises()
             }
             Kind::Quota { .. } | Kind::Slots { .. } => false,
         };
@@ -550,6 +564,13 @@ impl Holdings {
         let is_promised = answer.pace.rate > 0;
         // What had come of a former promise is certain now.
         let rest = account.promise.take().map_or(0, |promise| promise.rest());
+        account.in_vain = match (request.terms, answer.outcome) {
+            (Terms::Bucket(bucket), Outcome::Granted { tokens, .. }) if !is_promised => {
+                let most = promise::most_held(&bucket, self.node.coordinator.live().max(1));
+                if tokens < request.want.min(most.saturating_sub(request.held)) { account.in_vain + 1 } else { 0 }
+            }
+            _ => 0,
+        };
         known.set_promised_until(0);
         let is_given = matches!(answer.outcome, Outcome::Granted { .. } | Outcome::NoneUntil { .. });
         if rest > 0 && is_given && !lease.has_ended(now) {
@@ -581,7 +602,12 @@ impl Holdings {
                     account.granted -= lease.void();
                 }
                 account.granted += tokens;
-                lease.add(tokens, ends(request.terms, sent_at, ends_in));
+                let until = ends(request.terms, sent_at, ends_in);
+                if self.crowds(request.terms, answer.left) {
+                    lease.add_few(tokens, until);
+                } else {
+                    lease.add(tokens, until);
+                }
                 if let Terms::Quota { ends, .. } = request.terms {
                     let given = request.spent + request.held + tokens;
                     self.node.quota_given(&self.plan.tenant, &request.key, &self.reporter, given, ends);
@@ -602,6 +628,16 @@ impl Holdings {
             Outcome::OtherPeriod => account.period = None,
             Outcome::Recovering { .. } => {}
         }
+    }
+}
+
+impl Holdings {
+    /// Whether what gateways have spent, and not told of yet, may leave no room for what comes until they do: where each
+    /// of them can hold but one token, and the bucket is rather full.
+    fn crowds(&self, terms: Terms, left: u64) -> bool {
+        let Terms::Bucket(bucket) = terms else { return false };
+        let live = self.node.coordinator.live().max(1);
+        promise::most_held(&bucket, live) == 1 && left + live + bucket.tokens_in(RENEWAL) >= bucket.burst()
     }
 }
 

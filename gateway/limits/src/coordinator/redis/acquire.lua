@@ -26,6 +26,8 @@ local DAY = 24 * 60 * 60 * 1000000
 
 local MOST_WANTED = 1000000
 
+local TOKENS_UNTIL_AGAIN = 2
+
 local reporter = '@' .. ARGV[1]
 local session = ARGV[2]
 local number = tonumber(ARGV[3])
@@ -364,26 +366,34 @@ local function settle(request, account)
   return wanted
 end
 
+local function again(terms)
+  local in_all, unit, burst = unpack(terms)
+  local enough = quotient_up(TOKENS_UNTIL_AGAIN * live * unit, in_all)
+  return math.min(math.max(AGAIN, enough), quotient(quotient_up(burst * unit, in_all), 8))
+end
+
 local function promise(request, account, lease, tokens, wanted_before)
   local in_all, unit, burst = unpack(account.terms)
   local want = math.min(request.want, MOST_WANTED)
-  local weight = wanted_before == 0 and want or quotient_up(wanted_before + want, 2)
+  local is_first = wanted_before == 0
+  local weight = is_first and want or quotient_up(wanted_before + want, 2)
   local part = quotient(in_all * weight, math.max(weight + account.want, 1))
-  local of_use = math.min(part, quotient(math.max(want - tokens, 0) * unit, LEASE_TIME))
+  local of_use = math.min(part, quotient(math.max(want - tokens, 0) * unit, 2 * LEASE_TIME))
   local place = math.min(room(account) - account.value, quotient(burst * unit, 2) - account.rate * LEASE_TIME)
   if account.value < 0 then
     place = 0
   end
-  lease.rate = math.min(of_use, in_all - account.rate, quotient(math.max(place, 0), LEASE_TIME))
+  local pace = math.min(of_use, in_all - account.rate, quotient(math.max(place, 0), LEASE_TIME))
+  if is_first then
+    pace = math.min(pace, quotient(in_all, live))
+  end
+  lease.rate = pace
   lease.want = weight
-  account.rate = account.rate + lease.rate
+  account.rate = account.rate + pace
   account.promised = account.promised + promised(lease)
   account.want = account.want + weight
-  local again_in = 0
-  if 3 * lease.rate < of_use or 2 * (in_all - account.rate) > in_all then
-    again_in = math.min(AGAIN, quotient(quotient_up(burst * unit, in_all), 8))
-  end
-  return lease.rate, unit, again_in
+  local is_little = 3 * pace < of_use or 2 * (in_all - account.rate) > in_all or is_first and pace < of_use
+  return pace, unit, is_little and again(account.terms) or 0
 end
 
 local function exchange_bucket(request, account)

@@ -7,8 +7,9 @@ use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
     Holdings, Kind, Place, Unreachable,
-    exchange::{PAUSE, State, key_of_period},
+    account::{State, key_of_period},
     known::Known,
+    settle::PAUSE,
 };
 use crate::{clock::Nanos, coordinator::LEASE_TIME, node::after, terms::Bucket};
 
@@ -158,7 +159,7 @@ impl Holdings {
             Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
             Kind::Quota { limit: quota, .. } => {
                 let left = self.known.get(place.index()).map_or(0, Known::left);
-                let all = if account.has_known() {
+                let all = if account.has_known {
                     left
                 } else {
                     // Of what others used nothing is known, but what the coordinator says if it is there.

@@ -3,16 +3,22 @@
 //! | file | what happens there |
 //! |---|---|
 //! | `mod.rs` | what is held, and the fast path over it |
-//! | `exchange.rs` | reports, renewals, returns |
+//! | `account.rs` | what was given of an account, and what was told |
+//! | `exchange.rs` | when there is an exchange, and for what |
+//! | `report.rs` | what is told and asked |
+//! | `settle.rs` | what an answer changes |
 //! | `alone.rs` | what applies while the coordinator cannot be reached |
 //! | `known.rs` | what was last heard of an account |
 //! | `promise.rs` | what comes by and by, while more is asked for than there is |
 //! | `succession.rs` | new limits in the place of former ones |
 
+mod account;
 mod alone;
 mod exchange;
 mod known;
 mod promise;
+mod report;
+mod settle;
 mod succession;
 
 use std::{
@@ -27,8 +33,8 @@ use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
+use self::{account::State, known::Known};
 pub(crate) use self::{alone::Verdict, promise::Found};
-use self::{exchange::State, known::Known};
 use crate::{
     calendar::Calendar,
     clock::Nanos,

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::{Holdings, Kind, exchange::Account};
+use super::{Holdings, Kind, account::Account};
 
 impl Holdings {
     /// Goes on where these stand, as far as requests without the coordinator need to know.

@@ -121,6 +121,8 @@ metrics! {
         "Files of tenants read by reloads.";
     CONFIG_TENANTS_COMPILED = "seiketsu_config_tenants_compiled_total" []
         "Tenants that reloads found new or changed.";
+    LAST_KNOWN_GOOD_OUTDATED = "seiketsu_config_last_known_good_outdated" []
+        "Whether the running configuration could not be kept on disk, for a start from files that are wrong; 1: it could not.";
     ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]
         "Access-log lines that were not written, by reason.";
     SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []

@@ -70,8 +70,8 @@ fn liveness_readiness_and_draining_are_told_apart() {
     assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
     assert_eq!(ready.json()["revision"], 1);
     assert_eq!(gateway.operations("/nothing").status, 404);
-    let post =
-        Client::connect(gateway.operations).request("POST /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    let post = Client::connect(gateway.operations)
+        .request("POST /readyz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
     assert_eq!((post.status, post.header("allow")), (405, Some("GET, HEAD")));
 
     let mut client = gateway.connect();
@@ -96,7 +96,7 @@ fn a_second_signal_ends_the_node_whatever_it_waits_for() {
     let process = std::cell::RefCell::new(&mut gateway.process);
     process.borrow().signal("-TERM");
     assert!(comes_true(|| Client::connect(gateway.operations)
-        .request("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .request("GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .status
         == 503));
     let ended = wait_for(&|| {

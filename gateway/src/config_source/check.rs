@@ -30,13 +30,14 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let refused = |error: &dyn std::fmt::Display| ConfigRefused(vec![error.to_string()]);
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
+    let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
+    let failures = metrics.node.dns_failures.clone();
     let resolver =
-        Resolver::new(&node.dns, (&node.egress).into(), runtime.handle().clone()).map_err(|e| refused(&e))?;
+        Resolver::new(&node.dns, (&node.egress).into(), failures, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let roots = SystemRoots::default();
     let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let identity = Arc::new(proxy::identity(&outbound));
     let upstreams = UpstreamRegistry::new(node, resolver, roots, runtime.handle().clone());
-    let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
     let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
     let limits = Limits::by_itself(None, "check", runtime.handle()).map_err(|error| refused(&error))?;
     let cache = Storage::new(node.cache.memory.get());

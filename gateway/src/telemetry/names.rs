@@ -61,6 +61,8 @@ metrics! {
         "Requests whose head could not be accepted, by reason; no tenant is known yet.";
     RETRIES_DENIED = "seiketsu_upstream_retries_denied_total" []
         "Retries not made because the retry budget of the upstream was used up.";
+    DNS_FAILURES = "seiketsu_dns_failures_total" ["reason"]
+        "Look-ups of names that failed, found no address, or found one that may not be connected to, by reason.";
     EJECTIONS = "seiketsu_upstream_ejections_total" ["reason"]
         "Upstream endpoints taken out of balancing, by reason.";
     ENDPOINTS_EJECTED = "seiketsu_upstream_endpoints_ejected" []

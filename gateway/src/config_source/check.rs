@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     limits::Limits,
+    node::NO_CERTIFICATE,
     proxy,
     server::{tls::LiveTls, worker_count},
     telemetry::metrics::Metrics,
@@ -66,8 +67,14 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
         .chain(certificates)
         .collect();
     if errors.is_empty() {
-        let tenants = changes.values().flat_map(FileChange::put).count();
-        Ok(format!("The configuration is good: {tenants} tenants in {} file(s).", changes.len()))
+        let tenants: Vec<_> = changes.values().flat_map(FileChange::put).collect();
+        let warning = if node.lacks_certificates(tenants.iter().map(|tenant| &***tenant)) {
+            format!("\nwarning: {NO_CERTIFICATE}")
+        } else {
+            String::new()
+        };
+        let (tenants, files) = (tenants.len(), changes.len());
+        Ok(format!("The configuration is good: {tenants} tenants in {files} file(s).{warning}"))
     } else {
         Err(ConfigRefused(errors))
     }

@@ -374,6 +374,42 @@ fn check_config_says_what_where_and_what_to_do() {
 }
 
 #[test]
+fn check_config_tries_the_state_folder_and_leaves_no_trace() {
+    let origin = Origin::start("a");
+    let good = folder(&open_tenants(&origin), "");
+    let check = |state: &str| run(good.path(), &["--config", "node.yaml", "--check-config", "--state-dir", state]);
+    assert!(check("a/b").status.success());
+    assert!(!good.path().join("a").exists());
+    fs::write(good.path().join("file"), "").unwrap();
+    for impossible in ["/proc/x", "file/b"] {
+        let refused = check(impossible);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{impossible}");
+        assert!(
+            said.contains(&format!("cannot use the state folder {impossible}")) && said.contains("--state-dir"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn https_without_any_certificate_is_warned_of() {
+    const WARNING: &str = "listeners.https: there is no certificate";
+    let origin = Origin::start("a");
+    let without = folder(&open_tenants(&origin), "");
+    let node = fs::read_to_string(without.path().join("node.yaml")).unwrap();
+    let node = node.replace("tls: { development_certificate: true }\n", "");
+    for (node, warned) in [(node.replace("https: ['127.0.0.1:0']", "https: []"), false), (node, true)] {
+        fs::write(without.path().join("node.yaml"), node).unwrap();
+        let output = run(without.path(), &["--config", "node.yaml", "--check-config"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).contains(WARNING), warned, "{output:?}");
+    }
+    let gateway = gateway(without, &[], &[]);
+    assert!(gateway.logs(WARNING), "{}", gateway.log());
+}
+
+#[test]
 fn flags_go_before_variables_and_these_before_the_file() {
     let origin = Origin::start("a");
     let other = open_tenants(&origin).replace("acme.test", "other.test");

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    tenant::CertificateFiles,
+    tenant::{CertificateFiles, Tenant},
     values::{ByteSize, HostPort, Id, Percent, RedisUrl, Span, networks, socket, sockets},
 };
 
@@ -68,6 +68,15 @@ impl Default for NodeConfig {
             cache: NodeCache::default(),
             upstream_pool_size: 4096,
         }
+    }
+}
+
+impl NodeConfig {
+    /// Whether it listens for TLS though neither it nor any of these tenants has a certificate to show.
+    pub fn lacks_certificates<'a>(&self, tenants: impl IntoIterator<Item = &'a Tenant>) -> bool {
+        let of_node = self.tls.development_certificate || !self.tls.certificates.is_empty();
+        let has_own = |tenant: &Tenant| tenant.tls.as_ref().is_some_and(|tls| !tls.certificates.is_empty());
+        !self.listeners.https.is_empty() && !of_node && !tenants.into_iter().any(has_own)
     }
 }
 

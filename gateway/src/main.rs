@@ -43,6 +43,7 @@ fn start(arguments: &Arguments) -> Result<()> {
     }
     let node = bootstrap::node(arguments)?;
     if arguments.check_config {
+        bootstrap::try_state_dir(&node)?;
         let summary = seiketsu_gateway::check_config(&node)?;
         writeln!(std::io::stdout(), "{summary}")?;
         return Ok(());

@@ -115,6 +115,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     if let Some(serve) = serve_operations.take() {
         operations = Some(serve()?);
     }
+    warn_of_missing_certificates(&shared);
     announce(&shared, &server, operations.as_ref().map(OperationsServer::address));
     if let Some(inherited) = inherited {
         inherited.serving();
@@ -149,6 +150,15 @@ fn raise_limit_of_open_files() {
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
     {
         tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
+pub(crate) const NO_CERTIFICATE: &str = "listeners.https: there is no certificate, so that every handshake fails; add one to tls.certificates of the node or of a tenant";
+
+fn warn_of_missing_certificates(shared: &Shared) {
+    let snapshot = shared.live.load();
+    if shared.node.lacks_certificates(snapshot.tenants().map(|tenant| &*tenant.compiled().config)) {
+        tracing::warn!("{NO_CERTIFICATE}");
     }
 }
 

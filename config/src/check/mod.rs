@@ -383,6 +383,16 @@ mod tests {
                 "owned_header",
             ),
             (
+                json!({ "headers": { "request": { "set": { "content_length": "1" } } } }),
+                "headers.request.set.content_length",
+                "owned_header",
+            ),
+            (
+                json!({ "headers": { "response": { "rename": { "a": "Transfer_Encoding" } } } }),
+                "headers.response.rename.a",
+                "owned_header",
+            ),
+            (
                 json!({ "headers": { "request": { "rename": { "a": "a" } } } }),
                 "headers.request.rename.a",
                 "rename_to_itself",
@@ -597,6 +607,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_only_spelled_like_a_field_of_the_gateway_may_be_removed() {
+        let changes = json!({ "remove": ["content_length"], "rename": { "x_gateway_identity": "x-told" } });
+        assert_eq!(with("/tenants/0/policies", json!({ "headers": { "request": changes } })), []);
+    }
+
+    #[test]
     fn a_short_total_need_not_be_repeated() {
         assert_eq!(with("/tenants/0/policies", json!({ "timeouts": { "total": "1s" } })), []);
     }
@@ -645,6 +661,9 @@ mod tests {
             (json!({ "protection": { "head_timeout": "0s" } }), "protection.head_timeout", "zero"),
             (json!({ "protection": { "h2_streams": 0 } }), "protection.h2_streams", "zero"),
             (json!({ "protection": { "max_head": "100" } }), "protection.max_head", "bad_form"),
+            (json!({ "protection": { "max_head": "10GiB" } }), "protection.max_head", "too_much"),
+            (json!({ "protection": { "min_body_rate": "1GB" } }), "protection.min_body_rate", "too_much"),
+            (json!({ "upstream_pool_size": 10_000_000 }), "upstream_pool_size", "too_much"),
             (json!({ "usage": { "retain": "1KiB" } }), "usage.retain", "bad_form"),
             (json!({ "shedding": { "target_lag": "2ms" } }), "shedding.target_lag", "bad_form"),
             (json!({ "shedding": { "min_limit": 0 } }), "shedding.min_limit", "zero"),

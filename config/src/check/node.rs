@@ -17,6 +17,15 @@ const MOST_THREADS: usize = 1024;
 /// Less than this and not even the requests of a browser pass.
 const LEAST_HEAD: ByteSize = ByteSize::new(1024);
 
+/// Each connection may hold as much.
+const MOST_HEAD: ByteSize = ByteSize::new(1 << 20);
+
+/// More than this and ordinary clients are cut off.
+const MOST_RATE: ByteSize = ByteSize::new(1 << 20);
+
+/// Far more than a process may have open.
+const MOST_POOLED: usize = 1_000_000;
+
 /// Less than this and the usage of a busy second does not fit.
 const LEAST_USAGE: ByteSize = ByteSize::new(64 << 10);
 /// Timers are no more exact than a millisecond, and a system that is busy with something else is late as well.
@@ -38,6 +47,10 @@ pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
             config.threads,
             Rule::TooMuch { what: "the number of threads", most: "1024" },
         );
+    }
+    if config.upstream_pool_size > MOST_POOLED {
+        let rule = Rule::TooMuch { what: "the number of idle connections", most: "1000000" };
+        findings.add(root.key("upstream_pool_size"), config.upstream_pool_size, rule);
     }
     for (key, path) in [("tenants", &config.tenants), ("state_dir", &config.state_dir)] {
         if path.as_os_str().is_empty() {
@@ -141,6 +154,13 @@ fn protection(at: At<'_>, config: &NodeConfig, findings: &mut Findings) {
             form: "1KiB at least; 32KiB is usual",
         };
         findings.add(at.key("max_head"), protection.max_head, rule);
+    }
+    let bounds = [
+        ("max_head", "the size of a head", protection.max_head, MOST_HEAD),
+        ("min_body_rate", "the least pace of a body", protection.min_body_rate, MOST_RATE),
+    ];
+    for (key, what, size, _) in bounds.into_iter().filter(|(_, _, size, most)| size > most) {
+        findings.add(at.key(key), size, Rule::TooMuch { what, most: "1MiB" });
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn check(at: At<'_>, policies: &Policies, place: Place<'_>, findings:
         check_cors(at.key("cors"), cors, findings);
     }
     for name in policies.security_headers.keys() {
-        owned(at.key("security_headers").key(&name.to_string()), name, findings);
+        written(at.key("security_headers").key(&name.to_string()), name, findings);
     }
     let headers = at.key("headers");
     header_changes(headers.key("request"), &policies.headers.request, findings);
@@ -173,7 +173,7 @@ fn header_changes(at: At<'_>, changes: &HeaderChanges, findings: &mut Findings) 
     }
     for (key, map) in [("set", &changes.set), ("add", &changes.add)] {
         for name in map.keys() {
-            owned(at.key(key).key(&name.to_string()), name, findings);
+            written(at.key(key).key(&name.to_string()), name, findings);
         }
     }
     let rename = at.key("rename");
@@ -181,7 +181,7 @@ fn header_changes(at: At<'_>, changes: &HeaderChanges, findings: &mut Findings) 
         let text = from.to_string();
         let at = rename.key(&text);
         owned(at, from, findings);
-        owned(at, to, findings);
+        written(at, to, findings);
         if from == to {
             findings.add(at, to, Rule::RenameToItself { header: to.clone() });
         } else if changes.rename.values().take(index).any(|before| before == to) {
@@ -192,6 +192,13 @@ fn header_changes(at: At<'_>, changes: &HeaderChanges, findings: &mut Findings) 
 
 fn owned(at: At<'_>, name: &HeaderName, findings: &mut Findings) {
     if OWNED.contains(&name.get().as_str()) {
+        findings.add_without_value(at, Rule::OwnedHeader { header: name.clone() });
+    }
+}
+
+/// A field that is written. Upstreams that do not tell `_` from `-` would take one for the other.
+fn written(at: At<'_>, name: &HeaderName, findings: &mut Findings) {
+    if OWNED.contains(&&*name.get().as_str().replace('_', "-")) {
         findings.add_without_value(at, Rule::OwnedHeader { header: name.clone() });
     }
 }

@@ -266,7 +266,7 @@ impl JwksStore {
                 Ok((KeySet::parse(&bytes)?, FILE_LIFE))
             }
             JwksSource::Url(url) => {
-                let failed = |source| JwksError::Fetch { url: url.to_string(), source };
+                let failed = |source| JwksError::Fetch { url: shown(url), source };
                 let answer = tokio::time::timeout(FETCH_TIMEOUT, self.client.get(url, MAX_BYTES)).await;
                 let fetched = answer.map_err(|_| failed(FetchError::TimedOut(FETCH_TIMEOUT)))?.map_err(failed)?;
                 if fetched.body.len() > MAX_BYTES {
@@ -283,6 +283,15 @@ impl JwksStore {
         let held = Held { keys, refresh_at: now + life * 4 / 5, usable_until: now + life + STALE_FOR };
         self.current.store(Some(Arc::new(held)));
     }
+}
+
+/// A URL as it may stand in a log: queries hold keys.
+fn shown(url: &Url) -> String {
+    let mut shown = url.clone();
+    if shown.query().is_some() {
+        shown.set_query(Some("***"));
+    }
+    shown.into()
 }
 
 fn read_file(path: &Path) -> io::Result<Vec<u8>> {
@@ -455,6 +464,16 @@ mod tests {
         server.serve(vec![key("k")]);
         pass(10).await;
         assert_eq!(find(&store, "k").await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_does_not_tell_the_query_of_its_url() {
+        let server = FakeServer::serving(vec![]);
+        server.set(Behaviour::Fail);
+        let source = JwksSource::Url("https://idp.example/jwks?token=s3".parse().unwrap());
+        let store = JwksStores::new(server).open(&source).unwrap();
+        let error = store.read().await.err().unwrap().to_string();
+        assert!(error.contains("https://idp.example/jwks?***") && !error.contains("s3"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

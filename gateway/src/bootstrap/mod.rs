@@ -3,7 +3,10 @@
 mod arguments;
 mod log;
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use seiketsu_config::{
     error::ConfigErrors,
@@ -41,6 +44,17 @@ pub fn node(arguments: &Arguments) -> Result<NodeConfig, BootstrapError> {
         node.limits.redis = Some(Redis { url });
     }
     Ok(node)
+}
+
+/// Makes that folder as a start would, and leaves nothing behind.
+pub fn try_state_dir(node: &NodeConfig) -> Result<(), BootstrapError> {
+    let ancestors = node.state_dir.ancestors().filter(|folder| !folder.as_os_str().is_empty());
+    let missing: Vec<&Path> = ancestors.take_while(|folder| !folder.exists()).collect();
+    let made = create_state_dir(node);
+    for folder in missing {
+        let _ = fs::remove_dir(folder);
+    }
+    made
 }
 
 /// Makes the folder for what must survive a restart.

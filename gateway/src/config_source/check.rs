@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     limits::Limits,
+    node::NO_CERTIFICATE,
     proxy,
     server::{tls::LiveTls, worker_count},
     telemetry::metrics::Metrics,
@@ -30,13 +31,14 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let refused = |error: &dyn std::fmt::Display| ConfigRefused(vec![error.to_string()]);
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
+    let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
+    let failures = metrics.node.dns_failures.clone();
     let resolver =
-        Resolver::new(&node.dns, (&node.egress).into(), runtime.handle().clone()).map_err(|e| refused(&e))?;
+        Resolver::new(&node.dns, (&node.egress).into(), failures, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let roots = SystemRoots::default();
     let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let identity = Arc::new(proxy::identity(&outbound));
     let upstreams = UpstreamRegistry::new(node, resolver, roots, runtime.handle().clone());
-    let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
     let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
     let limits = Limits::by_itself(None, "check", runtime.handle()).map_err(|error| refused(&error))?;
     let cache = Storage::new(node.cache.memory.get());
@@ -65,8 +67,14 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
         .chain(certificates)
         .collect();
     if errors.is_empty() {
-        let tenants = changes.values().flat_map(FileChange::put).count();
-        Ok(format!("The configuration is good: {tenants} tenants in {} file(s).", changes.len()))
+        let tenants: Vec<_> = changes.values().flat_map(FileChange::put).collect();
+        let warning = if node.lacks_certificates(tenants.iter().map(|tenant| &***tenant)) {
+            format!("\nwarning: {NO_CERTIFICATE}")
+        } else {
+            String::new()
+        };
+        let (tenants, files) = (tenants.len(), changes.len());
+        Ok(format!("The configuration is good: {tenants} tenants in {files} file(s).{warning}"))
     } else {
         Err(ConfigRefused(errors))
     }

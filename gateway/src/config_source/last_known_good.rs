@@ -26,6 +26,8 @@ pub(super) struct LastKnownGood {
     copies: BTreeMap<PathBuf, Hash>,
     /// How many files the lines of the journal name in all.
     named: usize,
+    /// The journal may not say what `copies` says, or end in a part of a line: writing it failed.
+    behind: bool,
 }
 
 /// Of a file's path and text; also the name of its copy.
@@ -45,7 +47,8 @@ const BATCH: usize = 64;
 impl LastKnownGood {
     /// What is kept there, or nothing if there is nothing that can be read.
     pub(super) fn open(state_dir: &Path) -> Self {
-        let mut kept = Self { folder: state_dir.join("last-known-good"), copies: BTreeMap::new(), named: 0 };
+        let mut kept =
+            Self { folder: state_dir.join("last-known-good"), copies: BTreeMap::new(), named: 0, behind: false };
         let journal = fs::read(kept.journal()).unwrap_or_default();
         for line in journal.split_inclusive(|byte| *byte == b'\n') {
             let Some(Line { files }) = serde_json::from_slice(line).ok().filter(|_| line.ends_with(b"\n")) else {
@@ -69,10 +72,13 @@ impl LastKnownGood {
         let hashes = parallel::map(changes, BATCH, |(path, text)| text.map(|text| hash_of(path, text)));
         let changes = changes.iter().zip(hashes).map(|((path, text), hash)| (*path, *text, hash));
         let changes: Vec<_> = changes.filter(|(path, _, hash)| self.copies.get(*path) != hash.as_ref()).collect();
-        if changes.is_empty() {
+        if changes.is_empty() && !self.behind {
             return Ok(());
         }
         fs::create_dir_all(&self.folder)?;
+        if self.behind {
+            self.rewrite()?;
+        }
         for (_, text, hash) in &changes {
             if let (Some(text), Some(hash)) = (text, hash) {
                 self.write_copy(hash, text, changes.len() <= FEW)?;
@@ -81,8 +87,10 @@ impl LastKnownGood {
         if changes.len() > FEW {
             rustix::fs::syncfs(fs::File::open(&self.folder)?)?;
         }
-        let files = changes.iter().map(|(path, _, hash)| ((*path).to_owned(), hash.as_ref().map(hex))).collect();
-        self.append(&Line { files })?;
+        if !changes.is_empty() {
+            let files = changes.iter().map(|(path, _, hash)| ((*path).to_owned(), hash.as_ref().map(hex))).collect();
+            self.append(&Line { files })?;
+        }
         for (path, _, hash) in changes {
             let former = match hash {
                 Some(hash) => self.copies.insert(path.to_owned(), hash),
@@ -138,8 +146,10 @@ impl LastKnownGood {
         let mut text = serde_json::to_vec(line)?;
         text.push(b'\n');
         let mut file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(self.journal())?;
+        self.behind = true;
         file.write_all(&text)?;
         file.sync_all()?;
+        self.behind = false;
         self.named += line.files.len();
         Ok(())
     }
@@ -148,7 +158,9 @@ impl LastKnownGood {
         let files = self.copies.iter().map(|(path, hash)| (path.clone(), Some(hex(hash)))).collect();
         let mut text = serde_json::to_vec(&Line { files })?;
         text.push(b'\n');
+        self.behind = true;
         files::write_secret(&self.journal(), &text)?;
+        self.behind = false;
         self.named = self.copies.len();
         Ok(())
     }
@@ -250,6 +262,24 @@ mod tests {
         let name = hex(&hash_of(Path::new(A), "one"));
         fs::write(folder.path().join("last-known-good").join(name), "evil").unwrap();
         assert_eq!(texts(folder.path()), [(A.to_owned(), None)]);
+    }
+
+    #[test]
+    fn a_line_that_a_full_disk_cut_off_takes_no_later_one_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut kept = LastKnownGood::open(folder.path());
+        keep(&mut kept, &[(A, Some("one"))]);
+        let journal = kept.journal();
+        let whole = fs::read(&journal).unwrap();
+        fs::remove_file(&journal).unwrap();
+        std::os::unix::fs::symlink("/dev/full", &journal).unwrap();
+        assert!(kept.keep(&[(Path::new(A), Some("two"))]).is_err());
+        fs::remove_file(&journal).unwrap();
+        fs::write(&journal, [&whole, &whole[..10]].concat()).unwrap();
+        keep(&mut kept, &[(A, Some("two"))]);
+        keep(&mut kept, &[(B, Some("one"))]);
+        let text = |text: &str| Some(text.to_owned());
+        assert_eq!(texts(folder.path()), [(A.to_owned(), text("two")), (B.to_owned(), text("one"))]);
     }
 
     #[test]

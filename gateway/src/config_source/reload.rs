@@ -45,6 +45,10 @@ pub(super) struct Reloader {
     status: Arc<StatusCell>,
     runtime: Handle,
     kept: LastKnownGood,
+    /// Files of which what is in force is yet to be kept.
+    unkept: BTreeSet<PathBuf>,
+    /// Why the last attempt to keep them failed.
+    keep_error: Option<String>,
     tenant_files: TenantFiles,
     referenced: ReferencedFiles,
     in_force: InForce,
@@ -95,6 +99,8 @@ impl Reloader {
         let was_folder = kept.paths().iter().any(|path| path.parent() == Some(tenants));
         Self {
             kept,
+            unkept: BTreeSet::new(),
+            keep_error: None,
             tenant_files: TenantFiles::new(tenants, was_folder),
             referenced: ReferencedFiles::of_node(&node_certificates(&shared)),
             shared,
@@ -140,8 +146,11 @@ impl Reloader {
         self.report(&wrong, &outcome, files, began);
     }
 
-    /// Looks, and puts in force what has changed and is good.
+    /// Looks, and puts in force what has changed and is good. Also tries again to keep what could not be kept.
     pub(super) fn look(&mut self, look: &Look) {
+        if self.keep_error.is_some() {
+            self.keep();
+        }
         let (began, now, before) = (Instant::now(), SystemTime::now(), self.wrong.clone());
         // Where there was nothing to look at, nothing is known.
         let again = look.again || before.folder.is_some();
@@ -312,6 +321,11 @@ impl Reloader {
             compiled: entries.len(),
             changes: self.swap(&changes, entries),
         };
+        if self.in_force.files().is_empty() && self.wrong.folder.is_none() {
+            let there = self.tenant_files.paths().map(PathBuf::as_path).collect();
+            // What cannot be written of this is written with what comes in force.
+            let _ = self.kept.keep_only(&there);
+        }
         let pools: HashSet<&PoolKey> = changes.values().flat_map(|change| &change.pools).collect();
         let unused = changes.values().flat_map(|change| &change.pools_before).filter(|key| !pools.contains(key));
         let unused: Vec<PoolKey> = unused.cloned().collect();
@@ -323,10 +337,14 @@ impl Reloader {
             let next = change.next.as_ref().map(|next| &**next.parsed.head());
             self.referenced.replace_head(path, before, next, read);
         }
-        self.keep(&changes);
         for (path, change) in changes {
+            let text = change.next.as_ref().map(|next| next.parsed.text());
+            if text != self.in_force.parsed(&path).map(ParsedTenants::text) {
+                self.unkept.insert(path.clone());
+            }
             self.in_force.replace(path, change.next);
         }
+        self.keep();
         outcome
     }
 
@@ -349,22 +367,25 @@ impl Reloader {
         count
     }
 
-    /// Keeps on disk what comes in force.
-    fn keep(&mut self, changes: &Changes) {
-        let texts = changes.iter().filter_map(|(path, change)| {
-            let text = change.next.as_ref().map(|next| next.parsed.text());
-            let before = self.in_force.parsed(path).map(ParsedTenants::text);
-            (text != before).then_some((path.as_path(), text))
-        });
-        let texts: Vec<_> = texts.collect();
-        let is_first = self.in_force.files().is_empty() && self.wrong.folder.is_none();
-        let forgotten = if is_first {
-            self.kept.keep_only(&self.tenant_files.paths().map(PathBuf::as_path).collect())
-        } else {
-            Ok(())
-        };
-        if let Err(error) = forgotten.and_then(|()| self.kept.keep(&texts)) {
-            tracing::warn!(%error, "the last known good configuration could not be kept");
+    /// Keeps on disk what is in force and not kept yet.
+    fn keep(&mut self) {
+        let text = |path: &PathBuf| self.in_force.parsed(path).map(ParsedTenants::text);
+        let texts: Vec<_> = self.unkept.iter().map(|path| (path.as_path(), text(path))).collect();
+        let error = self.kept.keep(&texts).err().map(|error| error.to_string());
+        match (&error, &self.keep_error) {
+            (Some(error), None) => {
+                tracing::warn!(%error, "the last known good configuration could not be kept; this is tried again and again");
+            }
+            (None, Some(_)) => tracing::info!("the last known good configuration is kept again"),
+            _ => {}
+        }
+        if error.is_none() {
+            self.unkept.clear();
+        }
+        if error != self.keep_error {
+            self.shared.metrics.node.last_known_good_outdated.set(error.is_some().into());
+            self.keep_error.clone_from(&error);
+            self.status.set(ReloadStatus { last_known_good_error: error, ..(*self.status.get()).clone() });
         }
     }
 
@@ -393,7 +414,17 @@ impl Reloader {
         let applied_at = if outcome.changed { now } else { self.status.get().applied_at };
         let from_last_known_good = !self.from_kept.is_empty();
         let lost = self.lost.values().flatten().map(ToString::to_string).collect();
-        self.status.set(ReloadStatus { loaded, revision, tenants, from_last_known_good, lost, errors, applied_at });
+        let last_known_good_error = self.keep_error.clone();
+        self.status.set(ReloadStatus {
+            loaded,
+            revision,
+            tenants,
+            from_last_known_good,
+            last_known_good_error,
+            lost,
+            errors,
+            applied_at,
+        });
         metrics.config_read(files, outcome.compiled);
     }
 }

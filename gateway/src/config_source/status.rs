@@ -15,6 +15,8 @@ pub(crate) struct ReloadStatus {
     pub(crate) tenants: usize,
     /// Whether what is in force comes from the last known good instead of the files.
     pub(crate) from_last_known_good: bool,
+    /// Why what is in force is not kept on disk: a start from it would bring back something older.
+    pub(crate) last_known_good_error: Option<String>,
     /// Tenants that were served before the node was started and are not now, for something that they need is
     /// missing; `errors` say what.
     pub(crate) lost: Vec<String>,

@@ -1,7 +1,8 @@
 //! Nothing secret is shown, even where a secret stands in a setting that is not meant for one.
 //!
-//! Values that requests are given (`set` and `add` of request headers and of the query, and the header that leads to
-//! a canary) are not shown at all: what a name says is no proof of what stands there.
+//! Values that requests are given (`set` and `add` of request headers and of the query, what is put into the path, and
+//! the header that leads to a canary) are not shown at all: what a name says is no proof of what stands there. Neither
+//! are queries of URLs, and programs in which texts stand.
 //!
 //! References to secrets (`${file:…}`, `${env:…}`) are shown: they say where, not what.
 
@@ -16,7 +17,7 @@ const SECRET_ENDS: [&str; 3] = ["token", "-key", "apikey"];
 /// Header fields that hold credentials by their nature.
 const SECRET_FIELDS: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "set-cookie"];
 
-/// The same document, with secret texts and the user part of URLs replaced.
+/// The same document, with secret texts, and user and query of URLs, replaced.
 pub(super) fn masked(value: Value) -> Value {
     masked_below("", value)
 }
@@ -31,6 +32,8 @@ fn masked_below(parent: &str, value: Value) -> Value {
                 let given = match name.as_str() {
                     "set" | "add" => matches!(parent, "request" | "query"),
                     "value" => parent == "header",
+                    "replace" | "add_prefix" => parent == "path",
+                    "request_body" | "response_body" => holds_text(&value),
                     _ => false,
                 };
                 let secret = given || is_secret(&name, &value) || tells_field && name != "name";
@@ -40,9 +43,14 @@ fn masked_below(parent: &str, value: Value) -> Value {
             Value::Object(members.into_iter().map(mask_member).collect::<Map<_, _>>())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(|item| masked_below(parent, item)).collect()),
-        Value::String(text) => Value::String(without_user(text)),
+        Value::String(text) => Value::String(without_user_and_query(text)),
         plain => plain,
     }
+}
+
+/// Whether this is a jq program with a text in it.
+fn holds_text(value: &Value) -> bool {
+    value.as_str().is_some_and(|program| program.contains('"'))
 }
 
 fn is_secret(name: &str, value: &Value) -> bool {
@@ -78,9 +86,13 @@ fn masked_all(value: Value) -> Value {
     }
 }
 
-/// `https://user:password@host/` without what stands before the `@`.
-fn without_user(text: String) -> String {
+/// `https://user:password@host/?token` without what stands before the `@` and after the `?`.
+fn without_user_and_query(mut text: String) -> String {
     let Some(start) = text.find("://").map(|at| at + 3) else { return text };
+    if let Some(query) = text[start..].find('?') {
+        text.truncate(start + query + 1);
+        text.push_str(MASK);
+    }
     let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
     match text[start..end].rfind('@') {
         Some(at) => format!("{}{MASK}{}", &text[..start], &text[start + at..]),
@@ -101,13 +113,15 @@ mod tests {
             "keys": [{ "prefix": "abcd1234", "hash": "sha256:0011" }],
             "headers": { "request": { "set": { "authorization": "Bearer s3", "x-env": "s3", "X-Api-Key": "k" } },
                 "response": { "set": { "x-env": "test" } } },
-            "transform": { "layer": "route", "value": { "query": { "add": { "q": "s3" }, "remove": ["a"] } } },
+            "transform": { "layer": "route", "value": { "query": { "add": { "q": "s3" }, "remove": ["a"] },
+                "path": { "replace": "/bot-s3/{id}" }, "request_body": r#". + { "key": "s3" }"#, "response_body": ".a | keys" } },
             "canary": { "header": { "name": "x-canary", "value": "s3" } },
             "added": { "authorization": { "layer": "route", "value": "Basic s3" } },
             "conditions": [{ "name": "X-Api-Key", "equals": "s3" }, { "name": "x-env", "equals": "test" }],
             "client_secret": "s3", "nested": { "password": { "value": "s3", "layers": ["s3"] } },
             "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
             "jwks": { "url": "https://user:s3@idp.example/keys?x=@" },
+            "match": { "path": "/v1/{id}" }, "more": { "path": { "add_prefix": "/s3" } },
             "redis": { "token": "${env:REDIS_TOKEN}" },
             "forward_credential": false,
         });
@@ -117,13 +131,15 @@ mod tests {
                 "keys": [{ "prefix": "abcd1234", "hash": "***" }],
                 "headers": { "request": { "set": { "authorization": "***", "x-env": "***", "X-Api-Key": "***" } },
                     "response": { "set": { "x-env": "test" } } },
-                "transform": { "layer": "route", "value": { "query": { "add": { "q": "***" }, "remove": ["a"] } } },
+                "transform": { "layer": "route", "value": { "query": { "add": { "q": "***" }, "remove": ["a"] },
+                    "path": { "replace": "***" }, "request_body": "***", "response_body": ".a | keys" } },
                 "canary": { "header": { "name": "x-canary", "value": "***" } },
                 "added": { "authorization": { "layer": "route", "value": "***" } },
                 "conditions": [{ "name": "X-Api-Key", "equals": "***" }, { "name": "x-env", "equals": "test" }],
                 "client_secret": "***", "nested": { "password": { "value": "***", "layers": ["***"] } },
                 "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
-                "jwks": { "url": "https://***@idp.example/keys?x=@" },
+                "jwks": { "url": "https://***@idp.example/keys?***" },
+                "match": { "path": "/v1/{id}" }, "more": { "path": { "add_prefix": "***" } },
                 "redis": { "token": "${env:REDIS_TOKEN}" },
                 "forward_credential": false,
             })

@@ -1,5 +1,6 @@
 //! The node's own HTTP interface, for operators, orchestrators and Prometheus: on a listener and a thread
-//! of its own, so that it answers also while the workers are busy. Keep it off the public network.
+//! of its own, so that it answers also while the workers are busy. Keep it off the public network. Browsers get no
+//! further than the one who sits at them says (`guard`).
 //!
 //! | request | answer |
 //! |---|---|
@@ -18,6 +19,7 @@ mod cache;
 mod cache_purge;
 mod cache_warm;
 mod config;
+mod guard;
 mod livez;
 mod log_level;
 mod mask;
@@ -116,9 +118,13 @@ pub enum NotConfigured {
 type Answer = Response<Full<Bytes>>;
 
 /// Finds the endpoint and asks it. A HEAD request is answered like GET; the server leaves the body out.
-async fn answer(request: Request<Incoming>, state: &OperationsState) -> Answer {
+/// `loopback`: only this machine reaches the interface.
+async fn answer(request: Request<Incoming>, state: &OperationsState, loopback: bool) -> Answer {
     const READ: &str = "GET, HEAD";
     const READ_AND_WRITE: &str = "GET, HEAD, PUT";
+    if let Some(why) = guard::refuse(request.headers(), loopback) {
+        return respond::problem(ProblemKind::Forbidden, why);
+    }
     let query = request.uri().query();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match request.uri().path() {

@@ -79,7 +79,7 @@ impl OperationsServer {
         let thread = thread::Builder::new().name("operations".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    () = accept(listener, state) => {}
+                    () = accept(listener, state, address.ip().is_loopback()) => {}
                     // Nothing is ever sent: the sender's end is the signal.
                     _ = stopped => {}
                 }
@@ -103,7 +103,7 @@ impl Drop for OperationsServer {
     }
 }
 
-async fn accept(listener: tokio::net::TcpListener, state: OperationsState) {
+async fn accept(listener: tokio::net::TcpListener, state: OperationsState, loopback: bool) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let spares = Spares::default();
     spares.fill();
@@ -114,7 +114,7 @@ async fn accept(listener: tokio::net::TcpListener, state: OperationsState) {
             Ok((stream, _)) => {
                 let (state, spares) = (state.clone(), spares.clone());
                 tokio::spawn(async move {
-                    serve(stream, state, permit).await;
+                    serve(stream, state, loopback, permit).await;
                     // At once, before somebody else takes what this connection had.
                     spares.fill();
                 });
@@ -128,8 +128,8 @@ async fn accept(listener: tokio::net::TcpListener, state: OperationsState) {
     }
 }
 
-async fn serve(stream: TcpStream, state: OperationsState, permit: OwnedSemaphorePermit) {
-    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, &state).await) });
+async fn serve(stream: TcpStream, state: OperationsState, loopback: bool, permit: OwnedSemaphorePermit) {
+    let service = service_fn(|request| async { Ok::<_, Infallible>(answer(request, &state, loopback).await) });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -242,7 +242,7 @@ mod tests {
             let length = body.len();
             write!(
                 self.0.get_mut(),
-                "{method} {target} HTTP/1.1\r\nhost: node\r\ncontent-length: {length}\r\n\r\n{body}"
+                "{method} {target} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n{body}"
             )
             .unwrap();
             self.reply(method == "HEAD")
@@ -408,7 +408,7 @@ mod tests {
     fn a_head_beyond_all_measure_is_refused() {
         let node = node();
         let mut connection = Connection::to(&node);
-        let head = format!("GET /livez HTTP/1.1\r\nhost: node\r\nx: {}\r\n\r\n", "y".repeat(20_000));
+        let head = format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nx: {}\r\n\r\n", "y".repeat(20_000));
         connection.0.get_mut().write_all(head.as_bytes()).unwrap();
         assert_eq!(connection.reply(true).status, 431);
     }

@@ -104,7 +104,8 @@ impl Shared {
         metrics.show_limits(limits.clone());
         let cache = Arc::new(Cache::start(&node, workers, runtime)?);
         metrics.show_cache(cache.clone());
-        let resolver = Resolver::new(&node.dns, (&node.egress).into(), runtime.clone())?;
+        let resolver =
+            Resolver::new(&node.dns, (&node.egress).into(), metrics.node.dns_failures.clone(), runtime.clone())?;
         let roots = SystemRoots::default();
         let outbound = OutboundClient::new(resolver.clone(), &roots, runtime.clone())?;
         let id = node.id.as_str();

@@ -61,6 +61,8 @@ metrics! {
         "Requests whose head could not be accepted, by reason; no tenant is known yet.";
     RETRIES_DENIED = "seiketsu_upstream_retries_denied_total" []
         "Retries not made because the retry budget of the upstream was used up.";
+    DNS_FAILURES = "seiketsu_dns_failures_total" ["reason"]
+        "Look-ups of names that failed, found no address, or found one that may not be connected to, by reason.";
     EJECTIONS = "seiketsu_upstream_ejections_total" ["reason"]
         "Upstream endpoints taken out of balancing, by reason.";
     ENDPOINTS_EJECTED = "seiketsu_upstream_endpoints_ejected" []
@@ -121,6 +123,8 @@ metrics! {
         "Files of tenants read by reloads.";
     CONFIG_TENANTS_COMPILED = "seiketsu_config_tenants_compiled_total" []
         "Tenants that reloads found new or changed.";
+    LAST_KNOWN_GOOD_OUTDATED = "seiketsu_config_last_known_good_outdated" []
+        "Whether the running configuration could not be kept on disk, for a start from files that are wrong; 1: it could not.";
     ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]
         "Access-log lines that were not written, by reason.";
     SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []

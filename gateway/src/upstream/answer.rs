@@ -5,6 +5,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use hickory_resolver::net::NetError;
 
 use super::{egress::Denied, resolver::LookupError};
+use crate::telemetry::metrics::DnsFailure;
 
 /// The replies for both address families.
 pub(super) struct Questions {
@@ -35,6 +36,19 @@ impl Reply {
 }
 
 impl Questions {
+    /// What is wrong with the replies, if anything is.
+    pub(super) fn failure(&self) -> Option<DnsFailure> {
+        let replies = [&self.v4, &self.v6];
+        if replies.iter().any(|reply| reply.denied().is_some()) {
+            Some(DnsFailure::Denied)
+        } else if replies.iter().any(|reply| matches!(reply, Reply::Failed(_))) {
+            Some(DnsFailure::Failed)
+        } else {
+            let is_empty = |reply: &&Reply| matches!(reply, Reply::Answer { addresses, .. } if addresses.is_empty());
+            replies.iter().all(is_empty).then_some(DnsFailure::NoAddress)
+        }
+    }
+
     /// Why there is no address in this.
     pub(super) fn error(self, host: &str) -> LookupError {
         let host = host.to_owned();

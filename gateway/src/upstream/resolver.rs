@@ -9,7 +9,7 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr},
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use hickory_resolver::{
@@ -25,6 +25,10 @@ use tokio::{runtime::Handle, sync::watch};
 use super::{
     answer::{Answer, Questions, Reply, pause},
     egress::{Denied, EgressPolicy},
+};
+use crate::telemetry::{
+    metrics::{Counters, DnsFailure},
+    silence::Silence,
 };
 
 /// How long one question may take, further attempts included.
@@ -62,6 +66,7 @@ struct Inner {
     min_refresh: Duration,
     max_refresh: Duration,
     runtime: Handle,
+    failures: Counters<DnsFailure>,
     names: Mutex<HashMap<Box<str>, Weak<Name>>>,
 }
 
@@ -73,7 +78,12 @@ impl fmt::Debug for Resolver {
 
 impl Resolver {
     /// Uses the servers of `dns`, or else those of the system. Background work runs on `runtime`.
-    pub fn new(dns: &Dns, egress: EgressPolicy, runtime: Handle) -> Result<Self, ResolverError> {
+    pub fn new(
+        dns: &Dns,
+        egress: EgressPolicy,
+        failures: Counters<DnsFailure>,
+        runtime: Handle,
+    ) -> Result<Self, ResolverError> {
         let mut builder = if dns.servers.is_empty() {
             TokioResolver::builder_tokio().unwrap_or_else(|error| {
                 tracing::warn!(%error, "this system names no name server: only addresses and localhost will resolve");
@@ -92,6 +102,7 @@ impl Resolver {
                 min_refresh: dns.min_refresh.get().max(Duration::from_millis(1)),
                 max_refresh: dns.max_refresh.get().max(dns.min_refresh.get()),
                 runtime,
+                failures,
                 names: Mutex::default(),
             }),
         })
@@ -134,6 +145,7 @@ impl Resolver {
                 host: host.into(),
                 answer: watch::Sender::default(),
                 listeners: Mutex::default(),
+                silence: Silence::new(),
                 resolver: Arc::downgrade(&self.inner),
             });
             names.insert(host.into(), Arc::downgrade(&name));
@@ -150,7 +162,11 @@ impl Resolver {
 impl Inner {
     async fn ask(&self, host: &str) -> Questions {
         let (v4, v6) = tokio::join!(self.ask_family(host, RecordType::A), self.ask_family(host, RecordType::AAAA));
-        Questions { v4, v6 }
+        let questions = Questions { v4, v6 };
+        if let Some(failure) = questions.failure() {
+            self.failures.count(failure);
+        }
+        questions
     }
 
     async fn ask_family(&self, host: &str, family: RecordType) -> Reply {
@@ -188,6 +204,8 @@ struct Name {
     host: Box<str>,
     answer: watch::Sender<Answer>,
     listeners: Mutex<Vec<Weak<OnChange>>>,
+    /// About a name without an address: most are slips, and stay.
+    silence: Silence,
     resolver: Weak<Inner>,
 }
 
@@ -235,6 +253,9 @@ impl Name {
                 }
                 Reply::Answer { .. } => {}
             }
+        }
+        if questions.failure() == Some(DnsFailure::NoAddress) && self.silence.is_over(SystemTime::now()) {
+            tracing::warn!(host = %self.host, kept = after.addresses.len(), "a name does not exist, or has no address; those it had stay in use");
         }
         let changed = before.addresses != after.addresses;
         if changed {
@@ -323,7 +344,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
-    use crate::upstream::testing::{NameServer, OPEN, resolver, until};
+    use crate::upstream::testing::{NameServer, OPEN, failures, resolver, until};
 
     fn addresses(list: &[&str]) -> Vec<IpAddr> {
         list.iter().map(|address| address.parse().unwrap()).collect()
@@ -382,6 +403,9 @@ mod tests {
             until("asked again", || server.asked() > asked + 4).await;
             assert_eq!(*watch.addresses(), addresses(&["10.0.0.1"])[..]);
         }
+        let counted = &resolver.inner.failures;
+        assert!(counted.get(DnsFailure::NoAddress) > 0 && counted.get(DnsFailure::Failed) > 0, "{counted:?}");
+        assert_eq!(counted.get(DnsFailure::Denied), 0);
         server.set(&["10.0.0.2"]);
         until("the server is back", || *watch.addresses() == addresses(&["10.0.0.2"])[..]).await;
     }
@@ -411,6 +435,7 @@ mod tests {
         // A name that is moved to the inside loses its endpoints: this is no failure to be ridden out.
         server.set(&["169.254.169.254"]);
         until("no address", || watch.addresses().is_empty()).await;
+        assert!(resolver.inner.failures.get(DnsFailure::Denied) > 0);
         assert!(matches!(resolver.lookup("other.test").await, Err(LookupError::Denied { .. })));
     }
 
@@ -432,7 +457,7 @@ mod tests {
     #[tokio::test]
     async fn a_name_server_is_given_by_address() {
         let dns = Dns { servers: vec!["ns.example.com:53".parse().unwrap()], ..Dns::default() };
-        let refused = Resolver::new(&dns, OPEN, Handle::current());
+        let refused = Resolver::new(&dns, OPEN, failures(), Handle::current());
         assert!(matches!(refused, Err(ResolverError::ServerByName { .. })));
     }
 }

@@ -46,6 +46,7 @@ use super::{
     resolver::Resolver,
     tls::SystemRoots,
 };
+use crate::telemetry::metrics::{Counters, DnsFailure, Metrics};
 
 pub(super) const OPEN: EgressPolicy = EgressPolicy { allow_loopback: true, allow_private: true };
 
@@ -67,7 +68,12 @@ pub(super) fn resolver(servers: &[SocketAddr], egress: EgressPolicy) -> Resolver
         min_refresh: Span::from_millis(10),
         max_refresh: Span::from_millis(50),
     };
-    Resolver::new(&dns, egress, Handle::current()).unwrap()
+    Resolver::new(&dns, egress, failures(), Handle::current()).unwrap()
+}
+
+/// Counts for nobody else.
+pub(super) fn failures() -> Counters<DnsFailure> {
+    Metrics::new(1, [].into()).unwrap().node.dns_failures.clone()
 }
 
 pub(super) fn registry_with(resolver: Resolver) -> UpstreamRegistry {

@@ -18,9 +18,9 @@ use rustls::{
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, comes_true, ok},
+    fixtures::{Stub, comes_true, key_hash, ok},
     limits::Redis,
-    support::{Client, Gateway, Origin, PATIENCE, Process, Response},
+    support::{Client, Gateway, Origin, PATIENCE, Process, Response, binary},
 };
 
 fn examples() -> PathBuf {
@@ -82,8 +82,22 @@ fn no_example_is_forgotten() {
 #[test]
 fn minimal_serves() {
     let origin = Origin::start("a");
-    let gateway = serve("minimal.yaml", &[("10.0.0.7:8080", origin.address.to_string())]);
+    let gateway = serve("minimal.yaml", &[("api.internal:8080", origin.address.to_string())]);
     assert_eq!(gateway.get(HOST, "/v1/echo", "").status, 200);
+}
+
+#[test]
+fn what_is_tried_first_is_accepted_as_it_stands() {
+    let readme = fs::read_to_string(examples().join("../../README.md")).unwrap();
+    let first = readme.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let first = with(first.to_owned(), &[("sha256:…", key_hash(MOBILE_KEY))]);
+    for text in [example("minimal.yaml"), first] {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("tenants.yaml"), &text).unwrap();
+        let mut check = Command::new(binary("seiketsu-gateway"));
+        let output = check.arg("--check-config").current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
 }
 
 #[test]
@@ -475,7 +489,7 @@ fn the_references_are_served_as_they_stand() {
     assert_eq!(gateway.get("x.api.acme.example", "/v2/accounts/x", from).status, 401);
     assert_eq!(
         Client::connect(gateway.operations)
-            .request("GET /config?tenant=acme&route=call HTTP/1.1\r\nHost: x\r\n\r\n")
+            .request("GET /config?tenant=acme&route=call HTTP/1.1\r\nHost: localhost\r\n\r\n")
             .status,
         200
     );

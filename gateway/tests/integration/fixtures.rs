@@ -72,7 +72,7 @@ impl Gateway {
     }
 
     pub fn operations(&self, target: &str) -> Response {
-        Client::connect(self.operations).request(&format!("GET {target} HTTP/1.1\r\nHost: x\r\n\r\n"))
+        Client::connect(self.operations).request(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"))
     }
 
     pub fn metrics(&self) -> String {

@@ -70,8 +70,8 @@ fn liveness_readiness_and_draining_are_told_apart() {
     assert_eq!((ready.status, &ready.json()["ready"]), (200, &json!(true)));
     assert_eq!(ready.json()["revision"], 1);
     assert_eq!(gateway.operations("/nothing").status, 404);
-    let post =
-        Client::connect(gateway.operations).request("POST /readyz HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n");
+    let post = Client::connect(gateway.operations)
+        .request("POST /readyz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n");
     assert_eq!((post.status, post.header("allow")), (405, Some("GET, HEAD")));
 
     let mut client = gateway.connect();
@@ -96,7 +96,7 @@ fn a_second_signal_ends_the_node_whatever_it_waits_for() {
     let process = std::cell::RefCell::new(&mut gateway.process);
     process.borrow().signal("-TERM");
     assert!(comes_true(|| Client::connect(gateway.operations)
-        .request("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        .request("GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         .status
         == 503));
     let ended = wait_for(&|| {
@@ -371,6 +371,42 @@ fn check_config_says_what_where_and_what_to_do() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(said.contains("node.yaml:") && said.contains("listenrs") && said.contains("listeners"), "{said}");
+}
+
+#[test]
+fn check_config_tries_the_state_folder_and_leaves_no_trace() {
+    let origin = Origin::start("a");
+    let good = folder(&open_tenants(&origin), "");
+    let check = |state: &str| run(good.path(), &["--config", "node.yaml", "--check-config", "--state-dir", state]);
+    assert!(check("a/b").status.success());
+    assert!(!good.path().join("a").exists());
+    fs::write(good.path().join("file"), "").unwrap();
+    for impossible in ["/proc/x", "file/b"] {
+        let refused = check(impossible);
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{impossible}");
+        assert!(
+            said.contains(&format!("cannot use the state folder {impossible}")) && said.contains("--state-dir"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn https_without_any_certificate_is_warned_of() {
+    const WARNING: &str = "listeners.https: there is no certificate";
+    let origin = Origin::start("a");
+    let without = folder(&open_tenants(&origin), "");
+    let node = fs::read_to_string(without.path().join("node.yaml")).unwrap();
+    let node = node.replace("tls: { development_certificate: true }\n", "");
+    for (node, warned) in [(node.replace("https: ['127.0.0.1:0']", "https: []"), false), (node, true)] {
+        fs::write(without.path().join("node.yaml"), node).unwrap();
+        let output = run(without.path(), &["--config", "node.yaml", "--check-config"]);
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).contains(WARNING), warned, "{output:?}");
+    }
+    let gateway = gateway(without, &[], &[]);
+    assert!(gateway.logs(WARNING), "{}", gateway.log());
 }
 
 #[test]

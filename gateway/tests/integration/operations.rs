@@ -147,7 +147,8 @@ fn term_ends_an_idle_node_at_once_and_a_busy_one_after_its_requests() {
     let mut busy = gateway.connect();
     busy.send(b"GET /v1/delay/1000 HTTP/1.1\r\nHost: acme.test\r\n\r\n");
     // The origin has it once the gateway counts it as in flight.
-    let metrics = || Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").text();
+    let metrics =
+        || Client::connect(gateway.operations).request("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").text();
     wait_for(&|| metrics().contains("in_flight{tenant=\"acme\"} 1").then_some(())).unwrap();
     gateway.process.signal("-TERM");
     assert!(idle.is_closed());
@@ -386,7 +387,7 @@ fn node_that_is_loading(origin: &Origin, silent: &std::net::UdpSocket) -> (tempf
 
 fn probe(operations: std::net::SocketAddr, target: &str) -> Option<support::Response> {
     let mut stream = BufReader::new(std::net::TcpStream::connect(operations).ok()?);
-    write!(stream.get_mut(), "GET {target} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    write!(stream.get_mut(), "GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n").ok()?;
     support::receive(&mut stream)
 }
 
@@ -486,9 +487,35 @@ fn a_reader_of_the_log_that_stops_holds_nothing_up() {
     for _ in 0..3000 {
         assert_eq!(client.request(REQUEST).status, 200);
     }
-    assert_eq!(Client::connect(operations).request("GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").status, 200);
+    assert_eq!(Client::connect(operations).request("GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 200);
     process.signal("-TERM");
     assert!(wait_for_end(&mut process).success());
+}
+
+#[test]
+fn pages_of_other_sites_get_no_further_than_a_refusal() {
+    let origin = Origin::start("eu-west");
+    let gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let address = gateway.operations;
+    let ask = |request: &str, fields: &str| {
+        let body = r#"{ "tenant": "acme", "all": true }"#;
+        let length = body.len();
+        Client::connect(address)
+            .request(&format!("{request} HTTP/1.1\r\n{fields}Content-Length: {length}\r\n\r\n{body}"))
+    };
+    for (request, fields) in [
+        ("POST /cache/purge", "Host: localhost\r\nOrigin: https://evil.example\r\nContent-Type: text/plain\r\n"),
+        ("POST /cache/purge", "Host: localhost\r\nSec-Fetch-Site: cross-site\r\n"),
+        ("GET /config?tenant=acme", "Host: evil.example\r\n"),
+        ("GET /usage", "Host: evil.example:9090\r\n"),
+    ] {
+        let refused = ask(request, fields);
+        assert_eq!((refused.status, refused.problem().as_str()), (403, "forbidden"), "{request} {fields}");
+    }
+    assert!(!gateway.log().contains("purged"), "{}", gateway.log());
+    let by_address = format!("Host: {address}\r\nSec-Fetch-Site: none\r\n");
+    assert_eq!(ask("GET /config?tenant=acme", &by_address).status, 200);
+    assert_eq!(ask("GET /config?tenant=acme", "Host: localhost:9090\r\n").status, 200);
 }
 
 #[test]

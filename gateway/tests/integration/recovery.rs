@@ -201,3 +201,35 @@ fn asking_for_everything_tells_what_came_of_it_though_it_is_known() {
     gateway.process.signal("-HUP");
     assert!(comes_true(|| told() == 2), "{}", gateway.log());
 }
+
+#[test]
+fn what_could_not_be_kept_is_kept_as_soon_as_it_can_be() {
+    let origin = Origin::start("a");
+    let files = Files::new();
+    let main = files.conf.join("main.yaml");
+    fs::write(&main, file(&origin, "first", &[("acme", "")])).unwrap();
+    let gateway = files.start();
+    let outdated = || gateway.metric("seiketsu_config_last_known_good_outdated") as u8;
+    assert_eq!((&last_reload(&gateway)["last_known_good_error"], outdated()), (&Value::Null, 0));
+    // Nothing can be written there.
+    let (kept, away) = (gateway.folder.path().join("state/last-known-good"), gateway.folder.path().join("kept"));
+    fs::rename(&kept, &away).unwrap();
+    fs::write(&kept, "").unwrap();
+    pki::replace(&main, &file(&origin, "second", &[("acme", "")]));
+    assert!(comes_true(|| mark(&gateway, "acme").as_deref() == Some("second")), "{}", gateway.log());
+    assert!(comes_true(|| last_reload(&gateway)["last_known_good_error"].is_string()), "{}", last_reload(&gateway));
+    assert_eq!(outdated(), 1);
+    // Now it can, and nobody says anything to the node.
+    fs::remove_file(&kept).unwrap();
+    fs::rename(&away, &kept).unwrap();
+    assert!(comes_true(|| last_reload(&gateway)["last_known_good_error"].is_null()), "{}", gateway.log());
+    assert_eq!(outdated(), 0);
+
+    let Gateway { folder, process, .. } = gateway;
+    drop(process);
+    fs::write(&main, "revision: [").unwrap();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let (http, https, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let gateway = Gateway { folder, http, https, operations, process };
+    assert_eq!(mark(&gateway, "acme").as_deref(), Some("second"), "{}", gateway.log());
+}

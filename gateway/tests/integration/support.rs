@@ -159,7 +159,7 @@ impl Gateway {
     }
 
     pub fn readyz(&self) -> Response {
-        Client::connect(self.operations).request("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        Client::connect(self.operations).request("GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")
     }
 
     /// What has been written so far: lines come a moment after what they tell of.

@@ -406,6 +406,20 @@ fn addresses_that_the_node_may_not_connect_to_are_refused() {
 }
 
 #[test]
+fn a_name_without_an_address_is_counted_and_told_once_in_a_while() {
+    let server = name_server(Arc::default());
+    let upstream = "demo: { endpoints: [{ address: 'slip.internal:80' }] }\n";
+    let node = format!("dns: {{ servers: ['{server}'], min_refresh: 1ms, max_refresh: 10ms }}\n");
+    let gateway = Gateway::start_with(&tenants(upstream, "", &open("")), &node);
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 503);
+    let counted = || gateway.metric("seiketsu_dns_failures_total{reason=\"no_address\"}");
+    assert!(comes_true(|| counted() > 5.0), "{}", gateway.metrics());
+    let told = || gateway.log().matches("a name does not exist, or has no address").count();
+    assert!(comes_true(|| told() > 0) && gateway.log().contains("slip.internal"), "{}", gateway.log());
+    assert_eq!(told(), 1, "{}", gateway.log());
+}
+
+#[test]
 fn an_endpoint_that_egress_refuses_is_one_error_and_not_two() {
     let origin = Origin::start("a");
     let good = tenants(&demo(&[origin.address], ""), "", &open(""));

@@ -14,7 +14,8 @@ use crate::{
 const REQUEST: &str = "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
 
 fn ask(operations: SocketAddr, method: &str, target: &str) -> Response {
-    Client::connect(operations).request(&format!("{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"))
+    Client::connect(operations)
+        .request(&format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"))
 }
 
 /// What a control plane keeps: records by their number, however often it is told of them.
@@ -209,7 +210,7 @@ fn who_follows_the_log_is_told_at_once() {
     let gateway = with_policies(origin.address, "");
     let log = ask(gateway.operations, "GET", "/usage?wait=0").json()["log"].as_str().unwrap().to_owned();
     let mut follower = Client::connect(gateway.operations);
-    follower.send(format!("GET /usage?after={log}:0&wait=60 HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    follower.send(format!("GET /usage?after={log}:0&wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes());
     requests(&mut gateway.connect(), 1);
     // Well before the minute is over: the client's patience is shorter.
     let page = follower.receive().expect("an answer").json();

@@ -75,6 +75,16 @@ labels! {
         HalfOpen = "half_open",
     }
 
+    /// Why a look-up of a name gave less than was asked for.
+    DnsFailure {
+        /// A name server gave no answer, or an error.
+        Failed = "failed",
+        /// The name does not exist, or has no address.
+        NoAddress = "no_address",
+        /// An address may not be connected to.
+        Denied = "denied",
+    }
+
     /// What came of reading a configuration.
     Reload {
         Applied = "applied",

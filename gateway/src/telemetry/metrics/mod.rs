@@ -31,7 +31,7 @@ use self::{
     tenants::{NamedSum, Tenants, TenantsSum},
 };
 pub use self::{
-    labels::{Attempt, BreakerState, CacheResult, Ejection, Label, LogDrop, Reload, Stage},
+    labels::{Attempt, BreakerState, CacheResult, DnsFailure, Ejection, Label, LogDrop, Reload, Stage},
     node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection, UsageMetrics},
     shard::{InFlight, Outcome, RouteSlot},
     tenants::{RouteTable, TenantMetrics},

@@ -4,7 +4,7 @@ use std::{fmt, marker::PhantomData};
 
 use prometheus::{Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, core::Collector};
 
-use super::labels::{BreakerState, Ejection, Label, LogDrop, Reload};
+use super::labels::{BreakerState, DnsFailure, Ejection, Label, LogDrop, Reload};
 use crate::telemetry::names::{self, Metric};
 
 /// A counter for each value of a label, all of them found beforehand. Clones count together.
@@ -94,6 +94,7 @@ pub struct UsageMetrics {
 pub struct NodeMetrics {
     pub connections: ConnectionMetrics,
     pub retries_denied: IntCounter,
+    pub dns_failures: Counters<DnsFailure>,
     pub ejections: Counters<Ejection>,
     pub endpoints_ejected: IntGauge,
     pub(super) mirrored: IntCounterVec,
@@ -102,6 +103,7 @@ pub struct NodeMetrics {
     pub access_log_dropped: Counters<LogDrop>,
     pub spans_dropped: IntCounter,
     pub usage: UsageMetrics,
+    pub last_known_good_outdated: IntGauge,
     config_reloads: Counters<Reload>,
     config_revision: IntGauge,
     config_last_success: Gauge,
@@ -120,6 +122,7 @@ impl NodeMetrics {
                 early_errors: counter_vec(registry, names::EARLY_ERRORS)?,
             },
             retries_denied: counter(registry, names::RETRIES_DENIED)?,
+            dns_failures: counters(registry, names::DNS_FAILURES)?,
             ejections: counters(registry, names::EJECTIONS)?,
             endpoints_ejected: gauge(registry, names::ENDPOINTS_EJECTED)?,
             mirrored: counter_vec(registry, names::MIRRORED)?,
@@ -134,6 +137,7 @@ impl NodeMetrics {
                 bytes: gauge(registry, names::USAGE_BYTES)?,
                 oldest: gauge(registry, names::USAGE_OLDEST)?,
             },
+            last_known_good_outdated: gauge(registry, names::LAST_KNOWN_GOOD_OUTDATED)?,
             config_reloads: counters(registry, names::CONFIG_RELOADS)?,
             config_revision: gauge(registry, names::CONFIG_REVISION)?,
             config_last_success: register(registry, Gauge::with_opts(opts(names::CONFIG_LAST_SUCCESS))?)?,

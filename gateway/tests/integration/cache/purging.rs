@@ -13,7 +13,7 @@ impl Gateway {
     fn post_operations(&self, target: &str, body: &Value) -> Response {
         let body = body.to_string();
         let length = body.len();
-        let request = format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
+        let request = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}");
         Client::connect(self.operations).request(&request)
     }
 

@@ -17,7 +17,7 @@ use crate::{
         check::{self, Asking},
         told,
     },
-    policy::{Refusal, body_transform::Body, cors::Preflight, validation::Request as RequestToValidate},
+    policy::{Refusal, body_transform::Body, cors::Preflight, json_body, validation::Request as RequestToValidate},
     respond::{self, problem::ProblemKind},
     server::peer::Peer,
     tenancy::{
@@ -389,15 +389,16 @@ fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
 /// Whether a body may come where bodies are transformed: by its word about its type, the client does not decide whether
 /// this one is.
 fn takes_transform(session: &mut Session, ctx: &RequestContext) -> Result<(), Refusal> {
-    let mut types = session.req_header().headers.get_all(header::CONTENT_TYPE).iter();
-    let first = types.next();
-    if types.next().is_some() {
+    let request = session.req_header();
+    if request.headers.get_all(header::CONTENT_TYPE).iter().nth(1).is_some() {
         return Err(Refusal::new(ProblemKind::BadRequest, "Content-Type stands more than once."));
     }
-    if first.is_some_and(is_json_type) || ctx.websocket || session.as_downstream_mut().is_body_empty() {
+    let is_plain_json = is_json(request) && json_body::is_unambiguous(&request.headers);
+    if is_plain_json || ctx.websocket || session.as_downstream_mut().is_body_empty() {
         return Ok(());
     }
-    let detail = "Bodies are taken here as application/json, or of a type that ends in +json.";
+    let detail = "Bodies are taken here as application/json, or of a type that ends in +json, in UTF-8 and without \
+                  a content coding.";
     Err(Refusal::new(ProblemKind::UnsupportedMediaType, detail))
 }
 

@@ -72,6 +72,9 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
         fields.remove(TRACESTATE);
     }
     let assertion = identity(shared, fields, ctx, route)?;
+    if route.looks_at_body() {
+        keep_type(session, fields);
+    }
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -190,6 +193,17 @@ fn host_field(request: &RequestHeader) -> Option<HeaderValue> {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
         // A clone of what is there copies nothing.
         None => request.headers.get(header::HOST).cloned(),
+    }
+}
+
+/// A body that is looked at goes on as what it was taken for: no field with `_` for `-` says otherwise, and `Connection`
+/// does not name the type away.
+fn keep_type(session: &Session, fields: &mut HeaderMap) {
+    remove_twins(fields, &[header::CONTENT_TYPE, header::CONTENT_ENCODING]);
+    if let Some(kind) = session.req_header().headers.get(header::CONTENT_TYPE)
+        && !fields.contains_key(header::CONTENT_TYPE)
+    {
+        fields.insert(header::CONTENT_TYPE, kind.clone());
     }
 }
 

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, comes_true, demo, open, tenants},
+    fixtures::{Stub, comes_true, demo, open, tenants, upstream},
     support::{
         Gateway, KEY, Origin, PATIENCE,
         frames::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, RST_STREAM},
@@ -571,6 +571,25 @@ fn a_body_that_is_read_first_ends_once_however_it_ends() {
             assert_eq!((next().as_str(), next().as_str()), ("head", expected), "{policies} {end}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_a_length_that_is_not_announced_is_not_held_up_where_it_need_not_be_read() {
+    let origin = Origin::start("a");
+    let shadow = Stub::answering("", "mirrored");
+    let upstreams = demo(&[origin.address], "") + &upstream("shadow", &[shadow.address], "");
+    let routes = "
+- { id: watched, match: { path: /v1/echo }, upstream: demo, policies: { validation: { mode: report, body_schema: { inline: false } } } }
+- { id: mirrored, match: { path: '/v1/{*rest}' }, upstream: demo, mirror: { upstream: shadow } }";
+    let gateway = Gateway::start(&tenants(&upstreams, "", routes));
+    let client = Http2::plain(&gateway).await;
+    let large = vec![b'x'; 100 << 10];
+    for path in ["/v1/echo", "/v1/upload"] {
+        let answer = client.send(client.request("POST", "acme.test", path), &large).await.unwrap();
+        assert_eq!((answer.status, answer.json()["length"].as_u64()), (200, Some(large.len() as u64)), "{path}");
+    }
+    assert_eq!(client.get("acme.test", "/v1/status/204").await.status, 204);
+    assert!(comes_true(|| !shadow.seen().is_empty()), "what has no body is mirrored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -131,8 +131,7 @@ impl Validation {
             operation.check_body(request.headers, request.body, &mut violations)?;
         }
         if let Some(schema) = &self.body_schema {
-            let says_json = || media_type(request.headers).is_some_and(|media_type| is_json(&media_type));
-            if !request.body.is_empty() && !(says_json() && json_body::is_unambiguous(request.headers)) {
+            if !request.body.is_empty() && !is_plain_json(request.headers) {
                 return Err(Nonconformity::NotPlainJson);
             }
             schema.check_body(request.body, &mut violations);
@@ -247,6 +246,10 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
 /// `application/json`, and what is written `+json` (RFC 6839 §3.1).
 fn is_json(media_type: &str) -> bool {
     media_type == "application/json" || media_type == "text/json" || media_type.ends_with("+json")
+}
+
+fn is_plain_json(headers: &HeaderMap) -> bool {
+    media_type(headers).is_some_and(|media_type| is_json(&media_type)) && json_body::is_unambiguous(headers)
 }
 
 #[cfg(test)]

@@ -24,6 +24,19 @@ pub fn is_spelled(name: &str, wanted: &str) -> bool {
         && name.bytes().zip(wanted.bytes()).all(|(byte, wanted)| byte == wanted || byte == b'_' && wanted == b'-')
 }
 
+/// Removes fields that may be taken for one of these names since they say `_` for `-`. Those of the very name stay.
+pub fn remove_twins(fields: &mut HeaderMap, names: &[HeaderName]) {
+    let is_twin = |name: &HeaderName| {
+        name.as_str().contains('_')
+            && names.iter().any(|wanted| name != wanted && is_spelled(name.as_str(), wanted.as_str()))
+    };
+    // Empty, and not allocated, but for clients that are up to something.
+    let twins: Vec<HeaderName> = fields.keys().filter(|name| is_twin(name)).cloned().collect();
+    for name in twins {
+        fields.remove(name);
+    }
+}
+
 /// The names to remove from what a client sent; empty (and not allocated) for honest clients.
 ///
 /// `Connection` is among them if it names an identity header: a proxy removes what `Connection` names
@@ -67,6 +80,20 @@ mod tests {
             headers.append(CONNECTION, value.parse().unwrap());
             assert_eq!(forged_headers(&headers), [CONNECTION], "{value}");
         }
+    }
+
+    #[test]
+    fn twins_go_and_those_of_the_very_name_stay() {
+        let names = ["x-api-key", "x-own_key", "authorization"].map(HeaderName::from_static);
+        let mut headers = HeaderMap::new();
+        for name in ["x-api-key", "x_api-key", "x_api_key", "x-own_key", "x_own_key", "authorization", "x_api_keys"] {
+            headers.append(HeaderName::from_static(name), "1".parse().unwrap());
+            headers.append(HeaderName::from_static(name), "2".parse().unwrap());
+        }
+        remove_twins(&mut headers, &names);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["authorization", "x-api-key", "x-own_key", "x_api_keys"]);
     }
 
     /// Any spelling of an identity header: case and `_` vary byte by byte.

@@ -7,7 +7,7 @@ use seiketsu_config::{
     layers::{HeaderEntries, Setting},
     values,
 };
-use seiketsu_identity::forged::is_spelled;
+use seiketsu_identity::forged::remove_twins;
 
 /// Whether a change concerns requests or responses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl HeaderChanges {
     pub fn apply(&self, fields: &mut HeaderMap) {
         self.rename(fields);
         if !self.guarded.is_empty() {
-            self.remove_twins(fields);
+            remove_twins(fields, &self.guarded);
         }
         for name in &self.remove {
             fields.remove(name);
@@ -81,17 +81,6 @@ impl HeaderChanges {
         }
         for (name, value) in &self.add {
             fields.append(name, value.clone());
-        }
-    }
-
-    fn remove_twins(&self, fields: &mut HeaderMap) {
-        let is_twin = |name: &HeaderName| {
-            name.as_str().contains('_') && self.guarded.iter().any(|g| is_spelled(name.as_str(), g.as_str()))
-        };
-        // Empty, and not allocated, but for clients that are up to something.
-        let twins: Vec<HeaderName> = fields.keys().filter(|name| is_twin(name)).cloned().collect();
-        for name in twins {
-            fields.remove(name);
         }
     }
 

@@ -29,6 +29,7 @@ pub mod body_transform;
 pub mod compression;
 pub mod cors;
 pub mod headers;
+pub mod json_body;
 pub mod request_limits;
 pub mod security_headers;
 pub mod transform;

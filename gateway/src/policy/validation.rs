@@ -21,7 +21,7 @@ pub use self::{
     openapi::{OpenApi, OpenApiError},
     schema::SchemaError,
 };
-use super::Refusal;
+use super::{Refusal, json_body};
 use crate::respond::problem::ProblemKind;
 
 /// Violations that are reported of one request at most.
@@ -96,6 +96,8 @@ pub enum Nonconformity {
     UnknownMethod(HeaderValue),
     /// 415: the description has no such request body.
     UnsupportedMediaType,
+    /// 415: what was checked as JSON may be read as something else.
+    NotPlainJson,
 }
 
 impl Validation {
@@ -129,6 +131,9 @@ impl Validation {
             operation.check_body(request.headers, request.body, &mut violations)?;
         }
         if let Some(schema) = &self.body_schema {
+            if !request.body.is_empty() && !is_plain_json(request.headers) {
+                return Err(Nonconformity::NotPlainJson);
+            }
             schema.check_body(request.body, &mut violations);
         }
         conforms(violations)
@@ -181,6 +186,7 @@ impl fmt::Display for Nonconformity {
             Self::UnknownPath => f.write_str("the API description has no such path"),
             Self::UnknownMethod(_) => f.write_str("the API description has the path, but not with this method"),
             Self::UnsupportedMediaType => f.write_str("the API description has no body of this media type"),
+            Self::NotPlainJson => f.write_str("the body is not announced as JSON in UTF-8 without a coding"),
         }
     }
 }
@@ -201,6 +207,10 @@ impl From<Nonconformity> for Refusal {
             Nonconformity::UnsupportedMediaType => {
                 Self::new(ProblemKind::UnsupportedMediaType, "The API takes no body of this media type here.")
             }
+            Nonconformity::NotPlainJson => Self::new(
+                ProblemKind::UnsupportedMediaType,
+                "Bodies are taken here as JSON in UTF-8, without a content coding; Content-Type must say so.",
+            ),
         }
     }
 }
@@ -236,6 +246,10 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
 /// `application/json`, and what is written `+json` (RFC 6839 §3.1).
 fn is_json(media_type: &str) -> bool {
     media_type == "application/json" || media_type == "text/json" || media_type.ends_with("+json")
+}
+
+fn is_plain_json(headers: &HeaderMap) -> bool {
+    media_type(headers).is_some_and(|media_type| is_json(&media_type)) && json_body::is_unambiguous(headers)
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use crate::{
         check::{self, Asking},
         told,
     },
-    policy::{Refusal, body_transform::Body, cors::Preflight, validation::Request as RequestToValidate},
+    policy::{Refusal, body_transform::Body, cors::Preflight, json_body, validation::Request as RequestToValidate},
     respond::{self, problem::ProblemKind},
     server::peer::Peer,
     tenancy::{
@@ -376,28 +376,30 @@ fn to_validate<'r>(request: &'r RequestHeader, body: &'r [u8]) -> RequestToValid
 }
 
 /// Whether the body must be there, whole, before the request may go on.
-fn wants_body(request: &RequestHeader, route: &CompiledRoute) -> bool {
+fn wants_body(session: &mut Session, route: &CompiledRoute) -> bool {
+    let is_small = is_small(session);
+    let request = session.req_header();
     let policies = &route.policies;
     // Who only reports refuses nothing, so a body that cannot be read first goes on unread.
     let validates = policies.validation.as_ref().is_some_and(|validation| {
-        (validation.mode() == ValidationMode::Enforce || is_small(request))
-            && validation.wants_body(&to_validate(request, b""))
+        (validation.mode() == ValidationMode::Enforce || is_small) && validation.wants_body(&to_validate(request, b""))
     });
-    policies.request_body.is_some() && is_json(request) || validates || route.mirror.is_some() && is_small(request)
+    policies.request_body.is_some() && is_json(request) || validates || route.mirror.is_some() && is_small
 }
 
 /// Whether a body may come where bodies are transformed: by its word about its type, the client does not decide whether
 /// this one is.
 fn takes_transform(session: &mut Session, ctx: &RequestContext) -> Result<(), Refusal> {
-    let mut types = session.req_header().headers.get_all(header::CONTENT_TYPE).iter();
-    let first = types.next();
-    if types.next().is_some() {
+    let request = session.req_header();
+    if request.headers.get_all(header::CONTENT_TYPE).iter().nth(1).is_some() {
         return Err(Refusal::new(ProblemKind::BadRequest, "Content-Type stands more than once."));
     }
-    if first.is_some_and(is_json_type) || ctx.websocket || session.as_downstream_mut().is_body_empty() {
+    let is_plain_json = is_json(request) && json_body::is_unambiguous(&request.headers);
+    if is_plain_json || ctx.websocket || session.as_downstream_mut().is_body_empty() {
         return Ok(());
     }
-    let detail = "Bodies are taken here as application/json, or of a type that ends in +json.";
+    let detail = "Bodies are taken here as application/json, or of a type that ends in +json, in UTF-8 and without \
+                  a content coding.";
     Err(Refusal::new(ProblemKind::UnsupportedMediaType, detail))
 }
 
@@ -412,7 +414,7 @@ async fn check_body(
     {
         return Ok(Err(refusal));
     }
-    let body = if wants_body(session.req_header(), route) {
+    let body = if wants_body(session, route) {
         match read_body(session, route).await? {
             Ok(body) => Some(body),
             Err(refusal) => return Ok(Err(refusal)),
@@ -484,12 +486,13 @@ async fn read_body(session: &mut Session, route: &CompiledRoute) -> Result<Resul
 }
 
 /// Whether the body's length is known, and small enough for it to be read before the request goes on.
-fn is_small(request: &RequestHeader) -> bool {
-    let announced = request.headers.get(header::CONTENT_LENGTH);
+fn is_small(session: &mut Session) -> bool {
+    let announced = session.req_header().headers.get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     match announced {
         Some(length) => length <= MAX_READ_BODY,
-        None => !request.headers.contains_key(header::TRANSFER_ENCODING),
+        // HTTP/2 need not announce what it sends.
+        None => session.as_downstream_mut().is_body_empty(),
     }
 }
 

@@ -14,14 +14,20 @@ pub(super) fn filter(
     ctx: &mut RequestContext,
 ) -> Result<()> {
     if let Some(replacement) = &ctx.request_body.replacement {
-        // The whole of it with the end, in place of every piece.
-        *body = end_of_stream.then(|| replacement.clone());
-        return Ok(());
+        // The whole of it with the end, in place of every piece. Before that, a piece of nothing: none at all is an end.
+        *body = Some(if end_of_stream { replacement.clone() } else { Bytes::new() });
+    } else if !session.was_upgraded() {
+        count(body.as_ref().map_or(0, Bytes::len), ctx)?;
     }
-    let length = body.as_ref().map_or(0, Bytes::len);
-    if session.was_upgraded() {
-        return Ok(());
+    if end_of_stream {
+        // Pingora would write a last piece of nothing as a chunk, which is the end of the body, and then the end. The
+        // second end is the beginning of the next request to an HTTP/1 upstream.
+        *body = body.take().filter(|piece| !piece.is_empty());
     }
+    Ok(())
+}
+
+fn count(length: usize, ctx: &mut RequestContext) -> Result<()> {
     if let Some(counter) = &mut ctx.request_body.counter
         && let Err(exceeded) = counter.count(length)
     {

@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderValue, header, request::Parts};
 use pingora_core::{Error, ErrorType, OrErr, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
-use seiketsu_identity::{assertion::IDENTITY_HEADER, plain_headers::plain_headers};
+use seiketsu_identity::{assertion::IDENTITY_HEADER, forged::remove_twins, plain_headers::plain_headers};
 
 use super::{
     RequestContext, Shared, change_request,
@@ -15,7 +15,10 @@ use crate::{
     policy::Refusal,
     respond::{self, problem::ProblemKind},
     server::peer::Peer,
-    tenancy::{compile::CompiledRoute, router},
+    tenancy::{
+        compile::{CompiledPolicies, CompiledRoute},
+        router,
+    },
 };
 
 const TRACEPARENT: http::HeaderName = http::HeaderName::from_static("traceparent");
@@ -44,8 +47,11 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
     // A clone has no room for more; what follows mostly fits.
     fields.reserve(ADDED_FIELDS);
 
+    let credentials = tenant.auth.credential_headers();
+    // Nobody was known by them.
+    remove_twins(fields, credentials);
     if !policies.auth.forward_credential {
-        for name in tenant.auth.credential_headers() {
+        for name in credentials {
             fields.remove(name);
         }
     }
@@ -66,6 +72,9 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
         fields.remove(TRACESTATE);
     }
     let assertion = identity(shared, fields, ctx, route)?;
+    if route.looks_at_body() {
+        keep_type(session, fields);
+    }
     // Pingora takes it for hop-by-hop; gRPC servers insist on it.
     if ctx.grpc {
         fields.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -82,15 +91,28 @@ fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut Req
         ctx.refusal = Some(refused);
         return Err(Error::explain(ErrorType::HTTPStatus(400), "the target cannot be transformed"));
     }
-    policies.request_headers.apply(&mut request.headers);
-    if policies.response_body.is_some() {
-        ask_for_whole_and_plain(&mut request.headers);
-    }
-    super::upstream_peer::mirror(shared, request, ctx, route, assertion.as_ref());
+    // Before a change of headers gives the credential another name.
+    let copy = (route.mirror.is_some() && policies.auth.forward_credential).then(|| {
+        let mut copy = request.clone();
+        for name in credentials {
+            copy.headers.remove(name);
+        }
+        change_headers(&mut copy.headers, policies);
+        copy
+    });
+    change_headers(&mut request.headers, policies);
+    super::upstream_peer::mirror(shared, copy.as_ref().unwrap_or(request), ctx, route, assertion.as_ref());
     if let Some(host) = ctx.exchange.endpoint.as_ref().and_then(|endpoint| endpoint.host_header.clone()) {
         set_host(request, host);
     }
     Ok(())
+}
+
+fn change_headers(fields: &mut HeaderMap, policies: &CompiledPolicies) {
+    policies.request_headers.apply(fields);
+    if policies.response_body.is_some() {
+        ask_for_whole_and_plain(fields);
+    }
 }
 
 /// HTTP/2 clients may send each cookie in a field of its own; everybody else expects one (RFC 9113 §8.2.3).
@@ -171,6 +193,17 @@ fn host_field(request: &RequestHeader) -> Option<HeaderValue> {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
         // A clone of what is there copies nothing.
         None => request.headers.get(header::HOST).cloned(),
+    }
+}
+
+/// A body that is looked at goes on as what it was taken for: no field with `_` for `-` says otherwise, and `Connection`
+/// does not name the type away.
+fn keep_type(session: &Session, fields: &mut HeaderMap) {
+    remove_twins(fields, &[header::CONTENT_TYPE, header::CONTENT_ENCODING]);
+    if let Some(kind) = session.req_header().headers.get(header::CONTENT_TYPE)
+        && !fields.contains_key(header::CONTENT_TYPE)
+    {
+        fields.insert(header::CONTENT_TYPE, kind.clone());
     }
 }
 

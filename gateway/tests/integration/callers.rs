@@ -363,3 +363,13 @@ fn a_token_stops_working_when_it_expires_although_it_is_remembered() {
     let_pass(std::time::Duration::from_secs(1));
     assert!(comes_true(|| setup.with_token("/v1/secure/echo", &token).status == 401));
 }
+
+#[test]
+fn a_credential_under_another_spelling_reaches_nobody() {
+    let setup = start_with("{ file: '{file}' }");
+    for target in ["/v1/either/echo", "/v1/secure/echo", "/v1/through/echo", "/v1/theirs/echo"] {
+        let fields = format!("X-API-Key: {KEY}\r\nX_API_Key: forged\r\nX_API-KEY: forged\r\n");
+        let answer = setup.get(target, &fields);
+        assert_eq!((answer.status, answer.text().contains("forged")), (200, false), "{target}: {answer:?}");
+    }
+}

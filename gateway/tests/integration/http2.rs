@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     sync::mpsc,
     time::Instant,
 };
@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, comes_true, demo, open, tenants},
+    fixtures::{Stub, comes_true, demo, open, tenants, upstream},
     support::{
         Gateway, KEY, Origin, PATIENCE,
         frames::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, RST_STREAM},
@@ -484,6 +484,112 @@ async fn a_body_that_is_not_as_long_as_announced_is_no_request() {
         let fate = client.fate_of(1);
         assert!(matches!(fate, Fate::Reset(_) | Fate::GoAway(_) | Fate::Answered(Some(400))), "{body}: {fate:?}");
     }
+}
+
+/// An upstream that takes a single request on each connection, answers where its body ends, and reads on to the end of
+/// the connection. Tells of each that its head is there, and then all that came behind the head.
+fn upstream_to_the_last_byte() -> (SocketAddr, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, tell) = (stream.unwrap(), tell.clone());
+            std::thread::spawn(move || {
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read_exact(&mut byte).is_ok() {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+                tell.send("head".to_owned()).unwrap();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+                let mut body = Vec::new();
+                let is_whole = |body: &[u8]| length.map_or(body.ends_with(b"0\r\n\r\n"), |length| body.len() == length);
+                while !is_whole(&body) && stream.read_exact(&mut byte).is_ok() {
+                    body.push(byte[0]);
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n").unwrap();
+                let _ = stream.read_to_end(&mut body);
+                tell.send(String::from_utf8(body).unwrap()).unwrap();
+            });
+        }
+    });
+    (address, told)
+}
+
+fn post(fields: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {
+    let mut head = get("/v1/upload");
+    head[0].1 = "POST";
+    [head, fields.to_vec()].concat()
+}
+
+#[test]
+fn an_empty_last_frame_ends_the_body_once_for_an_upstream_that_speaks_http1() {
+    let (address, told) = upstream_to_the_last_byte();
+    let next = || told.recv_timeout(PATIENCE).unwrap();
+    let gateway = Gateway::start(&tenants(&demo(&[address], ""), "", &open("")));
+    for (pieces, expected) in [
+        (&["abc", ""][..], "3\r\nabc\r\n0\r\n\r\n"),
+        (&[""], "0\r\n\r\n"),
+        (&["", ""], "0\r\n\r\n"),
+        (&["abc", "", "defg"], "3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"),
+        (&["abc", "defg", ""], "3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n"),
+    ] {
+        let mut client = Frames::connect(gateway.http);
+        client.send_headers(1, &post(&[]), false);
+        assert_eq!(next(), "head");
+        for (index, piece) in pieces.iter().enumerate() {
+            client.send(DATA, if index + 1 == pieces.len() { END_STREAM } else { 0 }, 1, piece.as_bytes());
+        }
+        assert_eq!(client.fate_of(1), Fate::Answered(Some(200)), "{pieces:?}");
+        assert_eq!(next(), expected, "{pieces:?}");
+    }
+}
+
+#[test]
+fn a_body_that_is_read_first_ends_once_however_it_ends() {
+    let (address, told) = upstream_to_the_last_byte();
+    let next = || told.recv_timeout(PATIENCE).unwrap();
+    let body = "{\"n\":1}";
+    for (policies, expected) in [
+        ("validation: { body_schema: { inline: { type: object } } }", "7\r\n{\"n\":1}\r\n0\r\n\r\n"),
+        ("transform: { request_body: '{ m: .n }' }", "{\"m\":1}"),
+    ] {
+        let gateway = Gateway::start(&tenants(&demo(&[address], ""), "", &open(policies)));
+        for end in ["with the last piece", "with an empty piece", "with trailers"] {
+            let mut client = Frames::connect(gateway.http);
+            client.send_headers(1, &post(&[("content-type", "application/json")]), false);
+            match end {
+                "with the last piece" => client.send(DATA, END_STREAM, 1, body.as_bytes()),
+                "with an empty piece" => {
+                    client.send(DATA, 0, 1, body.as_bytes()) && client.send(DATA, END_STREAM, 1, b"")
+                }
+                _ => client.send(DATA, 0, 1, body.as_bytes()) && client.send_headers(1, &[("x-checksum", "1")], true),
+            };
+            assert_eq!(client.fate_of(1), Fate::Answered(Some(200)), "{policies} {end}");
+            assert_eq!((next().as_str(), next().as_str()), ("head", expected), "{policies} {end}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_of_a_length_that_is_not_announced_is_not_held_up_where_it_need_not_be_read() {
+    let origin = Origin::start("a");
+    let shadow = Stub::answering("", "mirrored");
+    let upstreams = demo(&[origin.address], "") + &upstream("shadow", &[shadow.address], "");
+    let routes = "
+- { id: watched, match: { path: /v1/echo }, upstream: demo, policies: { validation: { mode: report, body_schema: { inline: false } } } }
+- { id: mirrored, match: { path: '/v1/{*rest}' }, upstream: demo, mirror: { upstream: shadow } }";
+    let gateway = Gateway::start(&tenants(&upstreams, "", routes));
+    let client = Http2::plain(&gateway).await;
+    let large = vec![b'x'; 100 << 10];
+    for path in ["/v1/echo", "/v1/upload"] {
+        let answer = client.send(client.request("POST", "acme.test", path), &large).await.unwrap();
+        assert_eq!((answer.status, answer.json()["length"].as_u64()), (200, Some(large.len() as u64)), "{path}");
+    }
+    assert_eq!(client.get("acme.test", "/v1/status/204").await.status, 204);
+    assert!(comes_true(|| !shadow.seen().is_empty()), "what has no body is mirrored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

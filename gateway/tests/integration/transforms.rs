@@ -85,6 +85,9 @@ fn a_body_cannot_get_past_its_translation_under_another_name() {
         "Content-Type: text/json\r\n",
         "Content-Type: application/json, text/plain\r\n",
         "Content-Type: application/jsonx\r\n",
+        "Content-Type: application/json; charset=utf-7\r\n",
+        "Content-Type: application/json; a=b, text/plain\r\n",
+        "Content-Type: application/json\r\nContent-Encoding: gzip\r\n",
         "",
     ] {
         let refused = gateway.ask("POST", "/v1/echo", fields, body);
@@ -100,6 +103,11 @@ fn a_body_cannot_get_past_its_translation_under_another_name() {
     let refused = gateway.ask("POST", "/v1/echo", twice, body);
     assert_eq!((refused.status, refused.problem().as_str()), (400, "bad-request"));
     assert_eq!(origin.requests("/v1/echo"), 0);
+    let told = "Content-Type: application/json\r\nConnection: content-type\r\ncontent_type: text/plain\r\n";
+    let answer = gateway.ask("POST", "/v1/echo", told, body);
+    assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some(r#"{"name":"x"}"#)));
+    let types = (answer.echoed("content-type"), answer.echoed("content_type"));
+    assert_eq!(types, (Some("application/json".to_owned()), None));
     // Where there is no body there is nothing to translate.
     for (method, fields) in
         [("GET", ""), ("DELETE", ""), ("POST", "Content-Length: 0\r\n"), ("GET", "Content-Type: text/plain\r\n")]

@@ -72,6 +72,58 @@ fn a_name_that_stands_twice_is_refused_since_the_upstream_might_read_the_other()
 }
 
 #[test]
+fn no_word_about_a_body_gets_another_one_past_its_schema() {
+    let origin = Origin::start("a");
+    let body = r#"{"email":"&admin=true&x="}"#;
+    let described = r#"{"name":"&admin=true&x="}"#;
+    let doubtful = [
+        "Content-Type: application/json; charset=utf-7\r\n",
+        "Content-Type: application/json; charset=utf-8; charset=utf-16\r\n",
+        "Content-Type: application/json; a=b, application/x-www-form-urlencoded\r\n",
+        "Content-Type: application/json\r\nContent-Encoding: gzip\r\n",
+    ];
+    let of_another_type = [
+        "Content-Type: application/x-www-form-urlencoded\r\n",
+        "Content-Type: application/x-www-form-urlencoded, a/b+json\r\n",
+        "Content-Type: multipart/form-data; boundary=x\r\n",
+        "Content-Type: application/json\r\nContent-Type: text/plain\r\n",
+        "",
+    ];
+    for (document, target, body) in [
+        (format!("body_schema: {SCHEMA}"), "/v1/echo", body),
+        (format!("openapi: {OPENAPI}"), "/v1/users/echo", described),
+    ] {
+        let gateway = with_policies(origin.address, &format!("validation: {{ {document} }}"));
+        for fields in doubtful.iter().chain(&of_another_type) {
+            let refused = gateway.ask("POST", target, fields, body);
+            assert_eq!((refused.status, refused.problem().as_str()), (415, "unsupported-media-type"), "{fields}");
+        }
+        assert_eq!(origin.requests(target), 0);
+        for fields in [
+            "Content-Type: application/json; charset=UTF-8\r\nContent-Encoding: identity\r\n",
+            "Content-Type: a/b+json\r\n",
+        ] {
+            // The description has but one type.
+            let status = if target == "/v1/users/echo" && fields.contains("a/b") { 415 } else { 200 };
+            assert_eq!(gateway.ask("POST", target, fields, body).status, status, "{target} {fields}");
+        }
+        let told = "Content-Type: application/json\r\nConnection: content-type\r\n\
+                    content_type: text/plain\r\ncontent_encoding: gzip\r\n";
+        let answer = gateway.ask("POST", target, told, body);
+        assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some(body)));
+        assert_eq!(answer.echoed("content-type").as_deref(), Some("application/json"));
+        assert_eq!((answer.echoed("content_type"), answer.echoed("content_encoding")), (None, None));
+    }
+    let gateway = with_policies(origin.address, &format!("validation: {{ mode: report, body_schema: {SCHEMA} }}"));
+    for (count, fields) in (1_u32..).zip(doubtful) {
+        let answer = gateway.ask("POST", "/v1/echo", fields, body);
+        assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some(body)), "{fields}");
+        let counted = gateway.metric("seiketsu_nonconforming_requests_total{tenant=\"acme\"}");
+        assert!((counted - f64::from(count)).abs() < 0.5, "{fields}");
+    }
+}
+
+#[test]
 fn a_body_in_pieces_is_validated_as_a_whole() {
     let origin = Origin::start("a");
     let gateway = with_policies(origin.address, &format!("validation: {{ body_schema: {SCHEMA} }}"));

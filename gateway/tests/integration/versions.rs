@@ -194,6 +194,29 @@ fn a_mirror_gets_a_copy_of_what_the_upstream_gets() {
 }
 
 #[test]
+fn a_mirror_never_gets_the_callers_credential() {
+    let mirror = Stub::answering("", "mirrored");
+    let consumers = format!("consumers:\n- {{ id: app, keys: [{{ prefix: testacme, hash: '{}' }}] }}\n", key_hash(KEY));
+    let (_origin, gateway) = mirrored(
+        &mirror,
+        &consumers,
+        "auth: { accept: [api_key, anonymous], forward_credential: true }, \
+         headers: { request: { rename: { x-api-key: x-upstream-key }, set: { x-set: '1' } } }",
+    );
+    let answer = gateway.get("acme.test", "/v1/echo", &format!("X-API-Key: {KEY}\r\n"));
+    assert_eq!((answer.status, answer.echoed("x-upstream-key").as_deref()), (200, Some(KEY)), "the upstream gets it");
+    let answer = gateway.get("acme.test", "/v1/echo", "Authorization: Basic c2VzYW1l\r\nX_API_Key: sesame\r\n");
+    assert_eq!((answer.status, answer.echoed("authorization").as_deref()), (200, Some("Basic c2VzYW1l")));
+    assert!(comes_true(|| mirror.seen().len() == 2), "{}", gateway.metrics());
+    for seen in mirror.seen() {
+        assert_eq!(seen.header("x-set"), Some("1"));
+        for secret in [KEY, "c2VzYW1l", "sesame"] {
+            assert!(!seen.head.contains(secret), "{}", seen.head);
+        }
+    }
+}
+
+#[test]
 fn a_mirror_that_fails_or_hangs_is_not_noticed() {
     let failing = Stub::start(|_| b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n".to_vec());
     let broken = Stub::start(|_| Vec::new());

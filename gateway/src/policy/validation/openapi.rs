@@ -18,7 +18,7 @@ use self::{
     parameter::{Parameter, Sources},
     template::Template,
 };
-use super::{Nonconformity, Part, Request, SchemaError, Violation, is_json, media_type, schema::Schema};
+use super::{Nonconformity, Part, Request, SchemaError, Violation, is_json, json_body, media_type, schema::Schema};
 
 /// Name of the document for references within it; it is never looked up anywhere.
 const DOCUMENT_URI: &str = "urn:seiketsu:openapi";
@@ -166,6 +166,9 @@ impl Operation {
         if let Some(schema) = &media.schema
             && is_json(&media_type)
         {
+            if !json_body::is_unambiguous(headers) {
+                return Err(Nonconformity::NotPlainJson);
+            }
             schema.check_body(bytes, violations);
         }
         Ok(())
@@ -540,6 +543,12 @@ mod tests {
         let wrong = r#"{"to":"+49","parent":{"to":1}}"#;
         assert_eq!(names(post(Some("Application/JSON"), wrong)), ["Body /parent/to"]);
         assert_eq!(names(post(Some("application/json"), "")), ["Body "]);
+        for doubtful in ["application/json; charset=utf-7", "application/json; a=b, audio/wav"] {
+            assert_eq!(post(Some(doubtful), wrong), Err(Nonconformity::NotPlainJson), "{doubtful}");
+        }
+        let coded = [("content-type", "application/json"), ("content-encoding", "gzip")];
+        assert_eq!(check(&Method::POST, "/v1/calls", &coded, Some(wrong)), Err(Nonconformity::NotPlainJson));
+        assert_eq!(post(Some("audio/wav; a=b, c"), "RIFF"), Ok(()), "nobody looks into it");
         assert_eq!(post(Some("audio/wav"), "RIFF"), Ok(()));
         assert_eq!(post(Some("text/plain"), "x"), Err(Nonconformity::UnsupportedMediaType));
         assert_eq!(post(None, "x"), Err(Nonconformity::UnsupportedMediaType));

@@ -212,10 +212,12 @@ impl BucketLedger {
             // What is promised counts as given: it has another unit, and may be more than comes by the new terms.
             let (unit, updated) = (self.terms.unit(), self.updated);
             for lease in self.leases.values_mut().filter(|lease| lease.rate > 0) {
+                // Whole tokens, which is what is given back of them.
+                let tokens = to_u64(lease.promised()).div_ceil(to_u64(unit));
                 if !lease.ended {
-                    self.level -= lease.promised() - lease.came(updated);
+                    self.level -= to_i64(tokens) * unit - lease.came(updated);
                 }
-                lease.out += to_u64(lease.promised()).div_ceil(to_u64(unit));
+                lease.out += tokens;
                 (lease.rate, lease.want) = (0, 0);
             }
             // A part of a token is lost.
@@ -297,7 +299,8 @@ impl BucketLedger {
         let lease = Lease {
             spent: request.spent,
             out: request.held + tokens,
-            ends: now + micros(ends_in),
+            // Where the clock was set back, promises begin later than now.
+            ends: since + micros(ends_in),
             since,
             ..Lease::default()
         };

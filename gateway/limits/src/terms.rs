@@ -91,6 +91,12 @@ impl Bucket {
         u64::try_from(tokens).unwrap_or(u64::MAX)
     }
 
+    /// How long it takes until there are so many tokens where there are these, rounded up.
+    pub fn time_to_bring(&self, tokens: u64, left: u64) -> Duration {
+        let missing = u128::from(tokens.saturating_sub(left)) * u128::from(self.period_micros);
+        Duration::from_micros(u64::try_from(missing.div_ceil(u128::from(self.tokens))).unwrap_or(u64::MAX))
+    }
+
     /// How long it takes from empty to full, rounded up.
     pub fn time_to_fill(&self) -> Duration {
         Duration::from_micros(self.burst.saturating_mul(self.period_micros).div_ceil(self.tokens))

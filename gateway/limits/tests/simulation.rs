@@ -101,11 +101,14 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
         .map(|number| {
             let coordinator: Arc<dyn Coordinator> = centre.clone();
             let node = Node::start(coordinator, None, &format!("g{number}"), Clock::new(), &Handle::current());
-            let limit = Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) };
-            let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable };
+            let plan = Plan { tenant: "acme".into(), revision: 1, limits: gateway_limits(bucket), unreachable };
             Gateway { holdings: Holdings::new(plan, &node), node }
         })
         .collect()
+}
+
+fn gateway_limits(bucket: Bucket) -> Vec<Limit> {
+    vec![Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) }]
 }
 
 #[derive(Debug, Default)]
@@ -292,6 +295,57 @@ async fn a_small_burst_among_many_gateways_refuses_nobody_below_the_limit() {
         let log = drive(&centre, &all, steady(0.7 * rate, 30.0, |_| fastrand::usize(..all.len()))).await;
         assert_eq!(log.admitted.len(), log.arrived.len(), "{tokens} rpm over {gateways}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_part_that_nobody_asks_for_any_more_is_soon_others() {
+    let (rate, mut used) = (200.0, 0.0);
+    for _ in 0..10 {
+        let bucket = per_minute(12_000, 1000);
+        let centre = Centre::new(2, NEAR);
+        let gateways = gateways(&centre, bucket, Unreachable::Share);
+        // Some time after the burst is used up, all of it goes to one of them.
+        let moved = 13.0 + fastrand::f64();
+        let mut requests = random(2.0 * rate, moved, || fastrand::usize(..2));
+        let after = random(2.0 * rate, 3.0, || 0).into_iter();
+        requests.extend(after.map(|(at, gateway)| (at + Duration::from_secs_f64(moved), gateway)));
+        let log = drive(&centre, &gateways, requests).await;
+        let second = Duration::from_secs_f64(moved + 1.0)..Duration::from_secs_f64(moved + 2.0);
+        used += log.admitted_by.iter().filter(|(at, _)| second.contains(at)).count() as f64 / rate / 10.0;
+    }
+    // A share that was given up is told at once, and asked for a second after that at the latest.
+    assert!(used >= 0.8, "{used} of what comes in the second second");
+}
+
+#[tokio::test(start_paused = true)]
+async fn changes_in_the_middle_of_promises_give_nothing_away() {
+    let (rate, centre) = (100.0, Centre::new(20, NEAR));
+    let mut gateways = gateways(&centre, per_minute(6000, 300), Unreachable::Deny);
+    let (mut admitted, began) = (0, centre.now());
+    for revision in 2..60 {
+        admitted += drive(&centre, &gateways, random(3.0 * rate, 1.0, || fastrand::usize(..20))).await.admitted.len();
+        let come = (centre.now() - began) as f64 / 1e6 * rate;
+        assert!(admitted as f64 <= 301.0 + come, "revision {revision}: {admitted} admitted, and {come} have come");
+        // One gateway after the other gets other limits.
+        let number = usize::try_from(revision).unwrap() % gateways.len();
+        let limits = gateway_limits(per_minute(6000, 300 + revision % 2));
+        let plan = Plan { tenant: "acme".into(), revision, limits, unreachable: Unreachable::Deny };
+        gateways[number].holdings = Holdings::new(plan, &gateways[number].node);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_heavy_request_is_not_told_to_come_too_early() {
+    let bucket = per_minute(600, 100);
+    let centre = Centre::new(1, NEAR);
+    let gateways = gateways(&centre, bucket, Unreachable::Share);
+    drive(&centre, &gateways, random(30.0, 12.0, || 0)).await;
+    let Gateway { node, holdings } = &gateways[0];
+    let places = holdings.places(|_| true);
+    let decision = decide(&[Applying::new(holdings, &places)], 25, false, node).await;
+    let Decision::Refused { wait, .. } = decision else { panic!("{decision:?}") };
+    // A few may be at hand, or left for everybody.
+    assert!(wait >= Duration::from_millis(1900), "25 tokens take 2.5 s, and not {wait:?}");
 }
 
 #[tokio::test(start_paused = true)]

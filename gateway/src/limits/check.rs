@@ -29,6 +29,8 @@ pub(crate) struct Limited {
     pub(crate) waited: Duration,
     /// The limit that refused it.
     pub(crate) refused_by: Option<Arc<str>>,
+    /// What the request would have cost.
+    pub(crate) cost: u64,
     admitted: Admitted,
     /// Of client addresses, which each node counts for itself.
     admitted_locally: Admitted,
@@ -130,13 +132,14 @@ enum CountedBy {
 }
 
 impl Limited {
-    fn new(clock: Clock, count_failures: bool) -> Self {
+    fn new(clock: Clock, cost: u64, count_failures: bool) -> Self {
         Self {
             sets: Sets::new(),
             by: DecidedBy::Lease,
             clock,
             waited: Duration::ZERO,
             refused_by: None,
+            cost,
             admitted: Admitted::default(),
             admitted_locally: Admitted::default(),
             count_failures,
@@ -157,7 +160,7 @@ impl Limited {
         }
         // By one clock, whoever counts.
         let clock = limits.shared.node().clock();
-        let limited = limited.get_or_insert_with(|| Self::new(clock, route.count_failures));
+        let limited = limited.get_or_insert_with(|| Self::new(clock, route.cost, route.count_failures));
         let result = limited.take(limits, &sets, route.cost, counted_by, began).await;
         // What was at hand took no time that is worth reading the clock again.
         if limited.by != DecidedBy::Lease {

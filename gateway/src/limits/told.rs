@@ -30,6 +30,9 @@ pub(crate) fn write(limited: &Limited, response: &mut HeaderMap) {
                 Kind::Slots { .. } => continue,
             };
             let (remaining, more) = holdings.remaining(*place, now);
+            // What others still have of it was not for this request.
+            let has_refused = limited.refused_by.as_ref() == Some(&limit.name);
+            let remaining = if has_refused { remaining.min(limited.cost.saturating_sub(1)) } else { remaining };
             items.push(Item { name: &limit.name, quota, window, remaining, reset: more.map(seconds) });
         }
     }

@@ -1,6 +1,6 @@
 //! What a gateway knows of its accounts with the coordinator: what it was given of them, and what it has told.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     Limit,
@@ -8,7 +8,10 @@ use super::{
     known::Known,
     promise::{FLIGHT, Promise},
 };
-use crate::{calendar::Period, clock::Nanos, lease::Lease, node::after};
+use crate::{calendar::Period, clock::Nanos, coordinator::RENEWAL, lease::Lease, node::after};
+
+/// Fewer tokens say nothing.
+const FEW: u64 = 8;
 
 /// What is known of the accounts.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(super) struct Account {
     /// What was spent and asked for in vain, at the last exchange; and when that was.
     pub(super) asked: u64,
     pub(super) exchanged_at: Nanos,
+    /// What was asked for in a renewal's time, before that.
+    pub(super) usual: u64,
     /// What the coordinator knows to be spent.
     pub(super) told: u64,
     /// When the coordinator answered last; 0: never.
@@ -68,6 +73,18 @@ impl Account {
     pub(super) fn asked_by_now(&self, lease: &Lease, known: &Known, is_slots: bool) -> u64 {
         let spent = if is_slots { 0 } else { self.spent(lease) };
         spent.wrapping_add(known.asked())
+    }
+
+    /// Whether less than half of what has come by a promise is asked for, or half as much again as before: then others
+    /// may want it, or have too much.
+    pub(super) fn is_astray(&self, lease: &Lease, known: &Known, now: Nanos) -> bool {
+        let Some(promise) = self.promise.as_ref().filter(|promise| !promise.is_told()) else { return false };
+        let asked = self.asked_by_now(lease, known, false).wrapping_sub(self.asked).cast_signed();
+        let asked = u64::try_from(asked).unwrap_or_default();
+        let elapsed = Duration::from_nanos(now.saturating_sub(self.exchanged_at)).min(RENEWAL);
+        let usual = u128::from(self.usual) * elapsed.as_micros() / RENEWAL.as_micros();
+        let came = promise.has_come(now);
+        came >= FEW && 2 * asked < came || u128::from(asked) > usual * 3 / 2 + 2 * u128::from(FEW)
     }
 
     /// What has come by a promise is told, and what comes from now on is the coordinator's to give again. Returns the

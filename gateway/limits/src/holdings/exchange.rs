@@ -26,6 +26,9 @@ const REMINDERS: u32 = 5;
 /// exchanges where what is asked for changes.
 const PROMISED_RENEWAL: Duration = Duration::from_millis(1150);
 
+/// What is promised is looked at this often, whether it still suits what is asked for.
+const LOOK: Duration = Duration::from_millis(200);
+
 /// Why an exchange is made.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Purpose<'a> {
@@ -86,12 +89,16 @@ impl Holdings {
     /// Looks whether leases are to be renewed or given back.
     pub(crate) fn look_after(&self, now: Nanos) {
         self.scheduled.store(false, Relaxed);
-        let due = {
+        let (due, is_astray) = {
             let state = self.state.lock();
             let lives_on_promises = state.accounts.iter().any(|account| account.promise.is_some());
-            after(state.exchanged_at, if lives_on_promises { PROMISED_RENEWAL } else { RENEWAL })
+            let due = after(state.exchanged_at, if lives_on_promises { PROMISED_RENEWAL } else { RENEWAL });
+            let accounts = state.accounts.iter().zip(self.leases.iter()).zip(&self.known);
+            let mut astray = accounts.map(|((account, lease), known)| account.is_astray(lease, known, now));
+            let is_astray = lives_on_promises && astray.any(|is_astray| is_astray);
+            (if lives_on_promises { due.min(after(now, LOOK)) } else { due }, is_astray || now >= due)
         };
-        if now < due {
+        if !is_astray {
             return self.schedule(due);
         }
         if !self.has_something_to_say() {
@@ -282,9 +289,10 @@ impl Holdings {
                 self.is_away(&mut state, sent_at, now);
             }
         }
+        let has_promise = state.accounts.iter().any(|account| account.promise.is_some());
         drop(state);
         if self.has_something_to_say() {
-            self.schedule(after(now, RENEWAL));
+            self.schedule(after(now, if has_promise { LOOK } else { RENEWAL }));
         }
         self.exchanged.notify_waiters();
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::{Holdings, Known, Place};
+use super::{Holdings, Kind, Known, Place};
 use crate::{
     clock::{Nanos, nanos},
     coordinator::Pace,
@@ -80,7 +80,7 @@ impl Promise {
         self.told.is_some()
     }
 
-    fn has_come(&self, now: Nanos) -> u64 {
+    pub(super) fn has_come(&self, now: Nanos) -> u64 {
         let nanos = now.min(self.until).saturating_sub(self.from);
         let units = u128::from(nanos - nanos.div_ceil(LEFT_PART)) * u128::from(self.pace.rate) / 1000;
         u64::try_from(units / u128::from(self.pace.unit.max(1))).unwrap_or(u64::MAX)
@@ -135,7 +135,16 @@ impl Holdings {
         let until = known.promised_until();
         known.set_next_at(promise.due(1).max(after(now, AT_ONCE)).min(until));
         let tokens = lease.tokens();
-        if tokens >= cost { Found::More } else { Found::NoneUntil(promise.due(cost - tokens).clamp(now + 1, until)) }
+        if tokens >= cost {
+            return Found::More;
+        }
+        // More at a time than a promise brings must be asked for when it ends. That much does not come before either.
+        let comes = promise.due(cost - tokens).min(until);
+        let least = self.plan.limits.get(place.index()).map_or(now, |limit| match &limit.kind {
+            Kind::Bucket(bucket) => after(now, bucket.time_to_bring(cost - tokens, known.left())),
+            Kind::Quota { .. } | Kind::Slots { .. } => now,
+        });
+        Found::NoneUntil(comes.max(least).max(now + 1))
     }
 }
 

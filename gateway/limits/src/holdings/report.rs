@@ -141,9 +141,9 @@ impl Holdings {
         };
         let prefetch = match (&limit.kind, purpose) {
             (_, Purpose::Return | Purpose::Reminder) => 0,
-            // Too slow a bucket for leases: each request asks for itself, so that no token lies idle where
+            // Too slow a bucket for leases, or too small: each request asks for itself, so that no token lies idle where
             // nobody wants it.
-            (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL) < 2 * live => 0,
+            (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL).min(bucket.burst()) < 2 * live => 0,
             (Kind::Slots { .. }, _) => (account.granted / 4).saturating_sub(held),
             (Kind::Bucket(bucket), _) if known.left() > bucket.burst() / 2 => {
                 demand(asked, elapsed).min(asked.saturating_mul(GROWTH)).saturating_sub(held)
@@ -160,6 +160,7 @@ impl Holdings {
         };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
+        account.usual = per_renewal(asked, elapsed) as u64;
         report.requests.push(Request {
             key,
             terms,
@@ -175,9 +176,14 @@ impl Holdings {
     }
 }
 
+/// What is asked for in the time of a renewal, if so much was in this time.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded above, and never negative.
+fn per_renewal(asked: u64, elapsed: Duration) -> f64 {
+    asked as f64 * RENEWAL.as_secs_f64() / elapsed.as_secs_f64().max(0.001)
+}
+
 /// Tokens to hold where so many were asked for in this time.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded above, and never negative.
 fn demand(asked: u64, elapsed: Duration) -> u64 {
-    let per_renewal = asked as f64 * RENEWAL.as_secs_f64() / elapsed.as_secs_f64().max(0.001);
-    (per_renewal * FORESIGHT).ceil().min(1e12) as u64
+    (per_renewal(asked, elapsed) * FORESIGHT).ceil().min(1e12) as u64
 }

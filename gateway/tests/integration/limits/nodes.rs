@@ -134,6 +134,29 @@ fn together_they_admit_exactly_a_burst() {
 }
 
 #[test]
+fn who_is_refused_is_not_told_of_what_others_have() {
+    let origin = Origin::start("a");
+    let redis = Redis::start();
+    let nodes = redis.nodes(&limited(origin.address, "rate: { requests: 6000, per: 1m, burst: 60 }", ""), 2);
+    redis.let_buckets_fill(Duration::ZERO);
+    std::thread::scope(|scope| {
+        for node in &nodes {
+            scope.spawn(|| {
+                let mut client = Client::connect(node.http);
+                let mut refused = 0;
+                while refused < 500 {
+                    let answer = client.request(REQUEST);
+                    if answer.status == 429 {
+                        refused += 1;
+                        assert_eq!(remaining(&answer, "rate"), 0, "{}", answer.head);
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
 fn together_they_admit_exactly_a_quota() {
     let origin = Origin::start("a");
     let redis = Redis::start();

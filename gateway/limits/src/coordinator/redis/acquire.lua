@@ -326,7 +326,7 @@ local function adopt_bucket(request, account)
       if lease.rate > 0 then
         local given = quotient_up(promised(lease), old[2])
         if not lease.ended then
-          account.value = account.value - (promised(lease) - came(lease, account.updated))
+          account.value = account.value - (given * old[2] - came(lease, account.updated))
           account.out = account.out + given
           account.rate = account.rate - lease.rate
           account.promised = account.promised - promised(lease)
@@ -413,7 +413,7 @@ local function exchange_bucket(request, account)
   end
   account.value = account.value - tokens * unit
   account.out = account.out + tokens
-  local lease = own_lease(request.spent, request.held + tokens, now + LEASE_TIME)
+  local lease = own_lease(request.spent, request.held + tokens, account.updated + LEASE_TIME)
   lease.since = account.updated
   account.leases[reporter] = lease
   local pace, of_unit, again_in = 0, 0, 0

@@ -156,33 +156,31 @@ enum Protocol {
 /// Tells by the first bytes, which are put back.
 async fn protocol(transport: &mut Transport, worker: &Worker, shutdown: &ShutdownWatch) -> Protocol {
     let mut bytes = BytesMut::new();
-    let mut shutdown = shutdown.clone();
-    let protection = worker.protection;
-    let preface = async {
-        let mut begun = None;
-        loop {
+    let mut begun: Option<Instant> = None;
+    let protocol = loop {
+        let more = http1::receive(transport, &mut bytes);
+        let received = match begun {
+            None => in_time(worker.protection.keepalive, shutdown, more).await,
             // It is one head like any other, but for the odd client that sends it in pieces.
-            let patience = begun
-                .map_or(protection.keepalive, |begun: Instant| protection.head_timeout.saturating_sub(begun.elapsed()));
-            match timeout(patience, http1::receive(transport, &mut bytes)).await {
-                Ok(Ok(received)) if received > 0 => {}
-                Err(_) if begun.is_some() => return Protocol::Late,
-                _ => return Protocol::None,
+            Some(begun) => {
+                let left = worker.protection.head_timeout.saturating_sub(begun.elapsed());
+                match timeout(left, more).await {
+                    Ok(received) => Some(received),
+                    Err(_) => break Protocol::Late,
+                }
             }
-            let known = bytes.len().min(http2::PREFACE.len());
-            if bytes[..known] != http2::PREFACE[..known] {
-                return Protocol::Http1(begun);
-            }
-            if known == http2::PREFACE.len() {
-                return Protocol::Http2;
-            }
-            begun.get_or_insert_with(Instant::now);
+        };
+        if !matches!(received, Some(Ok(1..))) {
+            break Protocol::None;
         }
-    };
-    let protocol = tokio::select! {
-        biased;
-        protocol = preface => protocol,
-        () = super::shutdown::begun(&mut shutdown) => Protocol::Http1(None),
+        let known = bytes.len().min(http2::PREFACE.len());
+        if bytes[..known] != http2::PREFACE[..known] {
+            break Protocol::Http1(begun);
+        }
+        if known == http2::PREFACE.len() {
+            break Protocol::Http2;
+        }
+        begun.get_or_insert_with(Instant::now);
     };
     let framing = if matches!(protocol, Protocol::Http2) { Framing::Open } else { Framing::Length(0) };
     transport.begin_request(framing, bytes);

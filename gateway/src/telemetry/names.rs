@@ -121,6 +121,8 @@ metrics! {
         "Files of tenants read by reloads.";
     CONFIG_TENANTS_COMPILED = "seiketsu_config_tenants_compiled_total" []
         "Tenants that reloads found new or changed.";
+    CERTIFICATE_NOT_AFTER = "seiketsu_certificate_not_after_timestamp_seconds" ["tenant", "host"]
+        "Until when a certificate in use is valid, as a Unix time, by the first host that it is shown for; the hundred that expire first.";
     ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]
         "Access-log lines that were not written, by reason.";
     SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []

@@ -29,6 +29,7 @@ use crate::{
         Client, Gateway, Origin, PATIENCE, Response,
         http2::{Http2, handshake, patiently},
         pki::{self, Authority, BOTH, Leaf},
+        receive,
     },
 };
 
@@ -630,5 +631,76 @@ async fn a_renewal_that_has_expired_is_refused_while_the_former_holds() {
     let next = authority.issue(&["acme.test"]);
     next.write(folder.path(), "acme");
     assert!(comes_true(|| !gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
+    assert!(shown(&gateway, "acme.test").await == next.der);
+}
+
+/// Whether a client who asks for this name comes to be shown this certificate.
+async fn comes_to_show(gateway: &Gateway, server_name: &str, leaf: &Leaf) -> bool {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if shown(gateway, server_name).await == leaf.der {
+            return true;
+        }
+    }
+    false
+}
+
+const NOT_AFTER: &str = "seiketsu_certificate_not_after_timestamp_seconds";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_grows_old_gives_way_to_others_and_holds_up_none() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let (old, fresh) = (authority.issue_expired(&["acme.test", "*.acme.test"]), authority.issue(&["acme.test"]));
+    let pairs = format!("certificates: [{}, {}]", old.write(folder.path(), "old"), fresh.write(folder.path(), "fresh"));
+    let acme = |hosts: &str| [tenant("acme", hosts, &pairs, "")];
+    let gateway = start(&origin, &acme("acme.test, a.acme.test"), "");
+    assert!(shown(&gateway, "acme.test").await == fresh.der);
+    assert!(shown(&gateway, "a.acme.test").await == old.der, "better than none");
+    // The beginnings of 2050 and 2020.
+    for (host, at) in [("acme.test", 2_524_608_000.0), ("a.acme.test", 1_577_836_800.0)] {
+        let series = format!("{NOT_AFTER}{{tenant=\"acme\",host=\"{host}\"}}");
+        assert!((gateway.metric(&series) - at).abs() < 0.5, "{}", gateway.metrics());
+    }
+    gateway.write_tenants(&file(&origin, &acme("acme.test, a.acme.test, b.acme.test")));
+    assert!(comes_to_show(&gateway, "b.acme.test", &old).await, "{}", gateway.readyz().text());
+    let next = authority.issue(&["acme.test"]);
+    next.write(folder.path(), "fresh");
+    assert!(comes_to_show(&gateway, "acme.test", &next).await, "{}", gateway.readyz().text());
+    // Where the only one that is good goes wrong, that is still a mistake.
+    authority.issue_expired(&["acme.test"]).write(folder.path(), "fresh");
+    assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
+    assert!(shown(&gateway, "acme.test").await == next.der);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_the_node_that_grows_old_gives_way_to_others_and_holds_up_none() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let (old, fresh) = (authority.issue_expired(&["acme.test", "*.acme.test"]), authority.issue(&["acme.test"]));
+    let pairs = format!("{}, {}", old.write(folder.path(), "old"), fresh.write(folder.path(), "fresh"));
+    fs::write(folder.path().join("tenants.yaml"), file(&origin, &[tenant("acme", "acme.test", "", "")])).unwrap();
+    let node = format!(
+        "listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
+         tls: {{ certificates: [{pairs}] }}\ntenants: tenants.yaml\nstate_dir: state\n\
+         egress: {{ allow_loopback: true }}\n"
+    );
+    fs::write(folder.path().join("node.yaml"), node).unwrap();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let (http, https, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let gateway = Gateway { folder, http, https, operations, process };
+    assert!(shown(&gateway, "a.acme.test").await == old.der, "better than none");
+    for name in ["acme.test", "nobody.test", "127.0.0.1"] {
+        assert!(shown(&gateway, name).await == fresh.der, "{name}");
+    }
+    let series = format!("{NOT_AFTER}{{tenant=\"_none\",host=\"acme.test\"}}");
+    assert!((gateway.metric(&series) - 2_524_608_000.0).abs() < 0.5, "{}", gateway.metrics());
+    let next = authority.issue(&["acme.test"]);
+    next.write(gateway.folder.path(), "fresh");
+    assert!(comes_to_show(&gateway, "acme.test", &next).await, "{}", gateway.readyz().text());
+    authority.issue_expired(&["acme.test"]).write(gateway.folder.path(), "fresh");
+    assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
     assert!(shown(&gateway, "acme.test").await == next.der);
 }

@@ -21,6 +21,7 @@ use super::{
     transport::{Framing, Socket, SocketAddresses, Transport},
     worker::Worker,
 };
+use crate::tenancy::tls::Verification;
 
 /// Serves a connection to its end. The slot is its place among the connections that may be open.
 pub(super) async fn serve(
@@ -109,18 +110,19 @@ async fn tls_transport(
     worker: &Worker,
     shutdown: &ShutdownWatch,
 ) -> Option<Box<Transport>> {
-    let stream = match in_time(worker.protection.handshake_timeout, shutdown, handshake(tcp, worker)).await {
-        Some(Ok(stream)) => stream,
-        Some(Err(error)) => {
-            tracing::debug!(peer = %addresses.peer, %error, "TLS handshake failed");
-            worker.metrics.tls_handshake("failed");
-            return None;
-        }
-        None => {
-            worker.metrics.tls_handshake("timeout");
-            return None;
-        }
-    };
+    let (stream, verification) =
+        match in_time(worker.protection.handshake_timeout, shutdown, handshake(tcp, worker)).await {
+            Some(Ok(done)) => done,
+            Some(Err(error)) => {
+                tracing::debug!(peer = %addresses.peer, %error, "TLS handshake failed");
+                worker.metrics.tls_handshake("failed");
+                return None;
+            }
+            None => {
+                worker.metrics.tls_handshake("timeout");
+                return None;
+            }
+        };
     worker.metrics.tls_handshake("ok");
     let session = stream.get_ref().1;
     let tls = ClientTls {
@@ -131,15 +133,16 @@ async fn tls_transport(
             .and_then(<[_]>::first)
             .and_then(|der| super::tls::client_certificate(der))
             .map(Arc::new),
+        verification,
     };
     let peer = peer_digest(addresses, Some(tls), worker)?;
     Some(Box::new(Transport::new(Socket::Tls(Box::new(stream)), peer, addresses, worker.protection.write_timeout)))
 }
 
-async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<(TlsStream<TcpStream>, Option<Verification>)> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
-    let config = worker.tls.config_for(start.client_hello().server_name());
-    start.into_stream(config).await
+    let (config, verification) = worker.tls.config_for(start.client_hello().server_name());
+    Ok((start.into_stream(config).await?, verification))
 }
 
 /// What a client without TLS speaks.

@@ -23,7 +23,7 @@ use crate::tenancy::{
     Live,
     compile::CompiledTenant,
     hosts::{HostBuffer, normalise},
-    tls::{self, Certificates, Resolver},
+    tls::{self, Certificates, Resolver, Verification},
 };
 
 /// What the node's certificate for clients that send no name, or one that nobody has, is found under.
@@ -65,12 +65,14 @@ impl LiveTls {
         self.certificates.clone()
     }
 
-    /// The configuration for a client that asks for this name.
-    pub(crate) fn config_for(&self, server_name: Option<&str>) -> Arc<ServerConfig> {
+    /// The configuration for a client that asks for this name, and how it verifies clients, if it does.
+    pub(crate) fn config_for(&self, server_name: Option<&str>) -> (Arc<ServerConfig>, Option<Verification>) {
         let snapshot = self.live.load();
         let tenant = server_name.and_then(|name| snapshot.find(name.as_bytes()).ok().flatten());
-        let own = tenant.and_then(|tenant| tenant.compiled().tls.as_ref()?.config());
-        own.unwrap_or(&self.open).clone()
+        match tenant.and_then(|tenant| tenant.compiled().tls.as_ref()?.verified()) {
+            Some((config, verification)) => (config.clone(), Some(verification)),
+            None => (self.open.clone(), None),
+        }
     }
 
     /// The certificates in use that expire first, so many at most.

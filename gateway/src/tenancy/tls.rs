@@ -62,9 +62,24 @@ pub(crate) struct TenantTls {
 /// How clients of a tenant are verified.
 #[derive(Debug)]
 struct Verified {
-    /// Of the authorities.
-    digest: [u8; 32],
+    verification: Verification,
     config: Arc<ServerConfig>,
+}
+
+/// Tells ways to verify clients apart: a digest of the tenant, its authorities, and whether it insists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verification([u8; 32]);
+
+impl Verification {
+    fn of(tenant: &Tenant, authorities: &[CertificateDer<'_>], required: bool) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(tenant.id.as_str());
+        digest.update([u8::from(required)]);
+        for authority in authorities {
+            digest.update(authority);
+        }
+        Self(digest.finalize().into())
+    }
 }
 
 impl TenantTls {
@@ -88,19 +103,14 @@ impl TenantTls {
         let required = tls.require_client_certificate;
         let verified = tls.client_ca.as_deref().map(|ca| {
             let authorities = read_certificates(ca)?;
-            let mut digest = Sha256::new();
-            digest.update([u8::from(required)]);
-            for authority in &authorities {
-                digest.update(authority);
-            }
-            let digest: [u8; 32] = digest.finalize().into();
-            let before = before.and_then(|before| before.verified.as_ref()).filter(|before| before.digest == digest);
-            let config = match before {
+            let verification = Verification::of(tenant, &authorities, required);
+            let before = before.and_then(|before| before.verified.as_ref());
+            let config = match before.filter(|before| before.verification == verification) {
                 // With its ticket keys, or every change of the tenant would cost all its clients a handshake.
                 Some(before) => before.config.clone(),
                 None => config(resolver, Some(Clients { ca, authorities, required }))?,
             };
-            Ok(Verified { digest, config })
+            Ok(Verified { verification, config })
         });
         Ok(Some(Self { certificates, verified: verified.transpose()? }))
     }
@@ -114,9 +124,9 @@ impl TenantTls {
         &self.certificates
     }
 
-    /// The configuration of its own that a tenant has which asks for client certificates.
-    pub(crate) fn config(&self) -> Option<&Arc<ServerConfig>> {
-        self.verified.as_ref().map(|verified| &verified.config)
+    /// For tenants that ask for client certificates: the configuration of its own that such a tenant has.
+    pub(crate) fn verified(&self) -> Option<(&Arc<ServerConfig>, Verification)> {
+        self.verified.as_ref().map(|verified| (&verified.config, verified.verification))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{BufReader, Read, Write},
     path::Path,
     sync::{
         Arc,
@@ -30,6 +30,7 @@ use crate::{
         http2::{Http2, handshake, patiently},
         pki::{self, Authority, BOTH, Leaf},
         receive,
+        tls::connect_tls_as,
     },
 };
 
@@ -703,4 +704,102 @@ async fn a_certificate_of_the_node_that_grows_old_gives_way_to_others_and_holds_
     authority.issue_expired(&["acme.test"]).write(gateway.folder.path(), "fresh");
     assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
     assert!(shown(&gateway, "acme.test").await == next.der);
+}
+
+/// A connection ends for no other reason than what is tested.
+const PATIENT: &str = "protection: { keepalive_requests: 1000000 }\n";
+
+/// A way to verify clients, and one that comes after it.
+fn changes_of_verification(folder: &Path, one: &Authority, two: &Authority) -> Vec<(String, String)> {
+    let asking = |id: &str, authority: &Authority, name: &str| {
+        let ca = authority.write(folder, name);
+        tenant(id, "acme.test", &format!("client_ca: '{}', require_client_certificate: true", ca.display()), "")
+    };
+    let asked = asking("acme", one, "one");
+    vec![
+        (tenant("acme", "acme.test", "", ""), asked.clone()),
+        (asked.clone(), asking("acme", two, "two")),
+        (asked.clone(), asking("globex", one, "one")),
+        (asked, tenant("globex", "acme.test", "", "")),
+    ]
+}
+
+#[test]
+fn a_connection_vouches_for_its_client_only_as_long_as_clients_are_verified_the_same_way() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Authority::new("one"), Authority::new("two"));
+    let meter = one.issue(&["meter.test"]);
+    for (before, after) in changes_of_verification(folder.path(), &one, &two) {
+        let gateway = start(&origin, &[before], PATIENT);
+        let client = connect_tls_as(gateway.https, pki::client(&["http/1.1"], BOTH, Some(&meter)));
+        let mut client = BufReader::new(client);
+        let mut ask = |host: &str| {
+            let request = format!("GET /v1/echo HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            client.get_mut().write_all(request.as_bytes()).unwrap();
+            receive(&mut client).expect("an answer")
+        };
+        assert_eq!(ask("acme.test").status, 200);
+        gateway.write_tenants(&file(&origin, std::slice::from_ref(&after)));
+        let began = Instant::now();
+        let refused = loop {
+            let answer = ask("acme.test");
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(began.elapsed() < PATIENCE, "still served after {after}: {}", gateway.readyz().text());
+        };
+        assert_eq!((refused.status, refused.problem().as_str()), (421, "misdirected-request"), "{after}");
+        assert_eq!(refused.header("connection"), Some("close"));
+        assert!(receive(&mut client).is_none(), "{after}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_http_2_a_connection_that_vouches_no_more_says_goodbye() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Authority::new("one"), Authority::new("two"));
+    let meter = one.issue(&["meter.test"]);
+    for (before, after) in changes_of_verification(folder.path(), &one, &two) {
+        let gateway = start(&origin, &[before], PATIENT);
+        let config = pki::client(&["h2"], BOTH, Some(&meter));
+        let client = Http2::tls_as(&gateway, "acme.test", config).await.unwrap();
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+        gateway.write_tenants(&file(&origin, std::slice::from_ref(&after)));
+        let began = Instant::now();
+        let refused = loop {
+            let answer = client.get("acme.test", "/v1/echo").await;
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(began.elapsed() < PATIENCE, "still served after {after}: {}", gateway.readyz().text());
+        };
+        assert_eq!((refused.status, refused.problem().as_str()), (421, "misdirected-request"), "{after}");
+        patiently(client.ended).await.unwrap().unwrap();
+    }
+}
+
+#[test]
+fn other_changes_of_a_tenant_leave_its_verified_connections_alone() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("one");
+    let ca = authority.write(folder.path(), "one");
+    let tls = format!("client_ca: '{}', require_client_certificate: true", ca.display());
+    let gateway = start(&origin, &[tenant("acme", "acme.test", &tls, "")], PATIENT);
+    let meter = authority.issue(&["meter.test"]);
+    let mut client = BufReader::new(connect_tls_as(gateway.https, pki::client(&["http/1.1"], BOTH, Some(&meter))));
+    let mut ask = |host: &str| {
+        let request = format!("GET /v1/echo HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        client.get_mut().write_all(request.as_bytes()).unwrap();
+        receive(&mut client).expect("an answer").status
+    };
+    assert_eq!(ask("acme.test"), 200);
+    gateway.write_tenants(&file(&origin, &[tenant("acme", "acme.test, new.test", &tls, "")]));
+    let began = Instant::now();
+    while ask("new.test") != 200 {
+        assert!(began.elapsed() < PATIENCE, "{}", gateway.readyz().text());
+    }
+    assert_eq!(ask("acme.test"), 200);
 }

@@ -353,8 +353,8 @@ impl HeadScanner {
 /// A fragment is for the client alone (RFC 9110 §4.2.5); servers differ on where a path with one ends.
 fn is_target(target: &[u8]) -> bool {
     let (path, query) = target.split_at(memchr(b'?', target).unwrap_or(target.len()));
-    let visible = |b: u8| matches!(b, b'!'..=b'~') & !matches!(b, b'#' | b'<' | b'>');
-    all(path, |b| visible(b) & (b != b'`')) && all(query, |b| visible(b) & (b != b'"'))
+    let visible = |b: u8| matches!(b, b'!'..=b'~') && !matches!(b, b'#' | b'<' | b'>');
+    all(path, |b| visible(b) && b != b'`') && all(query, |b| visible(b) && b != b'"')
 }
 
 fn same_authority(host: &[u8], authority: &[u8], https: bool) -> bool {

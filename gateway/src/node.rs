@@ -180,6 +180,7 @@ fn prepare(
     let (done, prepared) = oneshot::channel();
     let work = move || {
         let live_tls = Arc::new(tls::LiveTls::new(&shared.live)?);
+        shared.metrics.show_certificates(live_tls.clone());
         let source = ConfigSource::start(shared.clone(), live_tls.clone(), status.clone(), runtime)?;
         if !status.get().loaded {
             return Err(RunError::NoConfiguration(status.get().errors.join("\n")));

@@ -198,7 +198,7 @@ async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
     Ok(Ok(Decision::Proxy))
 }
 
-fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> Result<(), Refusal> {
+fn find_tenant(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<(), Refusal> {
     let request = session.req_header();
     let bad_host = || Refusal::new(ProblemKind::BadRequest, "The Host field is missing or is not a host name.");
     let host = request_host(request).ok_or_else(bad_host)?;
@@ -231,9 +231,24 @@ fn find_tenant(shared: &Shared, session: &Session, ctx: &mut RequestContext) -> 
             ));
         }
     }
+    check_verification(session, tenant.compiled())?;
     ctx.in_flight = Some(tenant.compiled().metrics.begin());
     ctx.tenant = Some(tenant);
     Ok(())
+}
+
+/// Refuses what comes on a connection whose client was verified in another way than the tenant does it now: for another
+/// tenant, by other authorities, or not at all. What was found out then says nothing any more.
+fn check_verification(session: &mut Session, tenant: &CompiledTenant) -> Result<(), Refusal> {
+    let Some(peer) = Peer::of(session) else { return Ok(()) };
+    let present = tenant.tls.as_ref().and_then(|tls| Some(tls.verified()?.1));
+    if peer.tls.as_ref().is_none_or(|tls| tls.verification == present) {
+        return Ok(());
+    }
+    peer.outdate();
+    session.as_downstream_mut().set_keepalive(None);
+    let detail = "How this host verifies its clients has changed; it needs a new connection.";
+    Err(Refusal::new(ProblemKind::Misdirected, detail))
 }
 
 /// The host that the request names: `:authority` in HTTP/2, else `Host`. Both were checked to agree.

@@ -21,6 +21,7 @@ use super::{
     transport::{Framing, Socket, SocketAddresses, Transport},
     worker::Worker,
 };
+use crate::tenancy::tls::Verification;
 
 /// Serves a connection to its end. The slot is its place among the connections that may be open.
 pub(super) async fn serve(
@@ -109,18 +110,19 @@ async fn tls_transport(
     worker: &Worker,
     shutdown: &ShutdownWatch,
 ) -> Option<Box<Transport>> {
-    let stream = match in_time(worker.protection.handshake_timeout, shutdown, handshake(tcp, worker)).await {
-        Some(Ok(stream)) => stream,
-        Some(Err(error)) => {
-            tracing::debug!(peer = %addresses.peer, %error, "TLS handshake failed");
-            worker.metrics.tls_handshake("failed");
-            return None;
-        }
-        None => {
-            worker.metrics.tls_handshake("timeout");
-            return None;
-        }
-    };
+    let (stream, verification) =
+        match in_time(worker.protection.handshake_timeout, shutdown, handshake(tcp, worker)).await {
+            Some(Ok(done)) => done,
+            Some(Err(error)) => {
+                tracing::debug!(peer = %addresses.peer, %error, "TLS handshake failed");
+                worker.metrics.tls_handshake("failed");
+                return None;
+            }
+            None => {
+                worker.metrics.tls_handshake("timeout");
+                return None;
+            }
+        };
     worker.metrics.tls_handshake("ok");
     let session = stream.get_ref().1;
     let tls = ClientTls {
@@ -131,15 +133,16 @@ async fn tls_transport(
             .and_then(<[_]>::first)
             .and_then(|der| super::tls::client_certificate(der))
             .map(Arc::new),
+        verification,
     };
     let peer = peer_digest(addresses, Some(tls), worker)?;
     Some(Box::new(Transport::new(Socket::Tls(Box::new(stream)), peer, addresses, worker.protection.write_timeout)))
 }
 
-async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<TlsStream<TcpStream>> {
+async fn handshake(tcp: TcpStream, worker: &Worker) -> std::io::Result<(TlsStream<TcpStream>, Option<Verification>)> {
     let start = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp).await?;
-    let config = worker.tls.config_for(start.client_hello().server_name());
-    start.into_stream(config).await
+    let (config, verification) = worker.tls.config_for(start.client_hello().server_name());
+    Ok((start.into_stream(config).await?, verification))
 }
 
 /// What a client without TLS speaks.
@@ -156,33 +159,31 @@ enum Protocol {
 /// Tells by the first bytes, which are put back.
 async fn protocol(transport: &mut Transport, worker: &Worker, shutdown: &ShutdownWatch) -> Protocol {
     let mut bytes = BytesMut::new();
-    let mut shutdown = shutdown.clone();
-    let protection = worker.protection;
-    let preface = async {
-        let mut begun = None;
-        loop {
+    let mut begun: Option<Instant> = None;
+    let protocol = loop {
+        let more = http1::receive(transport, &mut bytes);
+        let received = match begun {
+            None => in_time(worker.protection.keepalive, shutdown, more).await,
             // It is one head like any other, but for the odd client that sends it in pieces.
-            let patience = begun
-                .map_or(protection.keepalive, |begun: Instant| protection.head_timeout.saturating_sub(begun.elapsed()));
-            match timeout(patience, http1::receive(transport, &mut bytes)).await {
-                Ok(Ok(received)) if received > 0 => {}
-                Err(_) if begun.is_some() => return Protocol::Late,
-                _ => return Protocol::None,
+            Some(begun) => {
+                let left = worker.protection.head_timeout.saturating_sub(begun.elapsed());
+                match timeout(left, more).await {
+                    Ok(received) => Some(received),
+                    Err(_) => break Protocol::Late,
+                }
             }
-            let known = bytes.len().min(http2::PREFACE.len());
-            if bytes[..known] != http2::PREFACE[..known] {
-                return Protocol::Http1(begun);
-            }
-            if known == http2::PREFACE.len() {
-                return Protocol::Http2;
-            }
-            begun.get_or_insert_with(Instant::now);
+        };
+        if !matches!(received, Some(Ok(1..))) {
+            break Protocol::None;
         }
-    };
-    let protocol = tokio::select! {
-        biased;
-        protocol = preface => protocol,
-        () = super::shutdown::begun(&mut shutdown) => Protocol::Http1(None),
+        let known = bytes.len().min(http2::PREFACE.len());
+        if bytes[..known] != http2::PREFACE[..known] {
+            break Protocol::Http1(begun);
+        }
+        if known == http2::PREFACE.len() {
+            break Protocol::Http2;
+        }
+        begun.get_or_insert_with(Instant::now);
     };
     let framing = if matches!(protocol, Protocol::Http2) { Framing::Open } else { Framing::Length(0) };
     transport.begin_request(framing, bytes);

@@ -146,6 +146,9 @@ pub struct HeadScanner {
 /// Empty lines in front of a request line that are tolerated.
 const LEADING_LINES: usize = 2;
 
+/// The longest target that [`http::Uri`] holds.
+const MAX_TARGET: usize = 65_534;
+
 impl HeadScanner {
     pub fn new(limits: HeadLimits) -> Self {
         Self {
@@ -225,8 +228,10 @@ impl HeadScanner {
         if method == b"CONNECT" {
             return Err(HeadError::Connect);
         }
-        // A fragment is for the client alone (RFC 9110 §4.2.5); servers differ on where a path with one ends.
-        if target.is_empty() || !all(target, |b| matches!(b, b'!'..=b'~') && b != b'#') {
+        if target.len() > MAX_TARGET {
+            return Err(HeadError::TargetTooLong);
+        }
+        if target.is_empty() || !is_target(target) {
             return Err(HeadError::Target);
         }
         self.options = method == b"OPTIONS";
@@ -339,6 +344,17 @@ impl HeadScanner {
             needs_slash: rest.get(authority_length) != Some(&b'/'),
         }))
     }
+}
+
+/// Whether a target holds nothing that every client has to escape, and that [`http::Uri`] does not take: what is let
+/// pass here is never refused by Pingora, which would do so without a word. What browsers send unescaped passes, as in
+/// `[`, `|` and, in queries, `` ` ``; the path is normalised later (`tenancy::path`).
+///
+/// A fragment is for the client alone (RFC 9110 §4.2.5); servers differ on where a path with one ends.
+fn is_target(target: &[u8]) -> bool {
+    let (path, query) = target.split_at(memchr(b'?', target).unwrap_or(target.len()));
+    let visible = |b: u8| matches!(b, b'!'..=b'~') && !matches!(b, b'#' | b'<' | b'>');
+    all(path, |b| visible(b) && b != b'`') && all(query, |b| visible(b) && b != b'"')
 }
 
 fn same_authority(host: &[u8], authority: &[u8], https: bool) -> bool {
@@ -514,6 +530,10 @@ mod tests {
             ("GET /\u{e9} HTTP/1.1", E::Target),
             ("GET /\x01 HTTP/1.1", E::Target),
             ("GET /a#b HTTP/1.1", E::Target),
+            ("GET /<a> HTTP/1.1", E::Target),
+            ("GET /`a` HTTP/1.1", E::Target),
+            ("GET /?a=<b> HTTP/1.1", E::Target),
+            ("GET /?a=\"b\" HTTP/1.1", E::Target),
             ("GET a.example/x HTTP/1.1", E::TargetForm),
             ("GET * HTTP/1.1", E::TargetForm),
             ("GET ftp://a.example/ HTTP/1.1", E::TargetForm),
@@ -525,6 +545,25 @@ mod tests {
             assert_eq!(scan(&format!("{line}\r\nHost: a.example\r\n\r\n")), Err(expected), "{line:?}");
         }
         assert!(scan("OPTIONS * HTTP/1.1\r\nHost: a.example\r\n\r\n").unwrap().is_some());
+    }
+
+    #[test]
+    fn a_target_that_passes_is_one_for_what_reads_it_next() {
+        for byte in b'!'..=b'~' {
+            for before in ["/", "/?"] {
+                let target = format!("{before}{}", char::from(byte));
+                let passes = scan(&format!("GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n")).is_ok();
+                let is_uri = target.parse::<http::uri::PathAndQuery>().is_ok();
+                assert_eq!(passes, is_uri && byte != b'#', "{target}");
+            }
+        }
+        let limits = HeadLimits { bytes: 1 << 20, ..LIMITS };
+        for (length, expected) in [(MAX_TARGET, None), (MAX_TARGET + 1, Some(HeadError::TargetTooLong))] {
+            let target = format!("/{}", "a".repeat(length - 1));
+            assert_eq!(target.parse::<http::uri::PathAndQuery>().is_ok(), expected.is_none());
+            let head = format!("GET {target} HTTP/1.1\r\nHost: a.example\r\n\r\n");
+            assert_eq!(HeadScanner::new(limits).scan(head.as_bytes()).err(), expected);
+        }
     }
 
     #[test]

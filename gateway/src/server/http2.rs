@@ -75,6 +75,11 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Arc<Worker>, m
                 draining = true;
                 continue;
             }
+            () = client.is_outdated(), if !draining => {
+                connection.graceful_shutdown();
+                draining = true;
+                continue;
+            }
             accepted = HttpSession::from_h2_conn(&mut connection, digest) => accepted,
             () = idle_for(&active, if draining { DRAIN_LINGER } else { worker.protection.keepalive }) => {
                 return say_goodbye(connection, Reason::NO_ERROR).await;

@@ -16,8 +16,10 @@ use pingora_core::protocols::{Digest, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use seiketsu_identity::certificate::ClientCertificate;
+use tokio::sync::Notify;
 
 use super::{transport::Transport, watch::Watch};
+use crate::tenancy::tls::Verification;
 
 /// What is known of a client's connection before any request.
 #[derive(Debug)]
@@ -31,6 +33,7 @@ pub(crate) struct Client {
     pub(crate) tls: Option<ClientTls>,
     /// Requests of this connection that the client gave up (HTTP/2 `RST_STREAM`).
     resets: AtomicU32,
+    outdated: Notify,
 }
 
 /// What the TLS handshake brought.
@@ -42,6 +45,8 @@ pub(crate) struct ClientTls {
     pub(crate) version: &'static str,
     /// Verified against the authorities of the tenant that `server_name` belongs to.
     pub(crate) certificate: Option<Arc<ClientCertificate>>,
+    /// How that was done; none where no certificate was asked for.
+    pub(crate) verification: Option<Verification>,
 }
 
 impl Client {
@@ -49,7 +54,7 @@ impl Client {
         let text = Bytes::from(address.ip().to_canonical().to_string());
         // An address is always a field value.
         let address_text = HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { address, address_text, trusted, tls, resets: AtomicU32::new(0) }
+        Self { address, address_text, trusted, tls, resets: AtomicU32::new(0), outdated: Notify::new() }
     }
 
     pub(crate) fn ip(&self) -> IpAddr {
@@ -58,6 +63,16 @@ impl Client {
 
     pub(crate) fn count_reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The client needs another connection: what this one began with no longer holds. In HTTP/2 it is told so.
+    pub(crate) fn outdate(&self) {
+        self.outdated.notify_one();
+    }
+
+    /// Resolves when that has happened. One waiter at a time.
+    pub(super) async fn is_outdated(&self) {
+        self.outdated.notified().await;
     }
 
     /// The resets since the last call.

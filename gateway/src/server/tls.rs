@@ -23,14 +23,17 @@ use crate::tenancy::{
     Live,
     compile::CompiledTenant,
     hosts::{HostBuffer, normalise},
-    tls::{self, Certificate, Names, Resolver},
+    tls::{self, Certificates, Resolver, Verification},
 };
+
+/// What the node's certificate for clients that send no name, or one that nobody has, is found under.
+const NO_NAME: &str = "";
 
 /// The certificates in use. Connections that are open keep theirs when they are replaced.
 #[derive(Debug)]
 pub(crate) struct LiveTls {
     live: Arc<Live<CompiledTenant>>,
-    certificates: Arc<Certificates>,
+    certificates: Arc<CertificateFinder>,
     /// For all names whose tenant asks for no client certificate.
     open: Arc<ServerConfig>,
 }
@@ -38,26 +41,20 @@ pub(crate) struct LiveTls {
 impl LiveTls {
     /// Without certificates of the node; [`Self::load_node`] gives it some.
     pub(crate) fn new(live: &Arc<Live<CompiledTenant>>) -> Result<Self, TlsError> {
-        let certificates = Arc::new(Certificates { live: Arc::downgrade(live), node: ArcSwap::default() });
+        let certificates = Arc::new(CertificateFinder { live: Arc::downgrade(live), node: ArcSwap::default() });
         let resolver: Resolver = certificates.clone();
         Ok(Self { live: live.clone(), certificates, open: tls::open_config(&resolver)? })
     }
 
     /// Replaces the certificates of the node; none of them, if one cannot be used or is out of date.
     pub(crate) fn load_node(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
-        let mut node = NodeCertificates::default();
+        let mut node = Certificates::default();
         let before = self.certificates.node.load();
-        for files in files {
-            let certificate = tls::certified_key(files)?;
-            let of_names =
-                certificate.names.iter().filter_map(|(name, wildcard)| before.by_name.exactly(name, *wildcard));
-            let of_nobody = before.fallback.iter().filter(|_| node.fallback.is_none());
-            certificate.check_expiry(files, of_names.chain(of_nobody))?;
-            let Certificate { key, names } = certificate;
-            for (name, wildcard) in names {
-                node.by_name.insert(&name, wildcard, key.clone());
+        for certificate in &tls::read_all(files)? {
+            for (name, wildcard) in &certificate.names {
+                node.show(name, *wildcard, certificate, Some(&before))?;
             }
-            node.fallback.get_or_insert(key);
+            node.show(NO_NAME, false, certificate, Some(&before))?;
         }
         self.certificates.node.store(Arc::new(node));
         Ok(())
@@ -68,31 +65,53 @@ impl LiveTls {
         self.certificates.clone()
     }
 
-    /// The configuration for a client that asks for this name.
-    pub(crate) fn config_for(&self, server_name: Option<&str>) -> Arc<ServerConfig> {
+    /// The configuration for a client that asks for this name, and how it verifies clients, if it does.
+    pub(crate) fn config_for(&self, server_name: Option<&str>) -> (Arc<ServerConfig>, Option<Verification>) {
         let snapshot = self.live.load();
         let tenant = server_name.and_then(|name| snapshot.find(name.as_bytes()).ok().flatten());
-        let own = tenant.and_then(|tenant| tenant.compiled().tls.as_ref()?.config());
-        own.unwrap_or(&self.open).clone()
+        match tenant.and_then(|tenant| tenant.compiled().tls.as_ref()?.verified()) {
+            Some((config, verification)) => (config.clone(), Some(verification)),
+            None => (self.open.clone(), None),
+        }
     }
+
+    /// The certificates in use that expire first, so many at most.
+    pub(crate) fn first_to_expire(&self, most: usize) -> Vec<Expiry> {
+        let (snapshot, node) = (self.live.load(), self.certificates.node.load());
+        let of_tenants = snapshot.tenants().filter_map(|tenant| {
+            let certificates = tenant.compiled().tls.as_ref()?.certificates();
+            Some(certificates.expiries().map(|(at, host)| (at, Some(tenant.id().as_str()), host)))
+        });
+        let of_node = node.expiries().map(|(at, host)| (at, None, host));
+        let mut all: Vec<_> = of_tenants.flatten().chain(of_node).collect();
+        all.sort_unstable();
+        let first = all.into_iter().take(most);
+        first
+            .map(|(at, tenant, host)| Expiry { at, tenant: tenant.map(str::to_owned), host: host.to_owned() })
+            .collect()
+    }
+}
+
+/// Until when a certificate in use is valid.
+#[derive(Debug)]
+pub(crate) struct Expiry {
+    /// As a Unix time.
+    pub(crate) at: i64,
+    /// None: the node's.
+    pub(crate) tenant: Option<String>,
+    /// The first that it is shown for.
+    pub(crate) host: String,
 }
 
 /// Finds the certificate for a client's hello.
 #[derive(Debug)]
-struct Certificates {
+struct CertificateFinder {
     /// Not held: the tenants in it hold this.
     live: Weak<Live<CompiledTenant>>,
-    node: ArcSwap<NodeCertificates>,
+    node: ArcSwap<Certificates>,
 }
 
-#[derive(Debug, Default)]
-struct NodeCertificates {
-    by_name: Names<Arc<CertifiedKey>>,
-    /// For clients that send no name, or one that nobody has.
-    fallback: Option<Arc<CertifiedKey>>,
-}
-
-impl Certificates {
+impl CertificateFinder {
     /// Of the tenants that have a host which is or covers this name, that with the closest one among those
     /// that bring certificates.
     fn of_tenant(&self, name: &str) -> Option<Arc<CertifiedKey>> {
@@ -104,12 +123,12 @@ impl Certificates {
     }
 }
 
-impl ResolvesServerCert for Certificates {
+impl ResolvesServerCert for CertificateFinder {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let name = hello.server_name();
         name.and_then(|name| self.of_tenant(name)).or_else(|| {
             let node = self.node.load();
-            name.and_then(|name| node.by_name.find(name)).or(node.fallback.as_ref()).cloned()
+            name.and_then(|name| node.key(name)).or_else(|| node.key(NO_NAME)).cloned()
         })
     }
 }

@@ -125,6 +125,8 @@ metrics! {
         "Tenants that reloads found new or changed.";
     LAST_KNOWN_GOOD_OUTDATED = "seiketsu_config_last_known_good_outdated" []
         "Whether the running configuration could not be kept on disk, for a start from files that are wrong; 1: it could not.";
+    CERTIFICATE_NOT_AFTER = "seiketsu_certificate_not_after_timestamp_seconds" ["tenant", "host"]
+        "Until when a certificate in use is valid, as a Unix time, by the first host that it is shown for; the hundred that expire first.";
     ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]
         "Access-log lines that were not written, by reason.";
     SPANS_DROPPED = "seiketsu_trace_spans_failed_total" []

@@ -9,19 +9,20 @@
 //! |---|---|
 //! | escaped unreserved character (`%41`, `%7e`) | decoded |
 //! | any other escape | kept, its digits in upper case; decoded only once: `%252e` stays |
-//! | `"` `<` `>` `[` `]` `^` `` ` `` `{` `\|` `}` | escaped: browsers send some of them as they are |
+//! | `"` `[` `]` `^` `{` `\|` `}` | escaped: browsers send some of them as they are |
 //! | `.` and `..` segments, escaped or not | removed (§5.2.4) |
 //! | `..` above the root | refused |
 //! | `.;…` and `..;…` segments | refused: some servers drop path parameters and then see `..` |
 //! | other path parameters (`;v=1`) | left alone |
 //! | several slashes in a row | merged into one, before `.` and `..` are looked at |
 //! | `%2F`, and a backslash, escaped or not | refused: servers differ on whether they separate segments |
-//! | control characters, escaped or not; spaces; bytes beyond ASCII; `#` | refused |
+//! | control characters, escaped or not; spaces; bytes beyond ASCII; `#`, `<`, `>`, `` ` `` | refused |
 //! | escapes that are incomplete (`%4`) or no UTF-8 together (`%C0%AF`) | refused |
 //!
-//! The query is split off and left as it is; characters other than visible ASCII and a `#` in it are
-//! refused too, so that the whole target is safe to write into a request line or a log line. In HTTP/2
-//! the library that reads `:path` cuts it at a `#` before anybody sees it; what is left is what counts.
+//! The query is split off and left as it is; characters other than visible ASCII and `#`, `"`, `<`, `>` in it are
+//! refused too, so that the whole target is safe to write into a request line or a log line. In HTTP/1 the check
+//! of the head refuses what neither a path nor a query may hold before this is asked. In HTTP/2 the library that
+//! reads `:path` does, but cuts it at a `#` before anybody sees it; what is left is what counts.
 
 use std::{borrow::Cow, str};
 
@@ -171,7 +172,7 @@ const CLASSES: [Class; 256] = {
             b'/' => Class::Slash,
             b'%' => Class::Percent,
             b'?' => Class::Query,
-            b'"' | b'<' | b'>' | b'[' | b']' | b'^' | b'`' | b'{' | b'|' | b'}' => Class::Escape,
+            b'"' | b'[' | b']' | b'^' | b'{' | b'|' | b'}' => Class::Escape,
             _ => Class::Refuse,
         };
         if byte == u8::MAX {
@@ -355,7 +356,7 @@ fn escaped_byte(target: &[u8], at: usize) -> Result<u8, PathError> {
 }
 
 fn checked_query(query: &str, offset: usize) -> Result<&str, PathError> {
-    match query.bytes().position(|byte| !byte.is_ascii_graphic() || byte == b'#') {
+    match query.bytes().position(|byte| !byte.is_ascii_graphic() || matches!(byte, b'#' | b'"' | b'<' | b'>')) {
         None => Ok(query),
         Some(at) => Err(PathError::ForbiddenByte { byte: query.as_bytes()[at], at: offset + at }),
     }
@@ -454,6 +455,9 @@ mod tests {
             (b"/a b", ForbiddenByte { byte: b' ', at: 2 }),
             (b"/a\x7f", ForbiddenByte { byte: 0x7f, at: 2 }),
             (b"/a#b", ForbiddenByte { byte: b'#', at: 2 }),
+            (b"/a<b", ForbiddenByte { byte: b'<', at: 2 }),
+            (b"/a>b", ForbiddenByte { byte: b'>', at: 2 }),
+            (b"/a`b", ForbiddenByte { byte: b'`', at: 2 }),
             ("/é".as_bytes(), ForbiddenByte { byte: 0xc3, at: 1 }),
             (b"/\xff", ForbiddenByte { byte: 0xff, at: 1 }),
             (b"/%", InvalidEscape { at: 1 }),
@@ -471,6 +475,8 @@ mod tests {
             (b"/%ff", NotUtf8 { at: 1 }),
             (b"/a?b#c", ForbiddenByte { byte: b'#', at: 4 }),
             (b"/a?b c", ForbiddenByte { byte: b' ', at: 4 }),
+            (b"/a?b\"c", ForbiddenByte { byte: b'"', at: 4 }),
+            (b"/a?b<c", ForbiddenByte { byte: b'<', at: 4 }),
             (b"/a?\x00", ForbiddenByte { byte: 0, at: 3 }),
             ("/a?é".as_bytes(), ForbiddenByte { byte: 0xc3, at: 3 }),
         ] {
@@ -493,6 +499,7 @@ mod tests {
         for (target, path, query) in [
             ("/a?", "/a", ""),
             ("/a?b=%2f%zz&c=../..//\\", "/a", "b=%2f%zz&c=../..//\\"),
+            ("/a?`{[^|]}`", "/a", "`{[^|]}`"),
             ("/a/..?x?y", "/", "x?y"),
             ("/a/.?x", "/a/", "x"),
         ] {

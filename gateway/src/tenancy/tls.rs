@@ -27,7 +27,7 @@ use seiketsu_config::{
     values::HostPattern,
 };
 use sha2::{Digest, Sha256};
-use x509_parser::{extensions::GeneralName, prelude::FromDer};
+use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time};
 
 /// Why certificates could not be put to use.
 #[derive(Debug, thiserror::Error)]
@@ -55,16 +55,31 @@ pub(crate) type Resolver = Arc<dyn ResolvesServerCert>;
 #[derive(Debug)]
 pub(crate) struct TenantTls {
     /// By the tenant's hosts.
-    keys: Names<Arc<CertifiedKey>>,
+    certificates: Certificates,
     verified: Option<Verified>,
 }
 
 /// How clients of a tenant are verified.
 #[derive(Debug)]
 struct Verified {
-    /// Of the authorities.
-    digest: [u8; 32],
+    verification: Verification,
     config: Arc<ServerConfig>,
+}
+
+/// Tells ways to verify clients apart: a digest of the tenant, its authorities, and whether it insists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Verification([u8; 32]);
+
+impl Verification {
+    fn of(tenant: &Tenant, authorities: &[CertificateDer<'_>], required: bool) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(tenant.id.as_str());
+        digest.update([u8::from(required)]);
+        for authority in authorities {
+            digest.update(authority);
+        }
+        Self(digest.finalize().into())
+    }
 }
 
 impl TenantTls {
@@ -75,50 +90,43 @@ impl TenantTls {
         resolver: &Resolver,
     ) -> Result<Option<Self>, TlsError> {
         let Some(tls) = &tenant.tls else { return Ok(None) };
-        let certificates: Vec<_> = tls.certificates.iter().map(certified_key).collect::<Result<_, _>>()?;
-        let mut keys = Names::default();
-        for (certificate, files) in certificates.iter().zip(&tls.certificates) {
-            let hosts = || tenant.hosts.iter().filter(|host| certificate.names.iter().any(|name| covers(name, host)));
-            let in_use = before
-                .iter()
-                .flat_map(|before| hosts().filter_map(|host| before.keys.exactly(host.name(), host.is_wildcard())));
-            certificate.check_expiry(files, in_use)?;
-        }
+        let listed = read_all(&tls.certificates)?;
+        let mut certificates = Certificates::default();
         for host in &tenant.hosts {
-            let fits = certificates.iter().find(|it| it.names.iter().any(|name| covers(name, host)));
+            let fits = listed.iter().find(|it| it.names.iter().any(|name| covers(name, host)));
             // A certificate that names other hosts is still better than another tenant's.
-            if let Some(certificate) = fits.or(certificates.first()) {
-                keys.insert(host.name(), host.is_wildcard(), certificate.key.clone());
+            if let Some(certificate) = fits.or(listed.first()) {
+                let before = before.map(|before| &before.certificates);
+                certificates.show(host.name(), host.is_wildcard(), certificate, before)?;
             }
         }
         let required = tls.require_client_certificate;
         let verified = tls.client_ca.as_deref().map(|ca| {
             let authorities = read_certificates(ca)?;
-            let mut digest = Sha256::new();
-            digest.update([u8::from(required)]);
-            for authority in &authorities {
-                digest.update(authority);
-            }
-            let digest: [u8; 32] = digest.finalize().into();
-            let before = before.and_then(|before| before.verified.as_ref()).filter(|before| before.digest == digest);
-            let config = match before {
+            let verification = Verification::of(tenant, &authorities, required);
+            let before = before.and_then(|before| before.verified.as_ref());
+            let config = match before.filter(|before| before.verification == verification) {
                 // With its ticket keys, or every change of the tenant would cost all its clients a handshake.
                 Some(before) => before.config.clone(),
                 None => config(resolver, Some(Clients { ca, authorities, required }))?,
             };
-            Ok(Verified { digest, config })
+            Ok(Verified { verification, config })
         });
-        Ok(Some(Self { keys, verified: verified.transpose()? }))
+        Ok(Some(Self { certificates, verified: verified.transpose()? }))
     }
 
     /// The certificate for this name, if one of the tenant's hosts is or covers it.
     pub(crate) fn key(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
-        self.keys.find(name)
+        self.certificates.key(name)
     }
 
-    /// The configuration of its own that a tenant has which asks for client certificates.
-    pub(crate) fn config(&self) -> Option<&Arc<ServerConfig>> {
-        self.verified.as_ref().map(|verified| &verified.config)
+    pub(crate) fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// For tenants that ask for client certificates: the configuration of its own that such a tenant has.
+    pub(crate) fn verified(&self) -> Option<(&Arc<ServerConfig>, Verification)> {
+        self.verified.as_ref().map(|verified| (&verified.config, verified.verification))
     }
 }
 
@@ -129,7 +137,7 @@ pub(crate) fn open_config(resolver: &Resolver) -> Result<Arc<ServerConfig>, TlsE
 
 /// Names, exact and with a wildcard, and what belongs to them.
 #[derive(Debug)]
-pub(crate) struct Names<T> {
+struct Names<T> {
     exact: HashMap<Box<str>, T, RandomState>,
     /// By the part behind `*.`.
     wildcard: HashMap<Box<str>, T, RandomState>,
@@ -142,17 +150,17 @@ impl<T> Default for Names<T> {
 }
 
 impl<T> Names<T> {
-    pub(crate) fn insert(&mut self, name: &str, wildcard: bool, value: T) {
+    fn insert(&mut self, name: &str, wildcard: bool, value: T) {
         let names = if wildcard { &mut self.wildcard } else { &mut self.exact };
         names.entry(name.to_ascii_lowercase().into()).or_insert(value);
     }
 
     /// What belongs to exactly this.
-    pub(crate) fn exactly(&self, name: &str, wildcard: bool) -> Option<&T> {
+    fn exactly(&self, name: &str, wildcard: bool) -> Option<&T> {
         if wildcard { self.wildcard.get(name) } else { self.exact.get(name) }
     }
 
-    pub(crate) fn find(&self, name: &str) -> Option<&T> {
+    fn find(&self, name: &str) -> Option<&T> {
         let lower;
         let name = if name.bytes().any(|b| b.is_ascii_uppercase()) {
             lower = name.to_ascii_lowercase();
@@ -223,39 +231,88 @@ fn covers((name, wildcard): &(String, bool), host: &HostPattern) -> bool {
     }
 }
 
-/// A chain with its key.
-pub(crate) struct Certificate {
-    pub(crate) key: Arc<CertifiedKey>,
-    /// The DNS names of the first certificate, and whether they are wildcards; of these the part behind `*.`.
-    pub(crate) names: Vec<(String, bool)>,
+/// The certificates of a tenant, or those of the node.
+#[derive(Debug, Default)]
+pub(crate) struct Certificates {
+    by_name: Names<Arc<Certificate>>,
+    /// Those that are shown, each with the first name that it is shown for.
+    shown: Vec<(String, Arc<Certificate>)>,
 }
 
-impl Certificate {
-    /// One that has expired does not take the place of one that has not: it is no renewal, but a mistake. Where there
-    /// is no such other it is shown, for a client that looks away is served better than one that finds nobody.
-    pub(crate) fn check_expiry<'a>(
-        &self,
-        files: &CertificateFiles,
-        mut in_use: impl Iterator<Item = &'a Arc<CertifiedKey>>,
+impl Certificates {
+    /// Shows this certificate for this name, unless another one already is. `before` are those that these take the
+    /// place of.
+    pub(crate) fn show(
+        &mut self,
+        name: &str,
+        wildcard: bool,
+        certificate: &Arc<Certificate>,
+        before: Option<&Self>,
     ) -> Result<(), TlsError> {
-        let Some(on) = expired(&self.key) else { return Ok(()) };
-        let path = files.certificate.clone();
-        if in_use.any(|key| expired(key).is_none()) {
-            return Err(TlsError::Expired { path, on });
+        if self.by_name.exactly(name, wildcard).is_some() {
+            return Ok(());
         }
-        tracing::warn!(path = %path.display(), %on, "a certificate has expired, and clients refuse it; renew it");
+        if let Some(in_use) = before.and_then(|before| before.by_name.exactly(name, wildcard)) {
+            certificate.check_replaces(in_use)?;
+        }
+        self.by_name.insert(name, wildcard, certificate.clone());
+        if !self.shown.iter().any(|(_, shown)| Arc::ptr_eq(shown, certificate)) {
+            let name = if wildcard { format!("*.{name}") } else { name.to_owned() };
+            self.shown.push((name, certificate.clone()));
+        }
         Ok(())
+    }
+
+    pub(crate) fn key(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        self.by_name.find(name).map(|certificate| &certificate.key)
+    }
+
+    /// Until when those that are shown are valid, as Unix times, each with the first name that it is shown for.
+    pub(crate) fn expiries(&self) -> impl Iterator<Item = (i64, &str)> {
+        self.shown.iter().filter_map(|(name, certificate)| Some((certificate.until?.timestamp(), name.as_str())))
     }
 }
 
-/// When a certificate expired, if it has.
-fn expired(key: &CertifiedKey) -> Option<String> {
-    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(key.cert.first()?).ok()?;
-    let until = parsed.validity().not_after;
-    (until < x509_parser::time::ASN1Time::now()).then(|| until.to_string())
+/// A chain with its key.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    key: Arc<CertifiedKey>,
+    /// The DNS names of the first certificate, and whether they are wildcards; of these the part behind `*.`.
+    pub(crate) names: Vec<(String, bool)>,
+    /// Its last moment.
+    until: Option<ASN1Time>,
+    path: PathBuf,
 }
 
-pub(crate) fn certified_key(files: &CertificateFiles) -> Result<Certificate, TlsError> {
+impl Certificate {
+    /// One that has expired does not take the place of one that has not: it is no renewal, but a mistake. Where there is
+    /// no such other it is shown, for a client that looks away is served better than one that finds nobody.
+    fn check_replaces(&self, in_use: &Self) -> Result<(), TlsError> {
+        match self.until {
+            Some(until) if self.has_expired() && !in_use.has_expired() => {
+                Err(TlsError::Expired { path: self.path.clone(), on: until.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn has_expired(&self) -> bool {
+        self.until.is_some_and(|until| until < ASN1Time::now())
+    }
+}
+
+/// Reads certificates. Those that have expired come last, so that they are shown only where no other fits.
+pub(crate) fn read_all(files: &[CertificateFiles]) -> Result<Vec<Arc<Certificate>>, TlsError> {
+    let mut all = files.iter().map(|files| read(files).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
+    for certificate in all.iter().filter(|certificate| certificate.has_expired()) {
+        let (path, on) = (certificate.path.display(), certificate.until.map(|until| until.to_string()));
+        tracing::warn!(%path, on, "a certificate has expired, and clients refuse it; renew it");
+    }
+    all.sort_by_key(|certificate| certificate.has_expired());
+    Ok(all)
+}
+
+fn read(files: &CertificateFiles) -> Result<Certificate, TlsError> {
     let chain = read_certificates(&files.certificate)?;
     let key = regular::open(&files.key).map_err(pem::Error::Io).and_then(PrivateKeyDer::from_pem_reader);
     let key = key.map_err(|error| TlsError::Read {
@@ -263,13 +320,16 @@ pub(crate) fn certified_key(files: &CertificateFiles) -> Result<Certificate, Tls
         path: files.key.clone(),
         reason: error.to_string(),
     })?;
-    let names = chain.first().map(|first| dns_names(first)).unwrap_or_default();
+    let (names, until) = match chain.first().map(|first| X509Certificate::from_der(first)) {
+        Some(Ok((_, first))) => (dns_names(&first), Some(first.validity().not_after)),
+        _ => (Vec::new(), None),
+    };
     let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|reason| TlsError::KeyMismatch {
         certificate: files.certificate.clone(),
         key: files.key.clone(),
         reason,
     })?;
-    Ok(Certificate { key: Arc::new(key), names })
+    Ok(Certificate { key: Arc::new(key), names, until, path: files.certificate.clone() })
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
@@ -284,9 +344,8 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsErr
     Ok(certificates)
 }
 
-fn dns_names(certificate: &CertificateDer<'_>) -> Vec<(String, bool)> {
-    let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate) else { return Vec::new() };
-    let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+fn dns_names(certificate: &X509Certificate<'_>) -> Vec<(String, bool)> {
+    let Ok(Some(names)) = certificate.subject_alternative_name() else { return Vec::new() };
     let names = names.value.general_names.iter().filter_map(|name| match name {
         GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
         _ => None,

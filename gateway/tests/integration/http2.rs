@@ -2,9 +2,9 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::mpsc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -13,10 +13,12 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use crate::{
-    fixtures::{Stub, comes_true, demo, open, tenants, upstream},
+    fixtures::{Stub, comes_true, demo, let_pass, open, tenants, upstream},
     support::{
         Gateway, KEY, Origin, PATIENCE,
-        frames::{self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, RST_STREAM},
+        frames::{
+            self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+        },
         http2::{Http2, next, patiently, receive, send_all},
         two_tenants,
     },
@@ -714,6 +716,39 @@ async fn draining_says_goodbye_and_lets_streams_end() {
     }
     assert!(comes_true(|| has_ended(&gateway)), "{}", gateway.log());
     assert!(gateway.process.0.wait().unwrap().success());
+}
+
+#[test]
+fn who_has_just_connected_when_draining_begins_is_served() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "");
+    let (whole, mut in_pieces) = (TcpStream::connect(gateway.http).unwrap(), TcpStream::connect(gateway.http).unwrap());
+    let (first, rest) = PREFACE.split_at(6);
+    in_pieces.write_all(first).unwrap();
+    gateway.process.signal("-TERM");
+    assert!(comes_true(|| TcpStream::connect(gateway.http).is_err()), "{}", gateway.log());
+    let mut clients = [Frames::over(whole, PREFACE), Frames::over(in_pieces, rest)];
+    for client in &mut clients {
+        client.send_headers(1, &get("/v1/echo"), true);
+    }
+    for client in &mut clients {
+        // The goodbye comes before the answer: it takes back nothing that is on its way.
+        let fate = std::iter::repeat_with(|| client.fate_of(1)).find(|fate| *fate != Fate::GoAway(0));
+        assert_eq!(fate, Some(Fate::Answered(Some(200))));
+    }
+}
+
+#[test]
+fn a_preface_that_has_begun_gets_no_more_time_when_draining_begins() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { head_timeout: 6s }\n");
+    let mut client = gateway.connect();
+    client.send(b"PRI * ");
+    let_pass(Duration::from_secs(5));
+    gateway.process.signal("-TERM");
+    let began = Instant::now();
+    assert_eq!(client.receive().expect("an answer").status, 408);
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
 }
 
 /// Whether its process only waits to be asked how it ended.

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{BufReader, Read, Write},
     path::Path,
     sync::{
         Arc,
@@ -29,6 +29,8 @@ use crate::{
         Client, Gateway, Origin, PATIENCE, Response,
         http2::{Http2, handshake, patiently},
         pki::{self, Authority, BOTH, Leaf},
+        receive,
+        tls::connect_tls_as,
     },
 };
 
@@ -631,4 +633,173 @@ async fn a_renewal_that_has_expired_is_refused_while_the_former_holds() {
     next.write(folder.path(), "acme");
     assert!(comes_true(|| !gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
     assert!(shown(&gateway, "acme.test").await == next.der);
+}
+
+/// Whether a client who asks for this name comes to be shown this certificate.
+async fn comes_to_show(gateway: &Gateway, server_name: &str, leaf: &Leaf) -> bool {
+    let began = Instant::now();
+    while began.elapsed() < PATIENCE {
+        if shown(gateway, server_name).await == leaf.der {
+            return true;
+        }
+    }
+    false
+}
+
+const NOT_AFTER: &str = "seiketsu_certificate_not_after_timestamp_seconds";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_grows_old_gives_way_to_others_and_holds_up_none() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let (old, fresh) = (authority.issue_expired(&["acme.test", "*.acme.test"]), authority.issue(&["acme.test"]));
+    let pairs = format!("certificates: [{}, {}]", old.write(folder.path(), "old"), fresh.write(folder.path(), "fresh"));
+    let acme = |hosts: &str| [tenant("acme", hosts, &pairs, "")];
+    let gateway = start(&origin, &acme("acme.test, a.acme.test"), "");
+    assert!(shown(&gateway, "acme.test").await == fresh.der);
+    assert!(shown(&gateway, "a.acme.test").await == old.der, "better than none");
+    // The beginnings of 2050 and 2020.
+    for (host, at) in [("acme.test", 2_524_608_000.0), ("a.acme.test", 1_577_836_800.0)] {
+        let series = format!("{NOT_AFTER}{{tenant=\"acme\",host=\"{host}\"}}");
+        assert!((gateway.metric(&series) - at).abs() < 0.5, "{}", gateway.metrics());
+    }
+    gateway.write_tenants(&file(&origin, &acme("acme.test, a.acme.test, b.acme.test")));
+    assert!(comes_to_show(&gateway, "b.acme.test", &old).await, "{}", gateway.readyz().text());
+    let next = authority.issue(&["acme.test"]);
+    next.write(folder.path(), "fresh");
+    assert!(comes_to_show(&gateway, "acme.test", &next).await, "{}", gateway.readyz().text());
+    // Where the only one that is good goes wrong, that is still a mistake.
+    authority.issue_expired(&["acme.test"]).write(folder.path(), "fresh");
+    assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
+    assert!(shown(&gateway, "acme.test").await == next.der);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_the_node_that_grows_old_gives_way_to_others_and_holds_up_none() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let (old, fresh) = (authority.issue_expired(&["acme.test", "*.acme.test"]), authority.issue(&["acme.test"]));
+    let pairs = format!("{}, {}", old.write(folder.path(), "old"), fresh.write(folder.path(), "fresh"));
+    fs::write(folder.path().join("tenants.yaml"), file(&origin, &[tenant("acme", "acme.test", "", "")])).unwrap();
+    let node = format!(
+        "listeners: {{ http: ['127.0.0.1:0'], https: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
+         tls: {{ certificates: [{pairs}] }}\ntenants: tenants.yaml\nstate_dir: state\n\
+         egress: {{ allow_loopback: true }}\n"
+    );
+    fs::write(folder.path().join("node.yaml"), node).unwrap();
+    let process = Gateway::spawn(folder.path(), &[]);
+    let (http, https, operations) = Gateway::wait_until_ready(folder.path(), process.0.id());
+    let gateway = Gateway { folder, http, https, operations, process };
+    assert!(shown(&gateway, "a.acme.test").await == old.der, "better than none");
+    for name in ["acme.test", "nobody.test", "127.0.0.1"] {
+        assert!(shown(&gateway, name).await == fresh.der, "{name}");
+    }
+    let series = format!("{NOT_AFTER}{{tenant=\"_none\",host=\"acme.test\"}}");
+    assert!((gateway.metric(&series) - 2_524_608_000.0).abs() < 0.5, "{}", gateway.metrics());
+    let next = authority.issue(&["acme.test"]);
+    next.write(gateway.folder.path(), "fresh");
+    assert!(comes_to_show(&gateway, "acme.test", &next).await, "{}", gateway.readyz().text());
+    authority.issue_expired(&["acme.test"]).write(gateway.folder.path(), "fresh");
+    assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
+    assert!(shown(&gateway, "acme.test").await == next.der);
+}
+
+/// A connection ends for no other reason than what is tested.
+const PATIENT: &str = "protection: { keepalive_requests: 1000000 }\n";
+
+/// A way to verify clients, and one that comes after it.
+fn changes_of_verification(folder: &Path, one: &Authority, two: &Authority) -> Vec<(String, String)> {
+    let asking = |id: &str, authority: &Authority, name: &str| {
+        let ca = authority.write(folder, name);
+        tenant(id, "acme.test", &format!("client_ca: '{}', require_client_certificate: true", ca.display()), "")
+    };
+    let asked = asking("acme", one, "one");
+    vec![
+        (tenant("acme", "acme.test", "", ""), asked.clone()),
+        (asked.clone(), asking("acme", two, "two")),
+        (asked.clone(), asking("globex", one, "one")),
+        (asked, tenant("globex", "acme.test", "", "")),
+    ]
+}
+
+#[test]
+fn a_connection_vouches_for_its_client_only_as_long_as_clients_are_verified_the_same_way() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Authority::new("one"), Authority::new("two"));
+    let meter = one.issue(&["meter.test"]);
+    for (before, after) in changes_of_verification(folder.path(), &one, &two) {
+        let gateway = start(&origin, &[before], PATIENT);
+        let client = connect_tls_as(gateway.https, pki::client(&["http/1.1"], BOTH, Some(&meter)));
+        let mut client = BufReader::new(client);
+        let mut ask = |host: &str| {
+            let request = format!("GET /v1/echo HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            client.get_mut().write_all(request.as_bytes()).unwrap();
+            receive(&mut client).expect("an answer")
+        };
+        assert_eq!(ask("acme.test").status, 200);
+        gateway.write_tenants(&file(&origin, std::slice::from_ref(&after)));
+        let began = Instant::now();
+        let refused = loop {
+            let answer = ask("acme.test");
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(began.elapsed() < PATIENCE, "still served after {after}: {}", gateway.readyz().text());
+        };
+        assert_eq!((refused.status, refused.problem().as_str()), (421, "misdirected-request"), "{after}");
+        assert_eq!(refused.header("connection"), Some("close"));
+        assert!(receive(&mut client).is_none(), "{after}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_http_2_a_connection_that_vouches_no_more_says_goodbye() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (Authority::new("one"), Authority::new("two"));
+    let meter = one.issue(&["meter.test"]);
+    for (before, after) in changes_of_verification(folder.path(), &one, &two) {
+        let gateway = start(&origin, &[before], PATIENT);
+        let config = pki::client(&["h2"], BOTH, Some(&meter));
+        let client = Http2::tls_as(&gateway, "acme.test", config).await.unwrap();
+        assert_eq!(client.get("acme.test", "/v1/echo").await.status, 200);
+        gateway.write_tenants(&file(&origin, std::slice::from_ref(&after)));
+        let began = Instant::now();
+        let refused = loop {
+            let answer = client.get("acme.test", "/v1/echo").await;
+            if answer.status != 200 {
+                break answer;
+            }
+            assert!(began.elapsed() < PATIENCE, "still served after {after}: {}", gateway.readyz().text());
+        };
+        assert_eq!((refused.status, refused.problem().as_str()), (421, "misdirected-request"), "{after}");
+        patiently(client.ended).await.unwrap().unwrap();
+    }
+}
+
+#[test]
+fn other_changes_of_a_tenant_leave_its_verified_connections_alone() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("one");
+    let ca = authority.write(folder.path(), "one");
+    let tls = format!("client_ca: '{}', require_client_certificate: true", ca.display());
+    let gateway = start(&origin, &[tenant("acme", "acme.test", &tls, "")], PATIENT);
+    let meter = authority.issue(&["meter.test"]);
+    let mut client = BufReader::new(connect_tls_as(gateway.https, pki::client(&["http/1.1"], BOTH, Some(&meter))));
+    let mut ask = |host: &str| {
+        let request = format!("GET /v1/echo HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        client.get_mut().write_all(request.as_bytes()).unwrap();
+        receive(&mut client).expect("an answer").status
+    };
+    assert_eq!(ask("acme.test"), 200);
+    gateway.write_tenants(&file(&origin, &[tenant("acme", "acme.test, new.test", &tls, "")]));
+    let began = Instant::now();
+    while ask("new.test") != 200 {
+        assert!(began.elapsed() < PATIENCE, "{}", gateway.readyz().text());
+    }
+    assert_eq!(ask("acme.test"), 200);
 }

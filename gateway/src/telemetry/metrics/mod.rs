@@ -5,6 +5,7 @@
 //! summed when `/metrics` is read. What happens less than once per request lives in [`NodeMetrics`].
 
 mod cache;
+mod certificates;
 mod family;
 mod histogram;
 mod labels;
@@ -37,7 +38,7 @@ pub use self::{
     tenants::{RouteTable, TenantMetrics},
 };
 use super::names;
-use crate::{cache::Cache, limits::Limits, respond::problem::ProblemKind};
+use crate::{cache::Cache, limits::Limits, respond::problem::ProblemKind, server::tls::LiveTls};
 
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -51,6 +52,7 @@ pub struct Metrics {
     shedders: Arc<[Arc<Shedder>]>,
     limits: OnceLock<Arc<Limits>>,
     cache: OnceLock<Arc<Cache>>,
+    tls: OnceLock<Arc<LiveTls>>,
     started: SystemTime,
 }
 
@@ -74,6 +76,7 @@ impl Metrics {
             shedders,
             limits: OnceLock::new(),
             cache: OnceLock::new(),
+            tls: OnceLock::new(),
             started: SystemTime::now(),
         })
     }
@@ -101,6 +104,12 @@ impl Metrics {
         let _ = self.cache.set(cache);
     }
 
+    /// Shows these certificates too; the first ones that are given.
+    pub(crate) fn show_certificates(&self, tls: Arc<LiveTls>) {
+        // A node has no others.
+        let _ = self.tls.set(tls);
+    }
+
     /// What the accept loops count with.
     pub fn connections(&self) -> ConnectionMetrics {
         self.node.connections.clone()
@@ -117,6 +126,7 @@ impl Metrics {
         let tenants = self.tenants.collect(Instant::now());
         families.extend(tenant_families(&tenants));
         families.extend(self.cache.get().map(|cache| cache::families(cache, &tenants)).unwrap_or_default());
+        families.extend(self.tls.get().and_then(|tls| certificates::family(tls)));
         families.extend(shedding::families(&self.shedders));
         families.extend(self.limits.get().map(|limits| limits::families(limits)).unwrap_or_default());
         families.extend(process::families(self.started));
@@ -220,7 +230,11 @@ mod tests {
     use tokio::runtime::Runtime;
 
     use super::*;
-    use crate::limits::refusals::{Counts, Label, Scope};
+    use crate::{
+        limits::refusals::{Counts, Label, Scope},
+        server::tls::development_certificate,
+        tenancy::{Live, Snapshot},
+    };
 
     /// For two workers, of which the first has had to shed a request.
     fn metrics() -> Metrics {
@@ -334,6 +348,10 @@ mod tests {
         let partition = cache.storage.partition("acme", 1 << 20);
         partition.pass(b"key", &Resource::new(b"a.test", "/", None), Timestamp::from_unix(1));
         metrics.show_cache(cache);
+        let live = Arc::new(Live::new(Snapshot::empty()).unwrap());
+        let tls = Arc::new(LiveTls::new(&live).unwrap());
+        tls.load_node(&[development_certificate(folder.path()).unwrap()]).unwrap();
+        metrics.show_certificates(tls);
         let (samples, types) = parse(&metrics.render());
         let expected = [
             (r#"seiketsu_requests_total{tenant="acme",route="echo",class="2xx"}"#, 1.0),
@@ -370,6 +388,8 @@ mod tests {
             (r#"seiketsu_cache_stored_keys{tenant="acme"}"#, 1.0),
             (r#"seiketsu_cache_purges_total{by="missed"}"#, 0.0),
             ("seiketsu_cache_purges_heard", 1.0),
+            // rcgen's last moment: the beginning of the year 4096.
+            (r#"seiketsu_certificate_not_after_timestamp_seconds{tenant="_none",host="localhost"}"#, 67_090_118_400.0),
         ];
         for (series, value) in expected {
             let found = samples.get(series).copied();

@@ -18,7 +18,7 @@ pub const CONTINUATION: u8 = 9;
 pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
@@ -47,10 +47,14 @@ pub struct Frames {
 
 impl Frames {
     pub fn connect(address: SocketAddr) -> Self {
-        let mut stream = TcpStream::connect(address).unwrap();
+        Self::over(TcpStream::connect(address).unwrap(), PREFACE)
+    }
+
+    /// On a connection where all of the preface has been sent but this.
+    pub fn over(mut stream: TcpStream, rest: &[u8]) -> Self {
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.write_all(PREFACE).unwrap();
+        stream.write_all(rest).unwrap();
         let mut this = Self { stream };
         assert!(this.send(SETTINGS, 0, 0, &[]));
         this

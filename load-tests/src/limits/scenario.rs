@@ -54,6 +54,8 @@ pub enum Setting {
     Three,
     /// Three, the last of which reaches Redis over a way that can be cut; Redis itself can fail.
     Faulty,
+    /// Three, which a sentinel tells where Redis is; it can fail, and another one take over.
+    Sentinel,
     /// Three whose clocks can be moved.
     Clocks,
     /// Twenty.
@@ -77,6 +79,8 @@ pub enum Fault {
     RedisRestarted { at: Duration, with_data: bool },
     /// Redis is away for a while: killed, or hung.
     RedisAway { at: Duration, back: Duration, hung: bool },
+    /// Redis is killed for good, and its replica takes over.
+    FailedOver { at: Duration },
     /// The last gateway cannot reach Redis for a while.
     Cut { at: Duration, back: Duration },
     /// One gateway's clock is put forward by five seconds, another's back.
@@ -326,6 +330,12 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
         (20, None),
     );
     make.add_fault(
+        "failover",
+        "Redis is killed, and its replica takes over.",
+        (Setting::Sentinel, Fault::FailedOver { at: middle }, Uniform),
+        (22, None),
+    );
+    make.add_fault(
         "node-killed",
         "One of three nodes is killed.",
         (Setting::Three, Fault::NodeKilled { at: middle }, WithoutLast(middle)),
@@ -367,9 +377,10 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
     let order = |setting: Setting| match setting {
         Setting::Three => 0,
         Setting::Faulty => 1,
-        Setting::Clocks => 2,
-        Setting::Twenty => 3,
-        Setting::Crowd(_) => 4,
+        Setting::Sentinel => 2,
+        Setting::Clocks => 3,
+        Setting::Twenty => 4,
+        Setting::Crowd(_) => 5,
     };
     make.all.sort_by_key(|scenario| order(scenario.setting));
     make.all

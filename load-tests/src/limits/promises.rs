@@ -35,6 +35,11 @@ const STALL: Micros = 4_000;
 /// After this, in microseconds, a gateway does without a Redis that is away.
 const SETTLED_AFTER: Micros = 100_000;
 
+/// After this, in microseconds, a gateway has what others no longer need.
+const SHIFTED_AFTER: Micros = SECOND;
+
+const SECOND: Micros = 1_000_000;
+
 /// After this, in microseconds, limits are exact again once Redis is back.
 const EXACT_AFTER: Micros = 2_000_000;
 
@@ -142,13 +147,16 @@ fn promised(
             figures.admitted == figures.ideal,
         )),
         Promise::NothingRefused => {
-            let refused = events.iter().filter(|event| event.refused);
-            let (stalled, wrong): (Vec<&Event>, Vec<&Event>) = refused.partition(|event| was_stalled(seen, event));
-            let told = match stalled.len() {
-                0 => wrong.len().to_string(),
-                excused => format!("{}, and {excused} after a stall of the machine", wrong.len()),
-            };
-            Some(check(row, "refused below the limit", told, "0".to_owned(), wrong.is_empty()))
+            let (wrong, told) = refused(seen, events);
+            Some(check(row, "refused below the limit", told, "0".to_owned(), wrong == 0))
+        }
+        Promise::RefusedAtMost(share) => {
+            let (wrong, told) = refused(seen, events);
+            // What came too close together for any bucket, since the machine or the driver was late.
+            let due = figures.requests - figures.ideal;
+            let bound = format!("{due}, and {} of {} at most", percent(share), figures.ideal);
+            let allowed = due as f64 + share * figures.ideal as f64;
+            Some(check(row, "refused below the limit", told, bound, wrong as f64 <= allowed))
         }
         Promise::Local => (limit.per_second() >= 2.0 * seen.nodes as f64).then(|| {
             let bound = "95 % at least".to_owned();
@@ -183,7 +191,7 @@ fn promised(
             )
         }),
         Promise::UsedAfterShift(shift) => {
-            let from = seen.began + super::micros(shift) + 1_000_000;
+            let from = seen.began + super::micros(shift) + SHIFTED_AFTER;
             let (before, after): (Vec<&Event>, Vec<&Event>) =
                 events.iter().copied().partition(|event| event.came < from);
             let bucket = limit.bucket()?;
@@ -273,6 +281,53 @@ fn after_fault(fault: Fault, seen: &Seen, row: &Row, limit: Limit, events: &[&Ev
         _ => {}
     }
     Ok(checks)
+}
+
+/// How many were refused, and in words; those apart for which the machine is to blame.
+fn refused(seen: &Seen, events: &[&Event]) -> (usize, String) {
+    let refused = events.iter().filter(|event| event.refused);
+    let (stalled, wrong): (Vec<&Event>, Vec<&Event>) = refused.partition(|event| was_stalled(seen, event));
+    let told = match stalled.len() {
+        0 => wrong.len().to_string(),
+        excused => format!("{}, and {excused} after a stall of the machine", wrong.len()),
+    };
+    (wrong.len(), told)
+}
+
+/// What is promised of the time after a shift as a whole, told of the worst second of it.
+pub fn worst_seconds(
+    scenario: &Scenario,
+    seen: &Seen,
+    by_tenant: &[Vec<&Event>],
+    rows: &[Row],
+) -> anyhow::Result<Vec<String>> {
+    let mut told = Vec::new();
+    for promise in &scenario.promises {
+        let Promise::UsedAfterShift(shift) = promise else { continue };
+        let shift = seen.began + super::micros(*shift);
+        let end = seen.began + super::micros(scenario.lasts);
+        for (row, events) in rows.iter().zip(by_tenant) {
+            let Some(limit) = row.limit else { continue };
+            let bucket = limit.bucket()?;
+            let ideal_until = |until| ideal(&events[..events.partition_point(|event| event.came < until)], &bucket);
+            let admitted_in = |second: Micros| {
+                let within = second..second + SECOND;
+                events.iter().filter(|event| event.admitted && within.contains(&event.came)).count()
+            };
+            let seconds = (shift + SHIFTED_AFTER..=end - SECOND).step_by(1_000_000).map(|second| {
+                (admitted_in(second), ideal_until(second + SECOND) - ideal_until(second), second - shift)
+            });
+            let share = |(did, could, _): &(usize, u64, Micros)| *did as f64 / (*could).max(1) as f64;
+            if let Some((did, could, after)) = seconds.min_by(|a, b| share(a).total_cmp(&share(b))) {
+                told.push(format!(
+                    "{}: in the worst second after the shift, from {:.0} s after it on, {did} were admitted of {could}",
+                    row.tenant,
+                    super::seconds(after)
+                ));
+            }
+        }
+    }
+    Ok(told)
 }
 
 /// The gateway took Redis for slow when it was the machine that stood still: it had the time that a request waits for

@@ -533,6 +533,7 @@ impl<'a> Stage<'a> {
             ));
         }
         outcome.checks = promises::checks(scenario, seen, &by_tenant, &outcome)?;
+        outcome.remarks.extend(promises::worst_seconds(scenario, seen, &by_tenant, &outcome.rows)?);
         Ok(outcome)
     }
 }

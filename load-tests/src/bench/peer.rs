@@ -116,7 +116,7 @@ impl Running {
         let policies = if peer == Peer::Seiketsu { plain } else { free_address()? };
         let cached = if peer == Peer::Seiketsu { plain } else { free_address()? };
         let redis = match peer {
-            Peer::Seiketsu => Some(Redis::start(&binaries.redis, &folder.join("redis"), false)?),
+            Peer::Seiketsu => Some(Redis::start(&binaries.redis, &folder.join("redis"), &[])?),
             _ => None,
         };
         let values = [

@@ -56,11 +56,11 @@ pub struct Counted {
 }
 
 impl Cluster {
-    /// One gateway for each address of Redis. With `clocks` these can be moved.
+    /// One gateway for each URL of Redis. With `clocks` these can be moved.
     pub fn start(
         program: &Path,
         folder: &Path,
-        redis: &[SocketAddr],
+        redis: &[String],
         tenants: &str,
         clocks: Option<&Path>,
     ) -> anyhow::Result<Self> {
@@ -71,7 +71,7 @@ impl Cluster {
         for (number, redis) in redis.iter().enumerate() {
             let own = folder.join(format!("node-{number}"));
             fs::create_dir_all(&own)?;
-            fs::write(own.join("node.yaml"), cluster.node_file(number, *redis, &own))?;
+            fs::write(own.join("node.yaml"), cluster.node_file(number, redis, &own))?;
             let clock = clocks.map(|_| own.join("clock"));
             if let Some(clock) = &clock {
                 fs::write(clock, "+0\n")?;
@@ -87,7 +87,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn node_file(&self, number: usize, redis: SocketAddr, folder: &Path) -> String {
+    fn node_file(&self, number: usize, redis: &str, folder: &Path) -> String {
         format!(
             "id: node-{number}\n\
              listeners: {{ http: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
@@ -98,7 +98,7 @@ impl Cluster {
              # Beside limits nothing is to refuse anything.\n\
              shedding: {{ enabled: false }}\n\
              protection: {{ connections_per_address: 0, keepalive_requests: 10000000 }}\n\
-             limits: {{ redis: {{ url: 'redis://{redis}' }} }}\n",
+             limits: {{ redis: {{ url: '{redis}' }} }}\n",
             json_path(&self.tenants),
             json_path(&folder.join("state")),
             json_path(&folder.join("access.log")),

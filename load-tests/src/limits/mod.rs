@@ -6,6 +6,7 @@
 //! | [`scenario`] | what is tried, for how long, and what was promised of it |
 //! | [`trace`] | when which tenant's requests come to which node |
 //! | [`redis`] | the Redis server, which can be killed, hung and emptied |
+//! | [`sentinel`] | a Redis that another one takes over from when it is killed |
 //! | [`proxy`] | the way to Redis that can be cut |
 //! | [`origin`] | the upstream: when each request that was admitted came to it |
 //! | [`cluster`] | the gateways, their files, logs and counters |
@@ -28,6 +29,7 @@ pub mod redis;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod sentinel;
 pub mod stalls;
 pub mod trace;
 

@@ -34,8 +34,8 @@ impl Proxy {
         Ok(Self { address, open })
     }
 
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
     }
 
     pub fn cut(&self) {

@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fs,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -24,9 +23,10 @@ use super::{
     pause,
     promises::{self, Check},
     proxy::Proxy,
-    redis::Redis,
+    redis::{DURABLE, Redis},
     scenario::{Fault, Scenario, Setting, Tenant, crowd},
     seconds,
+    sentinel::Sentinel,
     stalls::{Stall, Stalls},
     trace, wall,
 };
@@ -48,6 +48,10 @@ pub struct Plan {
 
 /// A new Redis gives nothing for so long, and then what has come since.
 const REDIS_OPENS_AFTER: Duration = Duration::from_secs(3);
+
+/// Of one that takes over. In its first half minute it gives nothing of quotas until it was told everything, however it
+/// came to be the master; an older one must not give too much either.
+const REPLICA_AGE: Duration = Duration::from_secs(35);
 
 /// Lines of an access log come a moment after what they tell of.
 const LOG_PATIENCE: Duration = Duration::from_secs(3);
@@ -175,6 +179,8 @@ struct Stage<'a> {
     steady: Redis,
     faulty: Redis,
     proxy: Proxy,
+    /// Where a scenario needs it.
+    sentinel: Option<Sentinel>,
     cluster: Option<(Setting, Cluster)>,
     stalls: Stalls,
     revision: u64,
@@ -183,8 +189,11 @@ struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     fn start(plan: &'a Plan, scenarios: &'a [Scenario], driver: &Handle, origin: &Handle) -> anyhow::Result<Self> {
-        let steady = Redis::start(&plan.redis, &plan.folder.join(FILES).join("redis"), false)?;
-        let faulty = Redis::start(&plan.redis, &plan.folder.join(FILES).join("redis-faulty"), true)?;
+        let files = plan.folder.join(FILES);
+        let steady = Redis::start(&plan.redis, &files.join("redis"), &[])?;
+        let faulty = Redis::start(&plan.redis, &files.join("redis-faulty"), &DURABLE)?;
+        let is_watched = scenarios.iter().any(|scenario| scenario.setting == Setting::Sentinel);
+        let sentinel = is_watched.then(|| Sentinel::start(&plan.redis, &files.join("redis-watched"))).transpose()?;
         Ok(Self {
             plan,
             scenarios,
@@ -193,6 +202,7 @@ impl<'a> Stage<'a> {
             proxy: Proxy::start(faulty.address(), origin)?,
             steady,
             faulty,
+            sentinel,
             cluster: None,
             stalls: Stalls::watch()?,
             revision: 1,
@@ -201,7 +211,11 @@ impl<'a> Stage<'a> {
     }
 
     fn redis(&self, setting: Setting) -> &Redis {
-        if setting == Setting::Faulty { &self.faulty } else { &self.steady }
+        match (setting, &self.sentinel) {
+            (Setting::Faulty, _) => &self.faulty,
+            (Setting::Sentinel, Some(sentinel)) => sentinel.master(),
+            _ => &self.steady,
+        }
     }
 
     /// Gateways for this setting: those that run, if they are.
@@ -211,10 +225,11 @@ impl<'a> Stage<'a> {
         }
         // First these end, so that they count no more.
         self.cluster = None;
-        let (steady, faulty) = (self.steady.address(), self.faulty.address());
-        let (name, redis): (_, Vec<SocketAddr>) = match setting {
+        let (steady, faulty) = (self.steady.url(), self.faulty.url());
+        let (name, redis) = match setting {
             Setting::Three => ("three", vec![steady; 3]),
-            Setting::Faulty => ("faulty", vec![faulty, faulty, self.proxy.address()]),
+            Setting::Faulty => ("faulty", vec![faulty.clone(), faulty, self.proxy.url()]),
+            Setting::Sentinel => ("sentinel", vec![self.sentinel()?.url(); 3]),
             Setting::Clocks => ("clocks", vec![steady; 3]),
             Setting::Twenty => ("twenty", vec![steady; 20]),
             Setting::Crowd(_) => ("crowd", vec![steady; 3]),
@@ -246,6 +261,10 @@ impl<'a> Stage<'a> {
             tenants.extend(crowd(count));
         }
         tenants_file(self.origin.address(), self.revision, &tenants)
+    }
+
+    fn sentinel(&mut self) -> anyhow::Result<&mut Sentinel> {
+        self.sentinel.as_mut().context("no sentinel")
     }
 
     fn cluster(&mut self) -> anyhow::Result<&mut Cluster> {
@@ -332,7 +351,10 @@ impl<'a> Stage<'a> {
         let limits = scenario.tenants.iter().filter_map(|tenant| tenant.limit);
         let fill = limits.map(|limit| limit.burst as f64 / limit.per_second()).fold(0.0, f64::max);
         let fill = if matches!(scenario.setting, Setting::Crowd(_)) { 10.0 } else { fill };
-        let needed = REDIS_OPENS_AFTER + Duration::from_secs_f64(fill);
+        let mut needed = REDIS_OPENS_AFTER + Duration::from_secs_f64(fill);
+        if scenario.setting == Setting::Sentinel {
+            needed = needed.max(REPLICA_AGE);
+        }
         pause(needed.saturating_sub(self.redis(scenario.setting).age()));
         self.cluster()?.wait_until_together()
     }
@@ -381,6 +403,13 @@ impl<'a> Stage<'a> {
                     self.faulty.start_again()?;
                 }
                 seen.until = Some(note("Redis is back"));
+            }
+            Fault::FailedOver { at } => {
+                driving.wait_until(at);
+                seen.from = Some(note("the master is killed"));
+                self.sentinel()?.kill_master()?;
+                self.sentinel()?.wait_until_promoted()?;
+                seen.until = Some(note("its replica is the master"));
             }
             Fault::Cut { at, back } => {
                 driving.wait_until(at);
@@ -504,6 +533,7 @@ impl<'a> Stage<'a> {
             ));
         }
         outcome.checks = promises::checks(scenario, seen, &by_tenant, &outcome)?;
+        outcome.remarks.extend(promises::worst_seconds(scenario, seen, &by_tenant, &outcome.rows)?);
         Ok(outcome)
     }
 }

@@ -23,6 +23,8 @@ pub enum Spread {
     Sticky,
     /// All go to the first node, and from this moment to the second.
     Shift(Duration),
+    /// The first two nodes get half each, and from this moment the first gets all.
+    HalfShift(Duration),
     /// As `Uniform`, but from this moment the last node gets none.
     WithoutLast(Duration),
 }
@@ -35,6 +37,7 @@ impl Spread {
             Self::Skewed => random.usize(1..nodes),
             Self::Sticky => 0,
             Self::Shift(moment) => usize::from(at >= moment),
+            Self::HalfShift(moment) => random.usize(..2 - usize::from(at >= moment)),
             Self::WithoutLast(moment) => random.usize(..nodes - usize::from(at >= moment)),
         }
     }
@@ -117,6 +120,16 @@ mod tests {
             regular.iter().map(|one| one.at.as_millis()).collect::<Vec<_>>(),
             [250, 750, 1250, 1750, 2250, 2750]
         );
+    }
+
+    #[test]
+    fn half_of_the_requests_move_to_the_other_node() {
+        let (moment, lasts) = (Duration::from_secs(50), Duration::from_secs(100));
+        let planned = of_tenant(0, 100.0, Arrivals::Regular, Spread::HalfShift(moment), 3, lasts, 7);
+        let (before, after): (Vec<_>, Vec<_>) = planned.into_iter().partition(|one| one.at < moment);
+        let second = before.iter().filter(|one| one.node == 1).count();
+        assert!((2_250..2_750).contains(&second) && before.iter().all(|one| one.node < 2), "{second}");
+        assert!(after.iter().all(|one| one.node == 0));
     }
 
     #[test]

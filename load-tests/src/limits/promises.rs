@@ -242,9 +242,7 @@ fn after_fault(fault: Fault, seen: &Seen, row: &Row, limit: Limit, events: &[&Ev
                     "100 ms".to_owned(),
                     settled <= SETTLED_AFTER,
                 ));
-                // Of a short time it counts that each node has a token that has come in part.
-                let in_part = if matches!(fault, Fault::FailedOver { .. }) { seen.nodes } else { 0 };
-                checks.push(share(row, limit, events, from..until, in_part));
+                checks.push(share(row, limit, events, from..until));
             }
             checks.push(exact_again(row, limit, events, until)?);
         }
@@ -339,21 +337,17 @@ fn was_stalled(seen: &Seen, event: &Event) -> bool {
 }
 
 /// While Redis is away, each node that cannot reach it goes on with its share.
-fn share(row: &Row, limit: Limit, events: &[&Event], away: Range<Micros>, in_part: usize) -> Check {
+fn share(row: &Row, limit: Limit, events: &[&Event], away: Range<Micros>) -> Check {
     let away = away.start + SETTLED_AFTER..away.end;
     let admitted = events.iter().filter(|event| event.admitted && away.contains(&event.came)).count();
     let asked = events.iter().filter(|event| away.contains(&event.came)).count();
-    let due = (limit.per_second() * seconds(away.end.saturating_sub(away.start))).min(asked as f64);
-    let bound = match in_part {
-        0 => "90 % at least".to_owned(),
-        nodes => format!("90 % at least, and {nodes} tokens that have come in part"),
-    };
+    let due = (limit.per_second() * seconds(away.end - away.start)).min(asked as f64);
     check(
         row,
         "admitted meanwhile, of R · W or all that came",
         format!("{admitted} of {due:.0}"),
-        bound,
-        (admitted + in_part) as f64 >= 0.9 * due,
+        "90 % at least".to_owned(),
+        admitted as f64 >= 0.9 * due,
     )
 }
 

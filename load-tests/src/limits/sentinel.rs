@@ -28,7 +28,7 @@ impl Sentinel {
             format!(
                 "port {}\nbind 127.0.0.1\n\
                  sentinel monitor main 127.0.0.1 {port} 1\n\
-                 sentinel down-after-milliseconds main 500\n\
+                 sentinel down-after-milliseconds main 3000\n\
                  sentinel failover-timeout main 2000\n",
                 address.port()
             ),

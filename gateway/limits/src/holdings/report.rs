@@ -18,7 +18,7 @@ use crate::{
 
 /// Leases are taken to last so many renewals: half of one, the mark at which it is renewed early, is still
 /// there at the next renewal, also where requests come irregularly.
-const FORESIGHT: f64 = 3.0;
+const FORESIGHT: u64 = 3;
 
 /// A bucket that is full loses what comes, until the coordinator hears that there is room. So leases of one that
 /// is rather full grow by steps, each of which reports: to so many times what was spent since the last one.
@@ -160,7 +160,7 @@ impl Holdings {
         };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
-        account.usual = per_renewal(asked, elapsed) as u64;
+        account.usual = per_renewal(asked, elapsed);
         report.requests.push(Request {
             key,
             terms,
@@ -178,12 +178,11 @@ impl Holdings {
 
 /// What is asked for in the time of a renewal, if so much was in this time.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded above, and never negative.
-fn per_renewal(asked: u64, elapsed: Duration) -> f64 {
-    asked as f64 * RENEWAL.as_secs_f64() / elapsed.as_secs_f64().max(0.001)
+fn per_renewal(asked: u64, elapsed: Duration) -> u64 {
+    (asked as f64 * RENEWAL.as_secs_f64() / elapsed.as_secs_f64().max(0.001)).ceil().min(1e12) as u64
 }
 
 /// Tokens to hold where so many were asked for in this time.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded above, and never negative.
 fn demand(asked: u64, elapsed: Duration) -> u64 {
-    (per_renewal(asked, elapsed) * FORESIGHT).ceil().min(1e12) as u64
+    per_renewal(asked, elapsed) * FORESIGHT
 }

@@ -46,8 +46,9 @@ pub(super) struct Account {
     /// What was spent and asked for in vain, at the last exchange; and when that was.
     pub(super) asked: u64,
     pub(super) exchanged_at: Nanos,
-    /// What was asked for in a renewal's time, before that.
-    pub(super) usual: u64,
+    /// What was asked for in a renewal's time, before that. As small as it can be: an idle tenant keeps one for each
+    /// limit.
+    pub(super) usual: u32,
     /// What the coordinator knows to be spent.
     pub(super) told: u64,
     /// When the coordinator answered last; 0: never.
@@ -55,7 +56,7 @@ pub(super) struct Account {
     /// Whether it has ever known what is left of it.
     pub(super) has_known: bool,
     /// How often in succession less was given than a lease may hold.
-    pub(super) in_vain: u32,
+    pub(super) in_vain: u8,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
     /// What comes by and by. Not while an exchange is under way that tells how much has.

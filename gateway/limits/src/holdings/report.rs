@@ -28,7 +28,7 @@ const GROWTH: u64 = 3;
 const MOST_ACCOUNTS: usize = 32;
 
 /// Who was given too little so often, each time at once after the time before, would ask for each request.
-const IN_VAIN: u32 = 8;
+const IN_VAIN: u8 = 8;
 
 /// That is at once.
 const AT_ONCE: Duration = Duration::from_millis(50);
@@ -160,7 +160,7 @@ impl Holdings {
         };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
-        account.usual = per_renewal(asked, elapsed);
+        account.usual = u32::try_from(per_renewal(asked, elapsed)).unwrap_or(u32::MAX);
         report.requests.push(Request {
             key,
             terms,

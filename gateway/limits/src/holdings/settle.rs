@@ -55,7 +55,11 @@ impl Holdings {
         account.in_vain = match (request.terms, answer.outcome) {
             (Terms::Bucket(bucket), Outcome::Granted { tokens, .. }) if !is_promised => {
                 let most = promise::most_held(&bucket, self.node.coordinator.live().max(1));
-                if tokens < request.want.min(most.saturating_sub(request.held)) { account.in_vain + 1 } else { 0 }
+                if tokens < request.want.min(most.saturating_sub(request.held)) {
+                    account.in_vain.saturating_add(1)
+                } else {
+                    0
+                }
             }
             _ => 0,
         };

@@ -22,6 +22,9 @@ const MARGIN: Duration = Duration::from_millis(20);
 /// that come every few microseconds are not worth a call each.
 pub(super) const PAUSE: Duration = Duration::from_millis(10);
 
+/// A burst that is so many tokens for each gateway is taken up by what they have spent and not told of.
+const FEW_EACH: u64 = 3;
+
 impl Holdings {
     /// Takes what an answer says of one account.
     pub(super) fn settle(
@@ -122,12 +125,12 @@ impl Holdings {
         }
     }
 
-    /// Whether what gateways have spent, and not told of yet, may leave no room for what comes until they do: where each
-    /// of them can hold but one token, and the bucket is rather full.
+    /// Whether what gateways have spent, and not told of yet, may leave no room for what comes until they do: where the
+    /// burst is a few tokens for each of them, and the bucket is rather full.
     fn crowds(&self, terms: Terms, left: u64) -> bool {
         let Terms::Bucket(bucket) = terms else { return false };
         let live = self.node.coordinator.live().max(1);
-        promise::most_held(&bucket, live) == 1 && left + live + bucket.tokens_in(RENEWAL) >= bucket.burst()
+        bucket.burst() <= FEW_EACH * live && left + live + bucket.tokens_in(RENEWAL) >= bucket.burst()
     }
 }
 

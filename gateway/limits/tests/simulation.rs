@@ -15,6 +15,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use seiketsu_limits::{
     admission::{Applying, By, Decision, decide, decide_now},
+    calendar::Calendar,
     clock::Clock,
     coordinator::{Answer, Coordinator, CoordinatorError, Exchange},
     holdings::{Holdings, Kind, Limit, Plan, Unreachable},
@@ -97,11 +98,15 @@ struct Gateway {
 }
 
 fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> Vec<Gateway> {
+    gateways_with(centre, &gateway_limits(bucket), unreachable)
+}
+
+fn gateways_with(centre: &Arc<Centre>, limits: &[Limit], unreachable: Unreachable) -> Vec<Gateway> {
     (0..centre.gateways)
         .map(|number| {
             let coordinator: Arc<dyn Coordinator> = centre.clone();
             let node = Node::start(coordinator, None, &format!("g{number}"), Clock::new(), &Handle::current());
-            let plan = Plan { tenant: "acme".into(), revision: 1, limits: gateway_limits(bucket), unreachable };
+            let plan = Plan { tenant: "acme".into(), revision: 1, limits: limits.to_vec(), unreachable };
             Gateway { holdings: Holdings::new(plan, &node), node }
         })
         .collect()
@@ -109,6 +114,11 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
 
 fn gateway_limits(bucket: Bucket) -> Vec<Limit> {
     vec![Limit { name: "rate".into(), key: "rate".into(), kind: Kind::Bucket(bucket) }]
+}
+
+fn day(limit: u64) -> Limit {
+    let kind = Kind::Quota { limit, calendar: Calendar::days("UTC").unwrap() };
+    Limit { name: "day".into(), key: "day".into(), kind }
 }
 
 #[derive(Debug, Default)]
@@ -390,6 +400,45 @@ async fn a_coordinator_that_goes_and_forgets_everything_admits_nothing_twice_and
         let excess = oracle::excess(&mut log.admitted, &bucket);
         assert!(excess <= 0.0, "{excess}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_goes_at_the_end_of_a_quota_leaves_nothing_that_was_taken_already() {
+    for run in 0..60 {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways_with(&centre, &[day(3000)], Unreachable::Share);
+        let fate = centre.clone();
+        let fate = tokio::spawn(async move {
+            // All is spent after six seconds.
+            tokio::time::sleep(Duration::from_millis(5000 + 20 * run)).await;
+            fate.is_up.store(false, Relaxed);
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(200..2000))).await;
+            fate.is_up.store(true, Relaxed);
+        });
+        // From even to nearly all at one.
+        let skew = 0.9 * fastrand::f64();
+        let choose = || if fastrand::f64() < skew { 0 } else { fastrand::usize(..3) };
+        let log = drive(&centre, &gateways, random(500.0, 12.0, choose)).await;
+        fate.await.unwrap();
+        assert_eq!(log.admitted.len(), 3000, "run {run}, skew {skew}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_goes_in_the_middle_of_a_quota_holds_nobody_up() {
+    let centre = Centre::new(3, NEAR);
+    let gateways = gateways_with(&centre, &[day(6000)], Unreachable::Share);
+    let fate = centre.clone();
+    let fate = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        fate.is_up.store(false, Relaxed);
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        fate.is_up.store(true, Relaxed);
+    });
+    let log = drive(&centre, &gateways, steady(500.0, 9.0, |n| n % 3)).await;
+    fate.await.unwrap();
+    assert!(log.alone > 1000, "{}", log.alone);
+    assert_eq!(log.admitted.len(), log.arrived.len());
 }
 
 #[tokio::test(start_paused = true)]

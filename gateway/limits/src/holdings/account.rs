@@ -46,8 +46,8 @@ pub(super) struct Account {
     /// What was spent and asked for in vain, at the last exchange; and when that was.
     pub(super) asked: u64,
     pub(super) exchanged_at: Nanos,
-    /// What was asked for in a renewal's time, before that. As small as it can be: an idle tenant keeps one for each
-    /// limit.
+    /// What was asked for in a renewal's time, before that; of a quota, what others took of it in one, lately. As small
+    /// as it can be: an idle tenant keeps one for each limit.
     pub(super) usual: u32,
     /// What the coordinator knows to be spent.
     pub(super) told: u64,
@@ -88,6 +88,26 @@ impl Account {
         came >= FEW && 2 * asked < came || u128::from(asked) > usual * 3 / 2 + 2 * u128::from(FEW)
     }
 
+    /// Of a quota so much had been left when the coordinator answered before; now so much is, less what this gateway
+    /// was given.
+    pub(super) fn others_took(&mut self, left_before: u64, left: u64, answered_before: Nanos) {
+        let elapsed = u128::from(self.answered_at.saturating_sub(answered_before));
+        let renewal = RENEWAL.as_nanos();
+        let took = u128::from(left_before.saturating_sub(left));
+        // Answers may come one just after the other: what they say is added up, and what is older counts less.
+        let lately = u128::from(self.usual) * renewal.saturating_sub(elapsed) / renewal;
+        let took = lately + took * renewal / elapsed.max(renewal);
+        self.usual = u32::try_from(took).unwrap_or(u32::MAX);
+    }
+
+    /// Of a quota: what others may have taken from when the coordinator answered last until it was away: as if they had
+    /// begun to take twice as much, and a renewal before.
+    pub(super) fn others_may_have_taken(&self, away_since: Nanos) -> u64 {
+        let silence = Duration::from_nanos(away_since.saturating_sub(self.answered_at)) + RENEWAL;
+        let most = 2 * u128::from(self.usual) * silence.as_millis() / RENEWAL.as_millis();
+        u64::try_from(most).unwrap_or(u64::MAX)
+    }
+
     /// What has come by a promise is told, and what comes from now on is the coordinator's to give again. Returns the
     /// tokens that have come and are not at hand yet, if they are to be.
     pub(super) fn tell_promise(&mut self, lease: &Lease, known: &Known, is_over: bool, now: Nanos) -> u64 {
@@ -108,6 +128,7 @@ impl Account {
     pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
         self.answered_at = former.answered_at;
         self.has_known = former.has_known;
+        self.usual = former.usual;
         self.period.clone_from(&former.period);
         self.share = former.share.of_quota_with(left);
     }

@@ -160,7 +160,8 @@ impl Holdings {
             Kind::Quota { limit: quota, .. } => {
                 let left = self.known.get(place.index()).map_or(0, Known::left);
                 let all = if account.has_known {
-                    left
+                    // Near its end, a share of what was left a moment ago may be there no longer.
+                    left.saturating_sub(account.others_may_have_taken(account.share.counted_to))
                 } else {
                     // Of what others used nothing is known, but what the coordinator says if it is there.
                     let key = account.period.as_ref().map(|period| key_of_period(described, period));

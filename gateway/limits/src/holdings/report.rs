@@ -160,7 +160,9 @@ impl Holdings {
         };
         account.asked = account.asked_by_now(lease, known, is_slots);
         account.exchanged_at = now;
-        account.usual = u32::try_from(per_renewal(asked, elapsed)).unwrap_or(u32::MAX);
+        if matches!(limit.kind, Kind::Bucket(_)) {
+            account.usual = u32::try_from(per_renewal(asked, elapsed)).unwrap_or(u32::MAX);
+        }
         report.requests.push(Request {
             key,
             terms,

@@ -39,13 +39,17 @@ impl Holdings {
         let (Some(lease), Some(known)) = (self.leases.get(index), self.known.get(index)) else { return };
         let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(request.terms, Terms::Slots { .. });
-        account.answered_at = now;
+        let answered_before = std::mem::replace(&mut account.answered_at, now);
         account.told = request.spent;
         match answer.outcome {
             // It says what it has heard so far, and may have known more.
             Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
             Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
             Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
+                if let (true, Terms::Quota { .. }) = (account.has_known, request.terms) {
+                    let given = if let Outcome::Granted { tokens, .. } = answer.outcome { tokens } else { 0 };
+                    account.others_took(known.left(), answer.left + given, answered_before);
+                }
                 account.has_known = true;
                 known.set_left(answer.left);
             }

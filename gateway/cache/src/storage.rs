@@ -7,6 +7,7 @@
 
 mod fill;
 mod partition;
+mod twin;
 
 use std::{
     collections::HashMap,
@@ -21,11 +22,13 @@ use parking_lot::{Mutex, RwLock};
 pub use self::{
     fill::{Fill, TooLarge},
     partition::{Counts, Lookup, Partition},
+    twin::Twin,
 };
 use crate::purge::Purges;
 
-/// Responses on their way into the cache may take this part of the node's budget, beside what is stored.
-const SHARE_OF_FILLS: u64 = 8;
+/// Responses on their way into the cache may take one of so many parts of the node's budget, and so may bodies that are
+/// held once more, for the kernel to send. The rest is for what is stored.
+const PARTS: u64 = 8;
 
 /// What has to be freed at once is rounded up to this part of a share, so that not every response makes room anew.
 const BATCH: u64 = 64;
@@ -40,11 +43,15 @@ pub struct Storage {
 }
 
 /// Bytes of all tenants together.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Totals {
     budget: u64,
     stored: AtomicU64,
+    part: u64,
     filling: AtomicU64,
+    twins: AtomicU64,
+    /// How many there are: each is an open file.
+    twin_files: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -56,8 +63,8 @@ struct Entry {
 impl Storage {
     /// `budget`: bytes that all responses together may take.
     pub fn new(budget: u64) -> Arc<Self> {
-        let fills = budget / SHARE_OF_FILLS;
-        let totals = Totals { budget: budget - fills, stored: AtomicU64::new(0), filling: AtomicU64::new(0) };
+        let part = budget / PARTS;
+        let totals = Totals { budget: budget - 2 * part, part, ..Totals::default() };
         Arc::new(Self { totals: Arc::new(totals), partitions: RwLock::default(), making_room: Mutex::new(()) })
     }
 
@@ -100,6 +107,11 @@ impl Storage {
     /// Bytes that stored responses take.
     pub fn stored_bytes(&self) -> u64 {
         self.totals.stored.load(Relaxed)
+    }
+
+    /// Bytes that bodies take once more, in files that the kernel sends.
+    pub fn twin_bytes(&self) -> u64 {
+        self.totals.twins.load(Relaxed)
     }
 
     /// Bytes that stored responses may take.

@@ -1,7 +1,7 @@
 //! A stored response, and the variants that are stored under one key.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
@@ -12,6 +12,7 @@ use crate::{
     key::Resource,
     purge::{Sequence, Tags},
     reuse::Rules,
+    storage::{Storage, Twin},
     time::Timestamp,
     vary::Selection,
 };
@@ -37,6 +38,9 @@ pub struct Stored {
     checked: AtomicU64,
     /// Somebody is validating it in the background.
     refreshing: AtomicBool,
+    /// It was sent before by somebody who could have sent a file.
+    sent: AtomicBool,
+    twin: OnceLock<Arc<Twin>>,
     weight: usize,
 }
 
@@ -61,7 +65,20 @@ impl Stored {
         let weight =
             OVERHEAD + body.len() + headers.iter().map(fields).sum::<usize>() + selection.weight() + tags.weight();
         let (checked, refreshing) = (AtomicU64::new(since.get()), AtomicBool::new(false));
-        Self { status, headers, body, rules, selection, tags, checked, refreshing, weight }
+        let (sent, twin) = (AtomicBool::new(false), OnceLock::new());
+        Self { status, headers, body, rules, selection, tags, checked, refreshing, sent, twin, weight }
+    }
+
+    /// The body once more, for who is about to send it and can send a file; from the second time on.
+    pub fn twin(&self, storage: &Storage) -> Option<&Arc<Twin>> {
+        if !Twin::suits(self.body.len()) || !self.sent.load(Relaxed) && !self.sent.swap(true, Relaxed) {
+            return None;
+        }
+        if self.twin.get().is_none() {
+            // Two that come at the same time may both make one; the second is dropped.
+            let _ = self.twin.set(Arc::new(Twin::new(&self.body, storage)?));
+        }
+        self.twin.get()
     }
 
     /// Bytes that it takes in memory, about.

@@ -273,6 +273,9 @@ async fn serve(session: &mut Session, ctx: &mut RequestContext, route: &Compiled
     } else {
         body = None;
     }
+    if let Some(body) = &body {
+        offer_file(session, route, stored, body);
+    }
     let is_last = body.as_ref().is_none_or(Bytes::is_empty);
     session.write_response_header(Box::new(parts.into()), is_last).await?;
     if !is_last {
@@ -282,6 +285,19 @@ async fn serve(session: &mut Session, ctx: &mut RequestContext, route: &Compiled
         session.write_response_body(None, true).await?;
     }
     Ok(())
+}
+
+/// A stored body that goes out as it is, to a client whom nothing but TCP lies before, may be sent from its file.
+fn offer_file(session: &Session, route: &CompiledRoute, stored: &Stored, body: &Bytes) {
+    let (Some(peer), Some(cache)) = (Peer::of(session), &route.cache) else { return };
+    let is_stored = body.as_ptr() == stored.body.as_ptr() && body.len() == stored.body.len();
+    if is_stored
+        && peer.tls.is_none()
+        && session.req_header().version != http::Version::HTTP_2
+        && let Some(twin) = stored.twin(cache.partition.storage())
+    {
+        peer.set_twin(Some(twin.clone()));
+    }
 }
 
 /// The head that a client gets of a stored response, and the body that belongs to it.

@@ -24,6 +24,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     }
     if let Some(peer) = Peer::of(session) {
         peer.watch.disarm();
+        peer.set_twin(None);
     }
     ctx.exchange.attempt = None;
     ctx.exchange.permit = None;

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use pingora_core::protocols::{Digest, raw_connect::ProxyDigest};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+use seiketsu_cache::storage::Twin;
 use seiketsu_identity::certificate::ClientCertificate;
 use tokio::sync::Notify;
 
@@ -87,6 +88,8 @@ pub(crate) struct Peer {
     pub(super) client: Arc<Client>,
     pub(crate) watch: Watch,
     kept: Kept,
+    /// Of the stored body that is being sent.
+    twin: Mutex<Option<Arc<Twin>>>,
 }
 
 /// Pingora gives a connection back after requests that went well, and drops it after all others. Where such a
@@ -99,7 +102,19 @@ struct Kept {
 
 impl Peer {
     pub(super) fn new(client: Arc<Client>, watch: Watch) -> Self {
-        Self { client, watch, kept: Kept::default() }
+        Self { client, watch, kept: Kept::default(), twin: Mutex::new(None) }
+    }
+
+    /// What is sent of this body from now on may be sent from the file; none: of no body.
+    pub(crate) fn set_twin(&self, twin: Option<Arc<Twin>>) {
+        *self.twin.lock() = twin;
+    }
+
+    /// The file in which these very bytes stand too, and where.
+    pub(super) fn twin_of(&self, data: &[u8]) -> Option<(Arc<Twin>, u64)> {
+        let twin = self.twin.lock();
+        let twin = twin.as_ref()?;
+        Some((twin.clone(), twin.position_of(data)?))
     }
 
     /// The request is over and everything was said: the connection can take another one, although Pingora is

@@ -10,6 +10,7 @@
 //! - **Writes in few pieces.** Header and body leave in one system call where they fit in 16 KiB. The
 //!   buffer is allocated with the first write of a response and given back when it was flushed, so
 //!   that an idle connection holds none.
+//! - **Stored bodies without a copy.** Where the cache has a body in a file too, the kernel sends it from there.
 //! - **Clients that take nothing.** A client that reads nothing of its answer for too long is cut off,
 //!   whatever the answer is and whoever is writing it.
 //! - **Nothing while idle.** There is no read buffer at all: heads are read from a stack buffer.
@@ -29,8 +30,13 @@ use pingora_core::protocols::{
     ALPN, Digest, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest,
     UniqueID, UniqueIDType, raw_connect::ProxyDigest, tls::SslDigest,
 };
+use rustix::{
+    fs::sendfile,
+    net::{SendFlags, send},
+};
+use seiketsu_cache::storage::Twin;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest, ReadBuf},
     net::TcpStream,
     time::{Instant, Sleep, sleep, sleep_until},
 };
@@ -281,6 +287,23 @@ impl Transport {
         self.poll_taken(cx, sent)
     }
 
+    /// Sends a part of a stored body from its file, and what waits before it.
+    fn poll_send_file(&mut self, cx: &mut Context<'_>, twin: &Twin, at: u64, count: usize) -> Poll<io::Result<usize>> {
+        let Socket::Plain(tcp) = &mut self.socket else { return moved() };
+        while !self.unsent.is_empty() {
+            // Waits in the kernel for what follows, so that both leave in one packet.
+            let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+            let sent = ready!(poll_try_write(tcp, cx, || Ok(send(&*tcp, &self.unsent, flags)?)))?;
+            self.unsent.advance(sent);
+        }
+        self.unsent = BytesMut::new();
+        let mut at = at;
+        match ready!(poll_try_write(tcp, cx, || Ok(sendfile(&*tcp, twin, Some(&mut at), count)?)))? {
+            0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            sent => Poll::Ready(Ok(sent)),
+        }
+    }
+
     /// Gives up on a client that takes nothing.
     fn poll_taken<T>(&mut self, cx: &mut Context<'_>, taken: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if taken.is_ready() {
@@ -367,6 +390,22 @@ impl Transport {
                 return Poll::Ready(Ok(()));
             }
             self.linger_bytes = left;
+        }
+    }
+}
+
+/// A system call that writes, as soon as there is room for it.
+fn poll_try_write(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    mut write: impl FnMut() -> io::Result<usize>,
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        match tcp.try_io(Interest::WRITABLE, &mut write) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return Poll::Ready(done),
         }
     }
 }
@@ -468,6 +507,12 @@ impl AsyncWrite for Transport {
             }
             self.unsent.extend_from_slice(data);
             return Poll::Ready(Ok(data.len()));
+        }
+        if let Socket::Plain(_) = self.socket
+            && let Some((twin, at)) = self.peer().and_then(|peer| peer.twin_of(data))
+        {
+            let sent = self.poll_send_file(cx, &twin, at, data.len());
+            return self.poll_taken(cx, sent);
         }
         if self.unsent.is_empty() {
             return self.poll_send(cx, data);

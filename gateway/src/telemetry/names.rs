@@ -107,6 +107,8 @@ metrics! {
         "Keys that had to make room for others, by tenant.";
     CACHE_BUDGET = "seiketsu_cache_budget_bytes" []
         "Memory that stored responses of all tenants may take.";
+    CACHE_FILE_BYTES = "seiketsu_cache_file_bytes" []
+        "Memory that stored bodies take once more, in files that the kernel sends without copying them.";
     CACHE_PURGES = "seiketsu_cache_purges_total" ["by"]
         "Purges, by who made them: this node, another one, or all at once since some may have been missed.";
     CACHE_PURGES_UNTOLD = "seiketsu_cache_purges_untold_total" []

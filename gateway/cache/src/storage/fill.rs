@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use bytes::{Bytes, BytesMut};
 
-use super::{SHARE_OF_FILLS, Storage};
+use super::Storage;
 
 /// The body is larger than one may be, or all that are on their way take more memory than they may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -63,9 +63,7 @@ impl Fill {
     fn reserve(&mut self, capacity: usize) -> Result<(), TooLarge> {
         let more = (capacity as u64).saturating_sub(self.counted);
         let totals = &self.storage.totals;
-        // The budget without the part of fills is what is left for storing: seven parts of eight.
-        let most = totals.budget / (SHARE_OF_FILLS - 1);
-        if totals.filling.fetch_add(more, Relaxed) + more > most {
+        if totals.filling.fetch_add(more, Relaxed) + more > totals.part {
             totals.filling.fetch_sub(more, Relaxed);
             return Err(TooLarge);
         }

@@ -13,6 +13,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     let mut keys = Family::gauge(names::CACHE_STORED_KEYS);
     let mut evictions = Family::counter(names::CACHE_EVICTIONS);
     let mut budget = Family::gauge(names::CACHE_BUDGET);
+    let mut files = Family::gauge(names::CACHE_FILE_BYTES);
     let mut purges = Family::counter(names::CACHE_PURGES);
     let mut untold = Family::counter(names::CACHE_PURGES_UNTOLD);
     let mut heard = Family::gauge(names::CACHE_PURGES_HEARD);
@@ -22,6 +23,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
         evictions.add(&[&tenant], counts.evictions as f64);
     }
     budget.add(&[], cache.storage.budget() as f64);
+    files.add(&[], cache.storage.twin_bytes() as f64);
     let counters = &cache.purging.counters;
     for (by, count) in
         [("this_node", &counters.here), ("other_node", &counters.by_others), ("missed", &counters.missed)]
@@ -30,7 +32,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     }
     untold.add(&[], counters.untold.load(Relaxed) as f64);
     heard.add(&[], f64::from(u8::from(cache.purging.hears())));
-    let all = [bytes, keys, evictions, budget, purges, untold, heard];
+    let all = [bytes, keys, evictions, budget, files, purges, untold, heard];
     all.into_iter().filter_map(Family::finish).collect()
 }
 

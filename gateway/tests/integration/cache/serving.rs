@@ -190,6 +190,45 @@ async fn over_http2_it_is_the_same() {
     assert_eq!(origin.asked(), 8);
 }
 
+#[tokio::test]
+async fn a_large_body_that_the_kernel_sends_from_a_file_is_the_same_for_everybody() {
+    // No two pieces of it are equal.
+    let body: String = (0..120_000).map(|number| format!("{number:07} ")).collect();
+    let origin = in_turn(&[&format!("200 OK\nCache-Control: max-age=3600\n\n{body}")]);
+    let gateway = caching(&origin, "max_object: 2MiB");
+    let files = || gateway.metric("seiketsu_cache_file_bytes");
+    let get = "GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n";
+    let mut client = gateway.connect();
+    for asked_before in 0..4 {
+        assert!(client.request(get).text() == body, "{asked_before}");
+        // Only what is asked for again is worth it.
+        assert_eq!(files() > 0.0, asked_before >= 2, "{asked_before}");
+    }
+    // Many at once, of clients that take all of it some time later.
+    let mut clients: Vec<_> = (0..20).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(get.repeat(3).as_bytes());
+    }
+    for client in &mut clients {
+        for _ in 0..3 {
+            let answer = client.receive().unwrap();
+            assert!(answer.is_hit() && answer.text() == body, "{:?}", answer.head);
+        }
+    }
+    let part = client.request("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\nRange: bytes=400000-400015\r\n\r\n");
+    assert_eq!((part.status, part.text().as_str()), (206, "0050000 0050001 "));
+    let head = gateway.ask("HEAD", "/v1/a", "", "");
+    assert_eq!((head.header("content-length"), head.body.len()), (Some(&*body.len().to_string()), 0));
+    // What is sent next over the same connection is not what was sent from the file.
+    assert_eq!(client.request("GET /v1/nowhere HTTP/1.1\r\nHost: other.test\r\n\r\n").status, 404);
+    for client in [Http2::plain(&gateway).await, Http2::tls(&gateway, "acme.test").await] {
+        for _ in 0..3 {
+            let answer = client.send(client.request("GET", "acme.test", "/v1/a"), b"").await.unwrap();
+            assert!(answer.body == body.as_bytes());
+        }
+    }
+}
+
 #[test]
 fn http_1_0_gets_whole_bodies() {
     let origin = counting("Cache-Control: max-age=60\r\n");

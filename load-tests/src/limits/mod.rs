@@ -15,7 +15,8 @@
 //! | [`judgement`] | what one exact bucket says to it |
 //! | [`promises`] | which promise was kept, and which was broken |
 //! | [`stalls`] | when the machine had no processor to spare |
-//! | [`run`](mod@run) | one scenario from start to judgement |
+//! | [`run`](mod@run) | one scenario after another, from start to end |
+//! | [`outcome`] | what became of one, in figures |
 //! | [`report`] | the table and the page |
 
 pub mod cluster;
@@ -23,6 +24,7 @@ pub mod driver;
 pub mod events;
 pub mod judgement;
 pub mod origin;
+pub mod outcome;
 pub mod promises;
 pub mod proxy;
 pub mod redis;

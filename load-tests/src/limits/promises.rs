@@ -8,7 +8,7 @@ use super::{
     Micros,
     events::{By, Event},
     judgement::{Figures, ideal},
-    run::{Outcome, Row, Seen},
+    outcome::{Outcome, Row, Seen},
     scenario::{Fault, Limit, Promise, Scenario},
     seconds,
     stalls::within,

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use super::{
-    run::{Outcome, Row},
+    outcome::{Outcome, Row},
     scenario::Limit,
 };
 use crate::report::plot::{Axis, Plot, escape};

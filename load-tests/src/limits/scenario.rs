@@ -406,6 +406,9 @@ pub fn all(quick: bool, crowd: usize) -> Vec<Scenario> {
     make.all
 }
 
+/// Requests a second of all tenants of the crowd.
+pub const CROWD_RATE: f64 = 600.0;
+
 /// Those of the crowd: all have the same limit.
 pub fn crowd(count: usize) -> impl Iterator<Item = Tenant> {
     (0..count).map(|number| Tenant {

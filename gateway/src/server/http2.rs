@@ -114,7 +114,8 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Arc<Worker>, m
                 let (worker, shutdown) = (worker.clone(), shutdown.clone());
                 tokio::spawn(async move {
                     let _guard = guard;
-                    let mut stream = Box::new(WatchedStream::new(session, peer.clone()));
+                    let mut stream =
+                        Box::new(WatchedStream::new(session, peer.clone(), worker.waiting_streams.clone()));
                     // Pingora would refuse it in words of its own.
                     if stream.req_header().method == Method::CONNECT {
                         return refuse_connect(&mut stream, &peer, &worker).await;
@@ -158,7 +159,8 @@ fn options(worker: &Worker) -> H2Options {
         // Room for uploads: h2's own 64 KiB windows cap a stream at 64 KiB per round trip.
         .initial_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
-        .max_send_buffer_size(256 * 1024);
+        // Of each stream that the client does not read; beside it, Pingora reads some pieces ahead.
+        .max_send_buffer_size(128 * 1024);
     options
 }
 

@@ -100,6 +100,7 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let (draining, watch) = channel::channel(false);
         let caps = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, node.protection.connections));
+        let waiting_streams = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, 0));
         let conf = Arc::new(pingora_settings(node));
         let count = worker_count(node);
         let mut shares: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();
@@ -122,6 +123,7 @@ impl Server {
                 metrics: shared.metrics.connections(),
                 shared: shared.clone(),
                 caps: caps.clone(),
+                waiting_streams: waiting_streams.clone(),
                 proxy_protocol_from: node.listeners.proxy_protocol_from.clone().into(),
                 trusted_proxies: node.forwarding.trusted_proxies.clone().into(),
             });

@@ -5,13 +5,18 @@
 //! is overdue comes back as an error of the exchange, so there is still a stream to tell the client on, and
 //! another attempt can be made.
 //!
+//! A client that opens streams and does not read what comes on them has the node hold some of each. So streams that wait
+//! for their client are counted by its address, like connections, which each hold as much.
+//!
 //! [`Watch`]: super::watch::Watch
 
 use std::{
     future::poll_fn,
     io,
     ops::{Deref, DerefMut},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -36,7 +41,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_timeout::timeout;
 use tokio::runtime::Handle;
 
-use super::{peer::Peer, watch::WatchTimer};
+use super::{caps::ConnectionCaps, peer::Peer, watch::WatchTimer};
 
 /// A client that was answered before it had sent all of its body is read from for this long, …
 const LINGER: Duration = Duration::from_secs(5);
@@ -51,22 +56,24 @@ pub(super) struct WatchedStream {
     timer: WatchTimer,
     /// For one read of a body.
     read_timeout: Option<Duration>,
+    /// Places for streams that wait for their client.
+    waiting: Arc<ConnectionCaps>,
 }
 
 impl WatchedStream {
-    pub(super) fn new(session: HttpSession, peer: Arc<ProxyDigest>) -> Self {
+    pub(super) fn new(session: HttpSession, peer: Arc<ProxyDigest>, waiting: Arc<ConnectionCaps>) -> Self {
         if let Some(peer) = Peer::from_digest(&peer)
             && !session.is_body_done()
         {
             peer.watch.body_begins();
         }
         let session = Lingering { session: Some(session), answered: false };
-        Self { session, peer, timer: WatchTimer::default(), read_timeout: None }
+        Self { session, peer, timer: WatchTimer::default(), read_timeout: None, waiting }
     }
 
     /// Reads a piece of the body; `or_idle`: behind its end, waits until the client gives up.
     async fn read(&mut self, or_idle: Option<bool>) -> Result<Option<Bytes>> {
-        let Self { session, peer, timer, read_timeout } = self;
+        let Self { session, peer, timer, read_timeout, .. } = self;
         let session: &mut HttpSession = session;
         let limit = if session.is_body_done() { None } else { *read_timeout };
         let read = async {
@@ -101,6 +108,25 @@ impl WatchedStream {
         }
         Ok(piece)
     }
+}
+
+/// Waits for a client to take what is written, if there is a place to wait.
+async fn taken<T>(
+    write: impl Future<Output = Result<T>>,
+    peer: &ProxyDigest,
+    waiting: &Arc<ConnectionCaps>,
+) -> Result<T> {
+    let mut write = pin!(write);
+    if let Poll::Ready(written) = futures::poll!(write.as_mut()) {
+        return written;
+    }
+    // A proxy carries the streams of many clients.
+    let client = Peer::from_digest(peer).filter(|peer| !peer.trusted).map(|peer| peer.ip());
+    let place = waiting.admit(client);
+    if place.is_err() {
+        return Error::e_explain(ErrorType::WriteTimedout, "too many streams of this address wait to be read");
+    }
+    write.await
 }
 
 /// A session whose client is read from for a while when all was said and it is dropped.
@@ -214,8 +240,9 @@ impl Session for WatchedStream {
         if data.is_empty() {
             return if end { self.finish().await } else { Ok(()) };
         }
-        self.session.write_body(data, end).await?;
-        self.session.answered |= end;
+        let Self { session, peer, waiting, .. } = self;
+        taken(session.write_body(data, end), peer, waiting).await?;
+        session.answered |= end;
         Ok(())
     }
 
@@ -226,7 +253,8 @@ impl Session for WatchedStream {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let written = self.session.response_duplex_vec(tasks).await;
+        let Self { session, peer, waiting, .. } = self;
+        let written = taken(session.response_duplex_vec(tasks), peer, waiting).await;
         // A client that takes its answer slowly is not an upstream that is silent.
         if let Some(peer) = Peer::from_digest(&self.peer) {
             peer.watch.progress();

@@ -50,6 +50,8 @@ pub(super) struct Worker {
     pub(super) metrics: ConnectionMetrics,
     pub(super) shared: Arc<Shared>,
     pub(super) caps: Arc<ConnectionCaps>,
+    /// Streams whose client has not taken what is to be sent: each holds as much as a connection.
+    pub(super) waiting_streams: Arc<ConnectionCaps>,
     pub(super) proxy_protocol_from: Box<[IpNet]>,
     pub(super) trusted_proxies: Box<[IpNet]>,
 }

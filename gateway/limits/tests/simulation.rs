@@ -442,6 +442,114 @@ async fn a_coordinator_that_goes_in_the_middle_of_a_quota_holds_nobody_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn slow_quotas_are_kept_to_as_well_when_the_coordinator_goes_at_their_end() {
+    for run in 0..20 {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways_with(&centre, &[day(1000)], Unreachable::Share);
+        let fate = centre.clone();
+        let fate = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(800 + 10 * run)).await;
+            fate.is_up.store(false, Relaxed);
+        });
+        // Two have one request in two seconds each, and the third has ten every two minutes.
+        let mut requests = random(1.0, 1400.0, || fastrand::usize(1..3));
+        for at in (0..1400).step_by(120) {
+            requests.extend((0..10).map(|n| (Duration::from_secs(at) + Duration::from_millis(n * 100), 0)));
+        }
+        requests.sort_unstable();
+        let log = drive(&centre, &gateways, requests).await;
+        fate.await.unwrap();
+        assert!(log.admitted.len() <= 1000, "run {run}: {}", log.admitted.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_a_quota_for_itself_has_all_of_it_whenever_the_coordinator_goes() {
+    let centre = Centre::new(1, NEAR);
+    let gateways = gateways_with(&centre, &[day(1000)], Unreachable::Share);
+    let fate = centre.clone();
+    let fate = tokio::spawn(async move {
+        for (at, is_up) in [(5000, false), (8000, true), (8300, false)] {
+            tokio::time::sleep_until(fate.began + Duration::from_millis(at)).await;
+            fate.is_up.store(is_up, Relaxed);
+        }
+    });
+    let log = drive(&centre, &gateways, steady(100.0, 12.0, |_| 0)).await;
+    fate.await.unwrap();
+    assert_eq!(log.admitted.len(), 1000);
+    assert!(log.alone > 500, "{}", log.alone);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_comes_back_gives_nothing_that_was_spent_without_it() {
+    for run in 0..20 {
+        let bucket = per_minute(6000, 300);
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways(&centre, bucket, Unreachable::Share);
+        let fate = centre.clone();
+        let fate = tokio::spawn(async move {
+            for away in [300 + 150 * run, 50] {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                fate.is_up.store(false, Relaxed);
+                tokio::time::sleep(Duration::from_millis(away)).await;
+                fate.is_up.store(true, Relaxed);
+            }
+        });
+        let mut log = drive(&centre, &gateways, steady(300.0, 18.0, |n| n % 3)).await;
+        fate.await.unwrap();
+        let excess = oracle::excess(&mut log.admitted, &bucket);
+        assert!(excess <= 0.0, "run {run}: {excess}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_that_nobody_has_asked_for_is_not_refused_because_the_coordinator_is_away() {
+    for silence in [0, 7, 600] {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways(&centre, per_minute(10, 10), Unreachable::Share);
+        if silence > 0 {
+            drive(&centre, &gateways, vec![(Duration::ZERO, 0)]).await;
+            tokio::time::sleep(Duration::from_secs(silence)).await;
+        }
+        centre.is_up.store(false, Relaxed);
+        let log = drive(&centre, &gateways, (0..3).map(|gateway| (Duration::ZERO, gateway)).collect()).await;
+        assert_eq!((log.admitted.len(), log.alone), (3, 3), "{silence}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_was_refused_while_the_coordinator_was_away_is_asked_for_again_when_it_is_back() {
+    for unreachable in [Unreachable::Deny, Unreachable::Share] {
+        let centre = Centre::new(2, NEAR);
+        let gateways = gateways(&centre, per_minute(60, 10), unreachable);
+        centre.is_up.store(false, Relaxed);
+        let away = drive(&centre, &gateways, vec![(Duration::ZERO, 0); 20]).await;
+        assert!(away.admitted.len() <= 5, "{}", away.admitted.len());
+        centre.is_up.store(true, Relaxed);
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        let back = drive(&centre, &gateways, vec![(Duration::ZERO, 0)]).await;
+        assert_eq!((back.admitted.len(), back.alone), (1, 0), "{unreachable:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn heavy_requests_are_not_admitted_by_each_gateway_that_is_alone() {
+    let centre = Centre::new(3, NEAR);
+    let gateways = gateways(&centre, per_minute(600, 100), Unreachable::Share);
+    centre.is_up.store(false, Relaxed);
+    let mut admitted = 0;
+    for second in 0..60 {
+        for Gateway { holdings, node } in &gateways {
+            let places = holdings.places(|_| true);
+            let decision = decide(&[Applying::new(holdings, &places)], 60, false, node).await;
+            admitted += u64::from(matches!(decision, Decision::Admitted { .. })) * 60;
+        }
+        assert!(admitted <= 100 + second * 10, "{admitted} after {second} s");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_coordinator_that_hangs_holds_no_request_up_for_long() {
     let bucket = per_minute(6000, 300);
     let centre = Centre::new(3, NEAR);

@@ -8,10 +8,17 @@ use super::{
     known::Known,
     promise::{FLIGHT, Promise},
 };
-use crate::{calendar::Period, clock::Nanos, coordinator::RENEWAL, lease::Lease, node::after};
+use crate::{calendar::Period, clock::Nanos, coordinator::{LEASE_TIME, RENEWAL}, lease::Lease, node::after};
 
 /// Fewer tokens say nothing.
 const FEW: u64 = 8;
+
+/// A token in the parts that slow rates are counted in.
+const PARTS: u128 = 1024;
+
+/// How long what others take is added up: what begins now must be seen at once, and what comes once in a while at all.
+const LATELY: Duration = Duration::from_secs(1);
+const FOR_LONG: Duration = Duration::from_mins(1);
 
 /// What is known of the accounts.
 #[derive(Debug)]
@@ -46,9 +53,10 @@ pub(super) struct Account {
     /// What was spent and asked for in vain, at the last exchange; and when that was.
     pub(super) asked: u64,
     pub(super) exchanged_at: Nanos,
-    /// What was asked for in a renewal's time, before that; of a quota, what others took of it in one, lately. As small
-    /// as it can be: an idle tenant keeps one for each limit.
+    /// What was asked for in a renewal's time, before that; of a quota, what others take of it in a second, lately and
+    /// in the long run, in [`PARTS`] of a token. As small as can be: an idle tenant keeps them for each limit.
     pub(super) usual: u32,
+    pub(super) usual_for_long: u32,
     /// What the coordinator knows to be spent.
     pub(super) told: u64,
     /// When the coordinator answered last; 0: never.
@@ -88,23 +96,23 @@ impl Account {
         came >= FEW && 2 * asked < came || u128::from(asked) > usual * 3 / 2 + 2 * u128::from(FEW)
     }
 
-    /// Of a quota so much had been left when the coordinator answered before; now so much is, less what this gateway
-    /// was given.
-    pub(super) fn others_took(&mut self, left_before: u64, left: u64, answered_before: Nanos) {
-        let elapsed = u128::from(self.answered_at.saturating_sub(answered_before));
-        let renewal = RENEWAL.as_nanos();
-        let took = u128::from(left_before.saturating_sub(left));
-        // Answers may come one just after the other: what they say is added up, and what is older counts less.
-        let lately = u128::from(self.usual) * renewal.saturating_sub(elapsed) / renewal;
-        let took = lately + took * renewal / elapsed.max(renewal);
-        self.usual = u32::try_from(took).unwrap_or(u32::MAX);
+    /// Whether this gateway holds nothing of it and has not heard of it for longer than a lease lasts.
+    pub(super) fn is_silent(&self, now: Nanos) -> bool {
+        self.answered_at == 0 || now > after(self.answered_at, LEASE_TIME)
+    }
+
+    /// Of a quota, others took so much in this time.
+    pub(super) fn others_took(&mut self, tokens: u64, elapsed: Duration) {
+        self.usual = per_second(self.usual, tokens, elapsed, LATELY);
+        self.usual_for_long = per_second(self.usual_for_long, tokens, elapsed, FOR_LONG);
     }
 
     /// Of a quota: what others may have taken from when the coordinator answered last until it was away: as if they had
-    /// begun to take twice as much, and a renewal before.
+    /// begun to take twice as much, and a second before.
     pub(super) fn others_may_have_taken(&self, away_since: Nanos) -> u64 {
-        let silence = Duration::from_nanos(away_since.saturating_sub(self.answered_at)) + RENEWAL;
-        let most = 2 * u128::from(self.usual) * silence.as_millis() / RENEWAL.as_millis();
+        let silence = Duration::from_nanos(away_since.saturating_sub(self.answered_at)) + LATELY;
+        let usual = u128::from(self.usual.max(self.usual_for_long));
+        let most = (2 * usual * silence.as_millis()).div_ceil(1000 * PARTS);
         u64::try_from(most).unwrap_or(u64::MAX)
     }
 
@@ -128,13 +136,50 @@ impl Account {
     pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
         self.answered_at = former.answered_at;
         self.has_known = former.has_known;
-        self.usual = former.usual;
+        (self.usual, self.usual_for_long) = (former.usual, former.usual_for_long);
         self.period.clone_from(&former.period);
         self.share = former.share.of_quota_with(left);
     }
 }
 
+/// What is taken in a second, by what was before and what was taken in the time that has passed: of a window that
+/// slides, and of that time if it is longer. Rounded up.
+fn per_second(before: u32, tokens: u64, elapsed: Duration, window: Duration) -> u32 {
+    let (elapsed, window) = (elapsed.as_micros(), window.as_micros());
+    let still = u128::from(before) * window.saturating_sub(elapsed);
+    let new = u128::from(tokens) * PARTS * 1_000_000;
+    let now = still.div_ceil(window) + new.div_ceil(elapsed.max(window));
+    u32::try_from(now).unwrap_or(u32::MAX)
+}
+
 /// The account of a quota in one of its periods.
 pub(super) fn key_of_period(limit: &Limit, period: &Period) -> Arc<str> {
     format!("{}:{}", limit.key, period.id).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_seen_however_often_and_seldom_they_are_looked_at() {
+        for (every, tokens, parts) in [
+            // 500 a second, looked at a thousand times in one; half a one, ten times; one in twenty seconds, once.
+            (Duration::from_millis(2), 1, 500 * 1024),
+            (Duration::from_secs(2), 1, 512),
+            (Duration::from_mins(5), 15, 52),
+        ] {
+            let mut lately = 0;
+            for _ in 0..5000 {
+                lately = per_second(lately, tokens, every, LATELY);
+            }
+            assert!((parts * 9 / 10..=parts * 11 / 10).contains(&lately), "{every:?}: {lately} instead of {parts}");
+        }
+        // Nothing is taken while this gateway asks a hundred times in a second.
+        let mut for_long = per_second(0, 108, Duration::from_mins(2), FOR_LONG);
+        for _ in 0..100 {
+            for_long = per_second(for_long, 0, Duration::from_millis(10), FOR_LONG);
+        }
+        assert!(for_long > 900, "{for_long}");
+    }
 }

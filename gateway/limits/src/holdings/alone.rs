@@ -11,11 +11,20 @@ use super::{
     known::Known,
     settle::PAUSE,
 };
-use crate::{clock::Nanos, coordinator::LEASE_TIME, node::after, terms::Bucket};
+use crate::{
+    clock::Nanos,
+    coordinator::{LEASE_TIME, RENEWAL},
+    node::after,
+    terms::Bucket,
+};
 
 /// The coordinator is tried again after this time, give or take a fifth, so that gateways do not all come at
 /// once.
 const RETRY: Duration = Duration::from_millis(40);
+
+/// Gateways that were alone tell what they have spent within this time from when the coordinator is back. Nobody asks it
+/// for tokens before: others may have spent them.
+const ALL_TELL: Duration = Duration::from_millis(250);
 
 /// Where a limit is zero, a client need not ask again soon.
 const NOTHING: Duration = Duration::from_mins(1);
@@ -23,9 +32,22 @@ const NOTHING: Duration = Duration::from_mins(1);
 /// Since when there has been no coordinator.
 #[derive(Debug)]
 pub(super) struct Alone {
+    /// Also: when it was last tried, and a moment more.
     pub(super) retry_at: Nanos,
     /// Shares are counted up to here: when it is back and about to give again.
     until: Nanos,
+    /// It is back, and has been told what was spent meanwhile.
+    has_told: bool,
+    /// It is back, and has forgotten what it gave.
+    has_forgotten: bool,
+}
+
+impl Alone {
+    /// Whether it has come back just now, if it is there at this time: it was tried a moment ago. Then others tell what
+    /// they have spent before anybody is given more.
+    pub(super) fn others_tell_first(&self, now: Nanos) -> bool {
+        !self.has_told && now < after(self.retry_at, RENEWAL)
+    }
 }
 
 /// What has come of this gateway's share and was not used yet.
@@ -74,21 +96,28 @@ impl Holdings {
 
     pub(super) fn is_away(&self, state: &mut State, since: Nanos, now: Nanos) {
         let retry_at = after(now, RETRY.mul_f64(0.8 + 0.4 * fastrand::f64()));
-        if let Some(alone) = &mut state.alone {
-            alone.retry_at = retry_at;
-            // It was back, and went again before it gave anything.
-            alone.until = Nanos::MAX;
-            self.alone_until.store(Nanos::MAX, Relaxed);
+        // Requests try again in the background as long as there are some. Who comes later waits for it as the first one
+        // did: it may have been back for long.
+        self.alone_until.store(after(retry_at, RENEWAL), Relaxed);
+        // It may have been back, and gone again before it gave anything.
+        let alone = Alone { retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false };
+        if state.alone.replace(alone).is_some() {
             return;
         }
-        state.alone = Some(Alone { retry_at, until: Nanos::MAX });
-        for (account, known) in state.accounts.iter_mut().zip(&self.known) {
+        let limits = self.known.iter().zip(&self.plan.limits);
+        for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
             account.promise = None;
             known.set_promised_until(0);
+            let parts = match &limit.kind {
+                Kind::Bucket(bucket) if account.is_silent(since) => {
+                    let left = if account.answered_at == 0 { bucket.burst() } else { known.left() };
+                    Share::half_of(bucket, left)
+                }
+                _ => 0,
+            };
             // Of a quota, new limits go on with the share of the former ones.
-            account.share = Share { counted_to: since, parts: 0, ..account.share.clone() };
+            account.share = Share { counted_to: since, parts, ..account.share.clone() };
         }
-        self.alone_until.store(Nanos::MAX, Relaxed);
         tracing::debug!(tenant = %self.plan.tenant, "limits are held to without the coordinator");
     }
 
@@ -97,17 +126,26 @@ impl Holdings {
         if state.alone.is_none() {
             self.is_away(state, self.node.clock.now(), until);
         }
-        if let Some(alone) = &mut state.alone {
-            (alone.retry_at, alone.until) = (until, until);
-            self.alone_until.store(until, Relaxed);
-        }
+        state.alone = Some(Alone { retry_at: until, until, has_told: true, has_forgotten: true });
+        self.alone_until.store(until, Relaxed);
         // What is left of leases and shares ends when new ones are given.
         for lease in self.leases.iter() {
             lease.end_by(until);
         }
     }
 
-    pub(super) fn is_back(&self, state: &mut State) {
+    /// It is there, and may give again; not yet where others may still have to tell what they have spent.
+    pub(super) fn is_back(&self, state: &mut State, sent_at: Nanos, now: Nanos) {
+        let has_shares = self.plan.unreachable == Unreachable::Share && self.node.coordinator.live() > 1;
+        if let Some(alone) = &mut state.alone
+            && has_shares
+            && alone.others_tell_first(sent_at)
+        {
+            let until = after(now, ALL_TELL);
+            *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: false };
+            self.alone_until.store(until, Relaxed);
+            return;
+        }
         if state.alone.take().is_some() {
             for account in &mut state.accounts {
                 account.share = Share::default();
@@ -136,13 +174,13 @@ impl Holdings {
             Unreachable::Allow | Unreachable::Share => {}
         }
         let mut state = self.state.lock();
-        let until = match &state.alone {
+        let (until, has_forgotten) = match &state.alone {
             // It may have forgotten what others took of a quota. A share that is taken now would be told only when
             // it gives again, and it might give the same to others before.
-            Some(alone) if alone.until != Nanos::MAX && place.is_quota() && self.node.coordinator.live() > 1 => {
+            Some(alone) if alone.has_forgotten && place.is_quota() && self.node.coordinator.live() > 1 => {
                 return Verdict::Refused { until: alone.until };
             }
-            Some(alone) => alone.until,
+            Some(alone) => (alone.until, alone.has_forgotten),
             // It can be reached. There are tokens, but others were quicker, again and again.
             None => return Verdict::Refused { until: after(now, PAUSE) },
         };
@@ -156,17 +194,20 @@ impl Holdings {
             return Verdict::TryAgain;
         }
         let (tokens, wait) = match &described.kind {
+            // All gateways together would admit more of them at a time than there is room for.
+            Kind::Bucket(bucket) if cost > 1 && cost > bucket.burst() / live => (0, RENEWAL),
             Kind::Bucket(bucket) => account.share.of_bucket(bucket, live, cost, now.min(until)),
             Kind::Quota { limit: quota, .. } => {
                 let left = self.known.get(place.index()).map_or(0, Known::left);
                 let all = if account.has_known {
                     // Near its end, a share of what was left a moment ago may be there no longer.
-                    left.saturating_sub(account.others_may_have_taken(account.share.counted_to))
+                    let others = if live > 1 { account.others_may_have_taken(account.share.counted_to) } else { 0 };
+                    left.saturating_sub(others)
                 } else {
                     // Of what others used nothing is known, but what the coordinator says if it is there.
                     let key = account.period.as_ref().map(|period| key_of_period(described, period));
                     let took = key.map_or(0, |key| self.node.former_took(&self.plan.tenant, &key));
-                    let left = if until == Nanos::MAX { *quota } else { left };
+                    let left = if has_forgotten { left } else { *quota };
                     left.min(quota.saturating_sub(took))
                 };
                 account.share.of_quota(all / live, cost)
@@ -193,6 +234,12 @@ impl Holdings {
             let key = key_of_period(described, period);
             self.node.quota_given(&self.plan.tenant, &key, &self.reporter, account.granted, period.ends);
         }
+        if let (false, Some(left), Some(known)) =
+            (account.has_known, account.share.quota_left, self.known.get(place.index()))
+        {
+            // Clients are told what there is for them here.
+            known.set_left(left);
+        }
         self.node.counters.unbacked.fetch_add(tokens, Relaxed);
         lease.add(tokens, after(now, LEASE_TIME).min(until));
         Verdict::TryAgain
@@ -208,6 +255,11 @@ impl Holdings {
 }
 
 impl Share {
+    /// Half of what was left, for all gateways together: where nobody has asked for long, it is most likely still there.
+    fn half_of(bucket: &Bucket, left: u64) -> u128 {
+        u128::from(left) * bucket.period().as_nanos() / 2
+    }
+
     /// Tokens for a request that costs as much, or how long until there are enough: at one `live`th of the
     /// bucket's rate, and half of that part of its burst at most; a lease may still hold the other half.
     fn of_bucket(&mut self, bucket: &Bucket, live: u64, cost: u64, now: Nanos) -> (u64, Duration) {

@@ -280,7 +280,7 @@ impl Holdings {
                 match recovering {
                     // It is back, and gives nothing yet.
                     Some(wait) => self.recovers_until(&mut state, after(now, wait)),
-                    None => self.is_back(&mut state),
+                    None => self.is_back(&mut state, sent_at, now),
                 }
             }
             Err(error) => {

@@ -150,6 +150,9 @@ impl Holdings {
             }
             _ => demand(asked, elapsed).saturating_sub(held),
         };
+        // Others tell first what they have spent.
+        let may_ask = !state.alone.as_ref().is_some_and(|alone| alone.others_tell_first(now));
+        let (prefetch, least) = if may_ask { (prefetch, least) } else { (0, 0) };
         let paced = match &limit.kind {
             Kind::Bucket(bucket) => {
                 // Looked at whatever comes of it.

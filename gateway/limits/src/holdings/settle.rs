@@ -37,6 +37,7 @@ impl Holdings {
         now: Nanos,
     ) {
         let (Some(lease), Some(known)) = (self.leases.get(index), self.known.get(index)) else { return };
+        let was_alone = state.alone.is_some();
         let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(request.terms, Terms::Slots { .. });
         let answered_before = std::mem::replace(&mut account.answered_at, now);
@@ -46,9 +47,18 @@ impl Holdings {
             Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
             Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
             Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
-                if let (true, Terms::Quota { .. }) = (account.has_known, request.terms) {
+                if let Terms::Quota { limit, starts, .. } = request.terms {
                     let given = if let Outcome::Granted { tokens, .. } = answer.outcome { tokens } else { 0 };
-                    account.others_took(known.left(), answer.left + given, answered_before);
+                    let left = answer.left + given;
+                    if !account.has_known {
+                        let own = request.spent + request.held;
+                        let elapsed = Duration::from_micros(answer.now.saturating_sub(starts));
+                        account.others_took(limit.saturating_sub(left + own), elapsed);
+                    } else if !was_alone {
+                        // Else it is not only others who took what the coordinator learns of now.
+                        let elapsed = Duration::from_nanos(now.saturating_sub(answered_before));
+                        account.others_took(known.left().saturating_sub(left), elapsed);
+                    }
                 }
                 account.has_known = true;
                 known.set_left(answer.left);

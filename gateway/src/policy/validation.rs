@@ -5,6 +5,7 @@
 //! `$ref`s are refused), and patterns run on an engine whose time is linear in the input. What is
 //! reported names places and rules, never the values that a client sent.
 
+mod growth;
 mod json;
 mod openapi;
 mod schema;

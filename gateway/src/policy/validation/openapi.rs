@@ -314,7 +314,7 @@ impl<'d> Compiler<'d> {
     }
 
     fn schema(&self, pointer: &str) -> Result<Schema, OpenApiError> {
-        Ok(Schema::compile_at(&self.registry, DOCUMENT_URI, pointer)?)
+        Ok(Schema::compile_at(&self.registry, DOCUMENT_URI, self.document, pointer)?)
     }
 
     /// Follows `$ref`s of whatever stands at a place, to the place where it really stands.

@@ -1,8 +1,9 @@
 //! Nothing secret is shown, even where a secret stands in a setting that is not meant for one.
 //!
-//! Values that requests are given (`set` and `add` of request headers and of the query, what is put into the path, and
-//! the header that leads to a canary) are not shown at all: what a name says is no proof of what stands there. Neither
-//! are queries of URLs, and programs in which texts stand.
+//! Values that requests are given (`set` and `add` of request headers and of the query, what is put into the path), and
+//! that they must have (of the header or cookie that leads to a canary, and of what a route matches) are not shown at
+//! all: what a name says is no proof of what stands there. Neither are queries of URLs and of paths that are probed, and
+//! programs in which texts stand. Paths of URLs are shown.
 //!
 //! References to secrets (`${file:…}`, `${env:…}`) are shown: they say where, not what.
 
@@ -31,7 +32,8 @@ fn masked_below(parent: &str, value: Value) -> Value {
             let mask_member = |(name, value): (String, Value)| {
                 let given = match name.as_str() {
                     "set" | "add" => matches!(parent, "request" | "query"),
-                    "value" => parent == "header",
+                    "value" => matches!(parent, "header" | "cookie"),
+                    "equals" | "prefix" | "suffix" | "contains" => matches!(parent, "headers" | "query"),
                     "replace" | "add_prefix" => parent == "path",
                     "request_body" | "response_body" => holds_text(&value),
                     _ => false,
@@ -43,6 +45,8 @@ fn masked_below(parent: &str, value: Value) -> Value {
             Value::Object(members.into_iter().map(mask_member).collect::<Map<_, _>>())
         }
         Value::Array(items) => Value::Array(items.into_iter().map(|item| masked_below(parent, item)).collect()),
+        // Of a probe, as in `/healthz?token`.
+        Value::String(text) if parent == "path" => Value::String(without_user_and_query(without_query(text, 0))),
         Value::String(text) => Value::String(without_user_and_query(text)),
         plain => plain,
     }
@@ -87,17 +91,23 @@ fn masked_all(value: Value) -> Value {
 }
 
 /// `https://user:password@host/?token` without what stands before the `@` and after the `?`.
-fn without_user_and_query(mut text: String) -> String {
+fn without_user_and_query(text: String) -> String {
     let Some(start) = text.find("://").map(|at| at + 3) else { return text };
-    if let Some(query) = text[start..].find('?') {
-        text.truncate(start + query + 1);
-        text.push_str(MASK);
-    }
+    let text = without_query(text, start);
     let end = text[start..].find(['/', '?', '#']).map_or(text.len(), |at| start + at);
     match text[start..end].rfind('@') {
         Some(at) => format!("{}{MASK}{}", &text[..start], &text[start + at..]),
         None => text,
     }
+}
+
+/// What stands behind the first `?` after `start` is not shown.
+fn without_query(mut text: String, start: usize) -> String {
+    if let Some(query) = text[start..].find('?') {
+        text.truncate(start + query + 1);
+        text.push_str(MASK);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -115,13 +125,15 @@ mod tests {
                 "response": { "set": { "x-env": "test" } } },
             "transform": { "layer": "route", "value": { "query": { "add": { "q": "s3" }, "remove": ["a"] },
                 "path": { "replace": "/bot-s3/{id}" }, "request_body": r#". + { "key": "s3" }"#, "response_body": ".a | keys" } },
-            "canary": { "header": { "name": "x-canary", "value": "s3" } },
+            "canary": { "header": { "name": "x-canary", "value": "s3" }, "cookie": { "name": "canary", "value": "s3" } },
             "added": { "authorization": { "layer": "route", "value": "Basic s3" } },
             "conditions": [{ "name": "X-Api-Key", "equals": "s3" }, { "name": "x-env", "equals": "test" }],
             "client_secret": "s3", "nested": { "password": { "value": "s3", "layers": ["s3"] } },
             "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
             "jwks": { "url": "https://user:s3@idp.example/keys?x=@" },
-            "match": { "path": "/v1/{id}" }, "more": { "path": { "add_prefix": "/s3" } },
+            "match": { "path": "/v1/{id}", "headers": [{ "name": "x-env", "equals": "s3" }, { "name": "x-a", "present": true }],
+                "query": [{ "name": "a", "prefix": "s3" }, { "name": "b", "suffix": "s3" }, { "name": "c", "contains": "s3" }] },
+            "health": { "probe": { "http": { "path": "/healthz?key=s3" } } }, "more": { "path": { "add_prefix": "/s3" } },
             "redis": { "token": "${env:REDIS_TOKEN}" },
             "forward_credential": false,
         });
@@ -133,13 +145,15 @@ mod tests {
                     "response": { "set": { "x-env": "test" } } },
                 "transform": { "layer": "route", "value": { "query": { "add": { "q": "***" }, "remove": ["a"] },
                     "path": { "replace": "***" }, "request_body": "***", "response_body": ".a | keys" } },
-                "canary": { "header": { "name": "x-canary", "value": "***" } },
+                "canary": { "header": { "name": "x-canary", "value": "***" }, "cookie": { "name": "canary", "value": "***" } },
                 "added": { "authorization": { "layer": "route", "value": "***" } },
                 "conditions": [{ "name": "X-Api-Key", "equals": "***" }, { "name": "x-env", "equals": "test" }],
                 "client_secret": "***", "nested": { "password": { "value": "***", "layers": ["***"] } },
                 "cookie": { "name": "session" }, "api_keys": { "header": "x-api-key" },
                 "jwks": { "url": "https://***@idp.example/keys?***" },
-                "match": { "path": "/v1/{id}" }, "more": { "path": { "add_prefix": "***" } },
+                "match": { "path": "/v1/{id}", "headers": [{ "name": "x-env", "equals": "***" }, { "name": "x-a", "present": true }],
+                    "query": [{ "name": "a", "prefix": "***" }, { "name": "b", "suffix": "***" }, { "name": "c", "contains": "***" }] },
+                "health": { "probe": { "http": { "path": "/healthz?***" } } }, "more": { "path": { "add_prefix": "***" } },
                 "redis": { "token": "${env:REDIS_TOKEN}" },
                 "forward_credential": false,
             })

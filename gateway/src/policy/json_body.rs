@@ -7,6 +7,13 @@ use http::{HeaderMap, header::CONTENT_TYPE};
 
 use super::compression;
 
+/// Whether a `Content-Type` is that of JSON: `application/json`, its older name `text/json`, or a type with the suffix
+/// `+json` (RFC 6839 §3.1).
+pub fn is_json(content_type: &[u8]) -> bool {
+    let media_type = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
+    matches!(&*media_type, b"application/json" | b"text/json") || media_type.ends_with(b"+json")
+}
+
 /// Says nothing about which types are JSON; that there is exactly one, in UTF-8 and without a coding.
 pub fn is_unambiguous(headers: &HeaderMap) -> bool {
     let mut types = headers.get_all(CONTENT_TYPE).iter();
@@ -50,9 +57,21 @@ mod tests {
 
     use http::HeaderName;
 
+    use super::is_json;
+
     fn is_unambiguous(fields: &[(&'static str, &'static str)]) -> bool {
         let fields = fields.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
         super::is_unambiguous(&fields.collect())
+    }
+
+    #[test]
+    fn json_has_several_names() {
+        for kind in ["application/json", "Text/JSON", " application/vnd.api+JSON ; version=2", "a/b+json"] {
+            assert!(is_json(kind.as_bytes()), "{kind}");
+        }
+        for kind in ["", "json", "+jso", "text/plain", "application/jsonx", "text/plain; x=application/json"] {
+            assert!(!is_json(kind.as_bytes()), "{kind}");
+        }
     }
 
     #[test]

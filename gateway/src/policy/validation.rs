@@ -5,6 +5,7 @@
 //! `$ref`s are refused), and patterns run on an engine whose time is linear in the input. What is
 //! reported names places and rules, never the values that a client sent.
 
+mod growth;
 mod json;
 mod openapi;
 mod schema;
@@ -243,13 +244,8 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
     Some(value.split(';').next()?.trim().to_ascii_lowercase())
 }
 
-/// `application/json`, and what is written `+json` (RFC 6839 §3.1).
-fn is_json(media_type: &str) -> bool {
-    media_type == "application/json" || media_type == "text/json" || media_type.ends_with("+json")
-}
-
 fn is_plain_json(headers: &HeaderMap) -> bool {
-    media_type(headers).is_some_and(|media_type| is_json(&media_type)) && json_body::is_unambiguous(headers)
+    media_type(headers).is_some_and(|it| json_body::is_json(it.as_bytes())) && json_body::is_unambiguous(headers)
 }
 
 #[cfg(test)]

@@ -413,8 +413,8 @@ fn takes_transform(session: &mut Session, ctx: &RequestContext) -> Result<(), Re
     if is_plain_json || ctx.websocket || session.as_downstream_mut().is_body_empty() {
         return Ok(());
     }
-    let detail = "Bodies are taken here as application/json, or of a type that ends in +json, in UTF-8 and without \
-                  a content coding.";
+    let detail = "Bodies are taken here as application/json, text/json, or of a type that ends in +json, in UTF-8 and \
+                  without a content coding.";
     Err(Refusal::new(ProblemKind::UnsupportedMediaType, detail))
 }
 
@@ -515,9 +515,6 @@ fn is_json(request: &RequestHeader) -> bool {
     request.headers.get(header::CONTENT_TYPE).is_some_and(is_json_type)
 }
 
-/// `application/json`, or a type with the suffix `+json` (RFC 6839 §3.1).
 pub(super) fn is_json_type(value: &HeaderValue) -> bool {
-    let media_type = value.as_bytes().split(|b| *b == b';').next().unwrap_or_default().trim_ascii();
-    media_type.eq_ignore_ascii_case(b"application/json")
-        || media_type.len() > 5 && media_type[media_type.len() - 5..].eq_ignore_ascii_case(b"+json")
+    json_body::is_json(value.as_bytes())
 }

@@ -172,22 +172,25 @@ policies: {{ timeouts: {{ idle: 7s }}, security_headers: {{ x-own: tenant }} }}
     );
     let route = format!(
         "- id: open
-  match: {{ path: '/v1/{{*rest}}', headers: [{{ name: x-api-token, equals: '{}' }}] }}
+  match: {{ path: '/v1/{{*rest}}', headers: [{{ name: x-api-token, equals: '{}' }}], query: [{{ name: q, prefix: '{}' }}] }}
   upstream: demo
-  canary: {{ upstream: next, header: {{ name: authorization, value: '{}' }} }}
+  canary: {{ upstream: next, header: {{ name: authorization, value: '{}' }}, cookie: {{ name: c, value: '{}' }} }}
   policies:
     headers: {{ request: {{ set: {{ authorization: 'Basic {}', x-api-key: '{}', cookie: 'a={}' }}, add: {{ x-auth-token: '{}' }} }} }}
     transform: {{ query: {{ set: {{ api_key: '{}' }} }} }}
 ",
         secret(2),
+        secret(9),
         secret(3),
+        secret(10),
         secret(4),
         secret(5),
         secret(6),
         secret(7),
         secret(8),
     );
-    let upstreams = demo(&[origin.address], "") + &upstream("next", &[origin.address], "");
+    let probe = format!("health: {{ probe: {{ http: {{ path: '/healthz?key={}' }} }} }}", secret(11));
+    let upstreams = demo(&[origin.address], &probe) + &upstream("next", &[origin.address], "");
     let yaml = tenants(&upstreams, &tenant, &route).replace(
         "upstreams:\n",
         "plans: { business: { timeouts: { idle: 9s }, request: { max_body: 5MiB } } }\nupstreams:\n",
@@ -206,7 +209,7 @@ policies: {{ timeouts: {{ idle: 7s }}, security_headers: {{ x-own: tenant }} }}
         gateway.metrics(),
     ];
     for place in &places {
-        for n in 2..=8 {
+        for n in 2..=11 {
             assert!(!place.contains(&secret(n)), "secret {n} is shown: {place}");
         }
         assert!(!place.contains(&hash[7..]), "the hash of a key is shown: {place}");

@@ -76,13 +76,26 @@ fn a_jq_program_translates_the_request() {
 }
 
 #[test]
+fn what_passes_for_json_where_bodies_are_validated_does_where_they_are_translated() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(
+        origin.address,
+        "validation: { body_schema: { inline: { type: object } } }, transform: { request_body: '{ name: .n }' }",
+    );
+    for kind in ["application/json", "text/json", "Text/JSON; charset=utf-8", "application/vnd.x+json"] {
+        let answer = gateway.ask("POST", "/v1/echo", &format!("Content-Type: {kind}\r\n"), r#"{"n":"x"}"#);
+        assert_eq!((answer.status, answer.json()["body"].as_str()), (200, Some(r#"{"name":"x"}"#)), "{kind}");
+    }
+}
+
+#[test]
 fn a_body_cannot_get_past_its_translation_under_another_name() {
     let origin = Origin::start("a");
     let gateway = with_policies(origin.address, "transform: { request_body: '{ name: .n }' }");
     let body = r#"{"n":"x","admin":true}"#;
     for fields in [
         "Content-Type: text/plain\r\n",
-        "Content-Type: text/json\r\n",
+        "Content-Type: text/jsonx\r\n",
         "Content-Type: application/json, text/plain\r\n",
         "Content-Type: application/jsonx\r\n",
         "Content-Type: application/json; charset=utf-7\r\n",

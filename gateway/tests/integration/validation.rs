@@ -21,6 +21,12 @@ const OPENAPI: &str = "{ inline: { openapi: 3.1.0, info: { title: T, version: '1
       get: { responses: {} } } }, \
     components: { schemas: { User: { type: object, required: [name], properties: { name: { type: string, minLength: 1 } }, additionalProperties: false } } } } }";
 
+/// Of expressions: what an expression may be leads to what an expression may be by two ways.
+const EXPRESSION: &str = "{ $ref: '#/components/schemas/e', components: { schemas: { e: { oneOf: [ \
+    { type: object, required: [op, args], properties: { op: { const: and }, args: { type: array, items: { $ref: '#/components/schemas/e' } } } }, \
+    { type: object, required: [op, args], properties: { op: { const: or }, args: { type: array, items: { $ref: '#/components/schemas/e' } } } }, \
+    { type: object, required: [field], properties: { field: { type: string } } } ] } } } }";
+
 fn errors(answer: &Response) -> Value {
     assert_eq!((answer.status, answer.problem().as_str()), (400, "validation-failed"), "{answer:?}");
     answer.json()["errors"].clone()
@@ -143,6 +149,36 @@ fn a_body_in_pieces_is_validated_as_a_whole() {
     assert_eq!(patient.receive_head().status, 100);
     patient.send(br#"{"email":"a@b"}"#);
     assert_eq!(patient.receive().unwrap().status, 200);
+}
+
+#[test]
+fn a_body_that_nests_costs_no_more_than_its_length_however_its_schema_refers_to_itself() {
+    let origin = Origin::start("a");
+    let description = EXPRESSION.replacen(
+        '{',
+        "{ openapi: 3.1.0, paths: { /v1/echo: { post: { requestBody: { content: { \
+        application/json: { schema: { $ref: '#/components/schemas/e' } } } }, parameters: [ { name: q, in: query, \
+        content: { application/json: { schema: { $ref: '#/components/schemas/e' } } } } ] } } },",
+        1,
+    );
+    let nested = |innermost: &str| format!("{}{innermost}{}", r#"{"op":"or","args":["#.repeat(50), "]}".repeat(50));
+    let (good, bad) = (nested(r#"{"field":"a"}"#), nested(r#"{"field":1}"#));
+    let in_query =
+        |value: &str| format!("/v1/echo?q={}", value.replace('"', "%22").replace('{', "%7B").replace('}', "%7D"));
+    for document in
+        [format!("body_schema: {{ inline: {EXPRESSION} }}"), format!("openapi: {{ inline: {description} }}")]
+    {
+        let gateway = with_policies(origin.address, &format!("validation: {{ {document} }}"));
+        assert_eq!(gateway.post_json("/v1/echo", &good).status, 200, "{document}");
+        let found = errors(&gateway.post_json("/v1/echo", &bad));
+        assert_eq!((&found[0]["in"], &found[0]["pointer"]), (&json!("body"), &json!("")), "{found}");
+        if document.starts_with("openapi") {
+            assert_eq!(gateway.post_json(&in_query(&good), &good).status, 200);
+            assert_eq!(errors(&gateway.post_json(&in_query(&bad), &good))[0]["in"], "query");
+        }
+        let reports = with_policies(origin.address, &format!("validation: {{ mode: report, {document} }}"));
+        assert_eq!(reports.post_json("/v1/echo", &bad).status, 200);
+    }
 }
 
 #[test]

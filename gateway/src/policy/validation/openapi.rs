@@ -18,7 +18,7 @@ use self::{
     parameter::{Parameter, Sources},
     template::Template,
 };
-use super::{Nonconformity, Part, Request, SchemaError, Violation, is_json, json_body, media_type, schema::Schema};
+use super::{Nonconformity, Part, Request, SchemaError, Violation, json_body, media_type, schema::Schema};
 
 /// Name of the document for references within it; it is never looked up anywhere.
 const DOCUMENT_URI: &str = "urn:seiketsu:openapi";
@@ -142,7 +142,7 @@ impl Operation {
         let is_announced = headers.get(CONTENT_LENGTH).is_some_and(|length| length != "0");
         match media_type(headers).and_then(|media_type| Some((body.media(&media_type)?, media_type))) {
             Some((media, media_type)) => {
-                body.required && !is_announced || media.schema.is_some() && is_json(&media_type)
+                body.required && !is_announced || media.schema.is_some() && json_body::is_json(media_type.as_bytes())
             }
             None => true,
         }
@@ -164,7 +164,7 @@ impl Operation {
         let media_type = media_type(headers).ok_or(Nonconformity::UnsupportedMediaType)?;
         let media = body.media(&media_type).ok_or(Nonconformity::UnsupportedMediaType)?;
         if let Some(schema) = &media.schema
-            && is_json(&media_type)
+            && json_body::is_json(media_type.as_bytes())
         {
             if !json_body::is_unambiguous(headers) {
                 return Err(Nonconformity::NotPlainJson);
@@ -314,7 +314,7 @@ impl<'d> Compiler<'d> {
     }
 
     fn schema(&self, pointer: &str) -> Result<Schema, OpenApiError> {
-        Ok(Schema::compile_at(&self.registry, DOCUMENT_URI, pointer)?)
+        Ok(Schema::compile_at(&self.registry, DOCUMENT_URI, self.document, pointer)?)
     }
 
     /// Follows `$ref`s of whatever stands at a place, to the place where it really stands.

@@ -1,12 +1,17 @@
 //! JSON Schema (2020-12), compiled once and bounded.
+//!
+//! Whether a value conforms is bounded by its size times the schema's, however it nests: what a schema that refers to
+//! itself says of a part of the value is remembered. What is wrong with it is listed only where that is bounded too.
 
 use jsonschema::{Draft, PatternOptions, Registry};
 use serde_json::Value;
 
-use super::{MAX_VIOLATIONS, Part, Violation, json, shortened};
+use super::{MAX_VIOLATIONS, Part, Violation, growth, json, shortened};
 
 /// Bytes that one compiled pattern may take.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
+/// Values within a value that is listed: whatever is wrong with them is held at once.
+const MAX_LISTED_VALUES: usize = 4096;
 
 /// Why a schema is refused.
 #[derive(Debug, thiserror::Error)]
@@ -21,21 +26,31 @@ pub struct SchemaError {
 
 /// A compiled schema.
 #[derive(Debug)]
-pub(super) struct Schema(jsonschema::Validator);
+pub(super) struct Schema {
+    validator: jsonschema::Validator,
+    /// Whether what is wrong may be listed.
+    lists: bool,
+}
 
 impl Schema {
     /// A document that is a schema as a whole.
     pub(super) fn compile(schema: &Value) -> Result<Self, SchemaError> {
-        Self::build(schema, None, "")
+        Self::build(schema, None, "", growth::is_bounded(schema, ""))
     }
 
     /// The schema at a JSON pointer of a document, whose local references mean that document.
-    pub(super) fn compile_at(registry: &Registry<'_>, uri: &str, pointer: &str) -> Result<Self, SchemaError> {
+    pub(super) fn compile_at(
+        registry: &Registry<'_>,
+        uri: &str,
+        document: &Value,
+        pointer: &str,
+    ) -> Result<Self, SchemaError> {
         let reference = Value::String(format!("{uri}#{}", as_fragment(pointer)));
-        Self::build(&Value::Object([("$ref".to_owned(), reference)].into_iter().collect()), Some(registry), pointer)
+        let schema = Value::Object([("$ref".to_owned(), reference)].into_iter().collect());
+        Self::build(&schema, Some(registry), pointer, growth::is_bounded(document, pointer))
     }
 
-    fn build(schema: &Value, registry: Option<&Registry<'_>>, pointer: &str) -> Result<Self, SchemaError> {
+    fn build(schema: &Value, registry: Option<&Registry<'_>>, pointer: &str, lists: bool) -> Result<Self, SchemaError> {
         let mut options = jsonschema::options()
             .offline()
             .with_draft(Draft::Draft202012)
@@ -48,24 +63,35 @@ impl Schema {
         if let Some(registry) = registry {
             options = options.with_registry(registry);
         }
-        options.build(schema).map(Self).map_err(|error| SchemaError {
+        let validator = options.build(schema).map_err(|error| SchemaError {
             pointer: format!("{pointer}{}", error.instance_path()),
             reason: shortened(error.to_string()),
-        })
+        })?;
+        Ok(Self { validator, lists })
     }
 
     pub(super) fn is_valid(&self, value: &Value) -> bool {
-        self.0.is_valid(value)
+        self.validator.is_valid(value)
     }
 
     /// Adds what is wrong with a value, up to the bound of violations.
     pub(super) fn check(&self, value: &Value, part: Part, name: Option<&str>, violations: &mut Vec<Violation>) {
-        let room = MAX_VIOLATIONS.saturating_sub(violations.len());
-        let found = self.0.iter_errors(value).take(room);
-        // Masked: the message names the rule, and "value" stands for what the client sent.
-        violations.extend(
-            found.map(|error| Violation::new(part, name, error.instance_path().as_str(), error.masked().to_string())),
-        );
+        if self.is_valid(value) {
+            return;
+        }
+        let known = violations.len();
+        if self.lists && values(value) <= MAX_LISTED_VALUES {
+            let found = self.validator.iter_errors(value).take(MAX_VIOLATIONS.saturating_sub(known));
+            // Masked: the message names the rule, and "value" stands for what the client sent.
+            violations.extend(
+                found.map(|error| {
+                    Violation::new(part, name, error.instance_path().as_str(), error.masked().to_string())
+                }),
+            );
+        }
+        if violations.len() == known {
+            violations.push(Violation::new(part, name, "", "it does not conform to its schema"));
+        }
     }
 
     /// Adds what is wrong with a JSON body, also if it is no JSON at all.
@@ -89,6 +115,15 @@ impl Schema {
                 format!("the body is not JSON: see line {}, column {}", error.line(), error.column()),
             )),
         }
+    }
+}
+
+/// The value, and all values in it.
+fn values(value: &Value) -> usize {
+    1 + match value {
+        Value::Array(items) => items.iter().map(values).sum(),
+        Value::Object(members) => members.values().map(values).sum(),
+        _ => 0,
     }
 }
 
@@ -166,6 +201,55 @@ mod tests {
                 schema.check(&json!({ "a": [1, 2, 3] }), Part::Body, None, &mut Vec::new());
             }
         }
+    }
+
+    #[test]
+    fn nesting_costs_no_more_where_a_schema_refers_to_itself_more_than_once() {
+        // If the work doubled with each level, this test would not end.
+        const DEPTH: usize = 120;
+        let again = json!({ "$ref": "#" });
+        let twice = json!([again, again]);
+        for keywords in [
+            json!({ "properties": { "n": { "anyOf": twice } }, "type": "object" }),
+            json!({ "properties": { "n": { "oneOf": twice } }, "type": "object" }),
+            json!({ "properties": { "n": { "allOf": twice } }, "type": "object" }),
+            json!({ "properties": { "n": { "if": again, "then": again, "else": again } }, "type": "object" }),
+            json!({ "properties": { "n": { "not": { "anyOf": twice } } }, "type": "object" }),
+            json!({ "properties": { "n": again }, "patternProperties": { "^n": again }, "type": "object" }),
+            json!({ "properties": { "n": again }, "dependentSchemas": { "n": { "properties": { "n": again } } }, "type": "object" }),
+            json!({ "anyOf": [{ "properties": { "n": again } }, { "properties": { "n": again } }], "unevaluatedProperties": false, "type": "object" }),
+            json!({ "unevaluatedProperties": again, "patternProperties": { "^m": again }, "type": "object" }),
+            json!({ "properties": { "n": again }, "type": "object" }),
+        ] {
+            let schema = Schema::compile(&keywords).unwrap();
+            for (innermost, alike) in [("{}", false), ("1", false), ("{\"n\":1,\"x\":1}", false), ("{}", true)] {
+                let level = if alike { "{\"m\":1,\"n\":" } else { "{\"n\":" };
+                let body = format!("{}{innermost}{}", level.repeat(DEPTH), "}".repeat(DEPTH));
+                let (value, _) = json::parse(body.as_bytes()).unwrap();
+                let mut violations = Vec::new();
+                schema.check(&value, Part::Body, None, &mut violations);
+                assert_eq!(violations.is_empty(), schema.is_valid(&value), "{keywords}: {violations:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_very_many_values_none_is_listed() {
+        let schema = Schema::compile(&json!({ "items": { "type": "string" } })).unwrap();
+        for (count, pointer) in [(10, "/0"), (MAX_LISTED_VALUES, "")] {
+            let mut violations = Vec::new();
+            schema.check(&json!(vec![1; count]), Part::Body, None, &mut violations);
+            assert_eq!(violations.first().map(|v| v.pointer.as_str()), Some(pointer), "{count}");
+        }
+    }
+
+    #[test]
+    fn the_place_is_told_where_a_schema_refers_to_itself_once() {
+        let tree = json!({ "properties": { "name": { "type": "string" }, "children": { "items": { "$ref": "#" } } } });
+        let mut violations = Vec::new();
+        let value = json!({ "children": [{ "name": "a" }, { "name": 1 }] });
+        Schema::compile(&tree).unwrap().check(&value, Part::Body, None, &mut violations);
+        assert_eq!(violations.iter().map(|v| v.pointer.as_str()).collect::<Vec<_>>(), ["/children/1/name"]);
     }
 
     #[test]

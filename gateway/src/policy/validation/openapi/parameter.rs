@@ -8,7 +8,10 @@ use percent_encoding::percent_decode;
 use serde_json::{Value, value::Number};
 
 use super::{Compiler, MAX_REFERENCES, OpenApiError, Template, escaped};
-use crate::policy::validation::{Part, Request, Violation, schema::Schema};
+use crate::policy::{
+    json_body,
+    validation::{Part, Request, Violation, schema::Schema},
+};
 
 #[derive(Debug, Clone)]
 pub(super) struct Parameter {
@@ -118,7 +121,7 @@ impl Parameter {
         } else if let Some((media_type, media)) =
             compiler.optional_map(place, "content")?.and_then(|content| content.iter().next())
         {
-            if !super::is_json(&media_type.to_ascii_lowercase()) {
+            if !json_body::is_json(media_type.as_bytes()) {
                 return Err(unsupported(&format!("`content` of type {media_type}")));
             }
             let pointer = format!("{place}/content/{}/schema", escaped(media_type));

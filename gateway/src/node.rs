@@ -185,12 +185,10 @@ fn prepare(
         if !status.get().loaded {
             return Err(RunError::NoConfiguration(status.get().errors.join("\n")));
         }
-        let inherited =
+        let mut inherited =
             upgrade.then(|| handover::receive(&handover::socket_path(&shared.node.state_dir))).transpose()?;
-        let (listeners, inherited) = match inherited {
-            Some(mut inherited) => (std::mem::take(&mut inherited.listeners), Some(inherited)),
-            None => (server::bind(&shared.node)?, None),
-        };
+        let former = inherited.as_mut().map(|inherited| std::mem::take(&mut inherited.listeners));
+        let listeners = server::bind(&shared.node, former.unwrap_or_default())?;
         Ok(Prepared { source, live_tls, listeners, inherited })
     };
     std::thread::Builder::new().name("start".to_owned()).spawn(move || {

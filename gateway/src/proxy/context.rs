@@ -85,6 +85,8 @@ pub(crate) struct ResponseBody {
     /// What came so far of a body that is transformed as a whole.
     pub(crate) collected: Option<Vec<u8>>,
     pub(crate) encoder: Option<Encoder>,
+    /// What is sent in place of trailers.
+    pub(crate) last: Option<Bytes>,
 }
 
 /// The attempts to get a response from an upstream.

@@ -159,12 +159,14 @@ impl ProxyHttp for Gateway {
 
     fn upstream_response_trailer_filter(
         &self,
-        _: &mut Session,
+        session: &mut Session,
         trailers: &mut HeaderMap,
         ctx: &mut Box<RequestContext>,
     ) -> Result<()> {
         upstream_response::filter_trailers(trailers, ctx);
-        Ok(())
+        // Not in `response_trailer_filter`: Pingora goes on after an error there, and the client would take a
+        // part for the whole.
+        response_body::end_before_trailers(session, ctx)
     }
 
     async fn response_filter(
@@ -184,6 +186,15 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<RequestContext>,
     ) -> Result<Option<Duration>> {
         response_body::filter(session, body, end_of_stream, ctx)
+    }
+
+    async fn response_trailer_filter(
+        &self,
+        _: &mut Session,
+        _: &mut HeaderMap,
+        ctx: &mut Box<RequestContext>,
+    ) -> Result<Option<Bytes>> {
+        Ok(ctx.response_body.last.take())
     }
 
     async fn connected_to_upstream(

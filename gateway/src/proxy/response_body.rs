@@ -52,6 +52,15 @@ pub(super) fn filter(
     Ok(None)
 }
 
+/// Where trailers follow, no piece of the body has said that it is the last one. What is left of it takes their
+/// place: they speak of bytes that nobody will get.
+pub(super) fn end_before_trailers(session: &Session, ctx: &mut RequestContext) -> Result<()> {
+    let mut last = None;
+    filter(session, &mut last, true, ctx)?;
+    ctx.response_body.last = last;
+    Ok(())
+}
+
 fn transform(ctx: &mut RequestContext, whole: Vec<u8>) -> Result<Option<Bytes>> {
     let Some(program) = ctx.route().and_then(|route| route.policies.response_body.clone()) else {
         return Ok(Some(whole.into()));

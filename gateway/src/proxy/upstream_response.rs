@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -117,14 +117,17 @@ fn normalise_framing(status: StatusCode, fields: &mut HeaderMap) {
         fields.remove(header::TRANSFER_ENCODING);
         return;
     }
-    // As many values as names: nothing is said twice.
-    if fields.len() != fields.keys_len() {
+    let is_list = fields.get(header::CONTENT_LENGTH).is_some_and(|value| value.as_bytes().contains(&b','));
+    // As many values as names: no line stands twice.
+    if is_list || fields.len() != fields.keys_len() {
         for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
-            let mut values = fields.get_all(&name).iter();
-            let (Some(first), Some(second)) = (values.next(), values.next()) else { continue };
-            // Other codings than `chunked` may stand in lines of their own: those are not said twice.
-            if first == second && values.all(|value| value == first) {
-                let once = first.clone();
+            let lines = fields.get_all(&name).iter();
+            let mut values = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
+            let Some(first) = values.next() else { continue };
+            // Of several codings, none but `chunked` is said twice.
+            if values.all(|value| value == first)
+                && let Ok(once) = HeaderValue::from_bytes(first)
+            {
                 fields.insert(name, once);
             }
         }

@@ -24,6 +24,7 @@ pub(crate) mod worker;
 
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     thread::{self, JoinHandle},
     time::Duration,
@@ -78,16 +79,34 @@ pub(crate) fn check_ports(node: &NodeConfig) -> Result<(), BindError> {
     node.listeners.http.iter().chain(&node.listeners.https).try_for_each(|address| listener::check_free(*address))
 }
 
-/// Opens all listening sockets of a node, one per worker and address.
-pub(crate) fn bind(node: &NodeConfig) -> Result<Vec<Listener>, BindError> {
-    check_ports(node)?;
+/// All listening sockets of a node, one per worker and address: those that a former process had there, and new
+/// ones. What the node has no listener for is closed.
+pub(crate) fn bind(node: &NodeConfig, mut former: Vec<Listener>) -> Result<Vec<Listener>, BindError> {
     let plain = node.listeners.http.iter().map(|address| Endpoint { address: *address, tls: false });
     let tls = node.listeners.https.iter().map(|address| Endpoint { address: *address, tls: true });
-    let mut listeners = Vec::new();
-    for endpoint in plain.chain(tls) {
-        listeners.extend(listener::bind(endpoint, worker_count(node))?);
+    let mut listeners: Vec<_> = plain.chain(tls).map(|endpoint| (endpoint, Vec::new())).collect();
+    for (endpoint, sockets) in &mut listeners {
+        *sockets = take(&mut former, endpoint.address, endpoint.tls);
     }
-    Ok(listeners)
+    // Of what nobody has asked for by its number, any port will do.
+    for (endpoint, sockets) in listeners.iter_mut().filter(|(endpoint, _)| endpoint.address.port() == 0) {
+        let is_alike = |had: &Endpoint| had.tls == endpoint.tls && had.address.ip() == endpoint.address.ip();
+        if let Some(had) = former.iter().map(|listener| listener.endpoint).find(is_alike) {
+            *sockets = take(&mut former, had.address, had.tls);
+        }
+    }
+    let mut missing: Vec<_> = listeners.iter_mut().filter(|(_, sockets)| sockets.is_empty()).collect();
+    missing.iter().try_for_each(|(endpoint, _)| listener::check_free(endpoint.address))?;
+    for (endpoint, sockets) in &mut missing {
+        *sockets = listener::bind(*endpoint, worker_count(node))?;
+    }
+    Ok(listeners.into_iter().flat_map(|(_, sockets)| sockets).collect())
+}
+
+/// The sockets that listen at this address, which serve with or without TLS from here on.
+fn take(former: &mut Vec<Listener>, address: SocketAddr, tls: bool) -> Vec<Listener> {
+    let there = former.extract_if(.., |listener| listener.endpoint.address == address);
+    there.map(|listener| Listener { endpoint: Endpoint { address, tls }, ..listener }).collect()
 }
 
 impl Server {
@@ -182,5 +201,35 @@ fn pingora_settings(node: &NodeConfig) -> ServerConf {
         // Attempts end by our own rules long before.
         max_retries: 16,
         ..ServerConf::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn sockets_of_a_former_process_go_where_the_file_says() {
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let node = |http: &[SocketAddr], https: &[SocketAddr]| {
+            let mut node = NodeConfig { threads: 1, ..NodeConfig::default() };
+            (node.listeners.http, node.listeners.https) = (http.to_vec(), https.to_vec());
+            node
+        };
+        let former = bind(&node(&[any, any], &[any]), Vec::new()).unwrap();
+        let had: Vec<Endpoint> = former.iter().map(|listener| listener.endpoint).collect();
+        let [one, other, tls] = had[..] else { panic!("{had:?}") };
+        let next = |http: &[SocketAddr], https: &[SocketAddr]| -> Vec<Endpoint> {
+            let former = former.iter().map(|listener| listener.try_clone().unwrap()).collect();
+            bind(&node(http, https), former).unwrap().iter().map(|listener| listener.endpoint).collect()
+        };
+        assert_eq!(next(&[any, any], &[any]), had);
+        assert_eq!(next(&[any, one.address], &[]), [other, one], "a named port is none that may be any");
+        let swapped = [Endpoint { tls: false, ..tls }, Endpoint { tls: true, ..one }];
+        assert_eq!(next(&[tls.address], &[one.address]), swapped);
+        let more = next(&[any, any, any], &[]);
+        assert!(more[..2] == had[..2] && !had.contains(&more[2]), "{more:?}");
     }
 }

@@ -35,7 +35,7 @@ impl From<&Egress> for EgressPolicy {
 }
 
 impl EgressPolicy {
-    /// Judges an address. One that carries an IPv4 address inside (mapped, NAT64, 6to4, compatible) is
+    /// Judges an address. One that carries an IPv4 address inside (mapped, translated, NAT64, 6to4, compatible) is
     /// judged by that address, since that is where the packets go.
     pub fn check(self, address: IpAddr) -> Result<(), Denied> {
         let class = match address {
@@ -79,10 +79,14 @@ fn classify_v4(address: Ipv4Addr) -> Class {
         [127, ..] => Class::Loopback,
         [169, 254, ..] => Class::LinkLocalOrMetadata,
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] => Class::Private,
-        // "This network", IETF protocol assignments, documentation, benchmarks, multicast, reserved.
-        [0 | 224..=255, ..] | [192, 0, 0 | 2, _] | [198, 51, 100, _] | [203, 0, 113, _] | [198, 18 | 19, ..] => {
-            Class::NotAHost
-        }
+        // "This network", IETF protocol assignments, documentation, relays of 6to4 (RFC 7526), benchmarks,
+        // multicast, reserved.
+        [0 | 224..=255, ..]
+        | [192, 0, 0 | 2, _]
+        | [192, 88, 99, _]
+        | [198, 51, 100, _]
+        | [203, 0, 113, _]
+        | [198, 18 | 19, ..] => Class::NotAHost,
         _ => Class::Public,
     }
 }
@@ -107,7 +111,7 @@ fn classify_v6(address: Ipv6Addr) -> Class {
 }
 
 /// The IPv4 address that an IPv6 address stands for, if it does: `::ffff:0:0/96` (RFC 4291 §2.5.5.2),
-/// `64:ff9b::/96` and `64:ff9b:1::/48` (RFC 6052, RFC 8215), `2002::/16` (RFC 3056), and the
+/// `::ffff:0:0:0/96` (RFC 2765 §2.1), `64:ff9b::/96` and `64:ff9b:1::/48` (RFC 6052, RFC 8215), `2002::/16` (RFC 3056), and the
 /// deprecated `::/96` (RFC 4291 §2.5.5.1) without `::` and `::1`.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let from = |high: u16, low: u16| {
@@ -117,6 +121,7 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     };
     match address.segments() {
         [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         | [0x64, 0xff9b, 1, _, _, _, high, low]
         | [0x2002, high, low, ..] => Some(from(high, low)),
@@ -151,6 +156,7 @@ mod tests {
             "fe80::1",
             "fec0::1",
             "::ffff:169.254.169.254",
+            "::ffff:0:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
             "2002:a9fe:a9fe::1",
             "::169.254.169.254",
@@ -172,6 +178,7 @@ mod tests {
             "203.0.113.7",
             "198.18.0.1",
             "192.0.0.8",
+            "192.88.99.1",
             "::",
             "ff02::1",
             "2001:db8::1",
@@ -187,7 +194,7 @@ mod tests {
     fn loopback_and_private_need_the_nodes_consent() {
         let loopback = EgressPolicy { allow_loopback: true, allow_private: false };
         let private = EgressPolicy { allow_loopback: false, allow_private: true };
-        for address in ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1"] {
+        for address in ["127.0.0.1", "127.255.0.9", "::1", "::ffff:127.0.0.1", "::ffff:0:127.0.0.1"] {
             assert!(allowed(loopback, address), "{address}");
             assert!(!allowed(private, address), "{address}");
         }

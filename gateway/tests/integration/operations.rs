@@ -360,13 +360,54 @@ fn quit_under_load_loses_nothing_over_tls() {
 
 /// Starts a second process and has the first hand its sockets over.
 pub(crate) fn hand_over(gateway: &Gateway) -> Process {
+    let next = offer(gateway);
+    let (http, https, _) = Gateway::wait_until_ready(gateway.folder.path(), next.0.id());
+    assert_eq!((http, https), (gateway.http, gateway.https));
+    next
+}
+
+/// The same, up to the moment when the second process has to begin.
+fn offer(gateway: &Gateway) -> Process {
     let folder = gateway.folder.path();
     let next = Gateway::spawn(folder, &["--upgrade"]);
     wait_for(&|| folder.join("state/upgrade.sock").exists().then_some(())).unwrap();
     gateway.process.signal("-QUIT");
-    let (http, https, _) = Gateway::wait_until_ready(folder, next.0.id());
-    assert_eq!((http, https), (gateway.http, gateway.https));
     next
+}
+
+#[test]
+fn a_new_process_listens_where_its_file_says() {
+    let origin = Origin::start("eu-west");
+    let mut gateway = Gateway::start(&two_tenants(&[origin.address], KEY));
+    let folder = gateway.folder.path().to_owned();
+    let node = fs::read_to_string(folder.join("node.yaml")).unwrap();
+    let listen = |listeners: &str| {
+        let changed = node.replace("http: ['127.0.0.1:0'], https: ['127.0.0.1:0']", listeners);
+        fs::write(folder.join("node.yaml"), changed).unwrap();
+    };
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    listen(&format!("http: ['127.0.0.1:0', '{address}']"));
+    assert!(!wait_for_end(&mut offer(&gateway)).success());
+    assert!(gateway.logs(&format!("cannot listen on {address}")), "{}", gateway.log());
+    assert!(gateway.logs("the sockets were not handed over"), "{}", gateway.log());
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200, "the former process goes on");
+
+    listen("http: ['127.0.0.1:0', '127.0.0.2:0'], https: ['127.0.0.2:0']");
+    let next = offer(&gateway);
+    let (http, https, _) = Gateway::wait_until_ready(&folder, next.0.id());
+    assert!(http == gateway.http && https.ip() != gateway.https.ip(), "{http} {https}");
+    assert!(wait_for_end(&mut gateway.process).success(), "{}", gateway.log());
+    let addresses = fs::read_to_string(folder.join("state/addresses.json")).unwrap();
+    let addresses: serde_json::Value = serde_json::from_str(&addresses).unwrap();
+    for address in [&addresses["http"][0], &addresses["http"][1]] {
+        let answer = Client::connect(address.as_str().unwrap().parse().unwrap()).request(REQUEST);
+        assert_eq!(answer.status, 200, "{address}");
+    }
+    let mut client = BufReader::new(connect_tls(https));
+    client.get_mut().write_all(REQUEST.as_bytes()).unwrap();
+    assert_eq!(support::receive(&mut client).unwrap().status, 200);
+    assert!(std::net::TcpStream::connect(gateway.https).is_err(), "nobody has a listener there any more");
 }
 
 /// A folder for a node with addresses of its own that takes two seconds to load: so long it waits for a name server

@@ -272,7 +272,7 @@ fn a_body_of_unknown_length_has_the_same_bound() {
     }
 }
 
-fn decoded(answer: &Response) -> Vec<u8> {
+pub(crate) fn decoded(answer: &Response) -> Vec<u8> {
     let mut plain = Vec::new();
     match answer.header("content-encoding") {
         Some("gzip") => {

@@ -92,6 +92,8 @@ fn what_an_upstream_sends_beyond_its_answer_reaches_nobody() {
 fn where_a_body_ends_is_said_once_or_not_at_all() {
     for (head, status, lengths, codings) in [
         ("200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 200, vec!["5"], vec![]),
+        ("200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", 200, vec!["5"], vec![]),
+        ("200 OK\r\nContent-Length: 5,5 , 5\r\n\r\nhello", 200, vec!["5"], vec![]),
         (
             "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
             200,

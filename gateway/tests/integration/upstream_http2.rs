@@ -11,9 +11,10 @@ use std::{
 
 use crate::{
     fixtures::{demo, open, tenants},
+    policies::decoded,
     support::{
         Gateway,
-        frames::{END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS},
+        frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS},
         http2::Http2,
     },
 };
@@ -26,6 +27,8 @@ const CANCEL: u32 = 8;
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Answered,
+    /// With this JSON, and a trailer behind it.
+    Json(&'static str),
     /// This stream is reset, for this reason.
     Reset(u32),
     /// The connection takes no more streams, and has not looked at this one.
@@ -83,6 +86,13 @@ fn serve(mut stream: TcpStream, fate: &dyn Fn() -> Fate) -> std::io::Result<()> 
             HEADERS => match fate() {
                 // 0x88 is `:status: 200` (RFC 7541, appendix A).
                 Fate::Answered => send(&mut stream, HEADERS, END_STREAM | END_HEADERS, id, &[0x88])?,
+                Fate::Json(body) => {
+                    // Beside it a literal `content-type` (number 31), then one with a name of its own (§6.2.2).
+                    let head = [&[0x88, 0x0f, 0x10, 16][..], b"application/json"].concat();
+                    send(&mut stream, HEADERS, END_HEADERS, id, &head)?;
+                    send(&mut stream, DATA, 0, id, body.as_bytes())?;
+                    send(&mut stream, HEADERS, END_STREAM | END_HEADERS, id, b"\x00\x05x-sum\x011")?;
+                }
                 Fate::Reset(reason) => send(&mut stream, RST_STREAM, 0, id, &reason.to_be_bytes())?,
                 Fate::GoAway => send(&mut stream, GOAWAY, 0, 0, &[0; 8])?,
                 Fate::GoAwayLate => {
@@ -102,7 +112,11 @@ fn send(stream: &mut TcpStream, kind: u8, flags: u8, id: u32, payload: &[u8]) ->
 }
 
 fn gateway(upstream: &Upstream) -> Gateway {
-    Gateway::start(&tenants(&demo(&[upstream.address], "protocol: http2"), "", &open("")))
+    with_policies(upstream, "")
+}
+
+fn with_policies(upstream: &Upstream, policies: &str) -> Gateway {
+    Gateway::start(&tenants(&demo(&[upstream.address], "protocol: http2"), "", &open(policies)))
 }
 
 fn post(body: &str) -> String {
@@ -156,4 +170,50 @@ async fn a_hundred_first_calls_at_once_share_one_connection() {
         assert_eq!(answer.unwrap().status, 200);
     }
     assert_eq!((upstream.asked(), upstream.connections.load(Ordering::Relaxed)), (100, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_with_trailers_behind_it_is_changed_to_its_end() {
+    const JSON: &str = r#"{"id":7,"secret":"s"}"#;
+    const TRANSLATED: &str = r#"{"id":7}"#;
+    for (policies, body, encoding) in [
+        ("transform: { response_body: '{ id: .id }' }", TRANSLATED, None),
+        ("compression: {}", JSON, Some("gzip")),
+        ("transform: { response_body: '{ id: .id }' }, compression: {}", TRANSLATED, Some("gzip")),
+        ("cache: { ttl: 1h }, transform: { response_body: '{ id: .id }' }", TRANSLATED, None),
+    ] {
+        let upstream = Upstream::start(&[Fate::Json(JSON); 10]);
+        let gateway = with_policies(&upstream, policies);
+        let client = Http2::plain(&gateway).await;
+        for path in ["/v1/x", "/v1/y"] {
+            let request = client.request("GET", "acme.test", path).header("accept-encoding", "gzip");
+            let h2 = client.send(request, b"").await.unwrap();
+            assert!(h2.trailers.is_none(), "they speak of another body: {h2:?}");
+            for answer in [h2.plain(), gateway.get("acme.test", path, "Accept-Encoding: gzip\r\n")] {
+                assert_eq!((answer.status, answer.header("content-encoding")), (200, encoding), "{policies}");
+                assert_eq!(String::from_utf8(decoded(&answer)).unwrap(), body, "{policies}: {answer:?}");
+            }
+        }
+    }
+    let upstream = Upstream::start(&[Fate::Json(JSON)]);
+    let answer = Http2::plain(&gateway(&upstream)).await.get("acme.test", "/v1/x").await;
+    assert_eq!((answer.body.as_slice(), answer.trailers.unwrap().len()), (JSON.as_bytes(), 1), "nothing is changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_with_trailers_that_cannot_be_translated_is_never_taken_for_a_whole_one() {
+    for answers in [&[Fate::Json(r#"["secret"]"#); 2], &[Fate::Json(r#"{"secret":"#); 2]] {
+        let upstream = Upstream::start(answers);
+        let gateway = with_policies(&upstream, "transform: { response_body: '.a.b' }");
+        let answer = gateway.raw("GET /v1/x HTTP/1.1\r\nHost: acme.test\r\nConnection: close\r\n\r\n");
+        let answer = String::from_utf8(answer).unwrap();
+        let is_problem = answer.starts_with("HTTP/1.1 502 ") && answer.contains("urn:seiketsu:problem:upstream-error");
+        let broken_off = answer.starts_with("HTTP/1.1 200 ") && !answer.contains("\r\n0\r\n");
+        assert!((is_problem || broken_off) && !answer.contains("secret"), "{answer}");
+        let client = Http2::plain(&gateway).await;
+        match client.send(client.request("GET", "acme.test", "/v1/x"), b"").await {
+            Ok(answer) => assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-error")),
+            Err(error) => assert!(error.is_reset(), "{error}"),
+        }
+    }
 }

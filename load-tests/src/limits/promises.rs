@@ -98,20 +98,22 @@ fn quota(row: &Row) -> Vec<Check> {
 
 fn over_admission(scenario: &Scenario, seen: &Seen, row: &Row, limit: Limit) -> Vec<Check> {
     let figures = &row.figures;
-    // Of so many nodes out of reach, each admits its share; documented as B + R·W·k/N at most.
-    let cut = match scenario.fault {
-        Some(Fault::Cut { .. }) => 1,
-        Some(Fault::RedisAway { .. } | Fault::FailedOver { .. } | Fault::RedisRestarted { .. }) => seen.nodes,
-        _ => 0,
+    let away = || seen.from.zip(seen.until).map_or(0.0, |(from, until)| seconds(until - from));
+    // What is documented for nodes that Redis is out of reach of: one of them, and all.
+    let bound = match scenario.fault {
+        Some(Fault::Cut { .. }) => {
+            let share = limit.per_second() * away() / seen.nodes as f64;
+            Some((limit.burst as f64 + share, "B + R·W·k/N"))
+        }
+        Some(Fault::RedisAway { .. } | Fault::FailedOver { .. }) => Some((limit.burst as f64 / 2.0, "B/2")),
+        _ => None,
     };
-    if cut > 0 && !matches!(scenario.fault, Some(Fault::RedisRestarted { .. })) {
-        let away = seen.from.zip(seen.until).map_or(0.0, |(from, until)| seconds(until - from));
-        let bound = limit.burst as f64 + limit.per_second() * away * cut as f64 / seen.nodes as f64;
+    if let Some((bound, formula)) = bound {
         return vec![check(
             row,
             "over-admission, cut off",
             format!("{:.2} tokens", figures.over),
-            format!("B + R·W·k/N = {bound:.0} at most"),
+            format!("{formula} = {bound:.0} at most"),
             figures.over <= bound,
         )];
     }

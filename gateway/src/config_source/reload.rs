@@ -102,7 +102,7 @@ impl Reloader {
             unkept: BTreeSet::new(),
             keep_error: None,
             tenant_files: TenantFiles::new(tenants, was_folder),
-            referenced: ReferencedFiles::of_node(&node_certificates(&shared)),
+            referenced: ReferencedFiles::of_node(&node_certificates(&shared), tls.coming().clone()),
             shared,
             tls,
             status,
@@ -305,6 +305,7 @@ impl Reloader {
             limits: &self.shared.limits,
             cache: &self.shared.cache.storage,
             resolver,
+            coming: self.tls.coming(),
             snapshot,
         }
     }

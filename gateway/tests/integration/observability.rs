@@ -249,7 +249,7 @@ fn a_bad_file_is_reported_everywhere_and_changes_nothing() {
     assert!(gateway.metric(refused) < 0.5);
     let last_success = gateway.metric("seiketsu_config_last_success_timestamp_seconds");
     // That time is in whole seconds.
-    crate::fixtures::let_pass(std::time::Duration::from_millis(1100));
+    crate::fixtures::let_pass(Duration::from_millis(1100));
     gateway.write_tenants(
         &open_tenants(&origin).replace("revision: 1", "revision: 2").replace("upstream: demo", "upstream: dema"),
     );

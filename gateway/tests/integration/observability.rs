@@ -418,7 +418,7 @@ fn certificates_that_clients_refuse_are_warned_of_before_a_start_and_at_it() {
         ("good", authority.issue(&["acme.test"])),
         ("below", authority.issue(&["a.b.acme.test"])),
         ("old", authority.issue_expired(&["acme.test"])),
-        ("ahead", authority.issue_ahead(&["*.acme.test"], Duration::from_secs(86_400))),
+        ("ahead", authority.issue_ahead(&["*.acme.test"], Duration::from_hours(24))),
         ("other", authority.issue(&["other.example", "*.example", "xacme.test"])),
     ];
     let pairs: Vec<String> = pairs.iter().map(|(name, leaf)| leaf.write(made.path(), name)).collect();

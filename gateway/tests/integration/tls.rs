@@ -34,7 +34,7 @@ use crate::{
     },
 };
 
-const DAY: Duration = Duration::from_secs(86_400);
+const DAY: Duration = Duration::from_hours(24);
 /// Longer than it takes a gateway to see that a file has changed.
 const SOON: Duration = Duration::from_secs(5);
 

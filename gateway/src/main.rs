@@ -42,13 +42,13 @@ fn start(arguments: &Arguments) -> Result<()> {
         return print_new_api_key();
     }
     let node = bootstrap::node(arguments)?;
+    let log = bootstrap::Log::start(&arguments.log).context("--log")?;
     if arguments.check_config {
         bootstrap::try_state_dir(&node)?;
         let summary = seiketsu_gateway::check_config(&node)?;
         writeln!(std::io::stdout(), "{summary}")?;
         return Ok(());
     }
-    let log = bootstrap::Log::start(&arguments.log).context("--log")?;
     bootstrap::create_state_dir(&node)?;
     seiketsu_gateway::run(node, arguments.upgrade, log.level())?;
     Ok(())

@@ -50,6 +50,7 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
         limits: &limits,
         cache: &cache,
         resolver: &tls.resolver(),
+        coming: tls.coming(),
         snapshot: &live.load(),
     };
     let _inside = runtime.enter();

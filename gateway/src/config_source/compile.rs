@@ -23,7 +23,7 @@ use crate::{
         Snapshot,
         compile::{CompiledTenant, Compiler, Pools},
         snapshot::{ContentHash, TenantEntry},
-        tls::{Resolver, TenantTls},
+        tls::{Coming, Resolver, TenantTls},
     },
     upstream::{
         pool::UpstreamPool,
@@ -89,6 +89,7 @@ pub(super) struct FileCompiler<'a> {
     pub(super) limits: &'a Limits,
     pub(super) cache: &'a Arc<Storage>,
     pub(super) resolver: &'a Resolver,
+    pub(super) coming: &'a Coming,
     /// What is in force.
     pub(super) snapshot: &'a Snapshot<CompiledTenant>,
 }
@@ -172,7 +173,8 @@ impl FileCompiler<'_> {
                 errors.push(format!("{place}:{line}: tenant {}: upstreams.{upstream}: {error}", tenant.id));
             });
             let former = self.snapshot.tenant(tenant.id.as_str()).map(|former| former.compiled());
-            let tls = TenantTls::compile(tenant, former.and_then(|former| former.tls.as_ref()), self.resolver);
+            let tls_before = former.and_then(|former| former.tls.as_ref());
+            let tls = TenantTls::compile(tenant, tls_before, self.resolver, self.coming);
             let of_tenant = layers.tenant(tenant);
             let of_routes = tenant.routes.iter().map(|route| of_tenant.for_route(route)).collect();
             let pools = FilePools { own: &own_pools, shared: &shared_pools };

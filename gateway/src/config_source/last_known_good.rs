@@ -67,6 +67,17 @@ impl LastKnownGood {
         kept
     }
 
+    /// Whether what was kept has been removed, or can no longer be reached.
+    pub(super) fn is_lost(&self) -> bool {
+        !self.copies.is_empty() && !self.journal().exists()
+    }
+
+    /// Nothing is kept any more; should the journal come back, it is overtaken.
+    pub(super) fn forget(&mut self) {
+        self.copies.clear();
+        self.behind = true;
+    }
+
     /// Keeps these texts in place of the former ones; without a text, nothing.
     pub(super) fn keep(&mut self, changes: &[(&Path, Option<&str>)]) -> io::Result<()> {
         let hashes = parallel::map(changes, BATCH, |(path, text)| text.map(|text| hash_of(path, text)));

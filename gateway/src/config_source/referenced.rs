@@ -14,13 +14,15 @@ use seiketsu_config::{
 };
 
 use super::{pace::Pace, stamp::Stamp};
+use crate::tenancy::tls::Coming;
 
 /// Files, and who refers to them. They are not watched, since they may lie anywhere; each is looked at once,
-/// however many refer to it.
+/// however many refer to it. A certificate that becomes valid counts as another one.
 pub(super) struct ReferencedFiles {
     files: HashMap<PathBuf, InUse>,
     /// Files of tenants that could not be compiled, and what each refers to.
     waiting: BTreeMap<PathBuf, Vec<PathBuf>>,
+    coming: Arc<Coming>,
     pace: Pace,
 }
 
@@ -53,12 +55,12 @@ pub(super) struct Renewed {
 }
 
 impl ReferencedFiles {
-    pub(super) fn of_node(certificates: &[CertificateFiles]) -> Self {
+    pub(super) fn of_node(certificates: &[CertificateFiles], coming: Arc<Coming>) -> Self {
         let paths = certificates.iter().flat_map(|files| [&files.certificate, &files.key]);
         let now = SystemTime::now();
         let in_use = |path: &PathBuf| InUse { stamp: Stamp::of(path, now), users: BTreeSet::from([User::Node]) };
         let files = paths.map(|path| (path.clone(), in_use(path))).collect();
-        Self { files, waiting: BTreeMap::new(), pace: Pace::new(Duration::ZERO) }
+        Self { files, waiting: BTreeMap::new(), coming, pace: Pace::new(Duration::ZERO) }
     }
 
     /// Looks at all of them; unless it is urgent, not at every call if they are very many.
@@ -68,9 +70,10 @@ impl ReferencedFiles {
             return renewed;
         }
         let (began, now) = (Instant::now(), SystemTime::now());
+        let begun = self.coming.take_begun();
         for (path, in_use) in &mut self.files {
             let stamp = Stamp::of(path, now);
-            if in_use.stamp.differs_from(stamp) {
+            if in_use.stamp.differs_from(stamp) || begun.contains(path) {
                 in_use.stamp = stamp;
                 renewed.files.insert(path.clone());
                 for user in &in_use.users {

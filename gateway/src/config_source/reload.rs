@@ -102,7 +102,7 @@ impl Reloader {
             unkept: BTreeSet::new(),
             keep_error: None,
             tenant_files: TenantFiles::new(tenants, was_folder),
-            referenced: ReferencedFiles::of_node(&node_certificates(&shared)),
+            referenced: ReferencedFiles::of_node(&node_certificates(&shared), tls.coming().clone()),
             shared,
             tls,
             status,
@@ -146,9 +146,15 @@ impl Reloader {
         self.report(&wrong, &outcome, files, began);
     }
 
-    /// Looks, and puts in force what has changed and is good. Also tries again to keep what could not be kept.
+    /// Looks, and puts in force what has changed and is good. Also keeps what could not be kept or was removed.
     pub(super) fn look(&mut self, look: &Look) {
-        if self.keep_error.is_some() {
+        let lost = self.kept.is_lost();
+        if lost {
+            tracing::warn!("the last known good configuration was removed or cannot be reached; it is kept anew");
+            self.kept.forget();
+            self.unkept.extend(self.in_force.files().keys().cloned());
+        }
+        if lost || self.keep_error.is_some() {
             self.keep();
         }
         let (began, now, before) = (Instant::now(), SystemTime::now(), self.wrong.clone());
@@ -305,6 +311,7 @@ impl Reloader {
             limits: &self.shared.limits,
             cache: &self.shared.cache.storage,
             resolver,
+            coming: self.tls.coming(),
             snapshot,
         }
     }

@@ -223,6 +223,35 @@ fn a_node_starts_each_wrong_file_from_what_was_kept() {
 }
 
 #[test]
+fn what_was_kept_and_is_removed_is_kept_anew() {
+    let mut node = Node::new();
+    node.write(&[("a.yaml", Some(one("a", "x"))), ("b.yaml", Some(one("b", "y")))]);
+    node.look_at_everything();
+    let (before, kept) = (node.state(), node.shared.node.state_dir.join("last-known-good"));
+    assert_eq!(before.kept.len(), 2);
+    fs::remove_dir_all(&kept).unwrap();
+    node.look_at(&[]);
+    assert_eq!(node.state(), before);
+    fs::remove_file(kept.join("journal.json")).unwrap();
+    node.look_at(&[]);
+    assert_eq!(node.state(), before);
+
+    // Where it cannot be, that is told, and what comes back meanwhile is overtaken.
+    let away = node.folder.path().join("away");
+    fs::rename(&kept, &away).unwrap();
+    fs::write(&kept, "").unwrap();
+    node.look_at(&[]);
+    assert!(node.status().last_known_good_error.is_some());
+    node.write(&[("a.yaml", None)]);
+    node.look_at(&["a.yaml"]);
+    fs::remove_file(&kept).unwrap();
+    fs::rename(&away, &kept).unwrap();
+    node.look_at(&[]);
+    assert_eq!(node.status().last_known_good_error, None);
+    assert_eq!(node.state().kept.into_keys().collect::<Vec<_>>(), [Path::new("b.yaml")]);
+}
+
+#[test]
 fn what_is_gone_stays_in_force_while_a_new_file_is_wrong() {
     let mut node = Node::new();
     node.write(&[("a.yaml", Some(one("a", "x"))), ("b.yaml", Some(one("b", "y")))]);

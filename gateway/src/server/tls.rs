@@ -23,7 +23,7 @@ use crate::tenancy::{
     Live,
     compile::CompiledTenant,
     hosts::{HostBuffer, normalise},
-    tls::{self, Certificates, Resolver, Verification},
+    tls::{self, Certificates, Coming, Resolver, Verification},
 };
 
 /// What the node's certificate for clients that send no name, or one that nobody has, is found under.
@@ -36,6 +36,7 @@ pub(crate) struct LiveTls {
     certificates: Arc<CertificateFinder>,
     /// For all names whose tenant asks for no client certificate.
     open: Arc<ServerConfig>,
+    coming: Arc<Coming>,
 }
 
 impl LiveTls {
@@ -43,14 +44,14 @@ impl LiveTls {
     pub(crate) fn new(live: &Arc<Live<CompiledTenant>>) -> Result<Self, TlsError> {
         let certificates = Arc::new(CertificateFinder { live: Arc::downgrade(live), node: ArcSwap::default() });
         let resolver: Resolver = certificates.clone();
-        Ok(Self { live: live.clone(), certificates, open: tls::open_config(&resolver)? })
+        Ok(Self { live: live.clone(), certificates, open: tls::open_config(&resolver)?, coming: Arc::default() })
     }
 
-    /// Replaces the certificates of the node; none of them, if one cannot be used or is out of date.
+    /// Replaces the certificates of the node; none of them, if one cannot be used or is not valid now.
     pub(crate) fn load_node(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
         let mut node = Certificates::default();
         let before = self.certificates.node.load();
-        for certificate in &tls::read_all(files)? {
+        for certificate in &tls::read_all(files, &self.coming)? {
             for (name, wildcard) in &certificate.names {
                 node.show(name, *wildcard, certificate, Some(&before))?;
             }
@@ -63,6 +64,11 @@ impl LiveTls {
     /// What the configurations of tenants find certificates with.
     pub(crate) fn resolver(&self) -> Resolver {
         self.certificates.clone()
+    }
+
+    /// Those of the node and of tenants that have been read and are not valid yet.
+    pub(crate) fn coming(&self) -> &Arc<Coming> {
+        &self.coming
     }
 
     /// The configuration for a client that asks for this name, and how it verifies clients, if it does.

@@ -4,12 +4,13 @@
 //! there was verified against that tenant's authorities.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use foldhash::fast::RandomState;
+use parking_lot::Mutex;
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::CryptoProvider,
@@ -27,7 +28,12 @@ use seiketsu_config::{
     values::HostPattern,
 };
 use sha2::{Digest, Sha256};
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer, time::ASN1Time};
+use x509_parser::{
+    certificate::{Validity, X509Certificate},
+    extensions::GeneralName,
+    prelude::FromDer,
+    time::ASN1Time,
+};
 
 /// Why certificates could not be put to use.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +46,10 @@ pub enum TlsError {
     KeyMismatch { certificate: PathBuf, key: PathBuf, reason: rustls::Error },
     #[error("the certificate {path} has expired on {on}, and the one in use has not, so it stays in use; renew {path}")]
     Expired { path: PathBuf, on: String },
+    #[error(
+        "the certificate {path} is not valid before {from}, and the one in use is, so it stays in use until then; if that is too late, set the clock or renew {path}"
+    )]
+    NotYetValid { path: PathBuf, from: String },
     #[error("the authorities in {path} cannot be used to verify clients: {reason}")]
     ClientCa { path: PathBuf, reason: String },
     #[error("cannot make a development certificate: {0}")]
@@ -88,9 +98,14 @@ impl TenantTls {
         tenant: &Tenant,
         before: Option<&Self>,
         resolver: &Resolver,
+        coming: &Coming,
     ) -> Result<Option<Self>, TlsError> {
         let Some(tls) = &tenant.tls else { return Ok(None) };
-        let listed = read_all(&tls.certificates)?;
+        let listed = read_all(&tls.certificates, coming)?;
+        for certificate in listed.iter().filter(|it| !tenant.hosts.iter().any(|host| it.serves(host))) {
+            let (path, tenant) = (certificate.path.display(), tenant.id.as_str());
+            tracing::warn!(%path, tenant, "a certificate covers none of the tenant's hosts, and clients refuse it; give one that names them");
+        }
         let mut certificates = Certificates::default();
         for host in &tenant.hosts {
             let fits = listed.iter().find(|it| it.names.iter().any(|name| covers(name, host)));
@@ -269,7 +284,10 @@ impl Certificates {
 
     /// Until when those that are shown are valid, as Unix times, each with the first name that it is shown for.
     pub(crate) fn expiries(&self) -> impl Iterator<Item = (i64, &str)> {
-        self.shown.iter().filter_map(|(name, certificate)| Some((certificate.until?.timestamp(), name.as_str())))
+        let shown = self.shown.iter();
+        shown.filter_map(|(name, certificate)| {
+            Some((certificate.validity.as_ref()?.not_after.timestamp(), name.as_str()))
+        })
     }
 }
 
@@ -279,36 +297,88 @@ pub(crate) struct Certificate {
     key: Arc<CertifiedKey>,
     /// The DNS names of the first certificate, and whether they are wildcards; of these the part behind `*.`.
     pub(crate) names: Vec<(String, bool)>,
-    /// Its last moment.
-    until: Option<ASN1Time>,
+    validity: Option<Validity>,
     path: PathBuf,
 }
 
+/// Whether clients take a certificate now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Valid,
+    /// Not before then.
+    Coming(ASN1Time),
+    /// Since then.
+    Expired(ASN1Time),
+}
+
+/// Certificates that are not valid yet, and from when on they are: what depends on them is looked at again then.
+#[derive(Debug, Default)]
+pub(crate) struct Coming(Mutex<HashMap<PathBuf, ASN1Time>>);
+
+impl Coming {
+    fn add(&self, path: &Path, from: ASN1Time) {
+        self.0.lock().insert(path.to_owned(), from);
+    }
+
+    /// Takes out those that have become valid.
+    pub(crate) fn take_begun(&self) -> HashSet<PathBuf> {
+        let now = ASN1Time::now();
+        self.0.lock().extract_if(|_, from| *from <= now).map(|(path, _)| path).collect()
+    }
+}
+
 impl Certificate {
-    /// One that has expired does not take the place of one that has not: it is no renewal, but a mistake. Where there is
-    /// no such other it is shown, for a client that looks away is served better than one that finds nobody.
+    /// One that is not valid now does not take the place of one that is: it is no renewal, but a mistake, or comes too
+    /// early. Where there is no such other it is shown, for a client that looks away is served better than one that
+    /// finds nobody.
     fn check_replaces(&self, in_use: &Self) -> Result<(), TlsError> {
-        match self.until {
-            Some(until) if self.has_expired() && !in_use.has_expired() => {
-                Err(TlsError::Expired { path: self.path.clone(), on: until.to_string() })
+        let path = || self.path.clone();
+        match self.standing() {
+            Standing::Expired(on) if in_use.is_valid() => Err(TlsError::Expired { path: path(), on: on.to_string() }),
+            Standing::Coming(from) if in_use.is_valid() => {
+                Err(TlsError::NotYetValid { path: path(), from: from.to_string() })
             }
             _ => Ok(()),
         }
     }
 
-    fn has_expired(&self) -> bool {
-        self.until.is_some_and(|until| until < ASN1Time::now())
+    fn standing(&self) -> Standing {
+        let now = ASN1Time::now();
+        match self.validity {
+            Some(Validity { not_before, .. }) if now < not_before => Standing::Coming(not_before),
+            Some(Validity { not_after, .. }) if now > not_after => Standing::Expired(not_after),
+            _ => Standing::Valid,
+        }
+    }
+
+    fn is_valid(&self) -> bool {
+        self.standing() == Standing::Valid
+    }
+
+    /// Whether it is good for this host, or for some of the names that a wildcard host stands for.
+    fn serves(&self, host: &HostPattern) -> bool {
+        let is_below = |name: &str| name.strip_suffix(host.name()).is_some_and(|rest| rest.ends_with('.'));
+        self.names.iter().any(|name| covers(name, host) || host.is_wildcard() && is_below(&name.0))
     }
 }
 
-/// Reads certificates. Those that have expired come last, so that they are shown only where no other fits.
-pub(crate) fn read_all(files: &[CertificateFiles]) -> Result<Vec<Arc<Certificate>>, TlsError> {
+/// Reads certificates. Those that are not valid now come last, so that they are shown only where no other fits.
+pub(crate) fn read_all(files: &[CertificateFiles], coming: &Coming) -> Result<Vec<Arc<Certificate>>, TlsError> {
     let mut all = files.iter().map(|files| read(files).map(Arc::new)).collect::<Result<Vec<_>, _>>()?;
-    for certificate in all.iter().filter(|certificate| certificate.has_expired()) {
-        let (path, on) = (certificate.path.display(), certificate.until.map(|until| until.to_string()));
-        tracing::warn!(%path, on, "a certificate has expired, and clients refuse it; renew it");
+    for certificate in &all {
+        let path = certificate.path.display();
+        match certificate.standing() {
+            Standing::Valid => {}
+            Standing::Coming(from) => {
+                coming.add(&certificate.path, from);
+                tracing::warn!(%path, %from, "a certificate is not valid yet, and clients refuse it until it is; if that is too late, set the clock or renew it");
+            }
+            Standing::Expired(on) => {
+                tracing::warn!(%path, %on, "a certificate has expired, and clients refuse it; renew it");
+            }
+        }
     }
-    all.sort_by_key(|certificate| certificate.has_expired());
+    all.sort_by_key(|certificate| !certificate.is_valid());
     Ok(all)
 }
 
@@ -320,8 +390,8 @@ fn read(files: &CertificateFiles) -> Result<Certificate, TlsError> {
         path: files.key.clone(),
         reason: error.to_string(),
     })?;
-    let (names, until) = match chain.first().map(|first| X509Certificate::from_der(first)) {
-        Some(Ok((_, first))) => (dns_names(&first), Some(first.validity().not_after)),
+    let (names, validity) = match chain.first().map(|first| X509Certificate::from_der(first)) {
+        Some(Ok((_, first))) => (dns_names(&first), Some(first.validity().clone())),
         _ => (Vec::new(), None),
     };
     let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|reason| TlsError::KeyMismatch {
@@ -329,7 +399,7 @@ fn read(files: &CertificateFiles) -> Result<Certificate, TlsError> {
         key: files.key.clone(),
         reason,
     })?;
-    Ok(Certificate { key: Arc::new(key), names, until, path: files.certificate.clone() })
+    Ok(Certificate { key: Arc::new(key), names, validity, path: files.certificate.clone() })
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -5,7 +5,7 @@ use std::{
     io::Read,
     path::Path,
     process::{Command, Output, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::{
     fixtures::{Stub, comes_true, demo, key_hash, ok, open, tenants, upstream},
-    support::{Client, Gateway, KEY, Origin, Process, two_tenants, wait_for},
+    support::{Client, Gateway, KEY, Origin, Process, pki::Authority, two_tenants, wait_for},
 };
 
 const REQUEST: &str = "GET /v1/echo HTTP/1.1\r\nHost: acme.test\r\n\r\n";
@@ -252,7 +252,7 @@ fn a_bad_file_is_reported_everywhere_and_changes_nothing() {
     assert!(gateway.metric(refused) < 0.5);
     let last_success = gateway.metric("seiketsu_config_last_success_timestamp_seconds");
     // That time is in whole seconds.
-    crate::fixtures::let_pass(std::time::Duration::from_millis(1100));
+    crate::fixtures::let_pass(Duration::from_millis(1100));
     gateway.write_tenants(
         &open_tenants(&origin).replace("revision: 1", "revision: 2").replace("upstream: demo", "upstream: dema"),
     );
@@ -410,6 +410,40 @@ fn https_without_any_certificate_is_warned_of() {
     }
     let gateway = gateway(without, &[], &[]);
     assert!(gateway.logs(WARNING), "{}", gateway.log());
+}
+
+#[test]
+fn certificates_that_clients_refuse_are_warned_of_before_a_start_and_at_it() {
+    let origin = Origin::start("a");
+    let made = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let pairs = [
+        ("good", authority.issue(&["acme.test"])),
+        ("below", authority.issue(&["a.b.acme.test"])),
+        ("old", authority.issue_expired(&["acme.test"])),
+        ("ahead", authority.issue_ahead(&["*.acme.test"], Duration::from_hours(24))),
+        ("other", authority.issue(&["other.example", "*.example", "xacme.test"])),
+    ];
+    let pairs: Vec<String> = pairs.iter().map(|(name, leaf)| leaf.write(made.path(), name)).collect();
+    let tls = format!("tls: {{ certificates: [{}] }}\n", pairs.join(", "));
+    let tenants = tenants(&demo(&[origin.address], ""), &tls, &open(""));
+    let folder = folder(&tenants.replace("[acme.test]", "[acme.test, '*.acme.test']"), "");
+    let output = run(folder.path(), &["--config", "node.yaml", "--check-config"]);
+    assert!(output.status.success(), "{output:?}");
+    let checked = String::from_utf8(output.stderr).unwrap();
+    let gateway = gateway(folder, &[], &[]);
+    assert!(gateway.logs("covers none"), "{}", gateway.log());
+    for log in [checked, gateway.log()] {
+        for (path, told) in [
+            ("old.pem", "has expired"),
+            ("ahead.pem", "is not valid yet"),
+            ("other.pem", "covers none of the tenant's hosts"),
+        ] {
+            assert!(log.lines().any(|line| line.contains(path) && line.contains(told)), "{path}: {log}");
+        }
+        assert!(!log.contains("good.pem") && !log.contains("below.pem"), "{log}");
+        assert_eq!(log.matches("covers none").count(), 1, "{log}");
+    }
 }
 
 #[test]

@@ -203,6 +203,21 @@ fn asking_for_everything_tells_what_came_of_it_though_it_is_known() {
 }
 
 #[test]
+fn a_last_known_good_configuration_that_is_removed_is_kept_anew() {
+    let origin = Origin::start("a");
+    let files = Files::new();
+    let main = files.conf.join("main.yaml");
+    fs::write(&main, file(&origin, "first", &[("acme", "")])).unwrap();
+    let gateway = files.start();
+    let kept = gateway.folder.path().join("state/last-known-good");
+    fs::remove_dir_all(&kept).unwrap();
+    // Nobody says anything to the node. The end of it waits for what it is writing.
+    assert!(comes_true(|| kept.exists()), "{}", gateway.log());
+    let gateway = restart(gateway, || fs::write(&main, "revision: [").unwrap());
+    assert_eq!(mark(&gateway, "acme").as_deref(), Some("first"), "{}", gateway.log());
+}
+
+#[test]
 fn what_could_not_be_kept_is_kept_as_soon_as_it_can_be() {
     let origin = Origin::start("a");
     let files = Files::new();

@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use rustls::{
@@ -33,6 +33,10 @@ use crate::{
         tls::connect_tls_as,
     },
 };
+
+const DAY: Duration = Duration::from_hours(24);
+/// Longer than it takes a gateway to see that a file has changed.
+const SOON: Duration = Duration::from_secs(5);
 
 /// One tenant, with this `tls`, and with `policies` for its only route.
 fn tenant(id: &str, hosts: &str, tls: &str, policies: &str) -> String {
@@ -618,21 +622,50 @@ async fn an_upstream_that_asks_for_it_is_shown_the_gateway_s_certificate() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_has_expired_is_refused_while_the_former_holds() {
+async fn a_renewal_that_is_not_valid_now_is_refused_while_the_former_holds() {
     let origin = Origin::start("a");
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::new("ca");
-    let first = authority.issue(&["acme.test"]);
-    let pair = first.write(folder.path(), "acme");
+    let mut former = authority.issue(&["acme.test"]);
+    let pair = former.write(folder.path(), "acme");
     let gateway = start(&origin, &[tenant("acme", "acme.test", &format!("certificates: [{pair}]"), "")], "");
-    assert!(shown(&gateway, "acme.test").await == first.der);
-    authority.issue_expired(&["acme.test"]).write(folder.path(), "acme");
-    assert!(comes_true(|| gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
-    assert!(shown(&gateway, "acme.test").await == first.der);
-    let next = authority.issue(&["acme.test"]);
-    next.write(folder.path(), "acme");
-    assert!(comes_true(|| !gateway.readyz().text().contains("has expired on")), "{}", gateway.log());
-    assert!(shown(&gateway, "acme.test").await == next.der);
+    assert!(shown(&gateway, "acme.test").await == former.der);
+    for (wrong, told) in [
+        (authority.issue_expired(&["acme.test"]), "has expired on"),
+        (authority.issue_ahead(&["acme.test"], DAY), "is not valid before"),
+    ] {
+        wrong.write(folder.path(), "acme");
+        assert!(comes_true(|| gateway.readyz().text().contains(told)), "{}", gateway.log());
+        assert!(shown(&gateway, "acme.test").await == former.der, "{told}");
+        former = authority.issue(&["acme.test"]);
+        former.write(folder.path(), "acme");
+        assert!(comes_true(|| !gateway.readyz().text().contains(told)), "{}", gateway.log());
+        assert!(shown(&gateway, "acme.test").await == former.der, "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_not_valid_yet_is_shown_once_it_is() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let first = authority.issue(&["acme.test"]).write(folder.path(), "acme");
+    let (late, good) = (authority.issue_ahead(&["globex.test"], DAY), authority.issue(&["globex.test"]));
+    let pairs = format!("{}, {}", late.write(folder.path(), "late"), good.write(folder.path(), "good"));
+    let tenants = [
+        tenant("acme", "acme.test", &format!("certificates: [{first}]"), ""),
+        tenant("globex", "globex.test", &format!("certificates: [{pairs}]"), ""),
+    ];
+    let gateway = start(&origin, &tenants, "");
+    assert!(shown(&gateway, "globex.test").await == good.der);
+    // Both come before their time, and nobody says anything to the node when it has come.
+    let [acme, globex] = ["acme.test", "globex.test"].map(|host| authority.issue_ahead(&[host], SOON));
+    acme.write(folder.path(), "acme");
+    globex.write(folder.path(), "late");
+    assert!(comes_to_show(&gateway, "acme.test", &acme).await, "{}", gateway.readyz().text());
+    assert!(comes_to_show(&gateway, "globex.test", &globex).await, "{}", gateway.readyz().text());
+    let errors = || gateway.readyz().json()["last_reload"]["errors"] == serde_json::json!([]);
+    assert!(comes_true(errors), "{}", gateway.readyz().text());
 }
 
 /// Whether a client who asks for this name comes to be shown this certificate.

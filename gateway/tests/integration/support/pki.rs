@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -13,6 +14,7 @@ use rustls::{
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use time::OffsetDateTime;
 
 pub const BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
@@ -42,18 +44,23 @@ impl Authority {
     }
 
     pub fn issue(&self, names: &[&str]) -> Leaf {
-        self.issue_until(names, 2050)
+        self.issue_between(names, rcgen::date_time_ymd(2010, 1, 1), rcgen::date_time_ymd(2050, 1, 1))
     }
 
     pub fn issue_expired(&self, names: &[&str]) -> Leaf {
-        self.issue_until(names, 2020)
+        self.issue_between(names, rcgen::date_time_ymd(2010, 1, 1), rcgen::date_time_ymd(2020, 1, 1))
     }
 
-    fn issue_until(&self, names: &[&str], year: i32) -> Leaf {
+    /// One that is valid so much later.
+    pub fn issue_ahead(&self, names: &[&str], ahead: Duration) -> Leaf {
+        self.issue_between(names, OffsetDateTime::now_utc() + ahead, rcgen::date_time_ymd(2050, 1, 1))
+    }
+
+    fn issue_between(&self, names: &[&str], from: OffsetDateTime, until: OffsetDateTime) -> Leaf {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
-        params.not_before = rcgen::date_time_ymd(2010, 1, 1);
-        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params.not_before = from;
+        params.not_after = until;
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Leaf { der: certificate.der().clone(), pem: certificate.pem(), key }

@@ -70,7 +70,15 @@ mod tests {
         for kind in ["application/json", "Text/JSON", " application/vnd.api+JSON ; version=2", "a/b+json"] {
             assert!(is_json(kind.as_bytes()), "{kind}");
         }
-        for kind in ["", "json", "+jso", "text/plain", "application/jsonx", "text/plain; x=application/json"] {
+        for kind in [
+            "",
+            "json",
+            "+jso",
+            "text/plain",
+            "application/jsonx",
+            "text/plain; x=application/json",
+            "application/grpc+json",
+        ] {
             assert!(!is_json(kind.as_bytes()), "{kind}");
         }
     }

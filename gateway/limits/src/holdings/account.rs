@@ -8,7 +8,13 @@ use super::{
     known::Known,
     promise::{FLIGHT, Promise},
 };
-use crate::{calendar::Period, clock::Nanos, coordinator::{LEASE_TIME, RENEWAL}, lease::Lease, node::after};
+use crate::{
+    calendar::Period,
+    clock::Nanos,
+    coordinator::{LEASE_TIME, RENEWAL},
+    lease::Lease,
+    node::after,
+};
 
 /// Fewer tokens say nothing.
 const FEW: u64 = 8;

@@ -8,11 +8,10 @@ use http::{HeaderMap, header::CONTENT_TYPE};
 use super::compression;
 
 /// Whether a `Content-Type` is that of JSON: `application/json`, its older name `text/json`, or a type with the suffix
-/// `+json` (RFC 6839 §3.1). Messages of gRPC are in frames, whatever is in these.
+/// `+json` (RFC 6839 §3.1).
 pub fn is_json(content_type: &[u8]) -> bool {
     let media_type = content_type.split(|b| *b == b';').next().unwrap_or_default().trim_ascii().to_ascii_lowercase();
-    matches!(&*media_type, b"application/json" | b"text/json")
-        || media_type.ends_with(b"+json") && !media_type.starts_with(b"application/grpc")
+    matches!(&*media_type, b"application/json" | b"text/json") || media_type.ends_with(b"+json")
 }
 
 /// Says nothing about which types are JSON; that there is exactly one, in UTF-8 and without a coding.
@@ -70,15 +69,7 @@ mod tests {
         for kind in ["application/json", "Text/JSON", " application/vnd.api+JSON ; version=2", "a/b+json"] {
             assert!(is_json(kind.as_bytes()), "{kind}");
         }
-        for kind in [
-            "",
-            "json",
-            "+jso",
-            "text/plain",
-            "application/jsonx",
-            "text/plain; x=application/json",
-            "application/grpc+json",
-        ] {
+        for kind in ["", "json", "+jso", "text/plain", "application/jsonx", "text/plain; x=application/json"] {
             assert!(!is_json(kind.as_bytes()), "{kind}");
         }
     }

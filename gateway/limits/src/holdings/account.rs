@@ -65,6 +65,8 @@ pub(super) struct Account {
     pub(super) usual_for_long: u32,
     /// What the coordinator knows to be spent.
     pub(super) told: u64,
+    /// Of a quota: that, what it knows to be held, and what it gave since.
+    pub(super) debited: u64,
     /// When the coordinator answered last; 0: never.
     pub(super) answered_at: Nanos,
     /// Whether it has ever known what is left of it.
@@ -73,8 +75,8 @@ pub(super) struct Account {
     pub(super) in_vain: u8,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
-    /// What comes by and by. Not while an exchange is under way that tells how much has.
-    pub(super) promise: Option<Promise>,
+    /// What comes by and by. Not while an exchange is under way that tells how much has. Apart, since few have one.
+    pub(super) promise: Option<Box<Promise>>,
     /// Parts of a token that have come while the coordinator was away.
     pub(super) share: Share,
 }
@@ -105,6 +107,12 @@ impl Account {
     /// Whether this gateway holds nothing of it and has not heard of it for longer than a lease lasts.
     pub(super) fn is_silent(&self, now: Nanos) -> bool {
         self.answered_at == 0 || now > after(self.answered_at, LEASE_TIME)
+    }
+
+    /// Of a quota, so much had been left, and so much is now but for what this gateway was given; it had told so much.
+    pub(super) fn others_took_till(&mut self, left: u64, left_before: u64, told: u64, elapsed: Duration) {
+        let own = told.saturating_sub(self.debited);
+        self.others_took(left_before.saturating_sub(left + own), elapsed);
     }
 
     /// Of a quota, others took so much in this time.

@@ -3,7 +3,7 @@
 //! Tokens that are admitted without it count as spent like any others. When it is back, it learns of them
 //! with the next exchange, and takes them off before it gives new ones.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{ops::RangeInclusive, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
     Holdings, Kind, Place, Unreachable,
@@ -23,8 +23,9 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(40);
 
 /// Gateways that were alone tell what they have spent within this time from when the coordinator is back. Nobody asks it
-/// for tokens before: others may have spent them.
-const ALL_TELL: Duration = Duration::from_millis(250);
+/// for tokens before: others may have spent them. Longer where they may have to connect anew, and not much longer than it
+/// was away.
+const ALL_TELL: RangeInclusive<Duration> = Duration::from_millis(60)..=Duration::from_millis(250);
 
 /// Where a limit is zero, a client need not ask again soon.
 const NOTHING: Duration = Duration::from_mins(1);
@@ -32,6 +33,7 @@ const NOTHING: Duration = Duration::from_mins(1);
 /// Since when there has been no coordinator.
 #[derive(Debug)]
 pub(super) struct Alone {
+    since: Nanos,
     /// Also: when it was last tried, and a moment more.
     pub(super) retry_at: Nanos,
     /// Shares are counted up to here: when it is back and about to give again.
@@ -100,8 +102,10 @@ impl Holdings {
         // did: it may have been back for long.
         self.alone_until.store(after(retry_at, RENEWAL), Relaxed);
         // It may have been back, and gone again before it gave anything.
-        let alone = Alone { retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false };
-        if state.alone.replace(alone).is_some() {
+        let began = state.alone.as_ref().map(|alone| alone.since);
+        let from = began.unwrap_or(since);
+        state.alone = Some(Alone { since: from, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
+        if began.is_some() {
             return;
         }
         let limits = self.known.iter().zip(&self.plan.limits);
@@ -126,7 +130,9 @@ impl Holdings {
         if state.alone.is_none() {
             self.is_away(state, self.node.clock.now(), until);
         }
-        state.alone = Some(Alone { retry_at: until, until, has_told: true, has_forgotten: true });
+        if let Some(alone) = &mut state.alone {
+            *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: true, ..*alone };
+        }
         self.alone_until.store(until, Relaxed);
         // What is left of leases and shares ends when new ones are given.
         for lease in self.leases.iter() {
@@ -141,8 +147,14 @@ impl Holdings {
             && has_shares
             && alone.others_tell_first(sent_at)
         {
-            let until = after(now, ALL_TELL);
-            *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: false };
+            // It was slow. What was spent since it was asked is still to be told.
+            if sent_at <= alone.since {
+                alone.retry_at = now;
+                return;
+            }
+            let away = Duration::from_nanos(now.saturating_sub(alone.since));
+            let until = after(now, away.clamp(*ALL_TELL.start(), *ALL_TELL.end()));
+            *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: false, ..*alone };
             self.alone_until.store(until, Relaxed);
             return;
         }

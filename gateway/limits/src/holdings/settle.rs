@@ -37,33 +37,32 @@ impl Holdings {
         now: Nanos,
     ) {
         let (Some(lease), Some(known)) = (self.leases.get(index), self.known.get(index)) else { return };
-        let was_alone = state.alone.is_some();
         let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(request.terms, Terms::Slots { .. });
         let answered_before = std::mem::replace(&mut account.answered_at, now);
         account.told = request.spent;
+        let told = request.spent + request.held;
+        let given = if let Outcome::Granted { tokens, .. } = answer.outcome { tokens } else { 0 };
         match answer.outcome {
             // It says what it has heard so far, and may have known more.
             Outcome::Recovering { .. } if account.has_known => known.set_left(known.left().min(answer.left)),
             Outcome::Recovering { .. } | Outcome::OtherPeriod => known.set_left(answer.left),
             Outcome::Granted { .. } | Outcome::NoneUntil { .. } => {
                 if let Terms::Quota { limit, starts, .. } = request.terms {
-                    let given = if let Outcome::Granted { tokens, .. } = answer.outcome { tokens } else { 0 };
                     let left = answer.left + given;
-                    if !account.has_known {
-                        let own = request.spent + request.held;
-                        let elapsed = Duration::from_micros(answer.now.saturating_sub(starts));
-                        account.others_took(limit.saturating_sub(left + own), elapsed);
-                    } else if !was_alone {
-                        // Else it is not only others who took what the coordinator learns of now.
+                    if account.has_known {
                         let elapsed = Duration::from_nanos(now.saturating_sub(answered_before));
-                        account.others_took(known.left().saturating_sub(left), elapsed);
+                        account.others_took_till(left, known.left(), told, elapsed);
+                    } else {
+                        let elapsed = Duration::from_micros(answer.now.saturating_sub(starts));
+                        account.others_took(limit.saturating_sub(left + told), elapsed);
                     }
                 }
                 account.has_known = true;
                 known.set_left(answer.left);
             }
         }
+        account.debited = told + given;
         let again_at = if answer.pace.again_in.is_zero() { 0 } else { after(now, answer.pace.again_in) };
         known.set_again_at(again_at);
         let is_promised = answer.pace.rate > 0;
@@ -94,7 +93,7 @@ impl Holdings {
             }
             let until = ends(request.terms, sent_at, ends_in);
             lease.extend(until);
-            account.promise = Some(Promise::new(answer.pace, now, until));
+            account.promise = Some(Box::new(Promise::new(answer.pace, now, until)));
             known.set_next_at(0);
             known.lift_bar();
             known.set_promised_until(until);

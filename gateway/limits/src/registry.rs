@@ -138,7 +138,8 @@ impl Registry {
         let mut all: Vec<Arc<Holdings>> = self.tenants.lock().values().flatten().filter_map(Weak::upgrade).collect();
         let keyed: Vec<_> = self.keyed.lock().values().flatten().filter_map(Weak::upgrade).collect();
         all.extend(keyed.iter().flat_map(|keyed| keyed.subjects()));
-        all.retain(|holdings| holdings.has_quotas());
+        // What was spent of anything else is told as soon, so that nobody is given it again.
+        all.retain(|holdings| holdings.has_quotas() || holdings.has_debts());
         let is_heard = AtomicBool::new(true);
         let remind = |holdings: Arc<Holdings>| {
             let is_heard = &is_heard;

@@ -518,6 +518,26 @@ async fn a_tenant_that_nobody_has_asked_for_is_not_refused_because_the_coordinat
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_not_asked_for_long_may_spend_little_of_what_others_may_have_spent() {
+    let bucket = per_minute(600, 300);
+    let centre = Centre::new(3, NEAR);
+    let gateways = gateways(&centre, bucket, Unreachable::Share);
+    let fate = centre.clone();
+    let fate = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        fate.is_up.store(false, Relaxed);
+    });
+    // Two ask once, the third takes all there is, and then the two come again.
+    let mut requests = vec![(Duration::ZERO, 0), (Duration::ZERO, 1)];
+    requests.extend((0..400).map(|n| (Duration::from_micros(4_000_000 + 2000 * n), 2)));
+    requests.extend((0..100).map(|n| (Duration::from_micros(5_100_000 + 100 * n), usize::from(n % 2 == 0))));
+    let mut log = drive(&centre, &gateways, requests).await;
+    fate.await.unwrap();
+    let excess = oracle::excess(&mut log.admitted, &bucket);
+    assert!(excess <= 2.0, "{excess}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_was_refused_while_the_coordinator_was_away_is_asked_for_again_when_it_is_back() {
     for unreachable in [Unreachable::Deny, Unreachable::Share] {
         let centre = Centre::new(2, NEAR);

@@ -105,7 +105,7 @@ fn over_admission(scenario: &Scenario, seen: &Seen, row: &Row, limit: Limit) -> 
             let share = limit.per_second() * away() / seen.nodes as f64;
             Some((limit.burst as f64 + share, "B + R·W·k/N"))
         }
-        Some(Fault::RedisAway { .. } | Fault::FailedOver { .. }) => Some((limit.burst as f64 / 2.0, "B/2")),
+        Some(Fault::RedisAway { .. } | Fault::FailedOver { .. }) => Some((seen.nodes as f64, "a token for each node")),
         _ => None,
     };
     if let Some((bound, formula)) = bound {
@@ -113,7 +113,7 @@ fn over_admission(scenario: &Scenario, seen: &Seen, row: &Row, limit: Limit) -> 
             row,
             "over-admission, cut off",
             format!("{:.2} tokens", figures.over),
-            format!("{formula} = {bound:.0} at most"),
+            format!("{formula}: {bound:.0} at most"),
             figures.over <= bound,
         )];
     }

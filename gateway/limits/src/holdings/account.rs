@@ -150,19 +150,18 @@ impl Account {
     pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
         self.answered_at = former.answered_at;
         self.has_known = former.has_known;
-        (self.usual, self.usual_for_long) = (former.usual, former.usual_for_long);
         self.period.clone_from(&former.period);
         self.share = former.share.of_quota_with(left);
     }
 }
 
 /// What is taken in a second, by what was before and what was taken in the time that has passed: of a window that
-/// slides, and of that time if it is longer. Rounded up.
+/// slides, and of that time if it is longer.
 fn per_second(before: u32, tokens: u64, elapsed: Duration, window: Duration) -> u32 {
     let (elapsed, window) = (elapsed.as_micros(), window.as_micros());
-    let still = u128::from(before) * window.saturating_sub(elapsed);
+    let still = u128::from(before) * window.saturating_sub(elapsed) / window;
     let new = u128::from(tokens) * PARTS * 1_000_000;
-    let now = still.div_ceil(window) + new.div_ceil(elapsed.max(window));
+    let now = still + new.div_ceil(elapsed.max(window));
     u32::try_from(now).unwrap_or(u32::MAX)
 }
 

@@ -99,8 +99,9 @@ impl Holdings {
     pub(super) fn is_away(&self, state: &mut State, since: Nanos, now: Nanos) {
         let retry_at = after(now, RETRY.mul_f64(0.8 + 0.4 * fastrand::f64()));
         // Requests try again in the background as long as there are some. Who comes later waits for it as the first one
-        // did: it may have been back for long.
-        self.alone_until.store(after(retry_at, RENEWAL), Relaxed);
+        // did: it may have been back for long. Not where that could be for longer than moments.
+        let waits = self.node.coordinator.patience() < RENEWAL;
+        self.alone_until.store(if waits { after(retry_at, RENEWAL) } else { Nanos::MAX }, Relaxed);
         // It may have been back, and gone again before it gave anything.
         let began = state.alone.as_ref().map(|alone| alone.since);
         let from = began.unwrap_or(since);
@@ -108,18 +109,19 @@ impl Holdings {
         if began.is_some() {
             return;
         }
+        let live = self.node.coordinator.live().max(1);
         let limits = self.known.iter().zip(&self.plan.limits);
         for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
             account.promise = None;
             known.set_promised_until(0);
             let parts = match &limit.kind {
-                Kind::Bucket(bucket) if account.is_silent(since) => {
+                Kind::Bucket(bucket) if account.is_silent(since) && account.share.counted_to == 0 => {
                     let left = if account.answered_at == 0 { bucket.burst() } else { known.left() };
-                    Share::half_of(bucket, left)
+                    Share::one_of(bucket, left, live)
                 }
                 _ => 0,
             };
-            // Of a quota, new limits go on with the share of the former ones.
+            // New limits go on with the share of the former ones: of a quota, with all of it.
             account.share = Share { counted_to: since, parts, ..account.share.clone() };
         }
         tracing::debug!(tenant = %self.plan.tenant, "limits are held to without the coordinator");
@@ -140,23 +142,29 @@ impl Holdings {
         }
     }
 
-    /// It is there, and may give again; not yet where others may still have to tell what they have spent.
-    pub(super) fn is_back(&self, state: &mut State, sent_at: Nanos, now: Nanos) {
+    /// It is there, and may give again; not yet where others may still have to tell what they have spent. Whether this
+    /// one still has to.
+    pub(super) fn is_back(&self, state: &mut State, sent_at: Nanos, now: Nanos) -> bool {
         let has_shares = self.plan.unreachable == Unreachable::Share && self.node.coordinator.live() > 1;
         if let Some(alone) = &mut state.alone
             && has_shares
-            && alone.others_tell_first(sent_at)
         {
             // It was slow. What was spent since it was asked is still to be told.
             if sent_at <= alone.since {
                 alone.retry_at = now;
-                return;
+                return true;
             }
-            let away = Duration::from_nanos(now.saturating_sub(alone.since));
-            let until = after(now, away.clamp(*ALL_TELL.start(), *ALL_TELL.end()));
-            *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: false, ..*alone };
-            self.alone_until.store(until, Relaxed);
-            return;
+            if alone.others_tell_first(sent_at) {
+                let away = Duration::from_nanos(now.saturating_sub(alone.since));
+                let until = after(now, away.clamp(*ALL_TELL.start(), *ALL_TELL.end()));
+                *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: false, ..*alone };
+                self.alone_until.store(until, Relaxed);
+                return false;
+            }
+            // It was only told once more.
+            if alone.has_told && !alone.has_forgotten && sent_at < alone.until {
+                return false;
+            }
         }
         if state.alone.take().is_some() {
             for account in &mut state.accounts {
@@ -165,6 +173,7 @@ impl Holdings {
             self.alone_until.store(0, Relaxed);
             tracing::debug!(tenant = %self.plan.tenant, "the coordinator holds to limits again");
         }
+        false
     }
 
     /// Decides about a request that finds too few tokens of a limit, without the coordinator. It is tried
@@ -196,6 +205,9 @@ impl Holdings {
             // It can be reached. There are tokens, but others were quicker, again and again.
             None => return Verdict::Refused { until: after(now, PAUSE) },
         };
+        if until <= now {
+            return Verdict::Refused { until: after(now, PAUSE) };
+        }
         let live = self.node.coordinator.live().max(1);
         let (Some(lease), Some(account), Some(described)) =
             (self.leases.get(place.index()), state.accounts.get_mut(place.index()), self.limit(place))
@@ -267,9 +279,10 @@ impl Holdings {
 }
 
 impl Share {
-    /// Half of what was left, for all gateways together: where nobody has asked for long, it is most likely still there.
-    fn half_of(bucket: &Bucket, left: u64) -> u128 {
-        u128::from(left) * bucket.period().as_nanos() / 2
+    /// Where this gateway has not asked for long, one token is most likely there, so that nobody is refused only because
+    /// the coordinator is away. More may have been spent elsewhere.
+    fn one_of(bucket: &Bucket, left: u64, live: u64) -> u128 {
+        if left < live { 0 } else { bucket.period().as_nanos() * u128::from(live) }
     }
 
     /// Tokens for a request that costs as much, or how long until there are enough: at one `live`th of the
@@ -287,6 +300,11 @@ impl Share {
         }
         self.parts -= needed;
         (cost, Duration::ZERO)
+    }
+
+    /// For an account of other units.
+    pub(super) fn without_tokens(&self) -> Self {
+        Self { parts: 0, quota_left: None, ..self.clone() }
     }
 
     /// For an account that begins anew.

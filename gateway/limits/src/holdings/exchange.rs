@@ -140,6 +140,12 @@ impl Holdings {
         self.plan.limits.iter().any(|limit| matches!(limit.kind, Kind::Quota { .. }))
     }
 
+    /// Whether it has spent anything while the coordinator was away.
+    pub(crate) fn has_debts(&self) -> bool {
+        let is_alone = self.state.lock().alone.is_some();
+        is_alone && self.has_something_to_say()
+    }
+
     /// Gives everything back that is not in use. Whoever asks again takes new leases.
     pub fn give_back(&self) {
         if self.has_something_to_say() {
@@ -264,6 +270,7 @@ impl Holdings {
         let now = self.node.clock.now();
         let mut state = self.state.lock();
         state.in_flight = false;
+        let mut must_tell = false;
         match result {
             Ok(answers) => {
                 state.heard += 1;
@@ -280,7 +287,7 @@ impl Holdings {
                 match recovering {
                     // It is back, and gives nothing yet.
                     Some(wait) => self.recovers_until(&mut state, after(now, wait)),
-                    None => self.is_back(&mut state, sent_at, now),
+                    None => must_tell = self.is_back(&mut state, sent_at, now),
                 }
             }
             Err(error) => {
@@ -291,6 +298,9 @@ impl Holdings {
         }
         let has_promise = state.accounts.iter().any(|account| account.promise.is_some());
         drop(state);
+        if must_tell {
+            self.begin(Purpose::Reminder, now);
+        }
         if self.has_something_to_say() {
             self.schedule(after(now, if has_promise { LOOK } else { RENEWAL }));
         }

@@ -20,6 +20,11 @@ impl Holdings {
             else {
                 continue;
             };
+            if let (Kind::Bucket(_), Kind::Bucket(_)) = (&limit.kind, &former_limit.kind) {
+                // Its share has begun, and does not begin again.
+                account.share = former_account.share.without_tokens();
+                continue;
+            }
             let (
                 Kind::Quota { limit: quota, calendar },
                 Kind::Quota { limit: former_quota, calendar: former_calendar },
@@ -28,10 +33,17 @@ impl Holdings {
                 continue;
             };
             if calendar == former_calendar {
-                let used = former_quota.saturating_sub(former_known.left());
+                let used = if former_account.has_known {
+                    former_quota.saturating_sub(former_known.left())
+                } else {
+                    former_account.granted
+                };
                 known.set_left(quota.saturating_sub(used));
                 known.set_renewed_at(former_known.renewed_at());
                 account.go_on_from(former_account, known.left());
+                if quota == former_quota {
+                    (account.usual, account.usual_for_long) = (former_account.usual, former_account.usual_for_long);
+                }
             }
         }
     }

@@ -127,8 +127,8 @@ pub struct NodeTls {
 #[serde(deny_unknown_fields, default)]
 pub struct Protection {
     /// Connections from one address (IPv6: one /64) at most; more are closed at once. 0: no bound. Trusted
-    /// proxies are exempt, since each carries the connections of many clients. Of HTTP/2 streams that wait to be read,
-    /// there may be as many.
+    /// proxies are exempt, since each carries the connections of many clients. Of HTTP/2 streams that wait
+    /// to be read for longer than a second, there may be as many, or as many as one connection may have.
     pub connections_per_address: u32,
     /// Connections at most. 0: no bound.
     pub connections: u32,

@@ -159,8 +159,8 @@ fn options(worker: &Worker) -> H2Options {
         // Room for uploads: h2's own 64 KiB windows cap a stream at 64 KiB per round trip.
         .initial_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
-        // Of each stream that the client does not read; beside it, Pingora reads some pieces ahead.
-        .max_send_buffer_size(128 * 1024);
+        // What is held of each stream that the client does not read, also when its answer is whole.
+        .max_send_buffer_size(32 * 1024);
     options
 }
 

@@ -119,7 +119,12 @@ impl Server {
     ) -> Result<Self, ServerError> {
         let (draining, watch) = channel::channel(false);
         let caps = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, node.protection.connections));
-        let waiting_streams = Arc::new(ConnectionCaps::new(node.protection.connections_per_address, 0));
+        let waiting_streams = match node.protection.connections_per_address {
+            0 => 0,
+            // One connection may have all of its streams waiting.
+            connections => connections.max(node.protection.h2_streams),
+        };
+        let waiting_streams = Arc::new(ConnectionCaps::new(waiting_streams, 0));
         let conf = Arc::new(pingora_settings(node));
         let count = worker_count(node);
         let mut shares: Vec<Vec<Listener>> = (0..count).map(|_| Vec::new()).collect();

@@ -5,8 +5,8 @@
 //! is overdue comes back as an error of the exchange, so there is still a stream to tell the client on, and
 //! another attempt can be made.
 //!
-//! A client that opens streams and does not read what comes on them has the node hold some of each. So streams that wait
-//! for their client are counted by its address, like connections, which each hold as much.
+//! A client that opens streams and does not read what comes on them has the node hold some of each. So streams that have
+//! waited for their client for a while are counted by its address, like connections, which each hold as much.
 //!
 //! [`Watch`]: super::watch::Watch
 
@@ -47,6 +47,9 @@ use super::{caps::ConnectionCaps, peer::Peer, watch::WatchTimer};
 const LINGER: Duration = Duration::from_secs(5);
 /// … but no more than this.
 const LINGER_BYTES: usize = 16 << 20;
+
+/// Who reads takes what is sent sooner than this, mostly; until then streams are not counted.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// See the [module documentation](self).
 pub(super) struct WatchedStream {
@@ -117,7 +120,11 @@ async fn taken<T>(
     waiting: &Arc<ConnectionCaps>,
 ) -> Result<T> {
     let mut write = pin!(write);
+    // Most writes need no timer.
     if let Poll::Ready(written) = futures::poll!(write.as_mut()) {
+        return written;
+    }
+    if let Ok(written) = timeout(GRACE, write.as_mut()).await {
         return written;
     }
     // A proxy carries the streams of many clients.

@@ -13,6 +13,8 @@ use crate::{
 
 /// How often a request tries to take a token that was made for it.
 const MOST_TRIES: u32 = 100;
+/// What is waited for no longer is asked for so often once more.
+const FEW_TRIES: u32 = 3;
 
 /// The limits of one plan that apply to a request.
 #[derive(Debug, Clone, Copy)]
@@ -157,8 +159,10 @@ pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node
         match asked.holdings.decide_alone(short.place, cost, now) {
             // A token was made for it. Another request may take it first, but not for ever.
             Verdict::TryAgain if tries < MOST_TRIES => tries += 1,
+            // An answer has come just now.
+            Verdict::NotAlone { .. } if tries < FEW_TRIES => tries += 1,
             Verdict::Pass => passed.push((short.applying, short.place)),
-            Verdict::Refused { until } => {
+            Verdict::Refused { until } | Verdict::NotAlone { until } => {
                 count(by, node);
                 return refused(by, &short, until, now);
             }

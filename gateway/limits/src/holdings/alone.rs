@@ -27,6 +27,9 @@ const RETRY: Duration = Duration::from_millis(40);
 /// was away.
 const ALL_TELL: RangeInclusive<Duration> = Duration::from_millis(60)..=Duration::from_millis(250);
 
+/// Whoever has an answer within this time was not alone, but had a slow one: the less is spent without knowing, the better.
+const A_MOMENT: Duration = Duration::from_millis(100);
+
 /// Where a limit is zero, a client need not ask again soon.
 const NOTHING: Duration = Duration::from_mins(1);
 
@@ -75,6 +78,10 @@ pub(crate) enum Verdict {
     },
     /// It cannot be told whether the limit allows it.
     Unknown,
+    /// It is not alone any more: there may be tokens now. If there are none, refused until then.
+    NotAlone {
+        until: Nanos,
+    },
 }
 
 impl Holdings {
@@ -146,10 +153,12 @@ impl Holdings {
     /// one still has to.
     pub(super) fn is_back(&self, state: &mut State, sent_at: Nanos, now: Nanos) -> bool {
         let has_shares = self.plan.unreachable == Unreachable::Share && self.node.coordinator.live() > 1;
+        let was_slow = |alone: &Alone| sent_at <= alone.since && now < after(alone.since, A_MOMENT);
         if let Some(alone) = &mut state.alone
             && has_shares
+            && !was_slow(alone)
         {
-            // It was slow. What was spent since it was asked is still to be told.
+            // It hung. What was spent since it was asked is still to be told.
             if sent_at <= alone.since {
                 alone.retry_at = now;
                 return true;
@@ -202,11 +211,11 @@ impl Holdings {
                 return Verdict::Refused { until: alone.until };
             }
             Some(alone) => (alone.until, alone.has_forgotten),
-            // It can be reached. There are tokens, but others were quicker, again and again.
-            None => return Verdict::Refused { until: after(now, PAUSE) },
+            // It can be reached: again, or there were tokens and others were quicker.
+            None => return Verdict::NotAlone { until: after(now, PAUSE) },
         };
         if until <= now {
-            return Verdict::Refused { until: after(now, PAUSE) };
+            return Verdict::NotAlone { until: after(now, PAUSE) };
         }
         let live = self.node.coordinator.live().max(1);
         let (Some(lease), Some(account), Some(described)) =

@@ -19,6 +19,8 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 
+pub(crate) use self::twin::Place;
+use self::twin::Twins;
 pub use self::{
     fill::{Fill, TooLarge},
     partition::{Counts, Lookup, Partition},
@@ -37,6 +39,7 @@ const BATCH: u64 = 64;
 #[derive(Debug)]
 pub struct Storage {
     totals: Arc<Totals>,
+    twins: Arc<Twins>,
     partitions: RwLock<HashMap<Box<str>, Entry>>,
     /// Who makes room; others that need some wait for it.
     making_room: Mutex<()>,
@@ -49,9 +52,6 @@ struct Totals {
     stored: AtomicU64,
     part: u64,
     filling: AtomicU64,
-    twins: AtomicU64,
-    /// How many there are: each is an open file.
-    twin_files: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -65,7 +65,12 @@ impl Storage {
     pub fn new(budget: u64) -> Arc<Self> {
         let part = budget / PARTS;
         let totals = Totals { budget: budget - 2 * part, part, ..Totals::default() };
-        Arc::new(Self { totals: Arc::new(totals), partitions: RwLock::default(), making_room: Mutex::new(()) })
+        Arc::new(Self {
+            totals: Arc::new(totals),
+            twins: Twins::new(part),
+            partitions: RwLock::default(),
+            making_room: Mutex::new(()),
+        })
     }
 
     /// The cache of a tenant, the same for the same tenant as long as somebody holds it. With another budget it
@@ -109,9 +114,13 @@ impl Storage {
         self.totals.stored.load(Relaxed)
     }
 
+    pub(crate) fn twins(&self) -> &Arc<Twins> {
+        &self.twins
+    }
+
     /// Bytes that bodies take once more, in files that the kernel sends.
     pub fn twin_bytes(&self) -> u64 {
-        self.totals.twins.load(Relaxed)
+        self.twins.bytes()
     }
 
     /// Bytes that stored responses may take.

@@ -1,7 +1,7 @@
 //! A stored response, and the variants that are stored under one key.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc,
     atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
 };
 
@@ -12,7 +12,7 @@ use crate::{
     key::Resource,
     purge::{Sequence, Tags},
     reuse::Rules,
-    storage::{Storage, Twin},
+    storage::{Place, Storage, Twin},
     time::Timestamp,
     vary::Selection,
 };
@@ -38,9 +38,8 @@ pub struct Stored {
     checked: AtomicU64,
     /// Somebody is validating it in the background.
     refreshing: AtomicBool,
-    /// It was sent before by somebody who could have sent a file.
-    sent: AtomicBool,
-    twin: OnceLock<Arc<Twin>>,
+    /// None where the body is of no size for a twin.
+    twin: Option<Arc<Place>>,
     weight: usize,
 }
 
@@ -65,20 +64,21 @@ impl Stored {
         let weight =
             OVERHEAD + body.len() + headers.iter().map(fields).sum::<usize>() + selection.weight() + tags.weight();
         let (checked, refreshing) = (AtomicU64::new(since.get()), AtomicBool::new(false));
-        let (sent, twin) = (AtomicBool::new(false), OnceLock::new());
-        Self { status, headers, body, rules, selection, tags, checked, refreshing, sent, twin, weight }
+        let twin = Place::of(&body);
+        Self { status, headers, body, rules, selection, tags, checked, refreshing, twin, weight }
+    }
+
+    /// The same body under what a validation has changed.
+    #[must_use]
+    pub fn renewed(&self, headers: HeaderMap, rules: Rules, selection: Selection, since: Sequence) -> Self {
+        let (status, body) = (self.status, self.body.clone());
+        let new = Self::new(Parts { status, headers, body, rules, selection, since });
+        Self { twin: self.twin.clone(), ..new }
     }
 
     /// The body once more, for who is about to send it and can send a file; from the second time on.
-    pub fn twin(&self, storage: &Storage) -> Option<&Arc<Twin>> {
-        if !Twin::suits(self.body.len()) || !self.sent.load(Relaxed) && !self.sent.swap(true, Relaxed) {
-            return None;
-        }
-        if self.twin.get().is_none() {
-            // Two that come at the same time may both make one; the second is dropped.
-            let _ = self.twin.set(Arc::new(Twin::new(&self.body, storage)?));
-        }
-        self.twin.get()
+    pub fn twin(&self, storage: &Storage) -> Option<Arc<Twin>> {
+        self.twin.as_ref()?.twin(&self.body, storage.twins())
     }
 
     /// Bytes that it takes in memory, about.

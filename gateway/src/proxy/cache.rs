@@ -296,7 +296,7 @@ fn offer_file(session: &Session, route: &CompiledRoute, stored: &Stored, body: &
         && session.req_header().version != http::Version::HTTP_2
         && let Some(twin) = stored.twin(cache.partition.storage())
     {
-        peer.set_twin(Some(twin.clone()));
+        peer.set_twin(Some(twin));
     }
 }
 

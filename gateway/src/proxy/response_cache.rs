@@ -9,7 +9,7 @@ use seiketsu_cache::{
     freshness::Exchange,
     invalidation,
     reuse::Rules,
-    stored::{Parts, Stored},
+    stored::Stored,
     storing::{self, Candidate, NotStored, Storable},
     time::Timestamp,
     validation,
@@ -97,14 +97,8 @@ fn renew(
     let storable = if is_about { storable(fetch, cache, stored.status, &merged) } else { Err(NotStored::Useless) };
     match storable {
         Ok(Storable { headers, rules, vary }) => {
-            let new = Arc::new(Stored::new(Parts {
-                status: stored.status,
-                headers,
-                body: stored.body.clone(),
-                rules,
-                selection: Selection::of(&vary, &asked.headers),
-                since: fetch.since,
-            }));
+            let selection = Selection::of(&vary, &asked.headers);
+            let new = Arc::new(stored.renewed(headers, rules, selection, fetch.since));
             let mut meta = meta(&new.rules, head(&new)?);
             meta.extensions_mut().insert(Arc::new(Renewal { old: stored.clone(), new: new.clone() }));
             fetch.serving = Some(new);

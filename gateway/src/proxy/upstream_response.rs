@@ -117,21 +117,38 @@ fn normalise_framing(status: StatusCode, fields: &mut HeaderMap) {
         fields.remove(header::TRANSFER_ENCODING);
         return;
     }
-    let is_list = fields.get(header::CONTENT_LENGTH).is_some_and(|value| value.as_bytes().contains(&b','));
     // As many values as names: no line stands twice.
-    if is_list || fields.len() != fields.keys_len() {
-        for name in [header::CONTENT_LENGTH, header::TRANSFER_ENCODING] {
-            let lines = fields.get_all(&name).iter();
-            let mut values = lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii));
-            let Some(first) = values.next() else { continue };
-            // Of several codings, none but `chunked` is said twice.
-            if values.all(|value| value == first)
-                && let Ok(once) = HeaderValue::from_bytes(first)
-            {
-                fields.insert(name, once);
-            }
-        }
+    let doubled = fields.len() != fields.keys_len();
+    let is_odd =
+        |value: &HeaderValue| doubled || value.as_bytes().contains(&b',') || value.as_bytes().starts_with(b"0");
+    if fields.get(header::CONTENT_LENGTH).is_some_and(is_odd)
+        && let Some(length) = length(fields)
+    {
+        fields.insert(header::CONTENT_LENGTH, length.into());
     }
+    // Of several codings, none but `chunked` is said twice by mistake only.
+    if fields.get(header::TRANSFER_ENCODING).is_some_and(is_odd)
+        && members(fields, &header::TRANSFER_ENCODING).all(|coding| coding.eq_ignore_ascii_case(b"chunked"))
+    {
+        fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
+/// The number that all of `Content-Length` says, however it is written (RFC 9110 §8.6).
+fn length(fields: &HeaderMap) -> Option<u64> {
+    let number = |member: &[u8]| {
+        let digits = std::str::from_utf8(member).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        digits?.parse::<u64>().ok()
+    };
+    let mut lengths = members(fields, &header::CONTENT_LENGTH).map(number);
+    let first = lengths.next()??;
+    lengths.all(|other| other == Some(first)).then_some(first)
+}
+
+/// What a list says, on one line or on several.
+fn members<'a>(fields: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    let lines = fields.get_all(name).iter();
+    lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
 }
 
 /// What the upstream says of its connection with the gateway is nothing to the client (RFC 9110 §7.6.1).
@@ -166,10 +183,7 @@ fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
 
 /// Removes the fields that `Connection` names.
 fn remove_nominated(fields: &mut HeaderMap) {
-    let nominated: Vec<HeaderName> = fields
-        .get_all(header::CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii))
+    let nominated: Vec<HeaderName> = members(fields, &header::CONNECTION)
         // By far the most frequent, and no names of fields that are to be found here.
         .filter(|option| !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close"))
         .filter_map(|name| HeaderName::from_bytes(name).ok())
@@ -179,5 +193,25 @@ fn remove_nominated(fields: &mut HeaderMap) {
         .collect();
     for name in nominated {
         fields.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_coding_that_is_applied_twice_is_said_twice() {
+        for cookies in [1, 2] {
+            let mut fields = HeaderMap::new();
+            fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("gzip, gzip"));
+            for _ in 0..cookies {
+                fields.append(header::SET_COOKIE, HeaderValue::from_static("a=b"));
+            }
+            normalise_framing(StatusCode::OK, &mut fields);
+            assert_eq!(fields.get(header::TRANSFER_ENCODING).unwrap(), "gzip, gzip", "{cookies}");
+        }
     }
 }

@@ -99,6 +99,7 @@ fn classify_v6(address: Ipv6Addr) -> Class {
     match segments[0] {
         _ if address.is_loopback() => Class::Loopback,
         _ if address.is_unspecified() || address.is_multicast() => Class::NotAHost,
+        0x64 if segments[1..3] == [0xff9b, 1] => classify_local_translation(address),
         // fe80::/10 link-local and fec0::/10, its deprecated site-local neighbour.
         0xfe80..=0xfeff => Class::LinkLocalOrMetadata,
         0xfc00..=0xfdff => Class::Private,
@@ -110,8 +111,20 @@ fn classify_v6(address: Ipv6Addr) -> Class {
     }
 }
 
+/// `64:ff9b:1::/48` (RFC 8215) leads to wherever a network of the operator's own translates it. Which of its bytes are the
+/// IPv4 address depends on the length of the prefix there (RFC 6052 §2.2); none of them may make it a metadata service.
+fn classify_local_translation(address: Ipv6Addr) -> Class {
+    let octets = address.octets();
+    let at = |places: [usize; 4]| classify_v4(Ipv4Addr::from(places.map(|place| octets[place])));
+    let embedded = [[6, 7, 9, 10], [7, 9, 10, 11], [9, 10, 11, 12], [12, 13, 14, 15]];
+    if embedded.into_iter().any(|places| at(places) == Class::LinkLocalOrMetadata) {
+        return Class::LinkLocalOrMetadata;
+    }
+    Class::Private
+}
+
 /// The IPv4 address that an IPv6 address stands for, if it does: `::ffff:0:0/96` (RFC 4291 §2.5.5.2),
-/// `::ffff:0:0:0/96` (RFC 2765 §2.1), `64:ff9b::/96` and `64:ff9b:1::/48` (RFC 6052, RFC 8215), `2002::/16` (RFC 3056), and the
+/// `::ffff:0:0:0/96` (RFC 2765 §2.1), `64:ff9b::/96` (RFC 6052), `2002::/16` (RFC 3056), and the
 /// deprecated `::/96` (RFC 4291 §2.5.5.1) without `::` and `::1`.
 fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let from = |high: u16, low: u16| {
@@ -123,7 +136,6 @@ fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0x64, 0xff9b, 1, _, _, _, high, low]
         | [0x2002, high, low, ..] => Some(from(high, low)),
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 || low > 1 => Some(from(high, low)),
         _ => None,
@@ -158,6 +170,10 @@ mod tests {
             "::ffff:169.254.169.254",
             "::ffff:0:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "64:ff9b:1:a9fe:a9:fe00:808:808",
+            "64:ff9b:1:a9:fe:a9fe:808:808",
+            "64:ff9b:1:1:a9:fea9:fe08:808",
             "2002:a9fe:a9fe::1",
             "::169.254.169.254",
         ] {
@@ -198,7 +214,16 @@ mod tests {
             assert!(allowed(loopback, address), "{address}");
             assert!(!allowed(private, address), "{address}");
         }
-        for address in ["10.0.0.1", "172.16.0.1", "172.31.9.9", "192.168.1.1", "100.64.0.1", "fc00::1", "fd12::1"] {
+        for address in [
+            "10.0.0.1",
+            "172.16.0.1",
+            "172.31.9.9",
+            "192.168.1.1",
+            "100.64.0.1",
+            "fc00::1",
+            "fd12::1",
+            "64:ff9b:1::808:808",
+        ] {
             assert!(allowed(private, address), "{address}");
             assert!(!allowed(loopback, address), "{address}");
         }
@@ -206,7 +231,15 @@ mod tests {
 
     #[test]
     fn public_addresses_pass() {
-        for address in ["1.1.1.1", "172.32.0.1", "100.128.0.1", "2606:4700::1", "::ffff:8.8.8.8", "2001:4860::8888"] {
+        for address in [
+            "1.1.1.1",
+            "172.32.0.1",
+            "100.128.0.1",
+            "2606:4700::1",
+            "::ffff:8.8.8.8",
+            "64:ff9b::808:808",
+            "2001:4860::8888",
+        ] {
             assert!(allowed(EgressPolicy::default(), address), "{address}");
         }
     }

@@ -118,8 +118,22 @@ impl Gateway {
     }
 
     pub fn spawn(folder: &Path, arguments: &[&str]) -> Process {
+        Self::spawn_by(Command::new(binary("seiketsu-gateway")), folder, arguments)
+    }
+
+    /// Kills it, and starts it again as a process that may open so many files.
+    pub fn restart_with_open_files(&mut self, most: u32) {
+        self.process.0.kill().unwrap();
+        self.process.0.wait().unwrap();
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={most}:{most}")).arg(binary("seiketsu-gateway"));
+        self.process = Self::spawn_by(command, self.folder.path(), &[]);
+        (self.http, self.https, self.operations) = Self::wait_until_ready(self.folder.path(), self.process.0.id());
+    }
+
+    fn spawn_by(mut command: Command, folder: &Path, arguments: &[&str]) -> Process {
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("gateway.log")).unwrap();
-        let child = Command::new(binary("seiketsu-gateway"))
+        let child = command
             .arg("--config")
             .arg(folder.join("node.yaml"))
             .args(arguments)

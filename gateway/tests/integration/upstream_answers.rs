@@ -94,8 +94,18 @@ fn where_a_body_ends_is_said_once_or_not_at_all() {
         ("200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", 200, vec!["5"], vec![]),
         ("200 OK\r\nContent-Length: 5, 5\r\n\r\nhello", 200, vec!["5"], vec![]),
         ("200 OK\r\nContent-Length: 5,5 , 5\r\n\r\nhello", 200, vec!["5"], vec![]),
+        ("200 OK\r\nContent-Length: 5, 05\r\n\r\nhello", 200, vec!["5"], vec![]),
+        ("200 OK\r\nContent-Length: 005\r\nContent-Length: 5\r\n\r\nhello", 200, vec!["5"], vec![]),
+        ("200 OK\r\nContent-Length: 05\r\n\r\nhello", 200, vec!["5"], vec![]),
         (
             "200 OK\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+            200,
+            vec![],
+            vec!["chunked"],
+        ),
+        ("200 OK\r\nTransfer-Encoding: Chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", 200, vec![], vec!["chunked"]),
+        (
+            "200 OK\r\nSet-Cookie: a\r\nSet-Cookie: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
             200,
             vec![],
             vec!["chunked"],

@@ -211,3 +211,15 @@ fn bodies_on_their_way_are_bounded() {
     drop(fill);
     assert_eq!(storage.totals.filling.load(Relaxed), 0);
 }
+
+#[test]
+fn a_validated_body_keeps_its_file() {
+    let storage = Storage::new(64 * MIB);
+    let old = response(64 * KIB, Selection::default(), Sequence::default());
+    assert!(old.twin(&storage).is_none());
+    let twin = old.twin(&storage).unwrap();
+    let new = old.renewed(http::HeaderMap::new(), old.rules.clone(), Selection::default(), old.since());
+    drop(old);
+    assert!(Arc::ptr_eq(&new.twin(&storage).unwrap(), &twin));
+    assert_eq!(storage.twin_bytes(), 64 * KIB as u64);
+}

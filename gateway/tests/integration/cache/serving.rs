@@ -230,6 +230,28 @@ async fn a_large_body_that_the_kernel_sends_from_a_file_is_the_same_for_everybod
 }
 
 #[test]
+fn bodies_in_files_leave_descriptors_for_clients() {
+    let body = "x".repeat(33_000);
+    let origin = in_turn(&[&format!("200 OK\nCache-Control: max-age=3600\n\n{body}")]);
+    let mut gateway = caching(&origin, "");
+    gateway.restart_with_open_files(256);
+    let mut client = gateway.connect();
+    for round in 0..3 {
+        for number in 0..300 {
+            let answer = client.request(&format!("GET /v1/{number} HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
+            assert_eq!((answer.status, answer.is_hit()), (200, round > 0), "{number}");
+        }
+    }
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.process.0.id())).unwrap();
+    let names = open.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    let files = names.filter(|name| name.to_string_lossy().contains("cached-body")).count();
+    assert!((1..=32).contains(&files), "{files}");
+    let clients: Vec<_> = (0..50).map(|_| gateway.connect()).collect();
+    assert_eq!(gateway.fetch("/v1/new", "").status, 200);
+    drop(clients);
+}
+
+#[test]
 fn http_1_0_gets_whole_bodies() {
     let origin = counting("Cache-Control: max-age=60\r\n");
     let gateway = caching(&origin, "");

@@ -195,13 +195,14 @@ impl Holdings {
             return Verdict::Refused { until: after(now, NOTHING) };
         }
         match self.plan.unreachable {
-            Unreachable::Deny => return Verdict::Unknown,
+            Unreachable::Deny if self.is_alone(now) => return Verdict::Unknown,
             Unreachable::Allow if !place.is_slots() => {
                 self.pass(place, cost);
                 return Verdict::Pass;
             }
             // Slots must come back, so there must be some.
             Unreachable::Allow | Unreachable::Share => {}
+            Unreachable::Deny => return Verdict::NotAlone { until: after(now, PAUSE) },
         }
         let mut state = self.state.lock();
         let (until, has_forgotten) = match &state.alone {

@@ -159,7 +159,8 @@ impl Account {
 /// slides, and of that time if it is longer.
 fn per_second(before: u32, tokens: u64, elapsed: Duration, window: Duration) -> u32 {
     let (elapsed, window) = (elapsed.as_micros(), window.as_micros());
-    let still = u128::from(before) * window.saturating_sub(elapsed) / window;
+    // Rounded: what is lost or gained with each of many answers would be all of it.
+    let still = (u128::from(before) * window.saturating_sub(elapsed) + window / 2) / window;
     let new = u128::from(tokens) * PARTS * 1_000_000;
     let now = still + new.div_ceil(elapsed.max(window));
     u32::try_from(now).unwrap_or(u32::MAX)

@@ -1,8 +1,9 @@
-//! Whether all that is wrong with a value can be listed in time that grows as the value does.
+//! How often listing what is wrong with a value may look at one part of it.
 //!
-//! Listing follows every way from a schema to its subschemas. Where two ways from one schema lead back to it for the
-//! same part of a value, the work doubles with each level of nesting, and a few hundred bytes of a client's are enough
-//! to take all memory. A schema of a tree has one way back; one of `and` and `or` of expressions has two.
+//! Listing follows every way from a schema to its subschemas. Where ways part and meet again, and most of all where a
+//! schema refers to itself, their number multiplies with each level of nesting, and a few hundred bytes of a client's
+//! are enough to take all memory. So the ways are counted for each depth of nesting when a schema is compiled: a tree
+//! has one to each of its leaves, an expression of `and` and `or` soon more than can be followed.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -11,81 +12,113 @@ use std::{
 
 use serde_json::Value;
 
-/// The schema at a JSON pointer of a document, and all that its local references lead to. `false` also if it has
-/// references of other kinds: nobody looks where they lead.
-pub(super) fn is_bounded(document: &Value, pointer: &str) -> bool {
-    let graph = document.pointer(pointer).and_then(|root| Graph::of(document, root));
-    graph.is_some_and(|graph| !graph.doubles())
+/// JSON as it is read is not nested deeper.
+const MAX_DEPTH: usize = 128;
+/// Bytes of a schema, or of a name in it, that count as much as one more way: errors hold copies.
+const BYTES_PER_WAY: usize = 64;
+
+/// Ways to one part of a value, by the depth of the value: never less than are followed.
+#[derive(Debug)]
+pub(super) struct Ways(Box<[u64]>);
+
+impl Ways {
+    /// Of the schema at a JSON pointer of a document, and of all that its local references lead to. They are endless if
+    /// there are references of other kinds: nobody looks where those lead.
+    pub(super) fn of(document: &Value, pointer: &str) -> Self {
+        let graph = document.pointer(pointer).and_then(|root| Graph::of(document, root));
+        Self(graph.map(|graph| graph.ways().into()).unwrap_or_default())
+    }
+
+    /// Numbers, texts and what is empty have depth 0.
+    pub(super) fn at(&self, depth: usize) -> u64 {
+        self.0.get(depth).copied().unwrap_or(u64::MAX)
+    }
 }
 
-/// Ways from each schema to its subschemas. Subschemas on one way are about different parts of a value.
-struct Graph(Vec<Vec<Vec<usize>>>);
+struct Graph {
+    schemas: Vec<Schema<usize>>,
+    longest_name: usize,
+}
+
+/// How a schema refers to others.
+struct Schema<T> {
+    /// Errors about a value, or their size where that is more, that its own keywords may find.
+    cost: u64,
+    /// About the same value.
+    same: Vec<T>,
+    /// About its parts. Those of one list are about different parts.
+    parts: Vec<Vec<T>>,
+}
 
 impl Graph {
     fn of<'d>(document: &'d Value, root: &'d Value) -> Option<Self> {
-        let mut schemas = vec![root];
+        let mut found = vec![root];
         let mut numbers = HashMap::from([(ptr::from_ref(root), 0)]);
-        let mut graph = Vec::new();
-        while let Some(schema) = schemas.get(graph.len()).copied() {
+        let mut graph = Self { schemas: Vec::new(), longest_name: 0 };
+        while let Some(schema) = found.get(graph.schemas.len()).copied() {
             let mut number = |schema: &'d Value| match numbers.entry(ptr::from_ref(schema)) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => {
-                    schemas.push(schema);
-                    *new.insert(schemas.len() - 1)
+                    found.push(schema);
+                    *new.insert(found.len() - 1)
                 }
             };
-            let ways = ways(document, schema)?;
-            graph.push(ways.into_iter().map(|way| way.into_iter().map(&mut number).collect()).collect());
+            let Schema { cost, same, parts } = subschemas(document, schema)?;
+            let same = same.into_iter().map(&mut number).collect();
+            let parts = parts.into_iter().map(|way| way.into_iter().map(&mut number).collect()).collect();
+            graph.schemas.push(Schema { cost, same, parts });
+            graph.longest_name = graph.longest_name.max(longest_name(schema));
         }
-        Some(Self(graph))
+        Some(graph)
     }
 
-    fn doubles(&self) -> bool {
-        let endless = self.endless();
-        let is_endless = |way: &&Vec<usize>| way.iter().any(|to| endless[*to]);
-        self.0.iter().enumerate().any(|(schema, ways)| {
-            let open: Vec<_> = ways.iter().filter(is_endless).collect();
-            open.len() > 1 && open.into_iter().filter(|way| self.leads_to(way, schema)).nth(1).is_some()
-        })
+    fn ways(&self) -> Vec<u64> {
+        let order = self.innermost_first();
+        let per_step = 1 + units(self.longest_name);
+        let mut ways = Vec::new();
+        // A value of depth 0 has no parts.
+        let mut within = vec![0; self.schemas.len()];
+        while ways.len() <= MAX_DEPTH {
+            let mut counts = vec![u64::MAX; self.schemas.len()];
+            for &number in &order {
+                let schema = &self.schemas[number];
+                let same = schema.same.iter().map(|to| counts[*to]);
+                let parts = schema.parts.iter().filter_map(|list| list.iter().map(|to| within[*to]).max());
+                counts[number] = same.chain(parts).fold(schema.cost, u64::saturating_add);
+            }
+            ways.push(counts[0].saturating_mul(per_step));
+            if mem::replace(&mut within, counts) == within {
+                ways.resize(MAX_DEPTH + 1, *ways.last().unwrap_or(&u64::MAX));
+            }
+        }
+        ways
     }
 
-    /// Which schemas lead into a circle: the few that have to be looked at.
-    fn endless(&self) -> Vec<bool> {
-        let mut endless = vec![true; self.0.len()];
+    /// Each schema after those it refers to for the same value; without those that so come back to themselves.
+    fn innermost_first(&self) -> Vec<usize> {
+        let mut known = vec![false; self.schemas.len()];
+        let mut order = Vec::new();
         loop {
-            let mut changed = false;
-            for (schema, ways) in self.0.iter().enumerate().rev() {
-                let goes_on = ways.iter().flatten().any(|to| endless[*to]);
-                changed |= mem::replace(&mut endless[schema], goes_on) != goes_on;
+            let before = order.len();
+            for (number, schema) in self.schemas.iter().enumerate().rev() {
+                if !known[number] && schema.same.iter().all(|to| known[*to]) {
+                    known[number] = true;
+                    order.push(number);
+                }
             }
-            if !changed {
-                return endless;
-            }
-        }
-    }
-
-    fn leads_to(&self, way: &[usize], schema: usize) -> bool {
-        let mut seen = vec![false; self.0.len()];
-        let mut open = way.to_vec();
-        while let Some(at) = open.pop() {
-            if at == schema {
-                return true;
-            }
-            if !mem::replace(&mut seen[at], true) {
-                open.extend(self.0[at].iter().flatten());
+            if order.len() == before {
+                return order;
             }
         }
-        false
     }
 }
 
 /// `None` where a reference may lead anywhere.
-fn ways<'d>(document: &'d Value, schema: &'d Value) -> Option<Vec<Vec<&'d Value>>> {
-    let mut ways = Vec::new();
-    let mut apart = Vec::new();
+fn subschemas<'d>(document: &'d Value, schema: &'d Value) -> Option<Schema<&'d Value>> {
+    let (mut cost, mut same, mut parts, mut apart) = (1, Vec::new(), Vec::new(), Vec::new());
     for (keyword, value) in schema.as_object().into_iter().flatten() {
         match (keyword.as_str(), value) {
-            ("$ref", Value::String(reference)) => ways.push(vec![local(document, reference)?]),
+            ("$ref", Value::String(reference)) => same.push(local(document, reference)?),
             ("$dynamicRef" | "$recursiveRef", _) => return None,
             // From here on, references are about another document.
             ("$id", _) if !ptr::eq(schema, document) => return None,
@@ -93,20 +126,55 @@ fn ways<'d>(document: &'d Value, schema: &'d Value) -> Option<Vec<Vec<&'d Value>
             ("properties", Value::Object(members)) => apart.extend(members.values()),
             ("prefixItems" | "items", Value::Array(items)) => apart.extend(items),
             ("items" | "additionalProperties", value) => apart.push(value),
-            ("patternProperties" | "dependentSchemas" | "dependencies", Value::Object(members)) => {
-                ways.extend(members.values().map(|member| vec![member]));
+            ("patternProperties", Value::Object(members)) => parts.extend(members.values().map(|it| vec![it])),
+            (
+                "contains" | "propertyNames" | "additionalItems" | "unevaluatedItems" | "unevaluatedProperties",
+                value,
+            ) => {
+                parts.push(vec![value]);
             }
-            (_, Value::Array(items)) => ways.extend(items.iter().map(|item| vec![item])),
-            (_, Value::Object(_)) => ways.push(vec![value]),
+            ("dependentSchemas" | "dependencies", Value::Object(members)) => same.extend(members.values()),
+            // What is not known here is looked at as a schema, and costs too much rather than too little.
+            (_, Value::Array(items)) => {
+                let is_schema = |item: &&Value| item.is_object() || item.is_boolean();
+                same.extend(items.iter().filter(is_schema));
+                // Of `required` names, each can be missing.
+                cost += items.iter().filter(|item| !is_schema(item)).count() as u64;
+            }
+            (_, Value::Object(_)) => same.push(value),
             _ => {}
         }
+        cost += 1;
+        // The error holds the schema that was not to match.
+        if keyword == "not" {
+            cost += units(value.to_string().len());
+        }
     }
-    ways.push(apart);
-    Some(ways)
+    parts.push(apart);
+    Some(Schema { cost, same, parts })
+}
+
+/// Of keywords, and of what stands directly in them.
+fn longest_name(schema: &Value) -> usize {
+    let keywords = schema.as_object().into_iter().flatten();
+    let names = |(keyword, value): (&String, &Value)| {
+        let within = value.as_object().into_iter().flatten().map(|(name, _)| name.len());
+        within.fold(keyword.len(), usize::max)
+    };
+    keywords.map(names).max().unwrap_or(0)
+}
+
+fn units(bytes: usize) -> u64 {
+    (bytes / BYTES_PER_WAY) as u64
 }
 
 fn local<'d>(document: &'d Value, reference: &str) -> Option<&'d Value> {
     let pointer = percent_encoding::percent_decode_str(reference.strip_prefix('#')?).decode_utf8().ok()?;
+    // What stands within another document means that one by its references.
+    let mut around = pointer.match_indices('/').skip(1).filter_map(|(end, _)| document.pointer(&pointer[..end]));
+    if around.any(|value| value.get("$id").is_some_and(Value::is_string)) {
+        return None;
+    }
     document.pointer(&pointer)
 }
 
@@ -117,35 +185,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_schema_with_one_way_back_to_itself_is_bounded() {
-        for schema in [
-            json!(true),
-            json!({ "anyOf": [{ "type": "string" }, { "items": { "oneOf": [{ "type": "null" }, { "type": "object" }] } }] }),
-            json!({ "properties": { "left": { "$ref": "#" }, "right": { "$ref": "#" } }, "additionalProperties": { "$ref": "#" } }),
-            json!({ "properties": { "parent": { "anyOf": [{ "$ref": "#" }, { "type": "null" }] } }, "anyOf": [{ "required": ["a"] }, { "required": ["b"] }] }),
-            json!({ "$id": "https://a.test/tree", "items": { "allOf": [{ "$ref": "#" }, { "maxItems": 3 }] } }),
-            // Twice into a circle, once around it.
-            json!({ "anyOf": [{ "$ref": "#/$defs/a~1b" }, { "$ref": "#/$defs/a~1b" }], "$defs": { "a/b": { "items": { "$ref": "#/$defs/a~1b" } } } }),
-            json!({ "properties": { "anyOf": { "$ref": "#" }, "oneOf": { "$ref": "#" } }, "enum": [{ "$ref": "x" }] }),
+    fn the_ways_to_a_part_are_counted_for_each_depth() {
+        let again = json!({ "$ref": "#" });
+        for (schema, ways) in [
+            (json!(true), [1; 4]),
+            (json!({ "type": "string", "minLength": 1 }), [3; 4]),
+            (json!({ "required": ["a", "b"], "anyOf": [{ "type": "string" }, true] }), [8; 4]),
+            (json!({ "prefixItems": [true, { "items": true }], "items": { "allOf": [true, true] } }), [3, 7, 7, 7]),
+            (json!({ "properties": { "left": again, "right": again }, "additionalProperties": again }), [3, 8, 13, 18]),
+            (json!({ "patternProperties": { "^a": again, "b$": again } }), [2, 10, 26, 58]),
+            (json!({ "items": { "anyOf": [again, again] } }), [2, 12, 32, 72]),
+            (json!({ "properties": { "anyOf": again }, "enum": [{ "$ref": "x" }] }), [3, 8, 13, 18]),
+            (json!({ "items": { "$ref": "#/$defs/a~1b" }, "$defs": { "a/b": { "$ref": "#" } } }), [3, 10, 17, 24]),
+            (json!({ "not": { "const": "a".repeat(BYTES_PER_WAY) } }), [5; 4]),
+            (json!({ "properties": { "a".repeat(BYTES_PER_WAY): true } }), [4, 6, 6, 6]),
         ] {
-            assert!(is_bounded(&schema, ""), "{schema}");
+            let found = Ways::of(&schema, "");
+            assert_eq!([0, 1, 2, 3].map(|depth| found.at(depth)), ways, "{schema}");
+            assert!(found.at(MAX_DEPTH) >= ways[3] && found.at(MAX_DEPTH + 1) == u64::MAX, "{schema}");
         }
     }
 
     #[test]
-    fn a_schema_with_two_ways_back_to_itself_is_not() {
+    fn ways_that_nobody_can_count_are_endless() {
         for schema in [
-            json!({ "properties": { "n": { "anyOf": [{ "$ref": "#" }, { "$ref": "#" }] } } }),
-            json!({ "allOf": [{ "items": { "$ref": "#" } }, { "items": { "$ref": "#" } }] }),
-            json!({ "properties": { "n": { "$ref": "#" } }, "patternProperties": { "^n": { "$ref": "#" } } }),
-            json!({ "patternProperties": { "properties": { "$ref": "#" }, "items": { "$ref": "#" } } }),
-            json!({ "items": { "$ref": "#/$defs/%61" }, "if": {}, "then": { "items": { "$ref": "#" } }, "$defs": { "a": { "$ref": "#" } } }),
-            json!({ "dependentSchemas": { "items": { "items": { "$ref": "#" } } }, "unevaluatedItems": { "$ref": "#" } }),
+            json!({ "$ref": "#" }),
+            json!({ "allOf": [{ "not": { "$ref": "#" } }] }),
+            json!({ "anyOf": [{ "$ref": "#/$defs/%61" }], "$defs": { "a": { "if": { "$ref": "#/$defs/a" } } } }),
             json!({ "items": { "$dynamicRef": "#node" }, "$dynamicAnchor": "node" }),
             json!({ "$anchor": "node", "items": { "$ref": "#node" } }),
             json!({ "items": { "$id": "other", "items": { "$ref": "#" } } }),
+            json!({ "items": { "$ref": "#/$defs/a/$defs/b" }, "$defs": { "a": { "$id": "a", "$defs": { "b": { "$ref": "#" } } } } }),
         ] {
-            assert!(!is_bounded(&schema, ""), "{schema}");
+            assert_eq!(Ways::of(&schema, "").at(1), u64::MAX, "{schema}");
         }
     }
 }

@@ -1,17 +1,21 @@
 //! JSON Schema (2020-12), compiled once and bounded.
 //!
-//! Whether a value conforms is bounded by its size times the schema's, however it nests: what a schema that refers to
-//! itself says of a part of the value is remembered. What is wrong with it is listed only where that is bounded too.
+//! Whether a value conforms is bounded by its size times the ways through the schema, however it nests: what a schema
+//! that refers to itself says of a part of the value is remembered. What is wrong with it is listed only where the list
+//! is short for all the ways that lead to each part.
 
 use jsonschema::{Draft, PatternOptions, Registry};
 use serde_json::Value;
 
-use super::{MAX_VIOLATIONS, Part, Violation, growth, json, shortened};
+use super::{MAX_VIOLATIONS, Part, Violation, growth::Ways, json, shortened};
 
 /// Bytes that one compiled pattern may take.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
-/// Values within a value that is listed: whatever is wrong with them is held at once.
-const MAX_LISTED_VALUES: usize = 4096;
+/// Bytes that a list of what is wrong may take: all of it is held at once, however little of it is reported.
+const MAX_LIST_BYTES: u64 = 32 << 20;
+/// What an error takes, and what a value in it takes, besides texts.
+const ERROR_BYTES: usize = 512;
+const VALUE_BYTES: usize = 128;
 
 /// Why a schema is refused.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +32,13 @@ pub struct SchemaError {
 #[derive(Debug)]
 pub(super) struct Schema {
     validator: jsonschema::Validator,
-    /// Whether what is wrong may be listed.
-    lists: bool,
+    ways: Ways,
 }
 
 impl Schema {
     /// A document that is a schema as a whole.
     pub(super) fn compile(schema: &Value) -> Result<Self, SchemaError> {
-        Self::build(schema, None, "", growth::is_bounded(schema, ""))
+        Self::build(schema, None, "", Ways::of(schema, ""))
     }
 
     /// The schema at a JSON pointer of a document, whose local references mean that document.
@@ -47,10 +50,10 @@ impl Schema {
     ) -> Result<Self, SchemaError> {
         let reference = Value::String(format!("{uri}#{}", as_fragment(pointer)));
         let schema = Value::Object([("$ref".to_owned(), reference)].into_iter().collect());
-        Self::build(&schema, Some(registry), pointer, growth::is_bounded(document, pointer))
+        Self::build(&schema, Some(registry), pointer, Ways::of(document, pointer))
     }
 
-    fn build(schema: &Value, registry: Option<&Registry<'_>>, pointer: &str, lists: bool) -> Result<Self, SchemaError> {
+    fn build(schema: &Value, registry: Option<&Registry<'_>>, pointer: &str, ways: Ways) -> Result<Self, SchemaError> {
         let mut options = jsonschema::options()
             .offline()
             .with_draft(Draft::Draft202012)
@@ -67,7 +70,7 @@ impl Schema {
             pointer: format!("{pointer}{}", error.instance_path()),
             reason: shortened(error.to_string()),
         })?;
-        Ok(Self { validator, lists })
+        Ok(Self { validator, ways })
     }
 
     pub(super) fn is_valid(&self, value: &Value) -> bool {
@@ -80,7 +83,7 @@ impl Schema {
             return;
         }
         let known = violations.len();
-        if self.lists && values(value) <= MAX_LISTED_VALUES {
+        if self.may_list(value) {
             let found = self.validator.iter_errors(value).take(MAX_VIOLATIONS.saturating_sub(known));
             // Masked: the message names the rule, and "value" stands for what the client sent.
             violations.extend(
@@ -92,6 +95,11 @@ impl Schema {
         if violations.len() == known {
             violations.push(Violation::new(part, name, "", "it does not conform to its schema"));
         }
+    }
+
+    fn may_list(&self, value: &Value) -> bool {
+        let size = Size::of(value, 0, 0, 0);
+        self.ways.at(size.depth).saturating_mul(size.bytes as u64) <= MAX_LIST_BYTES
     }
 
     /// Adds what is wrong with a JSON body, also if it is no JSON at all.
@@ -118,12 +126,30 @@ impl Schema {
     }
 }
 
-/// The value, and all values in it.
-fn values(value: &Value) -> usize {
-    1 + match value {
-        Value::Array(items) => items.iter().map(values).sum(),
-        Value::Object(members) => members.values().map(values).sum(),
-        _ => 0,
+/// What listing takes that looks at each part of a value once, and how deep the value is.
+struct Size {
+    bytes: usize,
+    depth: usize,
+}
+
+impl Size {
+    /// An error holds the pointer to a part and a copy of the part, and so of whatever is in it: each part stands in
+    /// as many copies as there are values around it.
+    fn of(value: &Value, name_bytes: usize, pointer_bytes: usize, level: usize) -> Self {
+        let pointer_bytes = pointer_bytes + name_bytes;
+        let text_bytes = value.as_str().map_or(0, str::len);
+        let copies = (level + 1) * (VALUE_BYTES + name_bytes + text_bytes);
+        let mut size = Self { bytes: ERROR_BYTES + pointer_bytes + copies, depth: 0 };
+        let mut add = |part: &Value, name_bytes: usize| {
+            let part = Self::of(part, name_bytes, pointer_bytes, level + 1);
+            size = Self { bytes: size.bytes + part.bytes, depth: size.depth.max(part.depth + 1) };
+        };
+        match value {
+            Value::Array(items) => items.iter().for_each(|item| add(item, 0)),
+            Value::Object(members) => members.iter().for_each(|(name, member)| add(member, name.len())),
+            _ => {}
+        }
+        size
     }
 }
 
@@ -220,6 +246,10 @@ mod tests {
             json!({ "anyOf": [{ "properties": { "n": again } }, { "properties": { "n": again } }], "unevaluatedProperties": false, "type": "object" }),
             json!({ "unevaluatedProperties": again, "patternProperties": { "^m": again }, "type": "object" }),
             json!({ "properties": { "n": again }, "type": "object" }),
+            in_a_row(2, |again, next| json!({ "anyOf": [{ "properties": { "n": again }, "type": "object" }, next] })),
+            in_a_row(3, |again, next| json!({ "oneOf": [{ "properties": { "n": again }, "type": "object" }, next] })),
+            in_a_row(9, |again, next| json!({ "allOf": [{ "properties": { "n": again }, "type": "object" }, next] })),
+            json!({ "$dynamicAnchor": "n", "properties": { "n": { "anyOf": [{ "$dynamicRef": "#n" }, { "$dynamicRef": "#n" }] } }, "type": "object" }),
         ] {
             let schema = Schema::compile(&keywords).unwrap();
             for (innermost, alike) in [("{}", false), ("1", false), ("{\"n\":1,\"x\":1}", false), ("{}", true)] {
@@ -233,10 +263,53 @@ mod tests {
         }
     }
 
+    /// Schemas of which each refers to itself and to the next.
+    fn in_a_row(count: usize, schema: impl Fn(Value, Value) -> Value) -> Value {
+        let to = |number| json!({ "$ref": format!("#/$defs/{number}") });
+        let mut all: serde_json::Map<_, _> = (0..count).map(|n| (n.to_string(), schema(to(n), to(n + 1)))).collect();
+        all.insert(count.to_string(), json!({ "type": "string" }));
+        json!({ "$ref": "#/$defs/0", "$defs": all })
+    }
+
+    #[test]
+    fn ways_that_part_and_meet_again_are_not_followed_many_times() {
+        let schema = in_a_row(16, |_, next| json!({ "anyOf": [next, next] }));
+        let schema = Schema::compile(&schema).unwrap();
+        let mut violations = Vec::new();
+        schema.check(&json!({ "a": 1 }), Part::Body, None, &mut violations);
+        assert_eq!(violations.iter().map(|v| &*v.message).collect::<Vec<_>>(), ["it does not conform to its schema"]);
+    }
+
+    #[test]
+    fn long_names_around_many_values_are_not_copied_for_each() {
+        let schema =
+            json!({ "additionalProperties": { "items": { "anyOf": [{ "type": "string" }, { "type": "null" }] } } });
+        let schema = Schema::compile(&schema).unwrap();
+        for (name_bytes, found) in [(8, MAX_VIOLATIONS), (1 << 17, 1)] {
+            let mut violations = Vec::new();
+            schema.check(&json!({ ("a".repeat(name_bytes)): vec![1; 1000] }), Part::Body, None, &mut violations);
+            assert_eq!(violations.len(), found, "{name_bytes}");
+        }
+    }
+
+    #[test]
+    fn places_are_told_in_rich_text_of_some_length() {
+        let block = json!({ "oneOf": [{ "required": ["children"], "properties": { "children": { "items": { "$ref": "#/$defs/block" } } } }, { "$ref": "#/$defs/inline" }] });
+        let inline = json!({ "oneOf": [{ "required": ["children"], "properties": { "children": { "items": { "$ref": "#/$defs/inline" } } } }, { "required": ["text"], "properties": { "text": { "type": "string" } } }] });
+        let schema = json!({ "items": { "$ref": "#/$defs/block" }, "$defs": { "block": block, "inline": inline } });
+        let schema = Schema::compile(&schema).unwrap();
+        let paragraph = json!({ "children": [{ "text": "a" }, { "children": [{ "text": "b" }] }] });
+        let mut value = Value::Array(vec![paragraph; 20]);
+        value[7]["children"][1] = json!({ "text": 1 });
+        let mut violations = Vec::new();
+        schema.check(&value, Part::Body, None, &mut violations);
+        assert_eq!(violations.iter().map(|v| v.pointer.as_str()).collect::<Vec<_>>(), ["/7"]);
+    }
+
     #[test]
     fn of_very_many_values_none_is_listed() {
         let schema = Schema::compile(&json!({ "items": { "type": "string" } })).unwrap();
-        for (count, pointer) in [(10, "/0"), (MAX_LISTED_VALUES, "")] {
+        for (count, pointer) in [(4096, "/0"), (100_000, "")] {
             let mut violations = Vec::new();
             schema.check(&json!(vec![1; count]), Part::Body, None, &mut violations);
             assert_eq!(violations.first().map(|v| v.pointer.as_str()), Some(pointer), "{count}");

@@ -44,7 +44,7 @@ const LOOKS: usize = 32;
 /// When the system would give no file.
 const AFTER_FAILURE: Duration = Duration::from_secs(10);
 
-/// See the [module documentation](self).
+/// A file that holds what a stored body holds; see the text at the head of `twin.rs`.
 #[derive(Debug)]
 pub struct Twin {
     file: File,

@@ -114,7 +114,8 @@ impl Peer {
     pub(super) fn twin_of(&self, data: &[u8]) -> Option<(Arc<Twin>, u64)> {
         let twin = self.twin.lock();
         let twin = twin.as_ref()?;
-        Some((twin.clone(), twin.position_of(data)?))
+        let at = twin.position_of(data)?;
+        Some((twin.clone(), at))
     }
 
     /// The request is over and everything was said: the connection can take another one, although Pingora is

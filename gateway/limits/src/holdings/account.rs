@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn rates_are_seen_however_often_and_seldom_they_are_looked_at() {
         for (every, tokens, parts) in [
-            // 500 a second, looked at a thousand times in one; half a one, ten times; one in twenty seconds, once.
+            // 500 a second, half a one, and one in twenty seconds.
             (Duration::from_millis(2), 1, 500 * 1024),
             (Duration::from_secs(2), 1, 512),
             (Duration::from_mins(5), 15, 52),

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::{
     clock::Nanos,
     holdings::{Found, Holdings, Place, Took, Verdict},
-    lease::Lease,
+    lease::{Lease, Taken},
     node::{Counters, Node, after},
 };
 
@@ -108,10 +108,10 @@ impl Drop for Admitted {
 /// `refundable` says whether anything may be refunded. `now` is the time by the node's clock, which
 /// the caller mostly has.
 pub fn decide_now(applying: &[Applying<'_>], cost: u64, refundable: bool, node: &Node, now: Nanos) -> Option<Decision> {
-    match take_all(applying, &[], cost, now) {
-        Ok(took) => {
+    match take_all(applying, &[], cost, refundable, now) {
+        Ok(admitted) => {
             Counters::count(&node.counters.local);
-            Some(Decision::Admitted { by: By::Lease, admitted: admitted(applying, &took, refundable) })
+            Some(Decision::Admitted { by: By::Lease, admitted })
         }
         Err(short) => {
             let until = short.until?;
@@ -131,10 +131,10 @@ pub async fn decide(applying: &[Applying<'_>], cost: u64, refundable: bool, node
     let mut passed: SmallVec<[(usize, Place); 2]> = SmallVec::new();
     loop {
         let now = node.clock().now();
-        let short = match take_all(applying, &passed, cost, now) {
-            Ok(took) => {
+        let short = match take_all(applying, &passed, cost, refundable, now) {
+            Ok(admitted) => {
                 count(by, node);
-                return Decision::Admitted { by, admitted: admitted(applying, &took, refundable) };
+                return Decision::Admitted { by, admitted };
             }
             Err(short) => short,
         };
@@ -183,10 +183,14 @@ struct Short {
     until: Option<Nanos>,
 }
 
-type TookAll = SmallVec<[(usize, Took); 8]>;
-
-/// `passed` are limits that need not be asked.
-fn take_all(applying: &[Applying<'_>], passed: &[(usize, Place)], cost: u64, now: Nanos) -> Result<TookAll, Short> {
+/// `passed` are limits that need not be asked. What is kept of what was taken is what may have to go back.
+fn take_all(
+    applying: &[Applying<'_>],
+    passed: &[(usize, Place)],
+    cost: u64,
+    refundable: bool,
+    now: Nanos,
+) -> Result<Admitted, Short> {
     // Looks before it takes. A request that is refused anyway then takes nothing from anybody, not even for a
     // moment; and the processor fetches all leases at once, where taking from one waits for the one before.
     let mut short = None;
@@ -209,34 +213,33 @@ fn take_all(applying: &[Applying<'_>], passed: &[(usize, Place)], cost: u64, now
     if let Some(short) = short {
         return Err(asked_in_vain(applying, short, cost));
     }
-    let mut took = TookAll::new();
-    for (index, of) in applying.iter().enumerate() {
-        for place in of.places {
-            if passed.contains(&(index, *place)) {
-                continue;
+    let mut admitted = Admitted::default();
+    // Few bytes, and they stay here: this is done for each request.
+    let mut taken: SmallVec<[Taken; 8]> = SmallVec::new();
+    let places = applying.iter().enumerate().flat_map(|(index, of)| of.places.iter().map(move |place| (index, *place)));
+    let places = places.filter(|place| !passed.contains(place));
+    for (index, place) in places.clone() {
+        let of = &applying[index];
+        if let Some(took) = of.holdings.take(of.leases, place, cost, now) {
+            taken.push(took.taken);
+            if refundable || place.is_slots() {
+                admitted.took.push((Arc::clone(of.holdings), took));
             }
-            if let Some(one) = of.holdings.take(of.leases, *place, cost, now) {
-                took.push((index, one));
-                continue;
-            }
-            // Others were quicker. None has anything taken from it.
-            for (index, one) in took {
-                applying[index].holdings.put_back(one);
-            }
-            return Err(asked_in_vain(applying, Short { applying: index, place: *place, until: None }, cost));
+            continue;
         }
+        // Others were quicker. None has anything taken from it.
+        admitted.took.clear();
+        for ((index, place), taken) in places.zip(taken) {
+            applying[index].holdings.put_back(Took::new(place, cost, taken));
+        }
+        return Err(asked_in_vain(applying, Short { applying: index, place, until: None }, cost));
     }
-    Ok(took)
+    Ok(admitted)
 }
 
 fn asked_in_vain(applying: &[Applying<'_>], short: Short, cost: u64) -> Short {
     applying[short.applying].holdings.asked_in_vain(short.place, cost);
     short
-}
-
-fn admitted(applying: &[Applying<'_>], took: &TookAll, refundable: bool) -> Admitted {
-    let kept = took.iter().filter(|(_, one)| refundable || one.place.is_slots());
-    Admitted { took: kept.map(|(index, one)| (Arc::clone(applying[*index].holdings), *one)).collect() }
 }
 
 fn refused(by: By, short: &Short, until: Nanos, now: Nanos) -> Decision {

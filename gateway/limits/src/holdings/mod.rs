@@ -180,7 +180,14 @@ pub type Places = SmallVec<[Place; 8]>;
 pub(crate) struct Took {
     pub(crate) place: Place,
     pub(crate) cost: u64,
-    taken: Taken,
+    pub(crate) taken: Taken,
+}
+
+impl Took {
+    /// By a request of this weight.
+    pub(crate) fn new(place: Place, cost: u64, taken: Taken) -> Self {
+        Self { place, cost: place.cost(cost), taken }
+    }
 }
 
 impl Holdings {
@@ -223,16 +230,16 @@ impl Holdings {
     ///
     /// A few nanoseconds, no lock, no allocation, no call.
     pub(crate) fn take(&self, leases: &[Lease], place: Place, cost: u64, now: Nanos) -> Option<Took> {
-        let cost = place.cost(cost);
-        let taken = leases.get(place.index())?.take(cost, now)?;
+        let taken = leases.get(place.index())?.take(place.cost(cost), now)?;
         if taken.low {
             self.renew(now);
         }
+        let took = Took::new(place, cost, taken);
         if place.is_slots() {
             // Slots that come and go leave no other trace.
-            self.known.get(place.index())?.ask(cost);
+            self.known.get(place.index())?.ask(took.cost);
         }
-        Some(Took { place, cost, taken })
+        Some(took)
     }
 
     /// A request found too few tokens here, and there may be some elsewhere.

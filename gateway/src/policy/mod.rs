@@ -36,6 +36,7 @@ pub mod transform;
 pub mod validation;
 pub mod versioning;
 
+mod stack;
 mod vary;
 
 use std::borrow::Cow;

@@ -5,8 +5,9 @@
 //! `$ref`s are refused), and patterns run on an engine whose time is linear in the input. What is
 //! reported names places and rules, never the values that a client sent.
 
-mod growth;
+mod complexity;
 mod json;
+mod meter;
 mod openapi;
 mod schema;
 
@@ -19,6 +20,7 @@ use serde_json::Value;
 
 use self::schema::Schema;
 pub use self::{
+    complexity::TooComplex,
     openapi::{OpenApi, OpenApiError},
     schema::SchemaError,
 };

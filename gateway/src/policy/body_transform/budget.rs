@@ -9,6 +9,7 @@ use jaq_core::{Cv, Exn, Lut, Native, ValXs, box_iter::box_once, data::HasLut, na
 use jaq_json::{Num, Val};
 
 use super::TransformFailure;
+use crate::policy::stack;
 
 /// What a run may use at most, and of that what it may use for each millisecond that it has: what
 /// takes long must fit into the time, since it cannot be stopped midway.
@@ -106,7 +107,7 @@ impl Budget {
         Self {
             limits: Limits::within(time),
             deadline: Instant::now() + time,
-            stack_base: stack_position(),
+            stack_base: stack::position(),
             steps: Cell::new(0),
             values: Cell::new(0),
             made: Cell::new(0),
@@ -123,7 +124,7 @@ impl Budget {
         if let Some(spent) = self.spent.get() {
             return Err(spent);
         }
-        if self.stack_base.abs_diff(stack_position()) > MAX_STACK_BYTES {
+        if self.stack_base.abs_diff(stack::position()) > MAX_STACK_BYTES {
             return self.spend(Spent::Depth);
         }
         let steps = self.steps.get().wrapping_add(1);
@@ -211,13 +212,6 @@ impl Budget {
         self.spent.set(Some(spent));
         Err(spent)
     }
-}
-
-/// Where the stack stands now; only differences mean anything.
-#[inline(never)]
-fn stack_position() -> usize {
-    let here = 0_u8;
-    std::ptr::from_ref(std::hint::black_box(&here)).addr()
 }
 
 /// What the top level of a value takes; what it holds was counted when that was made.

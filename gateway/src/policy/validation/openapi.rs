@@ -8,20 +8,27 @@
 mod parameter;
 mod template;
 
-use std::collections::BTreeMap;
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use http::{HeaderMap, HeaderValue, Method, header::CONTENT_LENGTH};
-use jsonschema::{Draft, Registry};
+use jsonschema::Registry;
 use serde_json::{Map, Value};
 
 use self::{
     parameter::{Parameter, Sources},
     template::Template,
 };
-use super::{Nonconformity, Part, Request, SchemaError, Violation, json_body, media_type, schema::Schema};
+use super::{
+    Nonconformity, Part, Request, SchemaError, Violation, json_body, media_type,
+    schema::{Schema, registry},
+};
 
-/// Name of the document for references within it; it is never looked up anywhere.
-const DOCUMENT_URI: &str = "urn:seiketsu:openapi";
+/// Schemas that all bodies and parameters together lead to, each counted for each that leads to it.
+const MAX_SCHEMAS: usize = 200_000;
 /// References that lead to references.
 const MAX_REFERENCES: usize = 16;
 const METHODS: [(&str, Method); 8] = [
@@ -54,6 +61,10 @@ pub enum OpenApiError {
     UnsupportedParameter { pointer: String, name: String, what: String },
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    #[error(
+        "{pointer}: with this one, the schemas of bodies and parameters lead to more than {MAX_SCHEMAS} others: split the document"
+    )]
+    TooLarge { pointer: String },
     #[error("the document cannot be read: {0}")]
     Unreadable(#[from] jsonschema::ReferencingError),
 }
@@ -92,7 +103,7 @@ struct Body {
 struct Media {
     /// In lower case, without parameters.
     range: Box<str>,
-    schema: Option<Schema>,
+    schema: Option<Arc<Schema>>,
 }
 
 impl OpenApi {
@@ -194,6 +205,8 @@ fn in_range(media_type: &str, range: &str) -> bool {
 struct Compiler<'d> {
     document: &'d Value,
     registry: Registry<'d>,
+    /// By place: many bodies and parameters refer to the same.
+    schemas: RefCell<HashMap<String, Arc<Schema>>>,
 }
 
 impl<'d> Compiler<'d> {
@@ -202,9 +215,7 @@ impl<'d> Compiler<'d> {
         if version != "3.1" && !version.starts_with("3.1.") {
             return Err(OpenApiError::UnsupportedVersion { found: version.to_owned() });
         }
-        let registry =
-            Registry::new().retriever(Offline).draft(Draft::Draft202012).add(DOCUMENT_URI, document)?.prepare()?;
-        Ok(Self { document, registry })
+        Ok(Self { document, registry: registry(document)?, schemas: RefCell::default() })
     }
 
     fn compile(&self) -> Result<OpenApi, OpenApiError> {
@@ -313,8 +324,29 @@ impl<'d> Compiler<'d> {
         Ok(Some(Body { required, content: content.into() }))
     }
 
-    fn schema(&self, pointer: &str) -> Result<Schema, OpenApiError> {
-        Ok(Schema::compile_at(&self.registry, DOCUMENT_URI, self.document, pointer)?)
+    fn schema(&self, pointer: &str) -> Result<Arc<Schema>, OpenApiError> {
+        let place = self.refers_to(pointer);
+        let mut schemas = self.schemas.borrow_mut();
+        if let Some(known) = schemas.get(&place) {
+            return Ok(Arc::clone(known));
+        }
+        let schema = Arc::new(Schema::compile_at(&self.registry, &place)?);
+        let all = schema.schemas() + schemas.values().map(|schema| schema.schemas()).sum::<usize>();
+        if all > MAX_SCHEMAS {
+            return Err(OpenApiError::TooLarge { pointer: place });
+        }
+        schemas.insert(place, Arc::clone(&schema));
+        Ok(schema)
+    }
+
+    /// The place of a schema, or of the one that it stands for where it is nothing but a reference within the document.
+    fn refers_to(&self, pointer: &str) -> String {
+        let alone = self.document.pointer(pointer).and_then(Value::as_object).filter(|schema| schema.len() == 1);
+        let reference = alone.and_then(|schema| schema.get("$ref")?.as_str()?.strip_prefix("#/components/schemas/"));
+        match reference.filter(|name| !name.contains(['/', '~', '%'])) {
+            Some(name) => format!("/components/schemas/{name}"),
+            None => pointer.to_owned(),
+        }
     }
 
     /// Follows `$ref`s of whatever stands at a place, to the place where it really stands.
@@ -347,15 +379,6 @@ impl<'d> Compiler<'d> {
             Some(Value::Object(map)) => Ok(Some(map)),
             Some(_) => Err(OpenApiError::Malformed { pointer, expected: "an object" }),
         }
-    }
-}
-
-/// Refuses to fetch anything.
-struct Offline;
-
-impl jsonschema::Retrieve for Offline {
-    fn retrieve(&self, uri: &jsonschema::Uri<String>) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
-        Err(format!("{uri} is another document, and those are not fetched").into())
     }
 }
 

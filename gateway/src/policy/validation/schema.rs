@@ -1,60 +1,81 @@
 //! JSON Schema (2020-12), compiled once and bounded.
 //!
-//! Whether a value conforms is bounded by its size times the ways through the schema, however it nests: what a schema
-//! that refers to itself says of a part of the value is remembered. What is wrong with it is listed only where the list
-//! is short for all the ways that lead to each part.
+//! A schema is refused where it is endless work by itself ([`complexity`](super::complexity)); where it is that for some
+//! value, the value does not conform ([`meter`](super::meter)). What is wrong is listed only where the list is short for
+//! all the errors that there may be.
 
-use jsonschema::{Draft, PatternOptions, Registry};
+use std::thread;
+
+use jsonschema::{Draft, PatternOptions, Registry, Uri};
+use referencing::Resolved;
 use serde_json::Value;
 
-use super::{MAX_VIOLATIONS, Part, Violation, growth::Ways, json, shortened};
+use super::{
+    MAX_VIOLATIONS, Part, TooComplex, Violation,
+    complexity::Complexity,
+    json,
+    meter::{Allowance, Metered, Seen, within},
+    shortened,
+};
 
 /// Bytes that one compiled pattern may take.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
+/// Looks at a value to find out whether it conforms: about a tenth of a second.
+const MAX_LOOKS: u64 = 20_000_000;
+/// Schemas that are gone through in about the time of a look.
+const WAYS_PER_LOOK: u64 = 16;
 /// Bytes that a list of what is wrong may take: all of it is held at once, however little of it is reported.
-const MAX_LIST_BYTES: u64 = 32 << 20;
-/// What an error takes, and what a value in it takes, besides texts.
+const MAX_LIST_BYTES: usize = 32 << 20;
+/// What an error takes besides texts, and what each name in it does.
 const ERROR_BYTES: usize = 512;
-const VALUE_BYTES: usize = 128;
+const NAME_BYTES: usize = 32;
+/// Digits of an index.
+const INDEX_BYTES: usize = 8;
+/// Stack on which schemas are compiled and dropped: a schema leads to the next, through all of them at worst. What is not
+/// touched costs address space only.
+const STACK_BYTES: usize = 256 << 20;
+/// So many schemas are dropped on any stack.
+const FEW_SCHEMAS: usize = 500;
 
 /// Why a schema is refused.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "the schema at {pointer:?} cannot be compiled: {reason}. References to other documents are not fetched, and patterns may use no look-around or back-references"
-)]
-pub struct SchemaError {
-    /// JSON pointer into the document.
-    pub pointer: String,
-    pub reason: String,
+pub enum SchemaError {
+    /// `pointer` is a JSON pointer into the document.
+    #[error(
+        "the schema at {pointer:?} cannot be compiled: {reason}. References to other documents are not fetched, and patterns may use no look-around or back-references"
+    )]
+    Invalid { pointer: String, reason: String },
+    #[error("the schema at {pointer:?} is too complex: {reason}")]
+    TooComplex { pointer: String, reason: TooComplex },
 }
 
 /// A compiled schema.
 #[derive(Debug)]
 pub(super) struct Schema {
-    validator: jsonschema::Validator,
-    ways: Ways,
+    /// `None` only while it is dropped.
+    validator: Option<jsonschema::Validator<Metered>>,
+    complexity: Complexity,
 }
 
 impl Schema {
     /// A document that is a schema as a whole.
     pub(super) fn compile(schema: &Value) -> Result<Self, SchemaError> {
-        Self::build(schema, None, "", Ways::of(schema, ""))
+        let registry = registry(schema).map_err(|error| SchemaError::invalid("", &error))?;
+        Self::build(schema, &registry, "")
     }
 
     /// The schema at a JSON pointer of a document, whose local references mean that document.
-    pub(super) fn compile_at(
-        registry: &Registry<'_>,
-        uri: &str,
-        document: &Value,
-        pointer: &str,
-    ) -> Result<Self, SchemaError> {
-        let reference = Value::String(format!("{uri}#{}", as_fragment(pointer)));
+    pub(super) fn compile_at(registry: &Registry<'_>, pointer: &str) -> Result<Self, SchemaError> {
+        let reference = Value::String(format!("{DOCUMENT_URI}#{}", as_fragment(pointer)));
         let schema = Value::Object([("$ref".to_owned(), reference)].into_iter().collect());
-        Self::build(&schema, Some(registry), pointer, Ways::of(document, pointer))
+        Self::build(&schema, registry, pointer)
     }
 
-    fn build(schema: &Value, registry: Option<&Registry<'_>>, pointer: &str, ways: Ways) -> Result<Self, SchemaError> {
-        let mut options = jsonschema::options()
+    fn build(schema: &Value, registry: &Registry<'_>, pointer: &str) -> Result<Self, SchemaError> {
+        let root = resolve(registry, pointer).map_err(|error| SchemaError::invalid(pointer, &error))?;
+        let complexity =
+            Complexity::of(&root).map_err(|reason| SchemaError::TooComplex { pointer: pointer.to_owned(), reason })?;
+        let options = jsonschema::options_for::<Metered>()
             .offline()
             .with_draft(Draft::Draft202012)
             .should_validate_formats(true)
@@ -62,44 +83,61 @@ impl Schema {
             .with_format("regex", |_: &str| true)
             .with_pattern_options(
                 PatternOptions::regex().size_limit(MAX_PATTERN_BYTES).dfa_size_limit(MAX_PATTERN_BYTES),
-            );
-        if let Some(registry) = registry {
-            options = options.with_registry(registry);
-        }
-        let validator = options.build(schema).map_err(|error| SchemaError {
+            )
+            .with_registry(registry);
+        let built = with_much_stack(|| options.build(schema));
+        let built = built.map_err(|error| SchemaError::invalid(pointer, &error))?;
+        let validator = built.map_err(|error| SchemaError::Invalid {
             pointer: format!("{pointer}{}", error.instance_path()),
             reason: shortened(error.to_string()),
         })?;
-        Ok(Self { validator, ways })
+        Ok(Self { validator: Some(validator), complexity })
+    }
+
+    /// Schemas that it leads to, itself included: each takes memory.
+    pub(super) fn schemas(&self) -> usize {
+        self.complexity.schemas
     }
 
     pub(super) fn is_valid(&self, value: &Value) -> bool {
-        self.validator.is_valid(value)
+        self.conforms(value) == Some(true)
+    }
+
+    /// `None` if it takes too long to find out.
+    fn conforms(&self, value: &Value) -> Option<bool> {
+        let validator = self.validator.as_ref()?;
+        within(self.allowance(u64::MAX), || validator.is_valid(Seen(value)))
     }
 
     /// Adds what is wrong with a value, up to the bound of violations.
     pub(super) fn check(&self, value: &Value, part: Part, name: Option<&str>, violations: &mut Vec<Violation>) {
-        if self.is_valid(value) {
-            return;
-        }
-        let known = violations.len();
-        if self.may_list(value) {
-            let found = self.validator.iter_errors(value).take(MAX_VIOLATIONS.saturating_sub(known));
-            // Masked: the message names the rule, and "value" stands for what the client sent.
-            violations.extend(
-                found.map(|error| {
-                    Violation::new(part, name, error.instance_path().as_str(), error.masked().to_string())
-                }),
-            );
-        }
-        if violations.len() == known {
-            violations.push(Violation::new(part, name, "", "it does not conform to its schema"));
+        let message = match self.conforms(value) {
+            Some(true) => return,
+            Some(false) => "it does not conform to its schema",
+            None => "to check it against its schema takes too much",
+        };
+        let found = self.list(value, MAX_VIOLATIONS.saturating_sub(violations.len()));
+        if let Some(found) = found.filter(|found| !found.is_empty()) {
+            violations.extend(found.into_iter().map(|(place, message)| Violation::new(part, name, &place, message)));
+        } else {
+            violations.push(Violation::new(part, name, "", message));
         }
     }
 
-    fn may_list(&self, value: &Value) -> bool {
-        let size = Size::of(value, 0, 0, 0);
-        self.ways.at(size.depth).saturating_mul(size.bytes as u64) <= MAX_LIST_BYTES
+    /// Places in a value and what is wrong there; `None` if there may be too many.
+    fn list(&self, value: &Value, most: usize) -> Option<Vec<(String, String)>> {
+        let validator = self.validator.as_ref()?;
+        let (pointer, names) = longest(value);
+        let bytes_each = ERROR_BYTES + pointer + names + self.complexity.longest_text;
+        within(self.allowance((MAX_LIST_BYTES / bytes_each) as u64), || {
+            let found = validator.iter_errors(Seen(value)).take(most);
+            // Masked: the message names the rule, and "value" stands for what the client sent.
+            found.map(|error| (error.instance_path().as_str().to_owned(), error.masked().to_string())).collect()
+        })
+    }
+
+    fn allowance(&self, errors: u64) -> Allowance {
+        Allowance { looks: MAX_LOOKS, each: self.complexity.ways / WAYS_PER_LOOK, errors }
     }
 
     /// Adds what is wrong with a JSON body, also if it is no JSON at all.
@@ -126,30 +164,67 @@ impl Schema {
     }
 }
 
-/// What listing takes that looks at each part of a value once, and how deep the value is.
-struct Size {
-    bytes: usize,
-    depth: usize,
+impl Drop for Schema {
+    fn drop(&mut self) {
+        let validator = self.validator.take();
+        if self.complexity.schemas <= FEW_SCHEMAS {
+            return;
+        }
+        // Without a thread it is dropped here: that there is none for it is rarer yet than such a schema.
+        let _ = with_much_stack(|| drop(validator));
+    }
 }
 
-impl Size {
-    /// An error holds the pointer to a part and a copy of the part, and so of whatever is in it: each part stands in
-    /// as many copies as there are values around it.
-    fn of(value: &Value, name_bytes: usize, pointer_bytes: usize, level: usize) -> Self {
-        let pointer_bytes = pointer_bytes + name_bytes;
-        let text_bytes = value.as_str().map_or(0, str::len);
-        let copies = (level + 1) * (VALUE_BYTES + name_bytes + text_bytes);
-        let mut size = Self { bytes: ERROR_BYTES + pointer_bytes + copies, depth: 0 };
-        let mut add = |part: &Value, name_bytes: usize| {
-            let part = Self::of(part, name_bytes, pointer_bytes, level + 1);
-            size = Self { bytes: size.bytes + part.bytes, depth: size.depth.max(part.depth + 1) };
-        };
-        match value {
-            Value::Array(items) => items.iter().for_each(|item| add(item, 0)),
-            Value::Object(members) => members.iter().for_each(|(name, member)| add(member, name.len())),
-            _ => {}
+impl SchemaError {
+    fn invalid(pointer: &str, error: &dyn std::fmt::Display) -> Self {
+        Self::Invalid { pointer: pointer.to_owned(), reason: shortened(error.to_string()) }
+    }
+}
+
+/// A document for references within it, by a name that is never looked up anywhere.
+pub(super) fn registry(document: &Value) -> Result<Registry<'_>, jsonschema::ReferencingError> {
+    Registry::new().retriever(Offline).draft(Draft::Draft202012).add(DOCUMENT_URI, document)?.prepare()
+}
+
+const DOCUMENT_URI: &str = "seiketsu:///document";
+
+fn resolve<'r>(registry: &'r Registry<'_>, pointer: &str) -> Result<Resolved<'r>, jsonschema::ReferencingError> {
+    registry.resolver(jsonschema::uri::from_str(DOCUMENT_URI)?).lookup(&format!("#{}", as_fragment(pointer)))
+}
+
+/// Refuses to fetch anything.
+struct Offline;
+
+impl jsonschema::Retrieve for Offline {
+    fn retrieve(&self, uri: &Uri<String>) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
+        Err(format!("{uri} is another document, and those are not fetched").into())
+    }
+}
+
+fn with_much_stack<T: Send>(run: impl FnOnce() -> T + Send) -> std::io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, run)?;
+        thread.join().map_err(|_| std::io::Error::other("the thread for it has ended"))
+    })
+}
+
+/// Bytes of the longest JSON pointer into a value, and of the names of the object that has the most.
+fn longest(value: &Value) -> (usize, usize) {
+    let of_members = |members: &serde_json::Map<String, Value>| {
+        let within = members.iter().map(|(name, member)| (name.len(), longest(member)));
+        within.fold((0, 0), |(pointer, names), (name, within)| (pointer.max(1 + name + within.0), names.max(within.1)))
+    };
+    match value {
+        Value::Array(items) => items
+            .iter()
+            .map(longest)
+            .fold((0, 0), |(pointer, names), within| (pointer.max(1 + INDEX_BYTES + within.0), names.max(within.1))),
+        Value::Object(members) => {
+            let own = members.keys().map(|name| NAME_BYTES + name.len()).sum();
+            let (pointer, names) = of_members(members);
+            (pointer, names.max(own))
         }
-        size
+        _ => (0, 0),
     }
 }
 
@@ -272,12 +347,56 @@ mod tests {
     }
 
     #[test]
-    fn ways_that_part_and_meet_again_are_not_followed_many_times() {
-        let schema = in_a_row(16, |_, next| json!({ "anyOf": [next, next] }));
+    fn what_takes_too_long_for_a_value_is_given_up() {
+        // Ways that part and meet again, in a circle: for each level of the value, all of them.
+        let mut schema = in_a_row(12, |_, next| json!({ "allOf": [next, next] }));
+        schema["$defs"]["12"] = json!({ "items": { "$ref": "#/$defs/0" } });
         let schema = Schema::compile(&schema).unwrap();
+        assert!(schema.is_valid(&json!([])));
         let mut violations = Vec::new();
-        schema.check(&json!({ "a": 1 }), Part::Body, None, &mut violations);
-        assert_eq!(violations.iter().map(|v| &*v.message).collect::<Vec<_>>(), ["it does not conform to its schema"]);
+        schema.check(&json!([[]]), Part::Body, None, &mut violations);
+        assert_eq!(messages(&violations), ["to check it against its schema takes too much"]);
+    }
+
+    #[test]
+    fn long_ways_through_deep_values_leave_stack() {
+        let nots = |next: Value, count| (0..count).fold(next, |inner, _| json!({ "not": inner }));
+        let mut schema = in_a_row(20, |_, next| nots(next, 40));
+        schema["$defs"]["20"] = json!({ "properties": { "n": { "$ref": "#/$defs/0" } } });
+        let schema = Schema::compile(&schema).unwrap();
+        let body = format!("{}1{}", "{\"n\":".repeat(120), "}".repeat(120));
+        let (value, _) = json::parse(body.as_bytes()).unwrap();
+        let worker = thread::Builder::new().stack_size(crate::policy::body_transform::STACK_BYTES);
+        let violations = worker.spawn(move || {
+            let mut violations = Vec::new();
+            schema.check(&value, Part::Body, None, &mut violations);
+            violations
+        });
+        let violations = violations.unwrap().join().unwrap();
+        assert_eq!(messages(&violations), ["to check it against its schema takes too much"]);
+    }
+
+    #[test]
+    fn schemas_in_a_long_row_are_compiled_and_dropped() {
+        let schema = Schema::compile(&in_a_row(10_000, |_, next| json!({ "items": next }))).unwrap();
+        assert!(schema.is_valid(&json!([[[]]])));
+    }
+
+    #[test]
+    fn long_texts_of_a_schema_are_not_copied_for_each_value() {
+        let long = "a".repeat(10_000);
+        for schema in [json!({ "items": { "pattern": long } }), json!({ "items": { "required": [long] } })] {
+            let schema = Schema::compile(&schema).unwrap();
+            for value in [json!(vec![""; 4096]), json!(vec![json!({}); 4096])] {
+                let mut violations = Vec::new();
+                schema.check(&value, Part::Body, None, &mut violations);
+                assert!(violations.is_empty() || messages(&violations) == ["it does not conform to its schema"]);
+            }
+        }
+    }
+
+    fn messages(violations: &[Violation]) -> Vec<&str> {
+        violations.iter().map(|violation| &*violation.message).collect()
     }
 
     #[test]
@@ -328,6 +447,6 @@ mod tests {
     #[test]
     fn what_is_no_schema_is_refused_with_its_place() {
         let error = Schema::compile(&json!({ "properties": { "a": { "type": "text" } } })).unwrap_err();
-        assert_eq!(error.pointer, "/properties/a/type");
+        assert!(matches!(&error, SchemaError::Invalid { pointer, .. } if pointer == "/properties/a/type"), "{error}");
     }
 }

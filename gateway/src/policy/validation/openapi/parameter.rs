@@ -131,7 +131,7 @@ impl Parameter {
             return Err(malformed("the parameter's `schema` or `content`"));
         };
         let required = part == Part::Path || field("required") == Some(&Value::Bool(true));
-        Ok(Some(Self { part, name: name.into(), required, form, schema: schema.map(Arc::new), index }))
+        Ok(Some(Self { part, name: name.into(), required, form, schema, index }))
     }
 
     /// Whether both mean the same part and name.

@@ -66,7 +66,7 @@ impl LiveTls {
         self.certificates.clone()
     }
 
-    /// Those of the node and of tenants that have been read and are not valid yet.
+    /// When those of the node and of tenants become valid, or give way to others.
     pub(crate) fn coming(&self) -> &Arc<Coming> {
         &self.coming
     }

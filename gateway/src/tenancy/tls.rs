@@ -295,28 +295,30 @@ pub(crate) struct Certificate {
 }
 
 /// Whether clients take a certificate now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Standing {
-    Valid,
+    /// Until then, as far as that is known.
+    Valid(Option<ASN1Time>),
     /// Not before then.
     Coming(ASN1Time),
     /// Since then.
     Expired(ASN1Time),
 }
 
-/// Certificates that are not valid yet, and from when on they are: what depends on them is looked at again then.
+/// When certificates become valid, or give way to others since they no longer are: what depends on them is looked at
+/// again then.
 #[derive(Debug, Default)]
 pub(crate) struct Coming(Mutex<HashMap<PathBuf, ASN1Time>>);
 
 impl Coming {
-    fn add(&self, path: &Path, from: ASN1Time) {
-        self.0.lock().insert(path.to_owned(), from);
+    fn add(&self, path: &Path, at: ASN1Time) {
+        self.0.lock().insert(path.to_owned(), at);
     }
 
-    /// Takes out those that have become valid.
-    pub(crate) fn take_begun(&self) -> HashSet<PathBuf> {
+    /// Takes out those whose time has come.
+    pub(crate) fn take_due(&self) -> HashSet<PathBuf> {
         let now = ASN1Time::now();
-        self.0.lock().extract_if(|_, from| *from <= now).map(|(path, _)| path).collect()
+        self.0.lock().extract_if(|_, at| *at < now).map(|(path, _)| path).collect()
     }
 }
 
@@ -326,12 +328,13 @@ impl Certificate {
         match self.validity {
             Some(Validity { not_before, .. }) if now < not_before => Standing::Coming(not_before),
             Some(Validity { not_after, .. }) if now > not_after => Standing::Expired(not_after),
-            _ => Standing::Valid,
+            Some(Validity { not_after, .. }) => Standing::Valid(Some(not_after)),
+            None => Standing::Valid(None),
         }
     }
 
     fn is_valid(&self) -> bool {
-        self.standing() == Standing::Valid
+        matches!(self.standing(), Standing::Valid(_))
     }
 
     /// Whether it is good for this host, or for some of the names that a wildcard host stands for.
@@ -347,7 +350,12 @@ pub(crate) fn read_all(files: &[CertificateFiles], coming: &Coming) -> Result<Ve
     for certificate in &all {
         let path = certificate.path.display();
         match certificate.standing() {
-            Standing::Valid => {}
+            Standing::Valid(until) => {
+                // Another one may be shown then.
+                if let Some(until) = until.filter(|_| all.len() > 1) {
+                    coming.add(&certificate.path, until);
+                }
+            }
             Standing::Coming(from) => {
                 coming.add(&certificate.path, from);
                 tracing::warn!(%path, %from, "a certificate is not valid yet, and is shown only where no valid one is in use; if that is too late, set the clock or renew it");

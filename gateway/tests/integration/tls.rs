@@ -647,6 +647,20 @@ async fn a_renewal_that_is_not_valid_now_is_not_shown_while_the_former_holds_and
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_expires_gives_way_to_one_that_has_not() {
+    let origin = Origin::start("a");
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("ca");
+    let (first, other) = (authority.issue(&["acme.test"]), authority.issue(&["acme.test"]));
+    let pairs = format!("{}, {}", first.write(folder.path(), "first"), other.write(folder.path(), "other"));
+    let gateway = start(&origin, &[tenant("acme", "acme.test", &format!("certificates: [{pairs}]"), "")], "");
+    assert!(shown(&gateway, "acme.test").await == first.der);
+    // Nobody says anything to the node when its time is over.
+    authority.issue_for(&["acme.test"], SOON).write(folder.path(), "first");
+    assert!(comes_to_show(&gateway, "acme.test", &other).await, "{}", gateway.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_certificate_that_is_not_valid_yet_is_shown_once_it_is() {
     let origin = Origin::start("a");
     let folder = tempfile::tempdir().unwrap();

@@ -176,12 +176,13 @@ fn no_path() -> ConfigPath {
     ConfigPath::from_iter([PathStep::Index(usize::MAX)])
 }
 
-/// Whether a value can go into messages and logs: short, and not at a place where a credential is
-/// written, even by mistake.
+/// Whether a value can go into messages and logs: short, without what may be a user and password before an `@`, and not
+/// at a place where a credential is written, even by mistake.
 fn may_be_shown(path: &ConfigPath, value: &str) -> bool {
     const SECRET: [&str; 9] =
         ["keys", "key", "hash", "headers", "security_headers", "header", "cookie", "url", "query"];
     value.len() <= 200
+        && !value.contains('@')
         && !path.steps().iter().any(|step| matches!(step, PathStep::Key(key) if SECRET.contains(&&**key)))
 }
 
@@ -462,6 +463,7 @@ tenants:
                 "hosts: [acme.example]",
                 "hosts: [acme.example]\n    jwt_issuers: [{issuer: a, audiences: [b], jwks: {url: 'u:hunter2@a.example'}}]",
             ),
+            ("address: \"10.0.0.1:80\"", "address: \"u:hunter2@10.0.0.1:80\""),
             ("timeouts:\n            total: 5s", "headers: {request: {set: {authorization: \"hunter2\\n\"}}}"),
             ("timeouts:\n            total: 5s", "headers: {request: {set: {host: hunter2}}}"),
             ("timeouts:\n            total: 5s", "security_headers: {authorization: [hunter2]}"),

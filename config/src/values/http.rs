@@ -155,8 +155,10 @@ impl FromStr for HostPort {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let refused = || {
+            // What stands before an `@` may be a password.
+            let what = if text.contains('@') { "this, with an @ in it,".to_owned() } else { format!("{text:?}") };
             InvalidValue::new(format!(
-                "{text:?} is not an address: write a host and a port, as in 10.0.0.7:8080, [::1]:8080 or api.internal:443"
+                "{what} is not an address: write a host and a port, as in 10.0.0.7:8080, [::1]:8080 or api.internal:443"
             ))
         };
         let (host, port) = text.rsplit_once(':').ok_or_else(refused)?;

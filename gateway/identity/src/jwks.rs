@@ -285,9 +285,10 @@ impl JwksStore {
     }
 }
 
-/// A URL as it may stand in a log: queries hold keys.
+/// A URL as it may stand in a log: queries hold keys, and fragments what was meant for a query.
 fn shown(url: &Url) -> String {
     let mut shown = url.clone();
+    shown.set_fragment(None);
     if shown.query().is_some() {
         shown.set_query(Some("***"));
     }
@@ -467,10 +468,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_does_not_tell_the_query_of_its_url() {
+    async fn a_failure_tells_neither_query_nor_fragment_of_its_url() {
         let server = FakeServer::serving(vec![]);
         server.set(Behaviour::Fail);
-        let source = JwksSource::Url("https://idp.example/jwks?token=s3".parse().unwrap());
+        let source = JwksSource::Url("https://idp.example/jwks?token=s3#s3".parse().unwrap());
         let store = JwksStores::new(server).open(&source).unwrap();
         let error = store.read().await.err().unwrap().to_string();
         assert!(error.contains("https://idp.example/jwks?***") && !error.contains("s3"), "{error}");

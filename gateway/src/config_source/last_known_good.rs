@@ -11,16 +11,17 @@ use std::{
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use seiketsu_config::load::parallel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::{RARE_POLL, pace::Pace};
 use crate::files;
 
 /// A folder under the node's state.
-#[derive(Debug)]
 pub(super) struct LastKnownGood {
     folder: PathBuf,
     copies: BTreeMap<PathBuf, Hash>,
@@ -28,6 +29,8 @@ pub(super) struct LastKnownGood {
     named: usize,
     /// The journal may not say what `copies` says, or end in a part of a line: writing it failed.
     behind: bool,
+    /// Of looking at all of it.
+    pace: Pace,
 }
 
 /// Of a file's path and text; also the name of its copy.
@@ -47,35 +50,36 @@ const BATCH: usize = 64;
 impl LastKnownGood {
     /// What is kept there, or nothing if there is nothing that can be read.
     pub(super) fn open(state_dir: &Path) -> Self {
-        let mut kept =
-            Self { folder: state_dir.join("last-known-good"), copies: BTreeMap::new(), named: 0, behind: false };
-        let journal = fs::read(kept.journal()).unwrap_or_default();
-        for line in journal.split_inclusive(|byte| *byte == b'\n') {
-            let Some(Line { files }) = serde_json::from_slice(line).ok().filter(|_| line.ends_with(b"\n")) else {
-                // A crash cut it off, so it was not in force yet. The next line needs a beginning.
-                let _ = kept.rewrite();
-                break;
-            };
-            kept.named += files.len();
-            for (path, hash) in files {
-                match hash.as_deref().and_then(from_hex) {
-                    Some(hash) => kept.copies.insert(path, hash),
-                    None => kept.copies.remove(&path),
-                };
-            }
+        let folder = state_dir.join("last-known-good");
+        let Journal { copies, named, is_cut_off } = Journal::read(&folder.join(JOURNAL));
+        let mut kept = Self { folder, copies, named, behind: false, pace: Pace::new(RARE_POLL) };
+        if is_cut_off {
+            // The next line needs a beginning.
+            let _ = kept.rewrite();
         }
         kept
     }
 
-    /// Whether what was kept has been removed, or can no longer be reached.
-    pub(super) fn is_lost(&self) -> bool {
-        !self.copies.is_empty() && !self.journal().exists()
-    }
-
-    /// Nothing is kept any more; should the journal come back, it is overtaken.
-    pub(super) fn forget(&mut self) {
-        self.copies.clear();
-        self.behind = true;
+    /// Forgets what has been removed or can no longer be reached, so that it is kept anew; says whether there is such.
+    /// Whether there is a journal is looked at every time, what it says and the copies from time to time, or if it is
+    /// urgent.
+    pub(super) fn forget_lost(&mut self, urgent: bool) -> bool {
+        if self.copies.is_empty() {
+            return false;
+        }
+        let is_there = fs::metadata(self.journal()).is_ok_and(|journal| journal.len() > 0);
+        if is_there && !urgent && !self.pace.is_due() {
+            return false;
+        }
+        let (began, count) = (Instant::now(), self.copies.len());
+        let says_another = !self.behind && Journal::read(&self.journal()).copies != self.copies;
+        let is_kept = |hash: &Hash| fs::metadata(self.folder.join(hex(hash))).is_ok_and(|copy| copy.len() > 0);
+        self.copies.retain(|_, hash| is_kept(hash));
+        let lost = says_another || self.copies.len() < count;
+        // Should the journal come back, it is overtaken.
+        self.behind |= lost;
+        self.pace.looked(began);
+        lost
     }
 
     /// Keeps these texts in place of the former ones; without a text, nothing.
@@ -182,6 +186,36 @@ impl LastKnownGood {
 }
 
 const JOURNAL: &str = "journal.json";
+
+/// What a journal says.
+#[derive(Default)]
+struct Journal {
+    copies: BTreeMap<PathBuf, Hash>,
+    /// How many files its lines name in all.
+    named: usize,
+    /// It ends in a part of a line: a crash cut it off, so it was not in force yet.
+    is_cut_off: bool,
+}
+
+impl Journal {
+    fn read(path: &Path) -> Self {
+        let mut journal = Self::default();
+        for line in fs::read(path).unwrap_or_default().split_inclusive(|byte| *byte == b'\n') {
+            let Some(Line { files }) = serde_json::from_slice(line).ok().filter(|_| line.ends_with(b"\n")) else {
+                journal.is_cut_off = true;
+                break;
+            };
+            journal.named += files.len();
+            for (path, hash) in files {
+                match hash.as_deref().and_then(from_hex) {
+                    Some(hash) => journal.copies.insert(path, hash),
+                    None => journal.copies.remove(&path),
+                };
+            }
+        }
+        journal
+    }
+}
 
 fn hash_of(path: &Path, text: &str) -> Hash {
     let path = path.as_os_str().as_encoded_bytes();

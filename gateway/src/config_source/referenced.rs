@@ -17,7 +17,8 @@ use super::{pace::Pace, stamp::Stamp};
 use crate::tenancy::tls::Coming;
 
 /// Files, and who refers to them. They are not watched, since they may lie anywhere; each is looked at once,
-/// however many refer to it. A certificate that becomes valid counts as another one.
+/// however many refer to it. A certificate counts as another one when it becomes valid or gives way
+/// to another.
 pub(super) struct ReferencedFiles {
     files: HashMap<PathBuf, InUse>,
     /// Files of tenants that could not be compiled, and what each refers to.
@@ -70,10 +71,10 @@ impl ReferencedFiles {
             return renewed;
         }
         let (began, now) = (Instant::now(), SystemTime::now());
-        let begun = self.coming.take_begun();
+        let due = self.coming.take_due();
         for (path, in_use) in &mut self.files {
             let stamp = Stamp::of(path, now);
-            if in_use.stamp.differs_from(stamp) || begun.contains(path) {
+            if in_use.stamp.differs_from(stamp) || due.contains(path) {
                 in_use.stamp = stamp;
                 renewed.files.insert(path.clone());
                 for user in &in_use.users {

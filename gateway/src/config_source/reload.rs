@@ -148,10 +148,9 @@ impl Reloader {
 
     /// Looks, and puts in force what has changed and is good. Also keeps what could not be kept or was removed.
     pub(super) fn look(&mut self, look: &Look) {
-        let lost = self.kept.is_lost();
+        let lost = !self.in_force.files().is_empty() && self.kept.forget_lost(look.again);
         if lost {
             tracing::warn!("the last known good configuration was removed or cannot be reached; it is kept anew");
-            self.kept.forget();
             self.unkept.extend(self.in_force.files().keys().cloned());
         }
         if lost || self.keep_error.is_some() {

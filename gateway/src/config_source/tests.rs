@@ -232,8 +232,22 @@ fn what_was_kept_and_is_removed_is_kept_anew() {
     fs::remove_dir_all(&kept).unwrap();
     node.look_at(&[]);
     assert_eq!(node.state(), before);
-    fs::remove_file(kept.join("journal.json")).unwrap();
+    let journal = kept.join("journal.json");
+    fs::remove_file(&journal).unwrap();
     node.look_at(&[]);
+    assert_eq!(node.state(), before);
+    fs::write(&journal, "").unwrap();
+    node.look_at(&[]);
+    assert_eq!(node.state(), before);
+    fs::write(&journal, "{\"files\":{}}\n").unwrap();
+    node.look_at_everything();
+    assert_eq!(node.state(), before);
+    let copies = || fs::read_dir(&kept).unwrap().map(|copy| copy.unwrap().path()).filter(|copy| *copy != journal);
+    copies().take(1).for_each(|copy| fs::write(copy, "").unwrap());
+    node.look_at_everything();
+    assert_eq!(node.state(), before);
+    copies().for_each(|copy| fs::remove_file(copy).unwrap());
+    node.look_at_everything();
     assert_eq!(node.state(), before);
 
     // Where it cannot be, that is told, and what comes back meanwhile is overtaken.

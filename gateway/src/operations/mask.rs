@@ -1,9 +1,9 @@
 //! Nothing secret is shown, even where a secret stands in a setting that is not meant for one.
 //!
 //! Values that requests are given (`set` and `add` of request headers and of the query, what is put into the path), and
-//! that they must have (of the header or cookie that leads to a canary, and of what a route matches) are not shown at
-//! all: what a name says is no proof of what stands there. Neither are queries of URLs and of paths that are probed, and
-//! programs in which texts stand. Paths of URLs are shown.
+//! that they must have (of the header or cookie that leads to a canary, of what a route matches, and in schemas) are not
+//! shown at all: what a name says is no proof of what stands there. Neither are queries of URLs and of paths that are
+//! probed, and programs in which texts stand. Paths of URLs are shown.
 //!
 //! References to secrets (`${file:…}`, `${env:…}`) are shown: they say where, not what.
 
@@ -20,11 +20,12 @@ const SECRET_FIELDS: [&str; 4] = ["authorization", "proxy-authorization", "cooki
 
 /// The same document, with secret texts, and user and query of URLs, replaced.
 pub(super) fn masked(value: Value) -> Value {
-    masked_below("", value)
+    masked_below("", value, false)
 }
 
-/// `parent`: the name that the value stands under.
-fn masked_below(parent: &str, value: Value) -> Value {
+/// `parent`: the name that the value stands under. `in_schema`: whether it is a part of a JSON Schema or an OpenAPI
+/// description.
+fn masked_below(parent: &str, value: Value, in_schema: bool) -> Value {
     match value {
         Value::Object(members) => {
             // What a field must be, as in `{ name: authorization, equals: … }`.
@@ -36,15 +37,22 @@ fn masked_below(parent: &str, value: Value) -> Value {
                     "equals" | "prefix" | "suffix" | "contains" => matches!(parent, "headers" | "query"),
                     "replace" | "add_prefix" => parent == "path",
                     "request_body" | "response_body" => holds_text(&value),
+                    // Below `properties` these are names of fields.
+                    "const" | "enum" | "pattern" | "default" | "example" | "examples" => {
+                        in_schema && parent != "properties"
+                    }
                     _ => false,
                 };
+                let in_schema = in_schema || name == "inline";
                 let secret = given || is_secret(&name, &value) || tells_field && name != "name";
-                let value = if secret { masked_all(value) } else { masked_below(&name, value) };
+                let value = if secret { masked_all(value) } else { masked_below(&name, value, in_schema) };
                 (name, value)
             };
             Value::Object(members.into_iter().map(mask_member).collect::<Map<_, _>>())
         }
-        Value::Array(items) => Value::Array(items.into_iter().map(|item| masked_below(parent, item)).collect()),
+        Value::Array(items) => {
+            Value::Array(items.into_iter().map(|item| masked_below(parent, item, in_schema)).collect())
+        }
         // Of a probe, as in `/healthz?token`.
         Value::String(text) if parent == "path" => Value::String(without_user_and_query(without_query(text, 0))),
         Value::String(text) => Value::String(without_user_and_query(text)),
@@ -135,6 +143,9 @@ mod tests {
                 "query": [{ "name": "a", "prefix": "s3" }, { "name": "b", "suffix": "s3" }, { "name": "c", "contains": "s3" }] },
             "health": { "probe": { "http": { "path": "/healthz?key=s3" } } }, "more": { "path": { "add_prefix": "/s3" } },
             "redis": { "token": "${env:REDIS_TOKEN}" },
+            "validation": { "body_schema": { "inline": { "required": ["a"], "properties": { "a": { "const": "s3", "default": "s3" },
+                "b": { "enum": ["s3", 3, null], "maxLength": 9 }, "const": { "type": "string", "pattern": "^s3$", "examples": ["s3"] } } } } },
+            "versions": { "default": "v1" },
             "forward_credential": false,
         });
         assert_eq!(
@@ -155,6 +166,9 @@ mod tests {
                     "query": [{ "name": "a", "prefix": "***" }, { "name": "b", "suffix": "***" }, { "name": "c", "contains": "***" }] },
                 "health": { "probe": { "http": { "path": "/healthz?***" } } }, "more": { "path": { "add_prefix": "***" } },
                 "redis": { "token": "${env:REDIS_TOKEN}" },
+                "validation": { "body_schema": { "inline": { "required": ["a"], "properties": { "a": { "const": "***", "default": "***" },
+                    "b": { "enum": ["***", "***", null], "maxLength": 9 }, "const": { "type": "string", "pattern": "***", "examples": ["***"] } } } } },
+                "versions": { "default": "v1" },
                 "forward_credential": false,
             })
         );

@@ -135,8 +135,10 @@ fn finish_of_cache(ctx: &mut RequestContext, internal: &mut Internal) {
     ctx.in_flight = None;
     if let Some(done) = internal.done.take() {
         let status = ctx.exchange.status.map_or(0, |status| status.as_u16());
+        // What somebody else has fetched meanwhile is stored as well.
+        let stored = ctx.cache.status.is_some_and(|status| status.stored || status.hit);
         // Whoever asked may have gone.
-        let _ = done.send(Fetched { status, stored: ctx.cache.status.is_some_and(|status| status.stored) });
+        let _ = done.send(Fetched { status, stored });
     }
 }
 

@@ -79,8 +79,8 @@ pub(crate) fn check_ports(node: &NodeConfig) -> Result<(), BindError> {
     node.listeners.http.iter().chain(&node.listeners.https).try_for_each(|address| listener::check_free(*address))
 }
 
-/// All listening sockets of a node, one per worker and address: those that a former process had there, and new
-/// ones. What the node has no listener for is closed.
+/// All listening sockets of a node, at least one per worker and address: those that a former process had there, and
+/// new ones. What the node has no listener for is closed.
 pub(crate) fn bind(node: &NodeConfig, mut former: Vec<Listener>) -> Result<Vec<Listener>, BindError> {
     let plain = node.listeners.http.iter().map(|address| Endpoint { address: *address, tls: false });
     let tls = node.listeners.https.iter().map(|address| Endpoint { address: *address, tls: true });
@@ -99,6 +99,12 @@ pub(crate) fn bind(node: &NodeConfig, mut former: Vec<Listener>) -> Result<Vec<L
     missing.iter().try_for_each(|(endpoint, _)| listener::check_free(endpoint.address))?;
     for (endpoint, sockets) in &mut missing {
         *sockets = listener::bind(*endpoint, worker_count(node))?;
+    }
+    // A former process may have had fewer workers. Last, since connections come to these from here on.
+    for (_, sockets) in &mut listeners {
+        if let Some(had) = sockets.first().map(|listener| listener.endpoint) {
+            sockets.extend(listener::bind(had, worker_count(node).saturating_sub(sockets.len()))?);
+        }
     }
     Ok(listeners.into_iter().flat_map(|(_, sockets)| sockets).collect())
 }
@@ -236,5 +242,25 @@ mod tests {
         assert_eq!(next(&[tls.address], &[one.address]), swapped);
         let more = next(&[any, any, any], &[]);
         assert!(more[..2] == had[..2] && !had.contains(&more[2]), "{more:?}");
+    }
+
+    #[test]
+    fn each_worker_has_a_socket_of_its_own_where_a_former_process_had_fewer() {
+        let node = |threads, address| {
+            let mut node = NodeConfig { threads, ..NodeConfig::default() };
+            (node.listeners.http, node.listeners.https) = (vec![address], Vec::new());
+            node
+        };
+        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let former = bind(&node(1, any), Vec::new()).unwrap();
+        let had = former[0].endpoint;
+        let copies = |listeners: &[Listener]| listeners.iter().map(|listener| listener.try_clone().unwrap()).collect();
+        for address in [any, had.address] {
+            let next = bind(&node(4, address), copies(&former)).unwrap();
+            let endpoints: Vec<_> = next.iter().map(|listener| listener.socket.local_addr().unwrap()).collect();
+            assert_eq!(endpoints, [had.address; 4]);
+            // What the kernel has given a socket already is not lost, so none is closed.
+            assert_eq!(bind(&node(2, address), copies(&next)).unwrap().len(), 4);
+        }
     }
 }

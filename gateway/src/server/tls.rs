@@ -47,15 +47,15 @@ impl LiveTls {
         Ok(Self { live: live.clone(), certificates, open: tls::open_config(&resolver)?, coming: Arc::default() })
     }
 
-    /// Replaces the certificates of the node; none of them, if one cannot be used or is not valid now.
+    /// Replaces the certificates of the node; none of them, if one cannot be used.
     pub(crate) fn load_node(&self, files: &[CertificateFiles]) -> Result<(), TlsError> {
         let mut node = Certificates::default();
         let before = self.certificates.node.load();
         for certificate in &tls::read_all(files, &self.coming)? {
             for (name, wildcard) in &certificate.names {
-                node.show(name, *wildcard, certificate, Some(&before))?;
+                node.show(name, *wildcard, certificate, Some(&before));
             }
-            node.show(NO_NAME, false, certificate, Some(&before))?;
+            node.show(NO_NAME, false, certificate, Some(&before));
         }
         self.certificates.node.store(Arc::new(node));
         Ok(())
@@ -66,7 +66,7 @@ impl LiveTls {
         self.certificates.clone()
     }
 
-    /// Those of the node and of tenants that have been read and are not valid yet.
+    /// When those of the node and of tenants become valid, or give way to others.
     pub(crate) fn coming(&self) -> &Arc<Coming> {
         &self.coming
     }

@@ -44,12 +44,6 @@ pub enum TlsError {
         "the key {key} does not belong to the certificate {certificate}, or is of a kind that cannot sign: {reason}"
     )]
     KeyMismatch { certificate: PathBuf, key: PathBuf, reason: rustls::Error },
-    #[error("the certificate {path} has expired on {on}, and the one in use has not, so it stays in use; renew {path}")]
-    Expired { path: PathBuf, on: String },
-    #[error(
-        "the certificate {path} is not valid before {from}, and the one in use is, so it stays in use until then; if that is too late, set the clock or renew {path}"
-    )]
-    NotYetValid { path: PathBuf, from: String },
     #[error("the authorities in {path} cannot be used to verify clients: {reason}")]
     ClientCa { path: PathBuf, reason: String },
     #[error("cannot make a development certificate: {0}")]
@@ -112,7 +106,7 @@ impl TenantTls {
             // A certificate that names other hosts is still better than another tenant's.
             if let Some(certificate) = fits.or(listed.first()) {
                 let before = before.map(|before| &before.certificates);
-                certificates.show(host.name(), host.is_wildcard(), certificate, before)?;
+                certificates.show(host.name(), host.is_wildcard(), certificate, before);
             }
         }
         let required = tls.require_client_certificate;
@@ -257,25 +251,24 @@ pub(crate) struct Certificates {
 impl Certificates {
     /// Shows this certificate for this name, unless another one already is. `before` are those that these take the
     /// place of.
-    pub(crate) fn show(
-        &mut self,
-        name: &str,
-        wildcard: bool,
-        certificate: &Arc<Certificate>,
-        before: Option<&Self>,
-    ) -> Result<(), TlsError> {
+    ///
+    /// One that is not valid now does not take the place of one that is: it is no renewal, but a mistake, or comes too
+    /// early. Where there is no such other it is shown, for a client that looks away is served better than one that
+    /// finds nobody.
+    pub(crate) fn show(&mut self, name: &str, wildcard: bool, certificate: &Arc<Certificate>, before: Option<&Self>) {
         if self.by_name.exactly(name, wildcard).is_some() {
-            return Ok(());
+            return;
         }
-        if let Some(in_use) = before.and_then(|before| before.by_name.exactly(name, wildcard)) {
-            certificate.check_replaces(in_use)?;
-        }
+        let in_use = before.and_then(|before| before.by_name.exactly(name, wildcard));
+        let certificate = match in_use {
+            Some(in_use) if in_use.is_valid() && !certificate.is_valid() => in_use,
+            _ => certificate,
+        };
         self.by_name.insert(name, wildcard, certificate.clone());
         if !self.shown.iter().any(|(_, shown)| Arc::ptr_eq(shown, certificate)) {
             let name = if wildcard { format!("*.{name}") } else { name.to_owned() };
             self.shown.push((name, certificate.clone()));
         }
-        Ok(())
     }
 
     pub(crate) fn key(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
@@ -302,57 +295,46 @@ pub(crate) struct Certificate {
 }
 
 /// Whether clients take a certificate now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 enum Standing {
-    Valid,
+    /// Until then, as far as that is known.
+    Valid(Option<ASN1Time>),
     /// Not before then.
     Coming(ASN1Time),
     /// Since then.
     Expired(ASN1Time),
 }
 
-/// Certificates that are not valid yet, and from when on they are: what depends on them is looked at again then.
+/// When certificates become valid, or give way to others since they no longer are: what depends on them is looked at
+/// again then.
 #[derive(Debug, Default)]
 pub(crate) struct Coming(Mutex<HashMap<PathBuf, ASN1Time>>);
 
 impl Coming {
-    fn add(&self, path: &Path, from: ASN1Time) {
-        self.0.lock().insert(path.to_owned(), from);
+    fn add(&self, path: &Path, at: ASN1Time) {
+        self.0.lock().insert(path.to_owned(), at);
     }
 
-    /// Takes out those that have become valid.
-    pub(crate) fn take_begun(&self) -> HashSet<PathBuf> {
+    /// Takes out those whose time has come.
+    pub(crate) fn take_due(&self) -> HashSet<PathBuf> {
         let now = ASN1Time::now();
-        self.0.lock().extract_if(|_, from| *from <= now).map(|(path, _)| path).collect()
+        self.0.lock().extract_if(|_, at| *at < now).map(|(path, _)| path).collect()
     }
 }
 
 impl Certificate {
-    /// One that is not valid now does not take the place of one that is: it is no renewal, but a mistake, or comes too
-    /// early. Where there is no such other it is shown, for a client that looks away is served better than one that
-    /// finds nobody.
-    fn check_replaces(&self, in_use: &Self) -> Result<(), TlsError> {
-        let path = || self.path.clone();
-        match self.standing() {
-            Standing::Expired(on) if in_use.is_valid() => Err(TlsError::Expired { path: path(), on: on.to_string() }),
-            Standing::Coming(from) if in_use.is_valid() => {
-                Err(TlsError::NotYetValid { path: path(), from: from.to_string() })
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn standing(&self) -> Standing {
         let now = ASN1Time::now();
         match self.validity {
             Some(Validity { not_before, .. }) if now < not_before => Standing::Coming(not_before),
             Some(Validity { not_after, .. }) if now > not_after => Standing::Expired(not_after),
-            _ => Standing::Valid,
+            Some(Validity { not_after, .. }) => Standing::Valid(Some(not_after)),
+            None => Standing::Valid(None),
         }
     }
 
     fn is_valid(&self) -> bool {
-        self.standing() == Standing::Valid
+        matches!(self.standing(), Standing::Valid(_))
     }
 
     /// Whether it is good for this host, or for some of the names that a wildcard host stands for.
@@ -368,13 +350,18 @@ pub(crate) fn read_all(files: &[CertificateFiles], coming: &Coming) -> Result<Ve
     for certificate in &all {
         let path = certificate.path.display();
         match certificate.standing() {
-            Standing::Valid => {}
+            Standing::Valid(until) => {
+                // Another one may be shown then.
+                if let Some(until) = until.filter(|_| all.len() > 1) {
+                    coming.add(&certificate.path, until);
+                }
+            }
             Standing::Coming(from) => {
                 coming.add(&certificate.path, from);
-                tracing::warn!(%path, %from, "a certificate is not valid yet, and clients refuse it until it is; if that is too late, set the clock or renew it");
+                tracing::warn!(%path, %from, "a certificate is not valid yet, and is shown only where no valid one is in use; if that is too late, set the clock or renew it");
             }
             Standing::Expired(on) => {
-                tracing::warn!(%path, %on, "a certificate has expired, and clients refuse it; renew it");
+                tracing::warn!(%path, %on, "a certificate has expired, and is shown only where no valid one is in use; renew it");
             }
         }
     }

@@ -66,9 +66,14 @@ enum Class {
 /// Metadata services outside the link-local range: Alibaba Cloud and the Azure host.
 const METADATA_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16)];
 
-/// Metadata services on IPv6: AWS and Google Cloud.
-const METADATA_V6: [Ipv6Addr; 2] =
-    [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+/// Metadata services on IPv6: Google Cloud, Oracle, Scaleway, Linode and Alibaba Cloud.
+const METADATA_V6: [Ipv6Addr; 5] = [
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200),
+];
 
 /// The IANA special-purpose registry (RFC 6890), as far as it matters for connecting.
 fn classify_v4(address: Ipv4Addr) -> Class {
@@ -102,6 +107,8 @@ fn classify_v6(address: Ipv6Addr) -> Class {
         0x64 if segments[1..3] == [0xff9b, 1] => classify_local_translation(address),
         // fe80::/10 link-local and fec0::/10, its deprecated site-local neighbour.
         0xfe80..=0xfeff => Class::LinkLocalOrMetadata,
+        // fd00:ec2::/32: metadata, credentials and whatever else AWS has for its machines.
+        0xfd00 if segments[1] == 0xec2 => Class::LinkLocalOrMetadata,
         0xfc00..=0xfdff => Class::Private,
         // Discard (100::/64), Teredo (2001::/32), documentation (2001:db8::/32, 3fff::/20).
         0x0100 if segments[1..4] == [0, 0, 0] => Class::NotAHost,
@@ -163,8 +170,15 @@ mod tests {
             "169.254.0.1",
             "100.100.100.200",
             "168.63.129.16",
+            "192.0.0.192",
             "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd00:ec2:1::1",
             "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "fd00:a9fe:a9fe::1",
+            "fd00:100::100:200",
             "fe80::1",
             "fec0::1",
             "::ffff:169.254.169.254",

@@ -85,7 +85,10 @@ impl TraceSettings {
 fn parse_endpoint(text: String) -> Result<Uri, TraceSettingsError> {
     match text.parse::<Uri>() {
         Ok(uri) if matches!(uri.scheme_str(), Some("http" | "https")) && uri.host().is_some() => Ok(uri),
-        _ => Err(TraceSettingsError::Endpoint { value: text }),
+        // What stands before an `@` may be a password.
+        _ => Err(TraceSettingsError::Endpoint {
+            value: text.rsplit_once('@').map(|(_, rest)| format!("***@{rest}")).unwrap_or(text),
+        }),
     }
 }
 
@@ -130,6 +133,15 @@ mod tests {
         ] {
             let message = read(&[ENDPOINT, variable]).unwrap_err().to_string();
             assert!(message.starts_with(error) && message.contains(variable.1), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_refused_endpoint_does_not_tell_its_password() {
+        for url in ["ftp://user:hunter2@collector/", "user:hunter2@collector:4318", "http://user:hun@ter2@collector/ "]
+        {
+            let message = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", url)]).unwrap_err().to_string();
+            assert!(message.contains("***@collector") && !message.contains("ter2"), "{message}");
         }
     }
 }

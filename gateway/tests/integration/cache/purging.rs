@@ -133,6 +133,18 @@ fn a_node_that_was_cut_off_purges_what_it_may_have_missed() {
 }
 
 #[test]
+fn what_somebody_else_has_just_fetched_counts_as_warmed() {
+    let origin = counting("Cache-Control: max-age=3600\r\n");
+    let gateway = caching(&origin, "");
+    let urls = ["http://acme.test/v1/a"; 20];
+    assert_eq!(gateway.fetch("/v1/a", "").status, 200);
+    assert_eq!(gateway.post_operations("/cache/warm", &json!({ "urls": urls })).status, 202);
+    let list = || gateway.operations("/cache/warm").json()["lists"][0].clone();
+    assert!(comes_true(|| list()["done"] == true), "{}", list());
+    assert_eq!(list(), json!({ "id": 1, "total": 20, "stored": 20, "not_stored": 0, "failed": 0, "done": true }));
+}
+
+#[test]
 fn urls_are_warmed() {
     let origin = Stub::start(|seen| {
         let answer = match seen.target() {

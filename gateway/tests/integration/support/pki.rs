@@ -56,6 +56,11 @@ impl Authority {
         self.issue_between(names, OffsetDateTime::now_utc() + ahead, rcgen::date_time_ymd(2050, 1, 1))
     }
 
+    /// One that is valid for so long.
+    pub fn issue_for(&self, names: &[&str], time: Duration) -> Leaf {
+        self.issue_between(names, rcgen::date_time_ymd(2010, 1, 1), OffsetDateTime::now_utc() + time)
+    }
+
     fn issue_between(&self, names: &[&str], from: OffsetDateTime, until: OffsetDateTime) -> Leaf {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();

@@ -82,6 +82,10 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Arc<Worker>, m
             }
             accepted = HttpSession::from_h2_conn(&mut connection, digest) => accepted,
             () = idle_for(&active, if draining { DRAIN_LINGER } else { worker.protection.keepalive }) => {
+                // Answers that are whole may still be on their way. Who takes nothing of them is cut off by the transport.
+                if client.is_behind() {
+                    continue;
+                }
                 return say_goodbye(connection, Reason::NO_ERROR).await;
             }
         };

@@ -17,7 +17,8 @@ use crate::{
     support::{
         Gateway, KEY, Origin, PATIENCE,
         frames::{
-            self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+            self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, PREFACE,
+            RST_STREAM, SETTINGS, WINDOW_UPDATE,
         },
         http2::{Http2, next, patiently, receive, send_all},
         two_tenants,
@@ -793,6 +794,45 @@ fn a_client_that_ignores_the_goodbye_keeps_no_node_from_ending() {
     assert!(comes_true(|| has_ended(&gateway)), "{}", gateway.log());
     assert!(gateway.process.0.wait().unwrap().success());
     drop(client);
+}
+
+/// A client that lets everything come, and reads of it what it likes.
+fn with_open_windows(gateway: &Gateway) -> Frames {
+    let mut client = Frames::connect(gateway.http);
+    client.send(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
+    client
+}
+
+/// Reads to the end of the connection: how many streams came to their end, and how many were reset.
+fn read_all(mut client: Frames) -> (usize, usize) {
+    let frames: Vec<_> = std::iter::from_fn(|| client.receive()).collect();
+    let ended = frames.iter().filter(|frame| matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0);
+    (ended.count(), frames.iter().filter(|frame| frame.kind == RST_STREAM).count())
+}
+
+#[test]
+fn answers_reach_the_client_whole_on_a_connection_that_is_to_end() {
+    // More than the kernel holds.
+    const STREAMS: u32 = 400;
+    let origin = Origin::start("a");
+    for terminated in [false, true] {
+        let most = if terminated { 10_000 } else { STREAMS };
+        let gateway =
+            gateway(&origin, "", &format!("protection: {{ h2_streams: {STREAMS}, keepalive_requests: {most} }}\n"));
+        let before = origin.requests("/v1/bytes/32000");
+        let mut client = with_open_windows(&gateway);
+        for number in 0..STREAMS {
+            client.send_headers(2 * number + 1, &get("/v1/bytes/32000"), true);
+        }
+        assert!(comes_true(|| origin.requests("/v1/bytes/32000") - before == u64::from(STREAMS)));
+        if terminated {
+            gateway.process.signal("-TERM");
+        }
+        // Longer than a connection that has nothing to do is kept.
+        let_pass(Duration::from_secs(5));
+        assert_eq!(read_all(client), (STREAMS as usize, 0), "{terminated}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

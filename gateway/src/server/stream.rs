@@ -51,6 +51,9 @@ const LINGER_BYTES: usize = 16 << 20;
 /// Who reads takes what is sent sooner than this, mostly; until then streams are not counted.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// A client gets the whole time-out for each piece of this size: that of a frame.
+const PIECE_BYTES: usize = 16 * 1024;
+
 /// See the [module documentation](self).
 pub(super) struct WatchedStream {
     session: Lingering,
@@ -110,6 +113,16 @@ impl WatchedStream {
             watch.body_ended();
         }
         Ok(piece)
+    }
+
+    /// Hands a part of the body to the library, as the client has room for it.
+    async fn send(&mut self, mut data: Bytes, end: bool) -> Result<()> {
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(PIECE_BYTES));
+            let write = self.session.write_body(piece, end && data.is_empty());
+            taken(write, &self.peer, &self.waiting).await?;
+        }
+        Ok(())
     }
 }
 
@@ -247,9 +260,8 @@ impl Session for WatchedStream {
         if data.is_empty() {
             return if end { self.finish().await } else { Ok(()) };
         }
-        let Self { session, peer, waiting, .. } = self;
-        taken(session.write_body(data, end), peer, waiting).await?;
-        session.answered |= end;
+        self.send(data, end).await?;
+        self.session.answered |= end;
         Ok(())
     }
 

@@ -275,6 +275,49 @@ fn streams_that_wait_to_be_read_are_bounded_for_each_address() {
     while next.receive().expect("an answer").kind != DATA {}
 }
 
+/// Asks for it, and takes a little of it again and again, until it ends.
+fn take_slowly(gateway: &Gateway, path: &str) -> (usize, Fate) {
+    const LITTLE: u32 = 16 << 10;
+    let mut client = Frames::connect(gateway.http);
+    client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
+    client.send_headers(1, &get(path), true);
+    let (mut taken, mut next) = (0, 65_535);
+    loop {
+        let Some(frame) = client.receive() else { return (taken, Fate::Closed) };
+        match frame.kind {
+            DATA => {
+                taken += frame.payload.len();
+                if frame.flags & END_STREAM != 0 {
+                    return (taken, Fate::Answered(None));
+                }
+                if taken == next {
+                    let_pass(Duration::from_millis(150));
+                    next += LITTLE as usize;
+                    client.send(WINDOW_UPDATE, 0, 1, &LITTLE.to_be_bytes());
+                }
+            }
+            RST_STREAM => return (taken, Fate::Reset(0)),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_client_has_time_for_a_large_answer_as_long_as_it_takes_some_of_it() {
+    let origin = Origin::start("a");
+    let node = "protection: { write_timeout: 2s }\n";
+    for policies in ["", "cache: { ttl: 1h }"] {
+        let gateway = Gateway::start_with(&tenants(&demo(&[origin.address], ""), "", &open(policies)), node);
+        let cached = gateway.get("acme.test", "/v1/bytes/600000", "").body.len();
+        assert_eq!(take_slowly(&gateway, "/v1/bytes/600000"), (cached, Fate::Answered(None)), "{policies}");
+        let mut nothing = Frames::connect(gateway.http);
+        nothing.send_headers(1, &get("/v1/bytes/600000"), true);
+        assert!(matches!(nothing.fate_of(1), Fate::Answered(_)));
+        assert!(matches!(nothing.fate_of(1), Fate::Reset(_)), "{policies}");
+        assert!(!is_reset(&mut nothing, 3), "the connection goes on");
+    }
+}
+
 #[test]
 fn resets_of_streams_that_were_only_just_opened_end_the_connection() {
     let origin = Origin::start("a");

@@ -275,6 +275,33 @@ fn streams_that_wait_to_be_read_are_bounded_for_each_address() {
     while next.receive().expect("an answer").kind != DATA {}
 }
 
+#[test]
+fn small_answers_that_wait_to_be_read_count_too() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { connections_per_address: 8, h2_streams: 8 }\n");
+    let mut clients = [with_open_windows(&gateway), with_open_windows(&gateway)];
+    for client in &mut clients {
+        // More than the kernel holds.
+        client.send_headers(1, &get("/v1/bytes/16000000"), true);
+    }
+    assert!(comes_true(|| in_flight(&gateway) == 2), "{}", gateway.metrics());
+    let_pass(Duration::from_millis(1500));
+    for client in &mut clients {
+        for stream in [3, 5, 7, 9, 11, 13, 15] {
+            client.send_headers(stream, &get("/v1/bytes/32000"), true);
+        }
+    }
+    assert!(comes_true(|| origin.requests("/v1/bytes/32000") == 14));
+    assert!(comes_true(|| in_flight(&gateway) == 8), "{}", gateway.metrics());
+    let_pass(Duration::from_millis(1500));
+    assert_eq!(in_flight(&gateway), 8, "those that have a place keep it");
+    // Whoever has no place is told, and whoever has one gets all of it.
+    gateway.process.signal("-TERM");
+    let [one, other] = clients.map(|client| std::thread::spawn(|| read_all(client)));
+    let (one, other) = (one.join().unwrap(), other.join().unwrap());
+    assert_eq!((one.0 + other.0, one.1 + other.1), (8, 8));
+}
+
 /// Asks for it, and takes a little of it again and again, until it ends.
 fn take_slowly(gateway: &Gateway, path: &str) -> (usize, Fate) {
     const LITTLE: u32 = 16 << 10;

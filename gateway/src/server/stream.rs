@@ -48,6 +48,7 @@ use super::{
     peer::Peer,
     watch::WatchTimer,
 };
+use crate::respond;
 
 /// A client that was answered before it had sent all of its body is read from for this long, …
 const LINGER: Duration = Duration::from_secs(5);
@@ -320,15 +321,25 @@ impl Session for WatchedStream {
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
         let mut ended = false;
         for task in tasks {
-            ended |= match task {
+            ended = match task {
+                HttpTask::Header(head, end) => {
+                    // A client is not concerned with what an upstream says where there is nothing more to say.
+                    let is_whole = !respond::may_have_body(self.session.req_header(), head.status);
+                    let end = end || is_whole && !head.status.is_informational();
+                    self.session.write_response_header(head, end).map_err(Error::into_down)?;
+                    end
+                }
                 HttpTask::Body(Some(data), end) if !data.is_empty() => {
-                    self.send(data, end).await.map_err(|error| error.into_down())?;
+                    self.send(data, end).await.map_err(Error::into_down)?;
                     end
                 }
                 task => self.session.response_duplex_vec(vec![task]).await?,
             };
+            if ended {
+                break;
+            }
         }
-        self.sent().await.map_err(|error| error.into_down())?;
+        self.sent().await.map_err(Error::into_down)?;
         self.session.answered |= ended;
         // A client that takes its answer slowly is not an upstream that is silent.
         if let Some(peer) = Peer::from_digest(&self.peer) {

@@ -136,7 +136,8 @@ pub struct Protection {
     pub head_timeout: Span,
     /// From a connection to the end of its TLS handshake.
     pub handshake_timeout: Span,
-    /// A client that takes nothing of an answer for this long is cut off.
+    /// A client that takes nothing of an answer for this long is cut off; in HTTP/2, from one answer alone where it
+    /// takes others.
     pub write_timeout: Span,
     /// How long a connection may stay idle between requests.
     pub keepalive: Span,

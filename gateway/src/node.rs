@@ -209,6 +209,9 @@ struct Signals {
 impl Signals {
     fn install(runtime: &Handle) -> io::Result<Self> {
         let _inside = runtime.enter();
+        // Once somebody has asked for it, a file that has become too large for the limit of the process is an error of
+        // whoever writes it, and no longer the end of the process.
+        drop(signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

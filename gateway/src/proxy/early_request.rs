@@ -16,8 +16,8 @@ pub(super) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-i
 
 /// A body that is left over when the answer is out is read for this long, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Neither a client that takes nothing of an answer, nor one that sends nothing, is waited for longer.
-const CLIENT_TIMEOUT: Duration = Duration::from_mins(1);
+/// A client that sends nothing of its body is waited for no longer.
+const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
 pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
     let Some(peer) = Peer::of(session) else {
@@ -54,10 +54,10 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     // The silence of a WebSocket or of a gRPC stream is not a slow body. Neither is to be had by a word in the
     // head: the one needs an upgrade, the other HTTP/2.
     let may_pause = ctx.websocket || ctx.grpc && is_http2;
-    downstream.set_read_timeout((!may_pause).then_some(CLIENT_TIMEOUT));
+    downstream.set_read_timeout((!may_pause).then_some(READ_TIMEOUT));
     if is_http2 {
         // In HTTP/1 the transport sees to it; here one stream may be stuck while others go on.
-        downstream.set_write_timeout(Some(CLIENT_TIMEOUT));
+        downstream.set_write_timeout(Some(shared.node.protection.write_timeout.get()));
     }
     if may_pause && let Some(peer) = Peer::of(session) {
         peer.watch.body_ended();

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -35,6 +35,8 @@ pub(super) fn filter(
     }
     if !switches {
         change_response(response, |response| {
+            // The gateway's own, whatever the upstream speaks (RFC 9112 §2.3).
+            response.version = Version::HTTP_11;
             normalise_framing(response.status, &mut response.headers);
             remove_hop_by_hop(response.status, &mut response.headers);
         });

@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// A count of connections or streams that are being served.
+/// A count of connections or streams that are being served, or of what is being sent.
 #[derive(Debug, Default)]
 pub(super) struct Active {
     count: AtomicUsize,
@@ -24,9 +24,13 @@ impl Active {
         ActiveGuard(active.clone())
     }
 
+    pub(super) fn is_any(&self) -> bool {
+        self.count.load(Ordering::Acquire) != 0
+    }
+
     /// Resolves when nothing is under way. One waiter at a time.
     pub(super) async fn none_left(&self) {
-        while self.count.load(Ordering::Acquire) != 0 {
+        while self.is_any() {
             self.none_left.notified().await;
         }
     }

@@ -28,7 +28,7 @@ use super::{
     active::Active,
     peer::{Client, Peer},
     shutdown,
-    stream::WatchedStream,
+    stream::{HELD_BYTES, WatchedStream},
     transport::Transport,
     worker::Worker,
 };
@@ -82,6 +82,10 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Arc<Worker>, m
             }
             accepted = HttpSession::from_h2_conn(&mut connection, digest) => accepted,
             () = idle_for(&active, if draining { DRAIN_LINGER } else { worker.protection.keepalive }) => {
+                // Answers that are whole may still be on their way. Who takes nothing of them is cut off by the transport.
+                if client.is_behind() {
+                    continue;
+                }
                 return say_goodbye(connection, Reason::NO_ERROR).await;
             }
         };
@@ -159,8 +163,7 @@ fn options(worker: &Worker) -> H2Options {
         // Room for uploads: h2's own 64 KiB windows cap a stream at 64 KiB per round trip.
         .initial_window_size(256 * 1024)
         .initial_connection_window_size(1024 * 1024)
-        // What is held of each stream that the client does not read, also when its answer is whole.
-        .max_send_buffer_size(32 * 1024);
+        .max_send_buffer_size(HELD_BYTES);
     options
 }
 

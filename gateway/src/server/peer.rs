@@ -35,6 +35,8 @@ pub(crate) struct Client {
     /// Requests of this connection that the client gave up (HTTP/2 `RST_STREAM`).
     resets: AtomicU32,
     outdated: Notify,
+    /// The client has not taken what was sent last.
+    behind: AtomicBool,
 }
 
 /// What the TLS handshake brought.
@@ -55,7 +57,8 @@ impl Client {
         let text = Bytes::from(address.ip().to_canonical().to_string());
         // An address is always a field value.
         let address_text = HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static("unknown"));
-        Self { address, address_text, trusted, tls, resets: AtomicU32::new(0), outdated: Notify::new() }
+        let (resets, outdated, behind) = (AtomicU32::new(0), Notify::new(), AtomicBool::new(false));
+        Self { address, address_text, trusted, tls, resets, outdated, behind }
     }
 
     pub(crate) fn ip(&self) -> IpAddr {
@@ -74,6 +77,15 @@ impl Client {
     /// Resolves when that has happened. One waiter at a time.
     pub(super) async fn is_outdated(&self) {
         self.outdated.notified().await;
+    }
+
+    pub(super) fn set_behind(&self, behind: bool) {
+        self.behind.store(behind, Ordering::Relaxed);
+    }
+
+    /// Whether there is something that it has not taken yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
     }
 
     /// The resets since the last call.

@@ -5,8 +5,9 @@
 //! is overdue comes back as an error of the exchange, so there is still a stream to tell the client on, and
 //! another attempt can be made.
 //!
-//! A client that opens streams and does not read what comes on them has the node hold some of each. So streams that have
-//! waited for their client for a while are counted by its address, like connections, which each hold as much.
+//! To Pingora something is written once the library holds it. Here it is when the connection has taken it, as in HTTP/1:
+//! the library holds nothing for a client that does not read, unless there is still a stream that waits for it. Those that
+//! have waited for a while are counted by the client's address, like connections, which each hold as much.
 //!
 //! [`Watch`]: super::watch::Watch
 
@@ -16,13 +17,13 @@ use std::{
     ops::{Deref, DerefMut},
     pin::pin,
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
+use h2::Reason;
 use http::{HeaderMap, header};
 use pingora_core::{
     Error, ErrorType, Result,
@@ -39,9 +40,15 @@ use pingora_core::{
 };
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_timeout::timeout;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, task::yield_now};
 
-use super::{caps::ConnectionCaps, peer::Peer, watch::WatchTimer};
+use super::{
+    active::{Active, ActiveGuard},
+    caps::ConnectionCaps,
+    peer::Peer,
+    watch::WatchTimer,
+};
+use crate::respond;
 
 /// A client that was answered before it had sent all of its body is read from for this long, …
 const LINGER: Duration = Duration::from_secs(5);
@@ -50,6 +57,12 @@ const LINGER_BYTES: usize = 16 << 20;
 
 /// Who reads takes what is sent sooner than this, mostly; until then streams are not counted.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Of each stream, the library holds no more than this.
+pub(super) const HELD_BYTES: usize = 32 * 1024;
+
+/// A client gets the whole time-out for each piece of this size: that of a frame.
+const PIECE_BYTES: usize = 16 * 1024;
 
 /// See the [module documentation](self).
 pub(super) struct WatchedStream {
@@ -61,6 +74,8 @@ pub(super) struct WatchedStream {
     read_timeout: Option<Duration>,
     /// Places for streams that wait for their client.
     waiting: Arc<ConnectionCaps>,
+    /// The pieces that the library holds.
+    held: Arc<Active>,
 }
 
 impl WatchedStream {
@@ -71,7 +86,7 @@ impl WatchedStream {
             peer.watch.body_begins();
         }
         let session = Lingering { session: Some(session), answered: false };
-        Self { session, peer, timer: WatchTimer::default(), read_timeout: None, waiting }
+        Self { session, peer, timer: WatchTimer::default(), read_timeout: None, waiting, held: Arc::default() }
     }
 
     /// Reads a piece of the body; `or_idle`: behind its end, waits until the client gives up.
@@ -111,6 +126,54 @@ impl WatchedStream {
         }
         Ok(piece)
     }
+
+    /// Hands a part of the body to the library, as the client has room for it.
+    async fn send(&mut self, mut data: Bytes, end: bool) -> Result<()> {
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(PIECE_BYTES));
+            let piece = Bytes::from_owner(Piece { data: piece, _held: Active::enter(&self.held) });
+            let write = self.session.write_body(piece, end && data.is_empty());
+            taken(write, &self.peer, &self.waiting).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the connection has taken what the library holds.
+    async fn sent(&self) -> Result<()> {
+        if self.held.is_any() {
+            // Mostly its turn is next, and no timer is needed.
+            yield_now().await;
+        }
+        let sent = async {
+            self.held.none_left().await;
+            Ok(())
+        };
+        taken(sent, &self.peer, &self.waiting).await
+    }
+}
+
+/// What the library still holds then is for a client that is waited for no longer, and may otherwise be held for as long
+/// as the connection takes nothing.
+impl Drop for WatchedStream {
+    fn drop(&mut self) {
+        if self.held.is_any()
+            && let Some(mut stream) = self.session.take_response_body_writer()
+        {
+            stream.send_reset(Reason::CANCEL);
+        }
+    }
+}
+
+/// A piece of a body, counted until the library has let go of it.
+struct Piece {
+    data: Bytes,
+    _held: ActiveGuard,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
 }
 
 /// Waits for a client to take what is written, if there is a place to wait.
@@ -120,10 +183,6 @@ async fn taken<T>(
     waiting: &Arc<ConnectionCaps>,
 ) -> Result<T> {
     let mut write = pin!(write);
-    // Most writes need no timer.
-    if let Poll::Ready(written) = futures::poll!(write.as_mut()) {
-        return written;
-    }
     if let Ok(written) = timeout(GRACE, write.as_mut()).await {
         return written;
     }
@@ -247,9 +306,9 @@ impl Session for WatchedStream {
         if data.is_empty() {
             return if end { self.finish().await } else { Ok(()) };
         }
-        let Self { session, peer, waiting, .. } = self;
-        taken(session.write_body(data, end), peer, waiting).await?;
-        session.answered |= end;
+        self.send(data, end).await?;
+        self.sent().await?;
+        self.session.answered |= end;
         Ok(())
     }
 
@@ -260,14 +319,33 @@ impl Session for WatchedStream {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        let Self { session, peer, waiting, .. } = self;
-        let written = taken(session.response_duplex_vec(tasks), peer, waiting).await;
+        let mut ended = false;
+        for task in tasks {
+            ended = match task {
+                HttpTask::Header(head, end) => {
+                    // A client is not concerned with what an upstream says where there is nothing more to say.
+                    let is_whole = !respond::may_have_body(self.session.req_header(), head.status);
+                    let end = end || is_whole && !head.status.is_informational();
+                    self.session.write_response_header(head, end).map_err(Error::into_down)?;
+                    end
+                }
+                HttpTask::Body(Some(data), end) if !data.is_empty() => {
+                    self.send(data, end).await.map_err(Error::into_down)?;
+                    end
+                }
+                task => self.session.response_duplex_vec(vec![task]).await?,
+            };
+            if ended {
+                break;
+            }
+        }
+        self.sent().await.map_err(Error::into_down)?;
+        self.session.answered |= ended;
         // A client that takes its answer slowly is not an upstream that is silent.
         if let Some(peer) = Peer::from_digest(&self.peer) {
             peer.watch.progress();
         }
-        self.session.answered |= matches!(written, Ok(true));
-        written
+        Ok(ended)
     }
 
     fn set_write_timeout(&mut self, timeout: Option<Duration>) {

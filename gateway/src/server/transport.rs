@@ -306,12 +306,16 @@ impl Transport {
 
     /// Gives up on a client that takes nothing.
     fn poll_taken<T>(&mut self, cx: &mut Context<'_>, taken: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let peer = Peer::from_digest(&self.digests.peer);
         if taken.is_ready() {
-            self.stall.began = false;
+            if std::mem::take(&mut self.stall.began) {
+                peer.inspect(|peer| peer.set_behind(false));
+            }
             return taken;
         }
-        // A client that takes its answer slowly is not an upstream that is silent.
-        if let Some(peer) = Peer::from_digest(&self.digests.peer) {
+        if let Some(peer) = peer {
+            peer.set_behind(true);
+            // A client that takes its answer slowly is not an upstream that is silent.
             peer.watch.progress();
         }
         ready!(self.stall.poll(cx));

@@ -17,7 +17,8 @@ use crate::{
     support::{
         Gateway, KEY, Origin, PATIENCE,
         frames::{
-            self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM,
+            self, CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, Frames, GOAWAY, HEADERS, PING, PREFACE,
+            RST_STREAM, SETTINGS, WINDOW_UPDATE,
         },
         http2::{Http2, next, patiently, receive, send_all},
         two_tenants,
@@ -270,8 +271,83 @@ fn streams_that_wait_to_be_read_are_bounded_for_each_address() {
     drop(one);
     assert!(comes_true(|| in_flight(&gateway) <= 2), "{}", gateway.metrics());
     let mut next = Frames::connect(gateway.http);
-    next.send_headers(1, &get("/v1/bytes/4000000"), true);
-    while next.receive().expect("an answer").kind != DATA {}
+    for stream in [1, 3] {
+        next.send_headers(stream, &get("/v1/bytes/4000000"), true);
+    }
+    // For longer than streams go uncounted.
+    let_pass(Duration::from_millis(1500));
+    assert!(!is_reset(&mut next, 1) && !is_reset(&mut next, 3));
+    assert_eq!(in_flight(&gateway), 4);
+}
+
+#[test]
+fn small_answers_that_wait_to_be_read_count_too() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { connections_per_address: 8, h2_streams: 8 }\n");
+    let mut clients = [with_open_windows(&gateway), with_open_windows(&gateway)];
+    for client in &mut clients {
+        // More than the kernel holds.
+        client.send_headers(1, &get("/v1/bytes/16000000"), true);
+    }
+    assert!(comes_true(|| in_flight(&gateway) == 2), "{}", gateway.metrics());
+    let_pass(Duration::from_millis(1500));
+    for client in &mut clients {
+        for stream in [3, 5, 7, 9, 11, 13, 15] {
+            client.send_headers(stream, &get("/v1/bytes/32000"), true);
+        }
+    }
+    assert!(comes_true(|| origin.requests("/v1/bytes/32000") == 14));
+    assert!(comes_true(|| in_flight(&gateway) == 8), "{}", gateway.metrics());
+    let_pass(Duration::from_millis(1500));
+    assert_eq!(in_flight(&gateway), 8, "those that have a place keep it");
+    // Whoever has no place is told, and whoever has one gets all of it.
+    gateway.process.signal("-TERM");
+    let [one, other] = clients.map(|client| std::thread::spawn(|| read_all(client)));
+    let (one, other) = (one.join().unwrap(), other.join().unwrap());
+    assert_eq!((one.0 + other.0, one.1 + other.1), (8, 8));
+}
+
+/// Asks for it, and takes a little of it again and again, until it ends.
+fn take_slowly(gateway: &Gateway, path: &str) -> (usize, Fate) {
+    const LITTLE: u32 = 16 << 10;
+    let mut client = Frames::connect(gateway.http);
+    client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
+    client.send_headers(1, &get(path), true);
+    let (mut taken, mut next) = (0, 65_535);
+    loop {
+        let Some(frame) = client.receive() else { return (taken, Fate::Closed) };
+        match frame.kind {
+            DATA => {
+                taken += frame.payload.len();
+                if frame.flags & END_STREAM != 0 {
+                    return (taken, Fate::Answered(None));
+                }
+                if taken == next {
+                    let_pass(Duration::from_millis(150));
+                    next += LITTLE as usize;
+                    client.send(WINDOW_UPDATE, 0, 1, &LITTLE.to_be_bytes());
+                }
+            }
+            RST_STREAM => return (taken, Fate::Reset(0)),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn a_client_has_time_for_a_large_answer_as_long_as_it_takes_some_of_it() {
+    let origin = Origin::start("a");
+    let node = "protection: { write_timeout: 2s }\n";
+    for policies in ["", "cache: { ttl: 1h }"] {
+        let gateway = Gateway::start_with(&tenants(&demo(&[origin.address], ""), "", &open(policies)), node);
+        let cached = gateway.get("acme.test", "/v1/bytes/600000", "").body.len();
+        assert_eq!(take_slowly(&gateway, "/v1/bytes/600000"), (cached, Fate::Answered(None)), "{policies}");
+        let mut nothing = Frames::connect(gateway.http);
+        nothing.send_headers(1, &get("/v1/bytes/600000"), true);
+        assert!(matches!(nothing.fate_of(1), Fate::Answered(_)));
+        assert!(matches!(nothing.fate_of(1), Fate::Reset(_)), "{policies}");
+        assert!(!is_reset(&mut nothing, 3), "the connection goes on");
+    }
 }
 
 #[test]
@@ -793,6 +869,45 @@ fn a_client_that_ignores_the_goodbye_keeps_no_node_from_ending() {
     assert!(comes_true(|| has_ended(&gateway)), "{}", gateway.log());
     assert!(gateway.process.0.wait().unwrap().success());
     drop(client);
+}
+
+/// A client that lets everything come, and reads of it what it likes.
+fn with_open_windows(gateway: &Gateway) -> Frames {
+    let mut client = Frames::connect(gateway.http);
+    client.send(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
+    client.send(WINDOW_UPDATE, 0, 0, &0x7fff_0000_u32.to_be_bytes());
+    client
+}
+
+/// Reads to the end of the connection: how many streams came to their end, and how many were reset.
+fn read_all(mut client: Frames) -> (usize, usize) {
+    let frames: Vec<_> = std::iter::from_fn(|| client.receive()).collect();
+    let ended = frames.iter().filter(|frame| matches!(frame.kind, HEADERS | DATA) && frame.flags & END_STREAM != 0);
+    (ended.count(), frames.iter().filter(|frame| frame.kind == RST_STREAM).count())
+}
+
+#[test]
+fn answers_reach_the_client_whole_on_a_connection_that_is_to_end() {
+    // More than the kernel holds.
+    const STREAMS: u32 = 400;
+    let origin = Origin::start("a");
+    for terminated in [false, true] {
+        let most = if terminated { 10_000 } else { STREAMS };
+        let gateway =
+            gateway(&origin, "", &format!("protection: {{ h2_streams: {STREAMS}, keepalive_requests: {most} }}\n"));
+        let before = origin.requests("/v1/bytes/32000");
+        let mut client = with_open_windows(&gateway);
+        for number in 0..STREAMS {
+            client.send_headers(2 * number + 1, &get("/v1/bytes/32000"), true);
+        }
+        assert!(comes_true(|| origin.requests("/v1/bytes/32000") - before == u64::from(STREAMS)));
+        if terminated {
+            gateway.process.signal("-TERM");
+        }
+        // Longer than a connection that has nothing to do is kept.
+        let_pass(Duration::from_secs(5));
+        assert_eq!(read_all(client), (STREAMS as usize, 0), "{terminated}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -126,6 +126,20 @@ fn where_a_body_ends_is_said_once_or_not_at_all() {
 }
 
 #[test]
+fn the_version_of_an_answer_is_that_of_the_gateway() {
+    for framed in
+        ["Content-Length: 5\r\n\r\nhello", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "\r\nhello"]
+    {
+        let gateway = with_policies(sends(&format!("HTTP/1.0 200 OK\r\n{framed}"), false), "");
+        for version in ["1.0", "1.1"] {
+            let request = format!("GET /v1/x HTTP/{version}\r\nHost: acme.test\r\nConnection: close\r\n\r\n");
+            let answer = String::from_utf8(gateway.raw(&request)).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("hello"), "{framed} {version}: {answer}");
+        }
+    }
+}
+
+#[test]
 fn what_an_upstream_sends_while_nobody_asks_reaches_nobody() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();

@@ -29,6 +29,8 @@ enum Fate {
     Answered,
     /// With this JSON, and a trailer behind it.
     Json(&'static str),
+    /// With 304 and the length of what is not sent; the stream ends with a frame of its own.
+    NotModified,
     /// This stream is reset, for this reason.
     Reset(u32),
     /// The connection takes no more streams, and has not looked at this one.
@@ -92,6 +94,11 @@ fn serve(mut stream: TcpStream, fate: &dyn Fn() -> Fate) -> std::io::Result<()> 
                     send(&mut stream, HEADERS, END_HEADERS, id, &head)?;
                     send(&mut stream, DATA, 0, id, body.as_bytes())?;
                     send(&mut stream, HEADERS, END_STREAM | END_HEADERS, id, b"\x00\x05x-sum\x011")?;
+                }
+                Fate::NotModified => {
+                    // Beside it a literal `content-length` (number 28).
+                    send(&mut stream, HEADERS, END_HEADERS, id, b"\x8b\x0f\x0d\x0299")?;
+                    send(&mut stream, DATA, END_STREAM, id, &[])?;
                 }
                 Fate::Reset(reason) => send(&mut stream, RST_STREAM, 0, id, &reason.to_be_bytes())?,
                 Fate::GoAway => send(&mut stream, GOAWAY, 0, 0, &[0; 8])?,
@@ -215,5 +222,16 @@ async fn a_body_with_trailers_that_cannot_be_translated_is_never_taken_for_a_who
             Ok(answer) => assert_eq!((answer.status, answer.problem().as_str()), (502, "upstream-error")),
             Err(error) => assert!(error.is_reset(), "{error}"),
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_has_no_body_is_whole_with_its_head() {
+    let gateway = gateway(&Upstream::start(&[Fate::NotModified; 20]));
+    let client = Http2::plain(&gateway).await;
+    for _ in 0..5 {
+        let answer = client.get("acme.test", "/v1/x").await;
+        assert_eq!((answer.status, answer.header("content-length"), answer.head_only), (304, Some("99"), true));
+        assert_eq!(gateway.ask("HEAD", "/v1/x", "", "").status, 304);
     }
 }

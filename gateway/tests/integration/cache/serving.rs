@@ -1,5 +1,7 @@
 //! What is stored is served, with the headers that belong to it.
 
+use std::process::Command;
+
 use super::{at, caching, counting, in_turn};
 use crate::{
     fixtures::{demo, open, tenants},
@@ -249,6 +251,20 @@ fn bodies_in_files_leave_descriptors_for_clients() {
     let clients: Vec<_> = (0..50).map(|_| gateway.connect()).collect();
     assert_eq!(gateway.fetch("/v1/new", "").status, 200);
     drop(clients);
+}
+
+#[test]
+fn a_bound_on_the_size_of_files_takes_no_answer_and_no_node_away() {
+    let body = "x".repeat(100_000);
+    let origin = in_turn(&[&format!("200 OK\nCache-Control: max-age=3600\n\n{body}")]);
+    let gateway = caching(&origin, "");
+    let pid = gateway.process.0.id().to_string();
+    let bounded = Command::new("prlimit").args(["--pid", &pid, "--fsize=40960:40960"]).status().unwrap();
+    assert!(bounded.success());
+    for _ in 0..5 {
+        assert!(gateway.fetch("/v1/a", "").text() == body);
+    }
+    assert_eq!(gateway.metric("seiketsu_cache_file_bytes").to_string(), "0");
 }
 
 #[test]

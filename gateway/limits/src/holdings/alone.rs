@@ -6,8 +6,8 @@
 use std::{ops::RangeInclusive, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
-    Holdings, Kind, Place, Unreachable,
-    account::{State, key_of_period},
+    Holdings, Kind, Limit, Place, Unreachable,
+    account::{Account, State, key_of_period},
     known::Known,
     settle::PAUSE,
 };
@@ -48,6 +48,12 @@ pub(super) struct Alone {
 }
 
 impl Alone {
+    /// Whether it was back by this time, knew what was spent without it, and gave again: what comes then is another
+    /// absence. Nothing else ends one where nobody asks for anything more.
+    fn is_over(&self, now: Nanos) -> bool {
+        self.has_told && !self.has_forgotten && now >= self.until
+    }
+
     /// Whether it has come back just now, if it is there at this time: it was tried a moment ago. Then others tell what
     /// they have spent before anybody is given more.
     pub(super) fn others_tell_first(&self, now: Nanos) -> bool {
@@ -109,15 +115,23 @@ impl Holdings {
         // did: it may have been back for long. Not where that could be for longer than moments.
         let waits = self.node.coordinator.patience() < RENEWAL;
         self.alone_until.store(if waits { after(retry_at, RENEWAL) } else { Nanos::MAX }, Relaxed);
-        // It may have been back, and gone again before it gave anything.
-        let began = state.alone.as_ref().map(|alone| alone.since);
-        let from = began.unwrap_or(since);
-        state.alone = Some(Alone { since: from, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
-        if began.is_some() {
-            return;
+        if state.alone.as_ref().is_some_and(|alone| alone.is_over(since)) {
+            state.end_absence();
         }
         let live = self.node.coordinator.live().max(1);
         let limits = self.known.iter().zip(&self.plan.limits);
+        // It may have been back, and gone again before it gave anything.
+        if let Some(alone) = &mut state.alone {
+            let was_silent = since > after(alone.retry_at, LEASE_TIME);
+            *alone = Alone { retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false, ..*alone };
+            if was_silent {
+                for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
+                    account.was_silent(known, limit, live, since);
+                }
+            }
+            return;
+        }
+        state.alone = Some(Alone { since, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
         for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
             account.promise = None;
             known.set_promised_until(0);
@@ -175,10 +189,7 @@ impl Holdings {
                 return false;
             }
         }
-        if state.alone.take().is_some() {
-            for account in &mut state.accounts {
-                account.share = Share::default();
-            }
+        if state.end_absence() {
             self.alone_until.store(0, Relaxed);
             tracing::debug!(tenant = %self.plan.tenant, "the coordinator holds to limits again");
         }
@@ -234,9 +245,7 @@ impl Holdings {
             Kind::Quota { limit: quota, .. } => {
                 let left = self.known.get(place.index()).map_or(0, Known::left);
                 let all = if account.has_known {
-                    // Near its end, a share of what was left a moment ago may be there no longer.
-                    let others = if live > 1 { account.others_may_have_taken(account.share.counted_to) } else { 0 };
-                    left.saturating_sub(others)
+                    account.left_by_others(left, live)
                 } else {
                     // Of what others used nothing is known, but what the coordinator says if it is there.
                     let key = account.period.as_ref().map(|period| key_of_period(described, period));
@@ -288,21 +297,55 @@ impl Holdings {
     }
 }
 
+impl State {
+    /// The coordinator holds to limits again. With the absence end all shares: also those that new limits took over from
+    /// former ones, and that have not begun here. Whether there was an absence.
+    fn end_absence(&mut self) -> bool {
+        for account in &mut self.accounts {
+            account.share = Share::default();
+        }
+        self.alone.take().is_some()
+    }
+}
+
+impl Account {
+    /// Of a quota, what others have left of what was there when the coordinator answered last: near its end, a share of
+    /// that may be there no longer.
+    fn left_by_others(&self, left: u64, live: u64) -> u64 {
+        let others = if live > 1 { self.others_may_have_taken(self.share.counted_to) } else { 0 };
+        left.saturating_sub(others)
+    }
+
+    /// Nobody has asked for longer than leases last. The coordinator may have been there meanwhile, and others may have
+    /// spent what came: the share begins anew, but gives no more than was left of it.
+    fn was_silent(&mut self, known: &Known, limit: &Limit, live: u64, now: Nanos) {
+        match &limit.kind {
+            Kind::Bucket(bucket) => self.share.was_silent(bucket, live, now),
+            Kind::Quota { .. } if self.has_known => {
+                self.share.counted_to = now;
+                self.share = self.share.of_quota_with(self.left_by_others(known.left(), live) / live);
+            }
+            Kind::Quota { .. } | Kind::Slots { .. } => {}
+        }
+    }
+}
+
 impl Share {
     /// Where this gateway has not asked for long, one token is most likely there, so that nobody is refused only because
     /// the coordinator is away. More may have been spent elsewhere.
     fn one_of(bucket: &Bucket, left: u64, live: u64) -> u128 {
-        if left < live { 0 } else { bucket.period().as_nanos() * u128::from(live) }
+        if left < live { 0 } else { Self::token(bucket, live) }
+    }
+
+    fn token(bucket: &Bucket, live: u64) -> u128 {
+        bucket.period().as_nanos() * u128::from(live)
     }
 
     /// Tokens for a request that costs as much, or how long until there are enough: at one `live`th of the
     /// bucket's rate, and half of that part of its burst at most; a lease may still hold the other half.
     fn of_bucket(&mut self, bucket: &Bucket, live: u64, cost: u64, now: Nanos) -> (u64, Duration) {
-        let token = bucket.period().as_nanos() * u128::from(live);
-        let most = u128::from((bucket.burst() / (2 * live)).max(cost)) * token;
-        let elapsed = u128::from(now.saturating_sub(self.counted_to));
-        self.counted_to = self.counted_to.max(now);
-        self.parts = (self.parts + elapsed * u128::from(bucket.tokens())).min(most);
+        let token = Self::token(bucket, live);
+        self.count(bucket, u128::from((bucket.burst() / (2 * live)).max(cost)) * token, now);
         let needed = u128::from(cost) * token;
         if self.parts < needed {
             let nanos = (needed - self.parts).div_ceil(u128::from(bucket.tokens()));
@@ -310,6 +353,17 @@ impl Share {
         }
         self.parts -= needed;
         (cost, Duration::ZERO)
+    }
+
+    fn count(&mut self, bucket: &Bucket, most: u128, now: Nanos) {
+        let elapsed = u128::from(now.saturating_sub(self.counted_to));
+        self.counted_to = self.counted_to.max(now);
+        self.parts = (self.parts + elapsed * u128::from(bucket.tokens())).min(most);
+    }
+
+    /// One token, if as much has come.
+    fn was_silent(&mut self, bucket: &Bucket, live: u64, now: Nanos) {
+        self.count(bucket, Self::token(bucket, live), now);
     }
 
     /// For an account of other units.

@@ -33,8 +33,10 @@ impl Holdings {
                 continue;
             };
             if calendar == former_calendar {
+                // With what the coordinator has not been told yet, which it may be by the former ones only.
+                let untold = former_account.granted.saturating_sub(former_account.debited);
                 let used = if former_account.has_known {
-                    former_quota.saturating_sub(former_known.left())
+                    former_quota.saturating_sub(former_known.left()).saturating_add(untold)
                 } else {
                     former_account.granted
                 };

@@ -695,3 +695,42 @@ async fn new_limits_do_not_keep_the_share_of_former_ones_for_the_next_absence() 
     log.admitted.extend(drive(&centre, &gateways, steady(1000.0, 4.0, |n| n % 3)).await.admitted);
     assert!(log.admitted.len() <= 3000, "{}", log.admitted.len());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_with_many_limits_tells_of_its_quota_though_its_last_exchange_was_broken_off() {
+    let centre = Centre::new(2, NEAR);
+    let registries = registries(&centre);
+    let route = |n| Limit {
+        name: format!("route-{n}").into(),
+        key: format!("route-{n}").into(),
+        ..gateway_limits(per_minute(6000, 600))[0].clone()
+    };
+    let limits: Vec<Limit> = std::iter::once(day(10)).chain((0..40).map(route)).collect();
+    let gateways = gateways_of(&registries, &plan(1, &limits));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let passing = async |gateway: &Gateway, index: usize| {
+        let Gateway { node, holdings } = gateway;
+        let places = holdings.places(|_| true);
+        let decision = decide(&[Applying::new(holdings, &places[index..=index])], 1, false, node).await;
+        usize::from(matches!(decision, Decision::Admitted { .. }))
+    };
+    let mut passed = 0;
+    for _ in 0..12 {
+        passed += passing(&gateways[0], 0).await;
+    }
+    assert_eq!(passed, 10);
+    for index in 1..limits.len() {
+        assert_eq!(passing(&gateways[0], index).await, 1);
+    }
+    // It tells of all this after a second, but the first part is not heard.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    centre.goes();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    centre.loses_everything();
+    centre.comes_back();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for _ in 0..12 {
+        assert_eq!(passing(&gateways[1], 0).await, 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

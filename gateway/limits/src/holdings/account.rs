@@ -37,13 +37,11 @@ pub(super) struct State {
     pub(super) exchanged_at: Nanos,
     /// The account that the next exchange begins with: the one before had no room for it.
     pub(super) next: usize,
-    /// Exchanges that were answered.
-    pub(super) heard: u64,
 }
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0, heard: 0 }
+        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0 }
     }
 
     /// When the exchange that is under way began.

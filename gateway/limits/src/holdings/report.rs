@@ -89,14 +89,15 @@ impl Holdings {
         // Less than before where requests gave back what they had taken.
         let asked = u64::try_from(asked_by_now.wrapping_sub(account.asked).cast_signed()).unwrap_or_default();
         let matters = match purpose {
-            Purpose::Reminder => account.granted > 0,
+            Purpose::Reminder { .. } => account.granted > 0,
             _ if is_slots => account.granted > 0,
             _ => account.spent(lease) != account.told,
         };
         if least == 0 && asked == 0 && lease.tokens() == 0 && !matters && !had_promise {
             return;
         }
-        let rest = account.tell_promise(lease, known, matches!(purpose, Purpose::Return | Purpose::Reminder), now);
+        let rest =
+            account.tell_promise(lease, known, matches!(purpose, Purpose::Return | Purpose::Reminder { .. }), now);
         let (key, terms) = match &limit.kind {
             Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
             Kind::Slots { limit: slots } => (Arc::clone(&limit.key), Terms::Slots { limit: *slots }),
@@ -140,7 +141,7 @@ impl Holdings {
             _ => elapsed,
         };
         let prefetch = match (&limit.kind, purpose) {
-            (_, Purpose::Return | Purpose::Reminder) => 0,
+            (_, Purpose::Return | Purpose::Reminder { .. }) => 0,
             // Too slow a bucket for leases, or too small: each request asks for itself, so that no token lies idle where
             // nobody wants it.
             (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL).min(bucket.burst()) < 2 * live => 0,

@@ -40,6 +40,8 @@ struct Centre {
     is_up: AtomicBool,
     connections: AtomicU64,
     began_at: AtomicU64,
+    /// How far its clock is ahead, in microseconds.
+    ahead: AtomicU64,
     exchanges: AtomicU64,
 }
 
@@ -54,12 +56,13 @@ impl Centre {
             is_up: AtomicBool::new(true),
             connections: AtomicU64::new(0),
             began_at: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
             exchanges: AtomicU64::new(0),
         })
     }
 
     fn now(&self) -> u64 {
-        1_700_000_000_000_000 + u64::try_from(self.began.elapsed().as_micros()).unwrap()
+        1_700_000_000_000_000 + u64::try_from(self.began.elapsed().as_micros()).unwrap() + self.ahead.load(Relaxed)
     }
 
     fn goes(&self) {
@@ -732,5 +735,23 @@ async fn a_tenant_with_many_limits_tells_of_its_quota_though_its_last_exchange_w
     for _ in 0..12 {
         assert_eq!(passing(&gateways[1], 0).await, 0);
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_ahead_over_the_end_of_a_day_and_comes_back_gives_no_quota_again() {
+    const DAY: u64 = 24 * 60 * 60 * 1_000_000;
+    for last in [0, DAY] {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways_with(&centre, &[day(300)], Unreachable::Share);
+        let mut admitted = 0;
+        // Everything that is asked for on the last of these days is more than its quota.
+        for (per_second, ahead) in [(60.0, 0), (60.0, DAY), (20.0, 0), (20.0, DAY), (10.0, 0), (100.0, last)] {
+            centre.ahead.store(ahead, Relaxed);
+            let log = drive(&centre, &gateways, steady(per_second, 2.0, |n| n % 3)).await;
+            admitted += if ahead == last { log.admitted.len() } else { 0 };
+        }
+        // Each may still have been given a few before it learned what day it is.
+        assert!((290..=300).contains(&admitted), "{admitted}");
     }
 }

@@ -73,10 +73,19 @@ pub(super) struct Account {
     pub(super) in_vain: u8,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
+    /// Should that come again.
+    former: Option<Box<FormerPeriod>>,
     /// What comes by and by. Not while an exchange is under way that tells how much has. Apart, since few have one.
     pub(super) promise: Option<Box<Promise>>,
     /// Parts of a token that have come while the coordinator was away.
     pub(super) share: Share,
+}
+
+/// A period of a quota that has ended, as far as anybody knew: the coordinator's clock may have been ahead.
+#[derive(Debug)]
+struct FormerPeriod {
+    starts: u64,
+    granted: u64,
 }
 
 impl Account {
@@ -141,6 +150,26 @@ impl Account {
         }
         known.set_promised_until(after(now, FLIGHT).min(lease.ends()));
         rest
+    }
+
+    /// Another period is another account: a new one, or the former one where the clock was ahead over its end and has come
+    /// back. That goes on with its totals: the coordinator would take less for given back.
+    pub(super) fn turn_to(&mut self, period: Period, lease: &Lease) {
+        self.granted -= lease.void();
+        let mut former = self.former.take();
+        let again = former.take_if(|former| former.starts == period.starts);
+        if let Some(ended) = &self.period
+            && self.granted > 0
+        {
+            former = Some(Box::new(FormerPeriod { starts: ended.starts, granted: self.granted }));
+        }
+        *self = Self {
+            granted: again.map_or(0, |again| again.granted),
+            share: std::mem::take(&mut self.share).of_next_period(),
+            period: Some(period),
+            former,
+            ..Self::default()
+        };
     }
 
     /// Goes on where the same account of former limits stands, as far as requests without the coordinator need

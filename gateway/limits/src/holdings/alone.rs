@@ -12,7 +12,7 @@ use super::{
     settle::PAUSE,
 };
 use crate::{
-    clock::Nanos,
+    clock::{Nanos, nanos},
     coordinator::{LEASE_TIME, RENEWAL},
     node::after,
     terms::Bucket,
@@ -67,7 +67,7 @@ pub(super) struct Share {
     /// Counted up to here; 0: not begun.
     counted_to: Nanos,
     /// Parts of tokens: so many nanoseconds of the whole bucket's period, of all gateways.
-    parts: u128,
+    parts: u64,
     /// Of a quota: what this gateway may still admit by itself.
     quota_left: Option<u64>,
 }
@@ -333,32 +333,32 @@ impl Account {
 impl Share {
     /// Where this gateway has not asked for long, one token is most likely there, so that nobody is refused only because
     /// the coordinator is away. More may have been spent elsewhere.
-    fn one_of(bucket: &Bucket, left: u64, live: u64) -> u128 {
+    fn one_of(bucket: &Bucket, left: u64, live: u64) -> u64 {
         if left < live { 0 } else { Self::token(bucket, live) }
     }
 
-    fn token(bucket: &Bucket, live: u64) -> u128 {
-        bucket.period().as_nanos() * u128::from(live)
+    /// As many as there may be of the largest bucket are still a number here.
+    fn token(bucket: &Bucket, live: u64) -> u64 {
+        nanos(bucket.period()).saturating_mul(live)
     }
 
     /// Tokens for a request that costs as much, or how long until there are enough: at one `live`th of the
     /// bucket's rate, and half of that part of its burst at most; a lease may still hold the other half.
     fn of_bucket(&mut self, bucket: &Bucket, live: u64, cost: u64, now: Nanos) -> (u64, Duration) {
         let token = Self::token(bucket, live);
-        self.count(bucket, u128::from((bucket.burst() / (2 * live)).max(cost)) * token, now);
-        let needed = u128::from(cost) * token;
+        self.count(bucket, (bucket.burst() / (2 * live)).max(cost).saturating_mul(token), now);
+        let needed = cost.saturating_mul(token);
         if self.parts < needed {
-            let nanos = (needed - self.parts).div_ceil(u128::from(bucket.tokens()));
-            return (0, Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+            return (0, Duration::from_nanos((needed - self.parts).div_ceil(bucket.tokens())));
         }
         self.parts -= needed;
         (cost, Duration::ZERO)
     }
 
-    fn count(&mut self, bucket: &Bucket, most: u128, now: Nanos) {
-        let elapsed = u128::from(now.saturating_sub(self.counted_to));
+    fn count(&mut self, bucket: &Bucket, most: u64, now: Nanos) {
+        let come = now.saturating_sub(self.counted_to).saturating_mul(bucket.tokens());
         self.counted_to = self.counted_to.max(now);
-        self.parts = (self.parts + elapsed * u128::from(bucket.tokens())).min(most);
+        self.parts = self.parts.saturating_add(come).min(most);
     }
 
     /// One token, if as much has come.

@@ -104,12 +104,9 @@ impl Holdings {
             Kind::Quota { limit: quota, calendar } => {
                 let micros = self.node.coordinator_micros(now);
                 if !account.period.as_ref().is_some_and(|period| period.contains(micros)) {
-                    // A new period is a new account.
-                    lease.void();
                     let period = calendar.period(micros);
                     known.set_renewed_at(after(now, Duration::from_micros(period.ends.saturating_sub(micros))));
-                    let share = std::mem::take(&mut account.share).of_next_period();
-                    *account = Account { share, period: Some(period), ..Account::default() };
+                    account.turn_to(period, lease);
                 }
                 let Some(period) = &account.period else { return };
                 let terms = Terms::Quota { limit: *quota, starts: period.starts, ends: period.ends };

@@ -85,7 +85,7 @@ impl Centre {
 impl Coordinator for Centre {
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
         let way =
-            || Duration::from_micros((self.least.load(Relaxed) + fastrand::u64(..=self.distance.load(Relaxed))) / 2);
+            || Duration::from_micros(self.least.load(Relaxed).midpoint(fastrand::u64(..=self.distance.load(Relaxed))));
         tokio::time::sleep(way()).await;
         if !self.is_up.load(Relaxed) {
             return Err(CoordinatorError::Unreachable("down".to_owned()));
@@ -754,4 +754,20 @@ async fn a_clock_that_is_ahead_over_the_end_of_a_day_and_comes_back_gives_no_quo
         // Each may still have been given a few before it learned what day it is.
         assert!((290..=300).contains(&admitted), "{admitted}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_is_slow_all_the_time_gives_no_new_share_of_a_quota_with_each_answer() {
+    let mut admitted = 0;
+    for _ in 0..20 {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways_with(&centre, &[day(60)], Unreachable::Share);
+        // They know the quota, and what day it is.
+        admitted += drive(&centre, &gateways, steady(30.0, 0.1, |n| n % 3)).await.admitted.len();
+        centre.least.store(60_000, Relaxed);
+        centre.distance.store(30_000, Relaxed);
+        admitted += drive(&centre, &gateways, random(300.0, 2.0, || fastrand::usize(..3))).await.admitted.len();
+    }
+    // A few may be given to one that another has spent, and has not told of yet.
+    assert!((20 * 57..=20 * 66).contains(&admitted), "{} of 60", admitted as f64 / 20.0);
 }

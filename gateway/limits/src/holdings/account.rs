@@ -93,6 +93,11 @@ impl Account {
         self.granted.saturating_sub(lease.tokens())
     }
 
+    /// What was spent without the coordinator, as far as it did not know of it when it answered last.
+    pub(super) fn untold(&self) -> u64 {
+        self.granted.saturating_sub(self.debited)
+    }
+
     /// What was spent and asked for in vain so far; of slots, what was asked for. Wraps.
     pub(super) fn asked_by_now(&self, lease: &Lease, known: &Known, is_slots: bool) -> u64 {
         let spent = if is_slots { 0 } else { self.spent(lease) };
@@ -174,11 +179,11 @@ impl Account {
 
     /// Goes on where the same account of former limits stands, as far as requests without the coordinator need
     /// to know.
-    pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
+    pub(super) fn go_on_from(&mut self, former: &Self) {
         self.answered_at = former.answered_at;
         self.has_known = former.has_known;
         self.period.clone_from(&former.period);
-        self.share = former.share.of_quota_with(left);
+        self.share = former.share.clone();
     }
 }
 

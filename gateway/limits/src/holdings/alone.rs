@@ -119,19 +119,19 @@ impl Holdings {
             state.end_absence();
         }
         let live = self.node.coordinator.live().max(1);
-        let limits = self.known.iter().zip(&self.plan.limits);
         // It may have been back, and gone again before it gave anything.
         if let Some(alone) = &mut state.alone {
             let was_silent = since > after(alone.retry_at, LEASE_TIME);
             *alone = Alone { retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false, ..*alone };
             if was_silent {
-                for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
-                    account.was_silent(known, limit, live, since);
+                for (account, limit) in state.accounts.iter_mut().zip(&self.plan.limits) {
+                    account.was_silent(limit, live, since);
                 }
             }
             return;
         }
         state.alone = Some(Alone { since, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
+        let limits = self.known.iter().zip(&self.plan.limits);
         for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
             account.promise = None;
             known.set_promised_until(0);
@@ -299,10 +299,13 @@ impl Holdings {
 
 impl State {
     /// The coordinator holds to limits again. With the absence end all shares: also those that new limits took over from
-    /// former ones, and that have not begun here. Whether there was an absence.
+    /// former ones, and that have not begun here. But a share of a quota does not begin anew before all that was spent of
+    /// it has been told: where one answer after the other is slow, what is not told of it is never more than one share.
+    /// Whether there was an absence.
     fn end_absence(&mut self) -> bool {
         for account in &mut self.accounts {
-            account.share = Share::default();
+            let quota_left = if account.untold() > 0 { account.share.quota_left } else { None };
+            account.share = Share { quota_left, ..Share::default() };
         }
         self.alone.take().is_some()
     }
@@ -317,15 +320,11 @@ impl Account {
     }
 
     /// Nobody has asked for longer than leases last. The coordinator may have been there meanwhile, and others may have
-    /// spent what came: the share begins anew, but gives no more than was left of it.
-    fn was_silent(&mut self, known: &Known, limit: &Limit, live: u64, now: Nanos) {
+    /// spent what came.
+    fn was_silent(&mut self, limit: &Limit, live: u64, now: Nanos) {
         match &limit.kind {
             Kind::Bucket(bucket) => self.share.was_silent(bucket, live, now),
-            Kind::Quota { .. } if self.has_known => {
-                self.share.counted_to = now;
-                self.share = self.share.of_quota_with(self.left_by_others(known.left(), live) / live);
-            }
-            Kind::Quota { .. } | Kind::Slots { .. } => {}
+            Kind::Quota { .. } | Kind::Slots { .. } => self.share.counted_to = now,
         }
     }
 }
@@ -376,13 +375,10 @@ impl Share {
         Self { quota_left: None, ..self }
     }
 
-    /// For an account of which so much is left, and no more.
-    pub(super) fn of_quota_with(&self, left: u64) -> Self {
-        Self { quota_left: self.quota_left.map(|share| share.min(left)), ..self.clone() }
-    }
-
-    fn of_quota(&mut self, all: u64, cost: u64) -> (u64, Duration) {
-        let left = self.quota_left.get_or_insert(all);
+    /// The same of a quota: `most` is the share of what is left as far as is known now.
+    fn of_quota(&mut self, most: u64, cost: u64) -> (u64, Duration) {
+        let left = self.quota_left.get_or_insert(most);
+        *left = most.min(*left);
         if *left < cost {
             return (0, Duration::from_secs(1));
         }

@@ -50,13 +50,22 @@ type AllKeyed = HashMap<(Arc<str>, Arc<str>), Alive<KeyedHoldings>>;
 
 type Subjects = HashMap<Subject, Arc<Holdings>, RandomState>;
 
+/// A part of the callers.
+#[derive(Debug, Default)]
+struct Shard {
+    subjects: Subjects,
+    /// Those of former limits, until they come again: the first of them goes on from there, also while the coordinator
+    /// cannot be asked. They take up room like all others, so they are no more than there would be without a change.
+    former: Subjects,
+}
+
 /// The holdings of each value of a key.
 #[derive(Debug)]
 pub struct KeyedHoldings {
     node: Arc<Node>,
     /// What holds for each of them; the keys of accounts get the subject appended.
     template: Plan,
-    shards: Box<[Mutex<Subjects>]>,
+    shards: Box<[Mutex<Shard>]>,
     hasher: RandomState,
     others: Arc<Holdings>,
 }
@@ -104,7 +113,7 @@ impl Registry {
         if let Some(same) = present.iter().find(|present| present.template.says_the_same(&template)) {
             return Arc::clone(same);
         }
-        let made = Arc::new(KeyedHoldings::new(template, &self.node));
+        let made = Arc::new(KeyedHoldings::new(template, &self.node, present.last().map(|former| &**former)));
         let is_new = add(keyed.entry(key).or_default(), &made);
         if is_new && keyed.len().is_power_of_two() {
             keyed.retain(|_, alive| alive.iter().any(|keyed| keyed.strong_count() > 0));
@@ -181,14 +190,15 @@ fn add<T>(all: &mut Alive<T>, new: &Arc<T>) -> bool {
 }
 
 impl KeyedHoldings {
-    fn new(template: Plan, node: &Arc<Node>) -> Self {
-        Self {
-            others: Holdings::new(with_subject(&template, "others"), node),
-            node: Arc::clone(node),
-            template,
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::default(),
+    fn new(template: Plan, node: &Arc<Node>, former: Option<&Self>) -> Self {
+        let others = Holdings::new(with_subject(&template, "others"), node);
+        let (mut shards, mut hasher) = ((0..SHARDS).map(|_| Mutex::default()).collect(), RandomState::default());
+        if let Some(former) = former {
+            others.go_on_from(&former.others);
+            shards = former.shards.iter().map(|shard| Mutex::new(shard.lock().to_former())).collect();
+            hasher = former.hasher.clone();
         }
+        Self { others, node: Arc::clone(node), template, shards, hasher }
     }
 
     /// The places of the limits that `chosen` says yes to; they are the same for all subjects.
@@ -200,25 +210,30 @@ impl KeyedHoldings {
     pub fn of(&self, value: &[u8], now: Nanos) -> Arc<Holdings> {
         let subject = Subject::of(value);
         let shard = usize::try_from(self.hasher.hash_one(subject)).unwrap_or_default() % SHARDS;
-        let mut subjects = self.shards[shard].lock();
-        if let Some(holdings) = subjects.get(&subject) {
+        let mut shard = self.shards[shard].lock();
+        if let Some(holdings) = shard.subjects.get(&subject) {
             return Arc::clone(holdings);
         }
-        if subjects.len() >= MOST_SUBJECTS / SHARDS {
-            subjects.retain(|_, holdings| Arc::strong_count(holdings) > 1 || !holdings.is_as_new(now));
-            if subjects.len() >= MOST_SUBJECTS / SHARDS {
-                return Arc::clone(&self.others);
-            }
+        let former = shard.former.remove(&subject);
+        if former.is_none() && !shard.has_room(now) {
+            return Arc::clone(&self.others);
         }
         let holdings = Holdings::new(with_subject(&self.template, &subject.to_string()), &self.node);
-        subjects.insert(subject, Arc::clone(&holdings));
+        if let Some(former) = &former {
+            holdings.go_on_from(former);
+        }
+        shard.subjects.insert(subject, Arc::clone(&holdings));
+        // Not under the lock: it may be the last reference.
+        drop(shard);
+        drop(former);
         holdings
     }
 
     fn subjects(&self) -> Vec<Arc<Holdings>> {
         let mut all = vec![Arc::clone(&self.others)];
         for shard in &self.shards {
-            all.extend(shard.lock().values().cloned());
+            let shard = shard.lock();
+            all.extend(shard.subjects.values().chain(shard.former.values()).cloned());
         }
         all
     }
@@ -227,6 +242,26 @@ impl KeyedHoldings {
         for holdings in self.subjects() {
             holdings.give_back();
         }
+    }
+}
+
+impl Shard {
+    /// For other limits.
+    fn to_former(&self) -> Self {
+        let mut former = self.former.clone();
+        former.extend(self.subjects.iter().map(|(subject, holdings)| (*subject, Arc::clone(holdings))));
+        Self { subjects: Subjects::default(), former }
+    }
+
+    /// Whether there is room for one more; makes some if it can.
+    fn has_room(&mut self, now: Nanos) -> bool {
+        let most = MOST_SUBJECTS / SHARDS;
+        if self.subjects.len() + self.former.len() >= most {
+            let is_needed = |holdings: &Arc<Holdings>| Arc::strong_count(holdings) > 1 || !holdings.is_as_new(now);
+            self.subjects.retain(|_, holdings| is_needed(holdings));
+            self.former.retain(|_, holdings| is_needed(holdings));
+        }
+        self.subjects.len() + self.former.len() < most
     }
 }
 
@@ -270,12 +305,15 @@ mod tests {
     /// One token for each caller, every so often.
     fn keyed(period: Duration) -> (Registry, Arc<KeyedHoldings>) {
         let node = Node::start(Arc::new(MemoryCoordinator::new(None)), None, "test", Clock::new(), &Handle::current());
-        let bucket = Kind::Bucket(Bucket::new(1, period, 1).unwrap());
-        let limit = Limit { name: "each-rate".into(), key: "keyed/each/rate".into(), kind: bucket };
-        let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable: Unreachable::Share };
         let registry = Registry::new(node);
-        let keyed = registry.keyed(&"each".into(), plan);
+        let keyed = registry.keyed(&"each".into(), plan(1, period));
         (registry, keyed)
+    }
+
+    fn plan(tokens: u64, period: Duration) -> Plan {
+        let bucket = Kind::Bucket(Bucket::new(tokens, period, 1).unwrap());
+        let limit = Limit { name: "each-rate".into(), key: "keyed/each/rate".into(), kind: bucket };
+        Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable: Unreachable::Share }
     }
 
     async fn passes(registry: &Registry, keyed: &KeyedHoldings, caller: usize) -> bool {
@@ -299,6 +337,19 @@ mod tests {
         let passed = passing(&registry, &keyed, 0..2 * MOST_SUBJECTS).await;
         assert!((MOST_SUBJECTS * 9 / 10..=MOST_SUBJECTS + 1).contains(&passed), "{passed}");
         assert_eq!(passing(&registry, &keyed, 0..3 * MOST_SUBJECTS).await, 0);
+    }
+
+    #[tokio::test]
+    async fn callers_of_former_limits_take_no_room_beside_what_there_is() {
+        let hour = Duration::from_hours(1);
+        let (registry, mut keyed) = keyed(hour);
+        for tokens in 2..5 {
+            let callers = tokens * MOST_SUBJECTS..(tokens + 1) * MOST_SUBJECTS;
+            passing(&registry, &keyed, callers).await;
+            keyed = registry.keyed(&"each".into(), plan(tokens as u64, hour));
+            let there = keyed.subjects().len();
+            assert!((MOST_SUBJECTS * 9 / 10..=MOST_SUBJECTS + 1).contains(&there), "{there}");
+        }
     }
 
     #[tokio::test]

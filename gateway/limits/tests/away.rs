@@ -126,6 +126,34 @@ async fn changed_limits_are_no_new_quota_while_the_coordinator_is_away() {
 }
 
 #[tokio::test]
+async fn nor_are_they_for_callers_who_need_not_come_after_each_change() {
+    let switch = Switch::new();
+    let registry = registry(&switch, None);
+    let plan = |burst| plan(&[rate("rate", burst), day(20)], Unreachable::Share);
+    let passing = async |burst, callers: &[&[u8]], requests| {
+        let keyed = registry.keyed(&"each".into(), plan(burst));
+        let mut passed = 0;
+        for caller in callers {
+            let holdings = keyed.of(caller, registry.node().clock().now());
+            passed += passing(&registry, &holdings, requests).await;
+        }
+        (keyed, passed)
+    };
+    let (mut keyed, mut passed) = passing(5000, &[b"one", b"two"], 8).await;
+    assert_eq!(passed, 16);
+    switch.take_away();
+    for (burst, callers) in
+        [(5000, &[&b"one"[..], b"two"][..]), (6000, &[b"one"]), (7000, &[b"one", b"two"]), (8000, &[b"two"])]
+    {
+        let more;
+        (keyed, more) = passing(burst, callers, 50).await;
+        passed += more;
+    }
+    assert!((30..=40).contains(&passed), "{passed}");
+    drop(keyed);
+}
+
+#[tokio::test]
 async fn a_gateway_that_starts_while_the_coordinator_is_away_knows_what_its_former_processes_took() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("quotas");

@@ -22,6 +22,7 @@ use seiketsu_limits::{
     ledger::{Ledger, Moment},
     node::Node,
     oracle::{self, Event},
+    registry::Registry,
     terms::Bucket,
 };
 use tokio::{runtime::Handle, time::Instant};
@@ -34,8 +35,13 @@ struct Centre {
     gateways: u64,
     /// There and back, in microseconds, at most.
     distance: AtomicU64,
+    /// And at least.
+    least: AtomicU64,
     is_up: AtomicBool,
+    connections: AtomicU64,
     began_at: AtomicU64,
+    /// How far its clock is ahead, in microseconds.
+    ahead: AtomicU64,
     exchanges: AtomicU64,
 }
 
@@ -46,14 +52,26 @@ impl Centre {
             accounts: Mutex::default(),
             gateways,
             distance: AtomicU64::new(u64::try_from(distance.as_micros()).unwrap()),
+            least: AtomicU64::new(0),
             is_up: AtomicBool::new(true),
+            connections: AtomicU64::new(0),
             began_at: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
             exchanges: AtomicU64::new(0),
         })
     }
 
     fn now(&self) -> u64 {
-        1_700_000_000_000_000 + u64::try_from(self.began.elapsed().as_micros()).unwrap()
+        1_700_000_000_000_000 + u64::try_from(self.began.elapsed().as_micros()).unwrap() + self.ahead.load(Relaxed)
+    }
+
+    fn goes(&self) {
+        self.is_up.store(false, Relaxed);
+    }
+
+    fn comes_back(&self) {
+        self.connections.fetch_add(1, Relaxed);
+        self.is_up.store(true, Relaxed);
     }
 
     /// Everything is forgotten.
@@ -66,7 +84,8 @@ impl Centre {
 #[async_trait]
 impl Coordinator for Centre {
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
-        let way = || Duration::from_micros(fastrand::u64(..=self.distance.load(Relaxed)) / 2);
+        let way =
+            || Duration::from_micros(self.least.load(Relaxed).midpoint(fastrand::u64(..=self.distance.load(Relaxed))));
         tokio::time::sleep(way()).await;
         if !self.is_up.load(Relaxed) {
             return Err(CoordinatorError::Unreachable("down".to_owned()));
@@ -90,6 +109,10 @@ impl Coordinator for Centre {
     fn live(&self) -> u64 {
         self.gateways
     }
+
+    fn connections(&self) -> u64 {
+        self.connections.load(Relaxed)
+    }
 }
 
 struct Gateway {
@@ -102,14 +125,36 @@ fn gateways(centre: &Arc<Centre>, bucket: Bucket, unreachable: Unreachable) -> V
 }
 
 fn gateways_with(centre: &Arc<Centre>, limits: &[Limit], unreachable: Unreachable) -> Vec<Gateway> {
-    (0..centre.gateways)
-        .map(|number| {
-            let coordinator: Arc<dyn Coordinator> = centre.clone();
-            let node = Node::start(coordinator, None, &format!("g{number}"), Clock::new(), &Handle::current());
-            let plan = Plan { tenant: "acme".into(), revision: 1, limits: limits.to_vec(), unreachable };
-            Gateway { holdings: Holdings::new(plan, &node), node }
-        })
-        .collect()
+    let plan = Plan { unreachable, ..plan(1, limits) };
+    let gateway = |node| Gateway { holdings: Holdings::new(plan.clone(), &node), node };
+    (0..centre.gateways).map(|number| gateway(node(centre, number))).collect()
+}
+
+fn node(centre: &Arc<Centre>, number: u64) -> Arc<Node> {
+    let coordinator: Arc<dyn Coordinator> = centre.clone();
+    Node::start(coordinator, None, &format!("g{number}"), Clock::new(), &Handle::current())
+}
+
+fn plan(revision: u64, limits: &[Limit]) -> Plan {
+    Plan { tenant: "acme".into(), revision, limits: limits.to_vec(), unreachable: Unreachable::Share }
+}
+
+/// One for each gateway. They tell what they know again whenever the coordinator has come back.
+fn registries(centre: &Arc<Centre>) -> Vec<Arc<Registry>> {
+    let registry = |number| {
+        let registry = Arc::new(Registry::new(node(centre, number)));
+        tokio::spawn(Registry::remind_after_losses(Arc::downgrade(&registry)));
+        registry
+    };
+    (0..centre.gateways).map(registry).collect()
+}
+
+fn gateways_of(registries: &[Arc<Registry>], plan: &Plan) -> Vec<Gateway> {
+    let gateway = |registry: &Arc<Registry>| Gateway {
+        node: Arc::clone(registry.node()),
+        holdings: registry.holdings(plan.clone()),
+    };
+    registries.iter().map(gateway).collect()
 }
 
 fn gateway_limits(bucket: Bucket) -> Vec<Limit> {
@@ -582,4 +627,147 @@ async fn a_coordinator_that_hangs_holds_no_request_up_for_long() {
     let log = drive(&centre, &gateways, steady(300.0, 20.0, |n| n % 3)).await;
     assert!(log.longest_wait <= Duration::from_millis(11), "{:?}", log.longest_wait);
     assert!(log.alone > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_absence_ends_though_nobody_asks_for_anything_after_it() {
+    // Something is spent without the coordinator, or nothing; then, much later, it goes again, or is slow for once.
+    for (spends, goes) in [(true, true), (true, false), (false, true), (false, false)] {
+        let bucket = per_minute(600, 300);
+        let centre = Centre::new(3, NEAR);
+        let registries = registries(&centre);
+        let gateways = gateways_of(&registries, &plan(1, &gateway_limits(bucket)));
+        // Either a little, and then a silence after which one token each may be spent; or all there is.
+        let (requests, silence) =
+            if spends { (steady(10.0, 0.9, |n| n % 3), 5) } else { (steady(300.0, 4.0, |n| n % 3), 0) };
+        drive(&centre, &gateways, requests).await;
+        tokio::time::sleep(Duration::from_secs(silence)).await;
+        centre.goes();
+        let away = drive(&centre, &gateways, steady(100.0, 0.06, |n| n % 3)).await;
+        assert_eq!(!away.admitted.is_empty(), spends);
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        centre.comes_back();
+        tokio::time::sleep(Duration::from_mins(10)).await;
+        // One takes all there is, and then the others come.
+        let mut log = drive(&centre, &gateways, steady(1000.0, 0.5, |_| 2)).await;
+        assert!(log.admitted.len() > 290);
+        if goes {
+            centre.goes();
+        } else {
+            centre.least.store(30_000, Relaxed);
+        }
+        log.admitted.extend(drive(&centre, &gateways, steady(5000.0, 0.1, |n| n % 2)).await.admitted);
+        let excess = oracle::excess(&mut log.admitted, &bucket);
+        assert!(excess <= 2.0, "spends {spends}, goes {goes}: {excess}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_share_of_a_quota_is_not_kept_for_the_next_absence() {
+    let centre = Centre::new(3, NEAR);
+    let registries = registries(&centre);
+    let gateways = gateways_of(&registries, &plan(1, &[day(3000)]));
+    let mut log = drive(&centre, &gateways, steady(15.0, 60.0, |n| n % 3)).await;
+    centre.goes();
+    log.admitted.extend(drive(&centre, &gateways, steady(15.0, 4.0, |n| n % 3)).await.admitted);
+    centre.comes_back();
+    // One goes on, and nearly uses it up.
+    log.admitted.extend(drive(&centre, &gateways, steady(5.0, 390.0, |_| 2)).await.admitted);
+    assert!((2850..3000).contains(&log.admitted.len()), "{}", log.admitted.len());
+    centre.goes();
+    log.admitted.extend(drive(&centre, &gateways, steady(1000.0, 4.0, |n| n % 2)).await.admitted);
+    assert!(log.admitted.len() <= 3000, "{}", log.admitted.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_limits_do_not_keep_the_share_of_former_ones_for_the_next_absence() {
+    let centre = Centre::new(3, NEAR);
+    let registries = registries(&centre);
+    let gateways = gateways_of(&registries, &plan(1, &[day(3000)]));
+    let mut log = drive(&centre, &gateways, steady(30.0, 3.0, |n| n % 3)).await;
+    centre.goes();
+    log.admitted.extend(drive(&centre, &gateways, steady(30.0, 3.0, |n| n % 3)).await.admitted);
+    let mut limits = gateway_limits(per_minute(600_000, 10_000));
+    limits.push(day(3000));
+    let gateways = gateways_of(&registries, &plan(2, &limits));
+    centre.comes_back();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    log.admitted.extend(drive(&centre, &gateways, steady(100.0, 27.0, |n| n % 3)).await.admitted);
+    assert!((2850..3000).contains(&log.admitted.len()), "{}", log.admitted.len());
+    centre.goes();
+    log.admitted.extend(drive(&centre, &gateways, steady(1000.0, 4.0, |n| n % 3)).await.admitted);
+    assert!(log.admitted.len() <= 3000, "{}", log.admitted.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tenant_with_many_limits_tells_of_its_quota_though_its_last_exchange_was_broken_off() {
+    let centre = Centre::new(2, NEAR);
+    let registries = registries(&centre);
+    let route = |n| Limit {
+        name: format!("route-{n}").into(),
+        key: format!("route-{n}").into(),
+        ..gateway_limits(per_minute(6000, 600))[0].clone()
+    };
+    let limits: Vec<Limit> = std::iter::once(day(10)).chain((0..40).map(route)).collect();
+    let gateways = gateways_of(&registries, &plan(1, &limits));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let passing = async |gateway: &Gateway, index: usize| {
+        let Gateway { node, holdings } = gateway;
+        let places = holdings.places(|_| true);
+        let decision = decide(&[Applying::new(holdings, &places[index..=index])], 1, false, node).await;
+        usize::from(matches!(decision, Decision::Admitted { .. }))
+    };
+    let mut passed = 0;
+    for _ in 0..12 {
+        passed += passing(&gateways[0], 0).await;
+    }
+    assert_eq!(passed, 10);
+    for index in 1..limits.len() {
+        assert_eq!(passing(&gateways[0], index).await, 1);
+    }
+    // It tells of all this after a second, but the first part is not heard.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    centre.goes();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    centre.loses_everything();
+    centre.comes_back();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    for _ in 0..12 {
+        assert_eq!(passing(&gateways[1], 0).await, 0);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_ahead_over_the_end_of_a_day_and_comes_back_gives_no_quota_again() {
+    const DAY: u64 = 24 * 60 * 60 * 1_000_000;
+    for last in [0, DAY] {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways_with(&centre, &[day(300)], Unreachable::Share);
+        let mut admitted = 0;
+        // Everything that is asked for on the last of these days is more than its quota.
+        for (per_second, ahead) in [(60.0, 0), (60.0, DAY), (20.0, 0), (20.0, DAY), (10.0, 0), (100.0, last)] {
+            centre.ahead.store(ahead, Relaxed);
+            let log = drive(&centre, &gateways, steady(per_second, 2.0, |n| n % 3)).await;
+            admitted += if ahead == last { log.admitted.len() } else { 0 };
+        }
+        // Each may still have been given a few before it learned what day it is.
+        assert!((290..=300).contains(&admitted), "{admitted}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_is_slow_all_the_time_gives_no_new_share_of_a_quota_with_each_answer() {
+    let mut admitted = 0;
+    for _ in 0..20 {
+        let centre = Centre::new(3, NEAR);
+        let gateways = gateways_with(&centre, &[day(60)], Unreachable::Share);
+        // They know the quota, and what day it is.
+        admitted += drive(&centre, &gateways, steady(30.0, 0.1, |n| n % 3)).await.admitted.len();
+        centre.least.store(60_000, Relaxed);
+        centre.distance.store(30_000, Relaxed);
+        admitted += drive(&centre, &gateways, random(300.0, 2.0, || fastrand::usize(..3))).await.admitted.len();
+    }
+    // A few may be given to one that another has spent, and has not told of yet.
+    assert!((20 * 57..=20 * 66).contains(&admitted), "{} of 60", admitted as f64 / 20.0);
 }

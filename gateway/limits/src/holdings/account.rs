@@ -37,13 +37,11 @@ pub(super) struct State {
     pub(super) exchanged_at: Nanos,
     /// The account that the next exchange begins with: the one before had no room for it.
     pub(super) next: usize,
-    /// Exchanges that were answered.
-    pub(super) heard: u64,
 }
 
 impl State {
     pub(super) fn new() -> Self {
-        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0, heard: 0 }
+        Self { accounts: Vec::new(), alone: None, in_flight: false, exchanged_at: 0, next: 0 }
     }
 
     /// When the exchange that is under way began.
@@ -75,15 +73,29 @@ pub(super) struct Account {
     pub(super) in_vain: u8,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
+    /// Should that come again.
+    former: Option<Box<FormerPeriod>>,
     /// What comes by and by. Not while an exchange is under way that tells how much has. Apart, since few have one.
     pub(super) promise: Option<Box<Promise>>,
     /// Parts of a token that have come while the coordinator was away.
     pub(super) share: Share,
 }
 
+/// A period of a quota that has ended, as far as anybody knew: the coordinator's clock may have been ahead.
+#[derive(Debug)]
+struct FormerPeriod {
+    starts: u64,
+    granted: u64,
+}
+
 impl Account {
     pub(super) fn spent(&self, lease: &Lease) -> u64 {
         self.granted.saturating_sub(lease.tokens())
+    }
+
+    /// What was spent without the coordinator, as far as it did not know of it when it answered last.
+    pub(super) fn untold(&self) -> u64 {
+        self.granted.saturating_sub(self.debited)
     }
 
     /// What was spent and asked for in vain so far; of slots, what was asked for. Wraps.
@@ -145,13 +157,33 @@ impl Account {
         rest
     }
 
+    /// Another period is another account: a new one, or the former one where the clock was ahead over its end and has come
+    /// back. That goes on with its totals: the coordinator would take less for given back.
+    pub(super) fn turn_to(&mut self, period: Period, lease: &Lease) {
+        self.granted -= lease.void();
+        let mut former = self.former.take();
+        let again = former.take_if(|former| former.starts == period.starts);
+        if let Some(ended) = &self.period
+            && self.granted > 0
+        {
+            former = Some(Box::new(FormerPeriod { starts: ended.starts, granted: self.granted }));
+        }
+        *self = Self {
+            granted: again.map_or(0, |again| again.granted),
+            share: std::mem::take(&mut self.share).of_next_period(),
+            period: Some(period),
+            former,
+            ..Self::default()
+        };
+    }
+
     /// Goes on where the same account of former limits stands, as far as requests without the coordinator need
     /// to know.
-    pub(super) fn go_on_from(&mut self, former: &Self, left: u64) {
+    pub(super) fn go_on_from(&mut self, former: &Self) {
         self.answered_at = former.answered_at;
         self.has_known = former.has_known;
         self.period.clone_from(&former.period);
-        self.share = former.share.of_quota_with(left);
+        self.share = former.share.clone();
     }
 }
 

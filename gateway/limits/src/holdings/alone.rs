@@ -6,13 +6,13 @@
 use std::{ops::RangeInclusive, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use super::{
-    Holdings, Kind, Place, Unreachable,
-    account::{State, key_of_period},
+    Holdings, Kind, Limit, Place, Unreachable,
+    account::{Account, State, key_of_period},
     known::Known,
     settle::PAUSE,
 };
 use crate::{
-    clock::Nanos,
+    clock::{Nanos, nanos},
     coordinator::{LEASE_TIME, RENEWAL},
     node::after,
     terms::Bucket,
@@ -48,6 +48,12 @@ pub(super) struct Alone {
 }
 
 impl Alone {
+    /// Whether it was back by this time, knew what was spent without it, and gave again: what comes then is another
+    /// absence. Nothing else ends one where nobody asks for anything more.
+    fn is_over(&self, now: Nanos) -> bool {
+        self.has_told && !self.has_forgotten && now >= self.until
+    }
+
     /// Whether it has come back just now, if it is there at this time: it was tried a moment ago. Then others tell what
     /// they have spent before anybody is given more.
     pub(super) fn others_tell_first(&self, now: Nanos) -> bool {
@@ -61,7 +67,7 @@ pub(super) struct Share {
     /// Counted up to here; 0: not begun.
     counted_to: Nanos,
     /// Parts of tokens: so many nanoseconds of the whole bucket's period, of all gateways.
-    parts: u128,
+    parts: u64,
     /// Of a quota: what this gateway may still admit by itself.
     quota_left: Option<u64>,
 }
@@ -109,14 +115,22 @@ impl Holdings {
         // did: it may have been back for long. Not where that could be for longer than moments.
         let waits = self.node.coordinator.patience() < RENEWAL;
         self.alone_until.store(if waits { after(retry_at, RENEWAL) } else { Nanos::MAX }, Relaxed);
-        // It may have been back, and gone again before it gave anything.
-        let began = state.alone.as_ref().map(|alone| alone.since);
-        let from = began.unwrap_or(since);
-        state.alone = Some(Alone { since: from, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
-        if began.is_some() {
-            return;
+        if state.alone.as_ref().is_some_and(|alone| alone.is_over(since)) {
+            state.end_absence();
         }
         let live = self.node.coordinator.live().max(1);
+        // It may have been back, and gone again before it gave anything.
+        if let Some(alone) = &mut state.alone {
+            let was_silent = since > after(alone.retry_at, LEASE_TIME);
+            *alone = Alone { retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false, ..*alone };
+            if was_silent {
+                for (account, limit) in state.accounts.iter_mut().zip(&self.plan.limits) {
+                    account.was_silent(limit, live, since);
+                }
+            }
+            return;
+        }
+        state.alone = Some(Alone { since, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
         let limits = self.known.iter().zip(&self.plan.limits);
         for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
             account.promise = None;
@@ -175,10 +189,7 @@ impl Holdings {
                 return false;
             }
         }
-        if state.alone.take().is_some() {
-            for account in &mut state.accounts {
-                account.share = Share::default();
-            }
+        if state.end_absence() {
             self.alone_until.store(0, Relaxed);
             tracing::debug!(tenant = %self.plan.tenant, "the coordinator holds to limits again");
         }
@@ -234,9 +245,7 @@ impl Holdings {
             Kind::Quota { limit: quota, .. } => {
                 let left = self.known.get(place.index()).map_or(0, Known::left);
                 let all = if account.has_known {
-                    // Near its end, a share of what was left a moment ago may be there no longer.
-                    let others = if live > 1 { account.others_may_have_taken(account.share.counted_to) } else { 0 };
-                    left.saturating_sub(others)
+                    account.left_by_others(left, live)
                 } else {
                     // Of what others used nothing is known, but what the coordinator says if it is there.
                     let key = account.period.as_ref().map(|period| key_of_period(described, period));
@@ -288,28 +297,72 @@ impl Holdings {
     }
 }
 
+impl State {
+    /// The coordinator holds to limits again. With the absence end all shares: also those that new limits took over from
+    /// former ones, and that have not begun here. But a share of a quota does not begin anew before all that was spent of
+    /// it has been told: where one answer after the other is slow, what is not told of it is never more than one share.
+    /// Whether there was an absence.
+    fn end_absence(&mut self) -> bool {
+        for account in &mut self.accounts {
+            let quota_left = if account.untold() > 0 { account.share.quota_left } else { None };
+            account.share = Share { quota_left, ..Share::default() };
+        }
+        self.alone.take().is_some()
+    }
+}
+
+impl Account {
+    /// Of a quota, what others have left of what was there when the coordinator answered last: near its end, a share of
+    /// that may be there no longer.
+    fn left_by_others(&self, left: u64, live: u64) -> u64 {
+        let others = if live > 1 { self.others_may_have_taken(self.share.counted_to) } else { 0 };
+        left.saturating_sub(others)
+    }
+
+    /// Nobody has asked for longer than leases last. The coordinator may have been there meanwhile, and others may have
+    /// spent what came.
+    fn was_silent(&mut self, limit: &Limit, live: u64, now: Nanos) {
+        match &limit.kind {
+            Kind::Bucket(bucket) => self.share.was_silent(bucket, live, now),
+            Kind::Quota { .. } | Kind::Slots { .. } => self.share.counted_to = now,
+        }
+    }
+}
+
 impl Share {
     /// Where this gateway has not asked for long, one token is most likely there, so that nobody is refused only because
     /// the coordinator is away. More may have been spent elsewhere.
-    fn one_of(bucket: &Bucket, left: u64, live: u64) -> u128 {
-        if left < live { 0 } else { bucket.period().as_nanos() * u128::from(live) }
+    fn one_of(bucket: &Bucket, left: u64, live: u64) -> u64 {
+        if left < live { 0 } else { Self::token(bucket, live) }
+    }
+
+    /// As many as there may be of the largest bucket are still a number here.
+    fn token(bucket: &Bucket, live: u64) -> u64 {
+        nanos(bucket.period()).saturating_mul(live)
     }
 
     /// Tokens for a request that costs as much, or how long until there are enough: at one `live`th of the
     /// bucket's rate, and half of that part of its burst at most; a lease may still hold the other half.
     fn of_bucket(&mut self, bucket: &Bucket, live: u64, cost: u64, now: Nanos) -> (u64, Duration) {
-        let token = bucket.period().as_nanos() * u128::from(live);
-        let most = u128::from((bucket.burst() / (2 * live)).max(cost)) * token;
-        let elapsed = u128::from(now.saturating_sub(self.counted_to));
-        self.counted_to = self.counted_to.max(now);
-        self.parts = (self.parts + elapsed * u128::from(bucket.tokens())).min(most);
-        let needed = u128::from(cost) * token;
+        let token = Self::token(bucket, live);
+        self.count(bucket, (bucket.burst() / (2 * live)).max(cost).saturating_mul(token), now);
+        let needed = cost.saturating_mul(token);
         if self.parts < needed {
-            let nanos = (needed - self.parts).div_ceil(u128::from(bucket.tokens()));
-            return (0, Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)));
+            return (0, Duration::from_nanos((needed - self.parts).div_ceil(bucket.tokens())));
         }
         self.parts -= needed;
         (cost, Duration::ZERO)
+    }
+
+    fn count(&mut self, bucket: &Bucket, most: u64, now: Nanos) {
+        let come = now.saturating_sub(self.counted_to).saturating_mul(bucket.tokens());
+        self.counted_to = self.counted_to.max(now);
+        self.parts = self.parts.saturating_add(come).min(most);
+    }
+
+    /// One token, if as much has come.
+    fn was_silent(&mut self, bucket: &Bucket, live: u64, now: Nanos) {
+        self.count(bucket, Self::token(bucket, live), now);
     }
 
     /// For an account of other units.
@@ -322,13 +375,10 @@ impl Share {
         Self { quota_left: None, ..self }
     }
 
-    /// For an account of which so much is left, and no more.
-    pub(super) fn of_quota_with(&self, left: u64) -> Self {
-        Self { quota_left: self.quota_left.map(|share| share.min(left)), ..self.clone() }
-    }
-
-    fn of_quota(&mut self, all: u64, cost: u64) -> (u64, Duration) {
-        let left = self.quota_left.get_or_insert(all);
+    /// The same of a quota: `most` is the share of what is left as far as is known now.
+    fn of_quota(&mut self, most: u64, cost: u64) -> (u64, Duration) {
+        let left = self.quota_left.get_or_insert(most);
+        *left = most.min(*left);
         if *left < cost {
             return (0, Duration::from_secs(1));
         }

@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use tokio::task::JoinHandle;
+
 use super::{Holdings, Kind, Place};
 use crate::{
     clock::Nanos,
@@ -38,17 +40,17 @@ pub(super) enum Purpose<'a> {
     Renewal,
     /// Nobody has asked for a while: everything is given back.
     Return,
-    /// The coordinator may have forgotten what was told of quotas.
-    Reminder,
+    /// The coordinator may have forgotten what was told of quotas: from this account on.
+    Reminder { from: usize },
 }
 
 impl Purpose<'_> {
-    /// Of the exchange that goes on where this one ended.
-    fn of_the_rest(self) -> Purpose<'static> {
+    /// Of the exchange that goes on where this one ended. Who reminds goes on by itself.
+    fn of_the_rest(self) -> Option<Purpose<'static>> {
         match self {
-            Self::Wanted { .. } | Self::Renewal => Purpose::Renewal,
-            Self::Return => Purpose::Return,
-            Self::Reminder => Purpose::Reminder,
+            Self::Wanted { .. } | Self::Renewal => Some(Purpose::Renewal),
+            Self::Return => Some(Purpose::Return),
+            Self::Reminder { .. } => None,
         }
     }
 }
@@ -62,7 +64,7 @@ impl Holdings {
         tokio::pin!(exchanged);
         // Before anything begins, so that its end is not missed.
         exchanged.as_mut().enable();
-        if self.begin(Purpose::Wanted { limits, cost }, now) == Begun::Ended {
+        if matches!(self.begin(Purpose::Wanted { limits, cost }, now), Begun::Ended { .. }) {
             return;
         }
         let left = Duration::from_nanos(deadline.saturating_sub(now));
@@ -110,26 +112,32 @@ impl Holdings {
         }
     }
 
-    /// Tells the coordinator again what was spent: it may have forgotten. Whether it has heard.
+    /// Tells the coordinator again what was spent: it may have forgotten. Whether it has heard all of it.
     pub(crate) async fn remind(&self) -> bool {
-        for _ in 0..REMINDERS {
+        let (mut from, mut tries) = (0, 0);
+        while tries < REMINDERS {
             let exchanged = self.exchanged.notified();
             tokio::pin!(exchanged);
             exchanged.as_mut().enable();
-            let heard = self.state.lock().heard;
-            match self.begin(Purpose::Reminder, self.node.clock.now()) {
-                Begun::Ended | Begun::Silent => return true,
+            let (is_heard, next) = match self.begin(Purpose::Reminder { from }, self.node.clock.now()) {
+                Begun::Silent => return true,
                 // After another one that is under way, its turn comes.
                 Begun::Not => {
                     let _ = tokio::time::timeout(RENEWAL, exchanged).await;
+                    (false, None)
                 }
-                Begun::UnderWay => {
-                    let ended = tokio::time::timeout(RENEWAL, exchanged).await.is_ok();
-                    let state = self.state.lock();
-                    if ended && !state.in_flight && state.next == 0 && state.heard > heard {
-                        return true;
-                    }
+                Begun::Ended { is_heard, next } => (is_heard, next),
+                Begun::UnderWay { is_heard, next } => {
+                    (matches!(tokio::time::timeout(RENEWAL, is_heard).await, Ok(Ok(true))), next)
                 }
+            };
+            match (is_heard, next) {
+                (true, None) => return true,
+                (true, Some(next)) => {
+                    (from, tries) = (next, 0);
+                    tokio::time::sleep(PART_PAUSE).await;
+                }
+                (false, _) => tries += 1,
             }
         }
         false
@@ -198,36 +206,39 @@ impl Holdings {
 
     fn begin(&self, purpose: Purpose<'_>, now: Nanos) -> Begun {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
-        let (exchange, indices, is_a_part) = {
+        let (exchange, indices, next) = {
             let mut state = self.state.lock();
-            let is_reminder = matches!(purpose, Purpose::Reminder);
+            let reminder_from = if let Purpose::Reminder { from } = purpose { Some(from) } else { None };
             let is_early = state.alone.as_ref().is_some_and(|alone| now < alone.retry_at);
-            if state.in_flight || is_early && !is_reminder {
+            if state.in_flight || is_early && reminder_from.is_none() {
                 return Begun::Not;
             }
-            let from = state.next;
+            let from = reminder_from.unwrap_or(state.next);
             let mut report = self.report(&mut state, purpose, from, now);
-            if report.requests.is_empty() && from > 0 {
-                report = self.report(&mut state, purpose, 0, now);
+            // What is reminded of is all there is, whatever was told last.
+            if reminder_from.is_none() {
+                if report.requests.is_empty() && from > 0 {
+                    report = self.report(&mut state, purpose, 0, now);
+                }
+                state.next = report.next.unwrap_or(0);
             }
-            state.next = report.next.unwrap_or(0);
             if report.requests.is_empty() {
                 return Begun::Silent;
             }
             state.in_flight = true;
             state.exchanged_at = now;
-            (self.exchange(report.requests), report.indices, report.next.is_some())
+            (self.exchange(report.requests), report.indices, report.next)
         };
+        let rest = next.and_then(|_| purpose.of_the_rest());
         self.node.exchange_begins();
         if let Some(result) = self.node.coordinator.exchange_now(&exchange) {
-            self.finish(&exchange, &indices, now, result);
-            if is_a_part {
-                self.begin(purpose.of_the_rest(), now);
+            let is_heard = self.finish(&exchange, &indices, now, result);
+            if let Some(rest) = rest {
+                self.begin(rest, now);
             }
-            return Begun::Ended;
+            return Begun::Ended { is_heard, next };
         }
-        let rest = is_a_part.then(|| purpose.of_the_rest());
-        self.node.runtime.spawn(async move {
+        let is_heard = self.node.runtime.spawn(async move {
             let result = {
                 let call = this.node.coordinator.exchange(&exchange);
                 tokio::pin!(call);
@@ -241,13 +252,14 @@ impl Holdings {
                     }
                 }
             };
-            this.finish(&exchange, &indices, now, result);
+            let is_heard = this.finish(&exchange, &indices, now, result);
             if let Some(rest) = rest {
                 tokio::time::sleep(PART_PAUSE).await;
                 this.begin(rest, this.node.clock.now());
             }
+            is_heard
         });
-        Begun::UnderWay
+        Begun::UnderWay { is_heard, next }
     }
 
     fn exchange(&self, accounts: Vec<Request>) -> Exchange {
@@ -259,21 +271,22 @@ impl Holdings {
         }
     }
 
+    /// Whether it was heard.
     fn finish(
         &self,
         exchange: &Exchange,
         indices: &[usize],
         sent_at: Nanos,
         result: Result<Vec<Answer>, CoordinatorError>,
-    ) {
+    ) -> bool {
         self.node.exchange_ends();
+        let is_heard = result.is_ok();
         let now = self.node.clock.now();
         let mut state = self.state.lock();
         state.in_flight = false;
         let mut must_tell = false;
         match result {
             Ok(answers) => {
-                state.heard += 1;
                 let mut recovering = None;
                 for ((request, index), answer) in exchange.accounts.iter().zip(indices).zip(answers) {
                     if matches!(request.terms, Terms::Quota { .. }) {
@@ -298,13 +311,14 @@ impl Holdings {
         }
         let has_promise = state.accounts.iter().any(|account| account.promise.is_some());
         drop(state);
-        if must_tell {
-            self.begin(Purpose::Reminder, now);
+        if let (true, Some(this)) = (must_tell, self.this.upgrade()) {
+            self.node.runtime.spawn(async move { this.remind().await });
         }
         if self.has_something_to_say() {
             self.schedule(after(now, if has_promise { LOOK } else { RENEWAL }));
         }
         self.exchanged.notify_waiters();
+        is_heard
     }
 }
 
@@ -343,12 +357,19 @@ impl Drop for Holdings {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// `next` is the first account that there was no room for.
+#[derive(Debug)]
 enum Begun {
     /// Another one is under way, or it is too early.
     Not,
     /// There is nothing to say.
     Silent,
-    UnderWay,
-    Ended,
+    UnderWay {
+        is_heard: JoinHandle<bool>,
+        next: Option<usize>,
+    },
+    Ended {
+        is_heard: bool,
+        next: Option<usize>,
+    },
 }

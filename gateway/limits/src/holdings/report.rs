@@ -89,26 +89,24 @@ impl Holdings {
         // Less than before where requests gave back what they had taken.
         let asked = u64::try_from(asked_by_now.wrapping_sub(account.asked).cast_signed()).unwrap_or_default();
         let matters = match purpose {
-            Purpose::Reminder => account.granted > 0,
+            Purpose::Reminder { .. } => account.granted > 0,
             _ if is_slots => account.granted > 0,
             _ => account.spent(lease) != account.told,
         };
         if least == 0 && asked == 0 && lease.tokens() == 0 && !matters && !had_promise {
             return;
         }
-        let rest = account.tell_promise(lease, known, matches!(purpose, Purpose::Return | Purpose::Reminder), now);
+        let rest =
+            account.tell_promise(lease, known, matches!(purpose, Purpose::Return | Purpose::Reminder { .. }), now);
         let (key, terms) = match &limit.kind {
             Kind::Bucket(bucket) => (Arc::clone(&limit.key), Terms::Bucket(*bucket)),
             Kind::Slots { limit: slots } => (Arc::clone(&limit.key), Terms::Slots { limit: *slots }),
             Kind::Quota { limit: quota, calendar } => {
                 let micros = self.node.coordinator_micros(now);
                 if !account.period.as_ref().is_some_and(|period| period.contains(micros)) {
-                    // A new period is a new account.
-                    lease.void();
                     let period = calendar.period(micros);
                     known.set_renewed_at(after(now, Duration::from_micros(period.ends.saturating_sub(micros))));
-                    let share = std::mem::take(&mut account.share).of_next_period();
-                    *account = Account { share, period: Some(period), ..Account::default() };
+                    account.turn_to(period, lease);
                 }
                 let Some(period) = &account.period else { return };
                 let terms = Terms::Quota { limit: *quota, starts: period.starts, ends: period.ends };
@@ -140,7 +138,7 @@ impl Holdings {
             _ => elapsed,
         };
         let prefetch = match (&limit.kind, purpose) {
-            (_, Purpose::Return | Purpose::Reminder) => 0,
+            (_, Purpose::Return | Purpose::Reminder { .. }) => 0,
             // Too slow a bucket for leases, or too small: each request asks for itself, so that no token lies idle where
             // nobody wants it.
             (Kind::Bucket(bucket), _) if bucket.tokens_in(RENEWAL).min(bucket.burst()) < 2 * live => 0,

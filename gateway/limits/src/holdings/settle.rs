@@ -133,8 +133,7 @@ impl Holdings {
                 known.set_bar(request.least + request.held, after(now, wait.max(pause)).max(again_at));
             }
             // Asked again with what time it is now.
-            Outcome::OtherPeriod => account.period = None,
-            Outcome::Recovering { .. } => {}
+            Outcome::OtherPeriod | Outcome::Recovering { .. } => {}
         }
     }
 

@@ -33,14 +33,15 @@ impl Holdings {
                 continue;
             };
             if calendar == former_calendar {
+                // With what the coordinator has not been told yet, which it may be by the former ones only.
                 let used = if former_account.has_known {
-                    former_quota.saturating_sub(former_known.left())
+                    former_quota.saturating_sub(former_known.left()).saturating_add(former_account.untold())
                 } else {
                     former_account.granted
                 };
                 known.set_left(quota.saturating_sub(used));
                 known.set_renewed_at(former_known.renewed_at());
-                account.go_on_from(former_account, known.left());
+                account.go_on_from(former_account);
                 if quota == former_quota {
                     (account.usual, account.usual_for_long) = (former_account.usual, former_account.usual_for_long);
                 }

@@ -57,6 +57,8 @@ pub struct Node {
     former: OnceLock<HashMap<Name, u64>>,
     /// What of each quota this process was given, as far as it is not in the journal yet.
     unwritten: Mutex<HashMap<Name, Entry>>,
+    /// What reporters of this process that are gone have spent of quotas.
+    gone: Mutex<HashMap<Name, Entry>>,
 }
 
 /// What became of requests, and what the coordinator was asked.
@@ -113,6 +115,7 @@ impl Node {
             journal,
             former: OnceLock::new(),
             unwritten: Mutex::default(),
+            gone: Mutex::default(),
         });
         let weak = Arc::downgrade(&node);
         runtime.spawn(async move {
@@ -167,9 +170,23 @@ impl Node {
         if self.journal.is_none() {
             return;
         }
-        let named: Arc<str> = format!("{key}{SEPARATOR}{reporter}").into();
-        let entry = Entry::new(tenant, &named, given, ends).to_be_final();
-        self.unwritten.lock().insert((Arc::clone(tenant), named), entry);
+        let entry = entry_of(tenant, key, reporter, given, ends);
+        self.unwritten.lock().insert(entry.name(), entry);
+    }
+
+    /// A reporter of this process is gone that spent so much of a quota in all, until its period ends: nobody else can
+    /// tell a coordinator that has forgotten it.
+    pub(crate) fn reporter_gone(&self, tenant: &Arc<str>, key: &Arc<str>, reporter: &str, spent: u64, ends: u64) {
+        if self.journal.is_none() {
+            return;
+        }
+        let entry = entry_of(tenant, key, reporter, spent, ends);
+        let now = self.coordinator_micros(self.clock.now());
+        let mut gone = self.gone.lock();
+        gone.insert(entry.name(), entry);
+        if gone.len().is_power_of_two() {
+            gone.retain(|_, entry| entry.ends() > now);
+        }
     }
 
     async fn write_down(&self) {
@@ -221,12 +238,13 @@ impl Node {
         matches!(result, Some(Ok(_)))
     }
 
-    /// Tells the coordinator what former processes were given of quotas that have not ended: it may have
-    /// forgotten. Whether all of it was heard.
+    /// Tells the coordinator what former processes, and reporters that are gone, were given of quotas that have not
+    /// ended: it may have forgotten. Whether all of it was heard.
     pub(crate) async fn remind_of_former(&self) -> bool {
         let Some(journal) = &self.journal else { return true };
+        let gone: Vec<Entry> = self.gone.lock().values().cloned().collect();
         let mut reminders: HashMap<(&Arc<str>, &str), Exchange> = HashMap::new();
-        for entry in journal.former() {
+        for entry in journal.former().chain(&gone) {
             let Some((key, reporter)) = entry.key().rsplit_once(SEPARATOR) else { continue };
             let exchange = reminders.entry((entry.tenant(), reporter)).or_insert_with(|| Exchange {
                 tenant: Arc::clone(entry.tenant()),
@@ -284,6 +302,10 @@ impl Node {
             }
         }
     }
+}
+
+fn entry_of(tenant: &Arc<str>, key: &Arc<str>, reporter: &str, value: u64, ends: u64) -> Entry {
+    Entry::new(tenant, &format!("{key}{SEPARATOR}{reporter}").into(), value, ends).to_be_final()
 }
 
 /// What is to be said of a quota that a former process was given.

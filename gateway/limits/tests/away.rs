@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -31,12 +31,18 @@ struct Switch {
     accounts: MemoryCoordinator,
     is_away: AtomicBool,
     heard: Mutex<Vec<Exchange>>,
+    connections: AtomicU64,
 }
 
 impl Switch {
     fn new() -> Arc<Self> {
         let accounts = MemoryCoordinator::new(None);
-        Arc::new(Self { accounts, is_away: AtomicBool::new(false), heard: Mutex::default() })
+        Arc::new(Self {
+            accounts,
+            is_away: AtomicBool::new(false),
+            heard: Mutex::default(),
+            connections: AtomicU64::new(0),
+        })
     }
 
     fn take_away(&self) {
@@ -67,6 +73,10 @@ impl Coordinator for Switch {
 
     fn live(&self) -> u64 {
         1
+    }
+
+    fn connections(&self) -> u64 {
+        self.connections.load(SeqCst)
     }
 }
 
@@ -208,6 +218,23 @@ async fn limits_that_were_replaced_while_the_coordinator_was_away_tell_it_later(
     drop(holdings);
     switch.bring_back();
     comes_true("101 are told", || switch.spent("day") == 101).await;
+}
+
+#[tokio::test]
+async fn what_replaced_limits_spent_is_told_to_a_coordinator_that_may_have_forgotten_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let switch = Switch::new();
+    let registry = Arc::new(registry(&switch, Some(Journal::open(&folder.path().join("quotas")).unwrap())));
+    tokio::spawn(Registry::remind_after_losses(Arc::downgrade(&registry)));
+    let holdings = registry.holdings(plan(&[day(1000)], Unreachable::Share));
+    assert_eq!(passing(&registry, &holdings, 8).await, 8);
+    let next = registry.holdings(plan(&[day(900)], Unreachable::Share));
+    drop(holdings);
+    assert_eq!(passing(&registry, &next, 3).await, 3);
+    comes_true("both have told", || switch.spent("day") == 8 && !registry.node().is_busy()).await;
+    switch.heard.lock().clear();
+    switch.connections.store(1, SeqCst);
+    comes_true("8 are told again", || switch.spent("day") == 8).await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::task::JoinHandle;
 
-use super::{Holdings, Kind, Place};
+use super::{Holdings, Kind, Place, account::key_of_period};
 use crate::{
     clock::Nanos,
     coordinator::{Answer, CoordinatorError, Exchange, Outcome, RENEWAL, Request},
@@ -325,9 +325,23 @@ impl Holdings {
 impl Drop for Holdings {
     /// Other limits have taken their place: what is left is given back, and what was spent is told.
     fn drop(&mut self) {
-        if !self.has_something_to_say() {
-            return;
+        if self.has_something_to_say() {
+            self.say_last_words();
         }
+        for ((account, lease), limit) in self.state.get_mut().accounts.iter().zip(&*self.leases).zip(&self.plan.limits)
+        {
+            if let Some(period) = &account.period
+                && account.spent(lease) > 0
+            {
+                let (key, spent) = (key_of_period(limit, period), account.spent(lease));
+                self.node.reporter_gone(&self.plan.tenant, &key, &self.reporter, spent, period.ends);
+            }
+        }
+    }
+}
+
+impl Holdings {
+    fn say_last_words(&self) {
         let now = self.node.clock.now();
         let (mut exchanges, mut from) = (Vec::new(), Some(0));
         {

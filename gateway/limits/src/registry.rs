@@ -257,9 +257,9 @@ impl Shard {
     fn has_room(&mut self, now: Nanos) -> bool {
         let most = MOST_SUBJECTS / SHARDS;
         if self.subjects.len() + self.former.len() >= most {
-            let is_needed = |holdings: &Arc<Holdings>| Arc::strong_count(holdings) > 1 || !holdings.is_as_new(now);
-            self.subjects.retain(|_, holdings| is_needed(holdings));
-            self.former.retain(|_, holdings| is_needed(holdings));
+            self.subjects.retain(|_, holdings| Arc::strong_count(holdings) > 1 || !holdings.is_as_new(now));
+            // Those are held by the former limits too, for as long as a request goes on that began with them.
+            self.former.retain(|_, holdings| !holdings.is_as_new(now));
         }
         self.subjects.len() + self.former.len() < most
     }
@@ -356,16 +356,20 @@ mod tests {
     async fn callers_that_have_not_come_for_a_while_make_room_for_others() {
         let (registry, keyed) = keyed(Duration::from_secs(1));
         passing(&registry, &keyed, 0..2 * MOST_SUBJECTS).await;
-        let until = Instant::now() + Duration::from_mins(1);
-        let share = |a: usize, b: usize| {
-            let now = registry.node().clock().now();
-            Arc::ptr_eq(&keyed.of(&a.to_be_bytes(), now), &keyed.of(&b.to_be_bytes(), now))
-        };
-        let mut next = 3 * MOST_SUBJECTS;
-        while share(next, next + 1) {
-            assert!(Instant::now() < until, "nobody has made room");
-            next += 2;
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        // Those of former limits too, though a request goes on that began with them.
+        let changed = registry.keyed(&"each".into(), plan(2, Duration::from_secs(1)));
+        for keyed in [&changed, &keyed] {
+            let until = Instant::now() + Duration::from_mins(1);
+            let share = |a: usize, b: usize| {
+                let now = registry.node().clock().now();
+                Arc::ptr_eq(&keyed.of(&a.to_be_bytes(), now), &keyed.of(&b.to_be_bytes(), now))
+            };
+            let mut next = 3 * MOST_SUBJECTS;
+            while share(next, next + 1) {
+                assert!(Instant::now() < until, "nobody has made room");
+                next += 2;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
         }
     }
 }

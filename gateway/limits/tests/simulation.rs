@@ -631,8 +631,10 @@ async fn a_coordinator_that_hangs_holds_no_request_up_for_long() {
 
 #[tokio::test(start_paused = true)]
 async fn an_absence_ends_though_nobody_asks_for_anything_after_it() {
-    // Something is spent without the coordinator, or nothing; then, much later, it goes again, or is slow for once.
-    for (spends, goes) in [(true, true), (true, false), (false, true), (false, false)] {
+    // Something is spent without the coordinator, or nothing; then, much later, it goes again, is slow for once, or loses
+    // its data.
+    let fates = ["goes", "is slow", "forgets"];
+    for (spends, fate) in fates.iter().flat_map(|fate| [(true, *fate), (false, *fate)]) {
         let bucket = per_minute(600, 300);
         let centre = Centre::new(3, NEAR);
         let registries = registries(&centre);
@@ -651,14 +653,17 @@ async fn an_absence_ends_though_nobody_asks_for_anything_after_it() {
         // One takes all there is, and then the others come.
         let mut log = drive(&centre, &gateways, steady(1000.0, 0.5, |_| 2)).await;
         assert!(log.admitted.len() > 290);
-        if goes {
-            centre.goes();
-        } else {
-            centre.least.store(30_000, Relaxed);
+        match fate {
+            "goes" => centre.goes(),
+            "is slow" => centre.least.store(30_000, Relaxed),
+            _ => {
+                centre.loses_everything();
+                centre.comes_back();
+            }
         }
         log.admitted.extend(drive(&centre, &gateways, steady(5000.0, 0.1, |n| n % 2)).await.admitted);
         let excess = oracle::excess(&mut log.admitted, &bucket);
-        assert!(excess <= 2.0, "spends {spends}, goes {goes}: {excess}");
+        assert!(excess <= 2.0, "spends {spends}, {fate}: {excess}");
     }
 }
 
@@ -746,7 +751,7 @@ async fn a_clock_that_is_ahead_over_the_end_of_a_day_and_comes_back_gives_no_quo
         let gateways = gateways_with(&centre, &[day(300)], Unreachable::Share);
         let mut admitted = 0;
         // Everything that is asked for on the last of these days is more than its quota.
-        for (per_second, ahead) in [(60.0, 0), (60.0, DAY), (20.0, 0), (20.0, DAY), (10.0, 0), (100.0, last)] {
+        for (per_second, ahead) in [(60.0, 0), (60.0, DAY), (20.0, 0), (20.0, DAY), (10.0, 2 * DAY), (100.0, last)] {
             centre.ahead.store(ahead, Relaxed);
             let log = drive(&centre, &gateways, steady(per_second, 2.0, |n| n % 3)).await;
             admitted += if ahead == last { log.admitted.len() } else { 0 };
@@ -754,6 +759,42 @@ async fn a_clock_that_is_ahead_over_the_end_of_a_day_and_comes_back_gives_no_quo
         // Each may still have been given a few before it learned what day it is.
         assert!((290..=300).contains(&admitted), "{admitted}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spent_alone_of_many_limits_is_told_before_others_are_given_more() {
+    let bucket = per_minute(600, 300);
+    let centre = Centre::new(3, NEAR);
+    let registries = registries(&centre);
+    // More than are told of at a time.
+    let name = |number| format!("route-{number}").into();
+    let limits = (0..40).map(|n| Limit { name: name(n), key: name(n), kind: Kind::Bucket(bucket) });
+    let limits: Vec<Limit> = limits.collect();
+    let gateways = gateways_of(&registries, &plan(1, &limits));
+    let last = limits.len() - 1;
+    let mut admitted = Vec::new();
+    let mut ask = async |gateway: usize, index: usize| {
+        let Gateway { node, holdings } = &gateways[gateway];
+        let place = &holdings.places(|_| true)[index..=index];
+        let decision = decide(&[Applying::new(holdings, place)], 1, false, node).await;
+        if index == last && matches!(decision, Decision::Admitted { .. }) {
+            admitted.push((centre.now(), 1));
+        }
+    };
+    // The last one is used up; the others are asked for now and then.
+    for (is_up, requests, others_every, pause) in [(true, 2000, 20, 1), (false, 400, 1, 25), (true, 2000, 20, 1)] {
+        // Over the same connection: nobody is reminded.
+        centre.is_up.store(is_up, Relaxed);
+        for number in 0..requests {
+            ask(number % 3, last).await;
+            for index in (0..last).filter(|_| number % others_every == 0) {
+                ask(number % 3, index).await;
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+    let excess = oracle::excess(&mut admitted, &bucket);
+    assert!(excess <= 3.0, "{excess}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,6 +26,9 @@ const PARTS: u128 = 1024;
 const LATELY: Duration = Duration::from_secs(1);
 const FOR_LONG: Duration = Duration::from_mins(1);
 
+/// Periods that a clock may jump to and fro between.
+const FORMER_PERIODS: usize = 4;
+
 /// What is known of the accounts.
 #[derive(Debug)]
 pub(super) struct State {
@@ -73,8 +76,8 @@ pub(super) struct Account {
     pub(super) in_vain: u8,
     /// The account's period, if it is a quota's.
     pub(super) period: Option<Period>,
-    /// Should that come again.
-    former: Option<Box<FormerPeriod>>,
+    /// Should one of those come again; the last few.
+    former: Box<[FormerPeriod]>,
     /// What comes by and by. Not while an exchange is under way that tells how much has. Apart, since few have one.
     pub(super) promise: Option<Box<Promise>>,
     /// Parts of a token that have come while the coordinator was away.
@@ -161,18 +164,19 @@ impl Account {
     /// back. That goes on with its totals: the coordinator would take less for given back.
     pub(super) fn turn_to(&mut self, period: Period, lease: &Lease) {
         self.granted -= lease.void();
-        let mut former = self.former.take();
-        let again = former.take_if(|former| former.starts == period.starts);
+        let mut former = std::mem::take(&mut self.former).into_vec();
+        let again = former.iter().position(|former| former.starts == period.starts).map(|index| former.remove(index));
         if let Some(ended) = &self.period
             && self.granted > 0
         {
-            former = Some(Box::new(FormerPeriod { starts: ended.starts, granted: self.granted }));
+            former.push(FormerPeriod { starts: ended.starts, granted: self.granted });
+            former.drain(..former.len().saturating_sub(FORMER_PERIODS));
         }
         *self = Self {
             granted: again.map_or(0, |again| again.granted),
             share: std::mem::take(&mut self.share).of_next_period(),
             period: Some(period),
-            former,
+            former: former.into(),
             ..Self::default()
         };
     }

@@ -150,9 +150,8 @@ impl Holdings {
 
     /// It is there, but gives nothing before this time, since it may have forgotten what it gave.
     pub(super) fn recovers_until(&self, state: &mut State, until: Nanos) {
-        if state.alone.is_none() {
-            self.is_away(state, self.node.clock.now(), until);
-        }
+        // Also where it was away before: that may have been long ago.
+        self.is_away(state, self.node.clock.now(), until);
         if let Some(alone) = &mut state.alone {
             *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: true, ..*alone };
         }
@@ -164,8 +163,8 @@ impl Holdings {
     }
 
     /// It is there, and may give again; not yet where others may still have to tell what they have spent. Whether this
-    /// one still has to.
-    pub(super) fn is_back(&self, state: &mut State, sent_at: Nanos, now: Nanos) -> bool {
+    /// one still has to. `is_part`: it was told of a part of the accounts only.
+    pub(super) fn is_back(&self, state: &mut State, is_part: bool, sent_at: Nanos, now: Nanos) -> bool {
         let has_shares = self.plan.unreachable == Unreachable::Share && self.node.coordinator.live() > 1;
         let was_slow = |alone: &Alone| sent_at <= alone.since && now < after(alone.since, A_MOMENT);
         if let Some(alone) = &mut state.alone
@@ -182,7 +181,7 @@ impl Holdings {
                 let until = after(now, away.clamp(*ALL_TELL.start(), *ALL_TELL.end()));
                 *alone = Alone { retry_at: until, until, has_told: true, has_forgotten: false, ..*alone };
                 self.alone_until.store(until, Relaxed);
-                return false;
+                return is_part;
             }
             // It was only told once more.
             if alone.has_told && !alone.has_forgotten && sent_at < alone.until {

@@ -206,19 +206,20 @@ impl Holdings {
 
     fn begin(&self, purpose: Purpose<'_>, now: Nanos) -> Begun {
         let Some(this) = self.this.upgrade() else { return Begun::Not };
-        let (exchange, indices, next) = {
+        let (exchange, indices, is_part, next) = {
             let mut state = self.state.lock();
             let reminder_from = if let Purpose::Reminder { from } = purpose { Some(from) } else { None };
             let is_early = state.alone.as_ref().is_some_and(|alone| now < alone.retry_at);
             if state.in_flight || is_early && reminder_from.is_none() {
                 return Begun::Not;
             }
-            let from = reminder_from.unwrap_or(state.next);
+            let mut from = reminder_from.unwrap_or(state.next);
             let mut report = self.report(&mut state, purpose, from, now);
             // What is reminded of is all there is, whatever was told last.
             if reminder_from.is_none() {
                 if report.requests.is_empty() && from > 0 {
-                    report = self.report(&mut state, purpose, 0, now);
+                    from = 0;
+                    report = self.report(&mut state, purpose, from, now);
                 }
                 state.next = report.next.unwrap_or(0);
             }
@@ -227,12 +228,13 @@ impl Holdings {
             }
             state.in_flight = true;
             state.exchanged_at = now;
-            (self.exchange(report.requests), report.indices, report.next)
+            let is_part = report.next.is_some() || from > 0;
+            (self.exchange(report.requests), report.indices, is_part, report.next)
         };
         let rest = next.and_then(|_| purpose.of_the_rest());
         self.node.exchange_begins();
         if let Some(result) = self.node.coordinator.exchange_now(&exchange) {
-            let is_heard = self.finish(&exchange, &indices, now, result);
+            let is_heard = self.finish(&exchange, &indices, is_part, now, result);
             if let Some(rest) = rest {
                 self.begin(rest, now);
             }
@@ -252,7 +254,7 @@ impl Holdings {
                     }
                 }
             };
-            let is_heard = this.finish(&exchange, &indices, now, result);
+            let is_heard = this.finish(&exchange, &indices, is_part, now, result);
             if let Some(rest) = rest {
                 tokio::time::sleep(PART_PAUSE).await;
                 this.begin(rest, this.node.clock.now());
@@ -276,6 +278,7 @@ impl Holdings {
         &self,
         exchange: &Exchange,
         indices: &[usize],
+        is_part: bool,
         sent_at: Nanos,
         result: Result<Vec<Answer>, CoordinatorError>,
     ) -> bool {
@@ -300,7 +303,7 @@ impl Holdings {
                 match recovering {
                     // It is back, and gives nothing yet.
                     Some(wait) => self.recovers_until(&mut state, after(now, wait)),
-                    None => must_tell = self.is_back(&mut state, sent_at, now),
+                    None => must_tell = self.is_back(&mut state, is_part, sent_at, now),
                 }
             }
             Err(error) => {

@@ -40,7 +40,6 @@ impl Holdings {
         let Some(account) = state.accounts.get_mut(index) else { return };
         let is_slots = matches!(request.terms, Terms::Slots { .. });
         let answered_before = std::mem::replace(&mut account.answered_at, now);
-        account.told = request.spent;
         let told = request.spent + request.held;
         let given = if let Outcome::Granted { tokens, .. } = answer.outcome { tokens } else { 0 };
         match answer.outcome {
@@ -62,7 +61,11 @@ impl Holdings {
                 known.set_left(answer.left);
             }
         }
-        account.debited = told + given;
+        // It takes nothing down for a period that is not its own.
+        if !matches!(answer.outcome, Outcome::OtherPeriod) {
+            account.told = request.spent;
+            account.debited = told + given;
+        }
         let again_at = if answer.pace.again_in.is_zero() { 0 } else { after(now, answer.pace.again_in) };
         known.set_again_at(again_at);
         let is_promised = answer.pace.rate > 0;

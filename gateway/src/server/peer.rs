@@ -37,6 +37,8 @@ pub(crate) struct Client {
     outdated: Notify,
     /// The client has not taken what was sent last.
     behind: AtomicBool,
+    /// How often that began.
+    stalls: AtomicU32,
 }
 
 /// What the TLS handshake brought.
@@ -57,8 +59,16 @@ impl Client {
         let text = Bytes::from(address.ip().to_canonical().to_string());
         // An address is always a field value.
         let address_text = HeaderValue::from_maybe_shared(text).unwrap_or(HeaderValue::from_static("unknown"));
-        let (resets, outdated, behind) = (AtomicU32::new(0), Notify::new(), AtomicBool::new(false));
-        Self { address, address_text, trusted, tls, resets, outdated, behind }
+        Self {
+            address,
+            address_text,
+            trusted,
+            tls,
+            resets: AtomicU32::new(0),
+            outdated: Notify::new(),
+            behind: AtomicBool::new(false),
+            stalls: AtomicU32::new(0),
+        }
     }
 
     pub(crate) fn ip(&self) -> IpAddr {
@@ -80,7 +90,14 @@ impl Client {
     }
 
     pub(super) fn set_behind(&self, behind: bool) {
-        self.behind.store(behind, Ordering::Relaxed);
+        if !self.behind.swap(behind, Ordering::Relaxed) && behind {
+            self.stalls.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Of two values that differ, the client was behind in between.
+    pub(super) fn stalls(&self) -> u32 {
+        self.stalls.load(Ordering::Relaxed)
     }
 
     /// Whether there is something that it has not taken yet.

@@ -7,7 +7,8 @@
 //!
 //! To Pingora something is written once the library holds it. Here it is when the connection has taken it, as in HTTP/1:
 //! the library holds nothing for a client that does not read, unless there is still a stream that waits for it. Those that
-//! have waited for a while are counted by the client's address, like connections, which each hold as much.
+//! have waited for a while are counted by the client's address, like connections, which each hold as much. (Heads and
+//! trailers it holds all the same: small ones, and no more than there may be streams.)
 //!
 //! [`Watch`]: super::watch::Watch
 
@@ -144,11 +145,26 @@ impl WatchedStream {
             // Mostly its turn is next, and no timer is needed.
             yield_now().await;
         }
-        let sent = async {
-            self.held.none_left().await;
-            Ok(())
-        };
-        taken(sent, &self.peer, &self.waiting).await
+        taken(self.none_held(), &self.peer, &self.waiting).await
+    }
+
+    /// Waits no longer for a client that has taken back the room that it had given, while it takes what else there is.
+    /// Whether it takes anything is for the transport to see.
+    async fn none_held(&self) -> Result<()> {
+        let peer = Peer::from_digest(&self.peer);
+        loop {
+            let stalls = peer.map(|peer| peer.stalls());
+            let Some(limit) = self.session.get_write_timeout() else {
+                self.held.none_left().await;
+                return Ok(());
+            };
+            if timeout(limit, self.held.none_left()).await.is_ok() {
+                return Ok(());
+            }
+            if !peer.is_some_and(|peer| peer.is_behind() || Some(peer.stalls()) != stalls) {
+                return Error::e_explain(ErrorType::WriteTimedout, "the client has no room for what is to be sent");
+            }
+        }
     }
 }
 

@@ -307,6 +307,32 @@ fn small_answers_that_wait_to_be_read_count_too() {
     assert_eq!((one.0 + other.0, one.1 + other.1), (8, 8));
 }
 
+#[test]
+fn a_client_that_takes_back_the_room_that_it_gave_is_not_waited_for_for_ever() {
+    let origin = Origin::start("a");
+    let gateway = gateway(&origin, "", "protection: { write_timeout: 4s }\n");
+    let mut client = with_open_windows(&gateway);
+    // More than the kernel holds; behind it, what comes next waits in the node.
+    client.send_headers(1, &get("/v1/bytes/16000000"), true);
+    assert!(comes_true(|| in_flight(&gateway) == 1), "{}", gateway.metrics());
+    let_pass(Duration::from_secs(1));
+    for stream in [3, 5, 7, 9] {
+        client.send_headers(stream, &get("/v1/bytes/30000"), true);
+    }
+    assert!(comes_true(|| origin.requests("/v1/bytes/30000") == 4));
+    assert!(comes_true(|| in_flight(&gateway) == 5), "{}", gateway.metrics());
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    // It takes whatever comes.
+    let (mut ended, mut reset) = (0, 0);
+    while ended < 5 {
+        let Some(frame) = client.receive() else { break };
+        reset += u32::from(frame.kind == RST_STREAM);
+        ended += u32::from(frame.kind == RST_STREAM || frame.kind == DATA && frame.flags & END_STREAM != 0);
+    }
+    assert_eq!((ended, reset), (5, 5));
+    assert!(comes_true(|| in_flight(&gateway) == 0), "{}", gateway.metrics());
+}
+
 /// Asks for it, and takes a little of it again and again, until it ends.
 fn take_slowly(gateway: &Gateway, path: &str) -> (usize, Fate) {
     const LITTLE: u32 = 16 << 10;

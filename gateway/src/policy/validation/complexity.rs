@@ -21,16 +21,18 @@ use serde_json::Value;
 const MAX_SCHEMAS: usize = 50_000;
 /// Ways from a schema to others that are about the same value.
 const MAX_WAYS: u64 = 1 << 16;
+/// References between schemas that are about the same value.
+const MAX_REFERENCES: usize = 1 << 20;
+/// Values of a document that are looked through in the time and room of one more schema.
+const VALUES_PER_SCHEMA: usize = 100;
 /// Schemas in a row on such a way: each takes stack.
 const MAX_LEVELS: usize = 1000;
 
 /// What of a schema bounds the work that it makes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Complexity {
-    /// Schemas that it leads to.
+    /// Schemas that it leads to, and what finding them takes besides, in schemas.
     pub(super) schemas: usize,
-    /// Ways from any of them to others that are about the same value.
-    pub(super) ways: u64,
     /// Bytes of the longest text that errors may hold copies of.
     pub(super) longest_text: usize,
 }
@@ -50,11 +52,10 @@ pub enum TooComplex {
 
 impl Complexity {
     pub(super) fn of(root: &Resolved<'_>) -> Result<Self, TooComplex> {
-        let schemas = reachable(root)?;
-        let mut of = Self { schemas: schemas.len(), ways: 0, longest_text: 0 };
-        of.longest_text = schemas.iter().map(|schema| schema.longest_text).max().unwrap_or(0);
-        of.ways = most_ways(&schemas)?;
-        Ok(of)
+        let (schemas, values) = reachable(root)?;
+        let longest_text = schemas.iter().map(|schema| schema.longest_text).max().unwrap_or(0);
+        most_ways(&schemas)?;
+        Ok(Self { schemas: schemas.len() + values / VALUES_PER_SCHEMA, longest_text })
     }
 }
 
@@ -66,12 +67,12 @@ struct Schema {
     longest_text: usize,
 }
 
-/// All schemas that one leads to; that one first.
-fn reachable<'r>(root: &Resolved<'r>) -> Result<Vec<Schema>, TooComplex> {
+/// All schemas that one leads to; that one first. And how many values of the document had to be looked through.
+fn reachable<'r>(root: &Resolved<'r>) -> Result<(Vec<Schema>, usize), TooComplex> {
     let mut found = vec![(root.contents(), root.resolver().clone())];
     let mut numbers = HashMap::from([(ptr::from_ref(root.contents()), 0)]);
     let mut anchored = None;
-    let mut schemas = Vec::new();
+    let (mut schemas, mut references) = (Vec::new(), 0);
     while let Some((schema, resolver)) = found.get(schemas.len()).cloned() {
         // If it has a name of its own, its references start there. Those that lead nowhere are refused by the compiler.
         let resolver = resolver.in_subresource(Draft::Draft202012.create_resource_ref(schema)).unwrap_or(resolver);
@@ -91,7 +92,7 @@ fn reachable<'r>(root: &Resolved<'r>) -> Result<Vec<Schema>, TooComplex> {
                 }
                 // Which of them it will be depends on where validation came from.
                 ("$dynamicRef" | "$recursiveRef", _) => {
-                    let anchored = anchored.get_or_insert_with(|| anchored_in(root));
+                    let (anchored, _) = anchored.get_or_insert_with(|| anchored_in(root));
                     same.extend(anchored.iter().map(|(schema, resolver)| number(schema, resolver)));
                     let to = value.as_str().and_then(|reference| resolver.lookup(reference).ok());
                     same.extend(to.map(|to| number(to.contents(), to.resolver())));
@@ -123,19 +124,25 @@ fn reachable<'r>(root: &Resolved<'r>) -> Result<Vec<Schema>, TooComplex> {
                 _ => {}
             }
         }
+        references += same.len();
         schemas.push(Schema { same, is_unevaluated, longest_text: longest_text(schema) });
         if found.len() > MAX_SCHEMAS {
             return Err(TooComplex::Large);
         }
+        if references > MAX_REFERENCES {
+            return Err(TooComplex::Entangled);
+        }
     }
-    Ok(schemas)
+    Ok((schemas, anchored.map_or(0, |(_, values)| values)))
 }
 
-/// Everything in a schema's document that has a dynamic anchor.
-fn anchored_in<'d>(root: &Resolved<'d>) -> Vec<(&'d Value, Resolver<'d>)> {
-    let Ok(document) = root.resolver().lookup("") else { return Vec::new() };
-    let (mut anchored, mut left) = (Vec::new(), vec![(document.contents(), document.resolver().clone())]);
+/// Everything in a schema's document that has a dynamic anchor, and how many values there are.
+fn anchored_in<'d>(root: &Resolved<'d>) -> (Vec<(&'d Value, Resolver<'d>)>, usize) {
+    let (mut anchored, mut values) = (Vec::new(), 0);
+    let document = root.resolver().lookup("").ok();
+    let mut left: Vec<_> = document.iter().map(|all| (all.contents(), all.resolver().clone())).collect();
     while let Some((value, resolver)) = left.pop() {
+        values += 1;
         match value {
             Value::Object(members) => {
                 let resolver =
@@ -149,7 +156,7 @@ fn anchored_in<'d>(root: &Resolved<'d>) -> Vec<(&'d Value, Resolver<'d>)> {
             _ => {}
         }
     }
-    anchored
+    (anchored, values)
 }
 
 /// What stands directly in a schema. An error holds the schema that was not to match.
@@ -176,7 +183,7 @@ struct Onward {
     levels: usize,
 }
 
-/// The most ways from any of the schemas.
+/// The most ways from any of the schemas to others.
 fn most_ways(schemas: &[Schema]) -> Result<u64, TooComplex> {
     let mut graph = DiGraph::<(), (), usize>::with_capacity(schemas.len(), 0);
     for _ in schemas {
@@ -248,10 +255,11 @@ mod tests {
 
     use super::*;
 
-    fn of(schema: &Value) -> Result<Complexity, TooComplex> {
+    fn of(schema: &Value) -> Result<(Complexity, u64), TooComplex> {
         let registry = Registry::new().draft(Draft::Draft202012).add("test:///a", schema).unwrap().prepare().unwrap();
         let root = registry.resolver(jsonschema::uri::from_str("test:///a").unwrap()).lookup("").unwrap();
-        Complexity::of(&root)
+        let of = Complexity::of(&root)?;
+        Ok((of, most_ways(&reachable(&root)?.0)?))
     }
 
     /// Schemas of which each leads to the next.
@@ -285,8 +293,8 @@ mod tests {
             // A kind and its kinds.
             (json!({ "oneOf": [{ "allOf": [again] }, { "allOf": [again] }] }), 5, 10),
         ] {
-            let found = of(&schema).unwrap();
-            assert_eq!((found.schemas, found.ways), (schemas, ways), "{schema}");
+            let (found, most) = of(&schema).unwrap();
+            assert_eq!((found.schemas, most), (schemas, ways), "{schema}");
         }
     }
 
@@ -306,6 +314,9 @@ mod tests {
         ] {
             assert_eq!(of(&schema).unwrap_err(), why);
         }
+        // Each may be any of the others.
+        let many: Vec<_> = (0..1100).map(|n| json!({ "$dynamicAnchor": n.to_string(), "$dynamicRef": "#0" })).collect();
+        assert_eq!(of(&json!({ "prefixItems": many })).unwrap_err(), TooComplex::Entangled);
         // Each of twelve leads to all: nobody goes through their orders.
         let all: Vec<_> = (0..12).map(|n| json!({ "$ref": format!("#/$defs/{n}") })).collect();
         let defs: serde_json::Map<_, _> = (0..12).map(|n| (n.to_string(), json!({ "allOf": all }))).collect();
@@ -331,7 +342,7 @@ mod tests {
             json!({ "properties": { "a": { "not": { "const": long } } } }),
             json!({ "properties": { (&*long): true } }),
         ] {
-            assert!((100..200).contains(&of(&schema).unwrap().longest_text), "{schema}");
+            assert!((100..200).contains(&of(&schema).unwrap().0.longest_text), "{schema}");
         }
     }
 }

@@ -1,24 +1,33 @@
-//! JSON as a validator sees it: each look at it is counted, so that no schema looks for ever.
+//! JSON as a validator sees it: looking at it takes note of the time, so that no schema looks for ever.
 //!
 //! How often a validator looks at a value depends on how the parts of its schema refer to each other, and on what it
-//! remembers of them: nothing but counting bounds that for every schema. A validator cannot be told to stop, so that the
+//! remembers of them: nothing but a clock bounds that for every schema. A validator cannot be told to stop, so that the
 //! look that is one too many unwinds it.
 
 use std::{
     borrow::Cow,
     cell::Cell,
+    collections::HashSet,
+    fmt::Write as _,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     slice,
+    time::Duration,
 };
 
 use jsonschema::{
     JsonType,
     json::{Array, Json, Node, NodeIdentity, Object, cmp, unique},
 };
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Map, Number, Value, map};
 
 use crate::policy::stack;
 
+/// Processor time that a run may take: it holds up other requests.
+const MAX_TIME: Duration = Duration::from_millis(250);
+/// Looks between two at the clock. What may be done between two looks is bounded by the schema's
+/// [`Complexity`](super::complexity::Complexity), and a pattern's match by its size and that of the text.
+const LOOKS_PER_CLOCK: u32 = 256;
 /// Stack that a validator may take up to a look. What it takes between two, and what dropping takes, must fit into the
 /// rest of [`STACK_BYTES`](crate::policy::body_transform::STACK_BYTES).
 const MAX_STACK_BYTES: usize = 4 << 20;
@@ -27,37 +36,35 @@ const BYTES_PER_LOOK: usize = 16;
 
 thread_local! {
     static METER: Meter = const {
-        Meter { looks: Cell::new(0), each: Cell::new(0), errors: Cell::new(0), stack_base: Cell::new(0) }
+        Meter {
+            until: Cell::new(Duration::ZERO),
+            looks: Cell::new(0),
+            errors: Cell::new(0),
+            stack_base: Cell::new(0),
+        }
     };
 }
 
-/// What is left of an [`Allowance`].
+/// What is left of a run.
 struct Meter {
-    looks: Cell<u64>,
-    each: Cell<u64>,
+    /// By the thread's clock of processor time.
+    until: Cell<Duration>,
+    /// Until the clock is looked at.
+    looks: Cell<u32>,
     errors: Cell<u64>,
     stack_base: Cell<usize>,
-}
-
-/// What one run of a validator may take.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Allowance {
-    pub(super) looks: u64,
-    /// What each counts for besides: as much as may be done between two.
-    pub(super) each: u64,
-    /// Errors that are made, and so copies of what is looked at.
-    pub(super) errors: u64,
 }
 
 /// Thrown by the look that is one too many.
 struct Exceeded;
 
-/// Runs a validator of [`Metered`] values; `None` if it would take more than this.
-pub(super) fn within<T>(allowance: Allowance, run: impl FnOnce() -> T) -> Option<T> {
+/// Runs a validator of [`Metered`] values, which may make so many errors, and so copies of what it looks at; `None` if it
+/// would take more, or too long.
+pub(super) fn within<T>(errors: u64, run: impl FnOnce() -> T) -> Option<T> {
     METER.with(|meter| {
-        meter.looks.set(allowance.looks);
-        meter.each.set(allowance.each);
-        meter.errors.set(allowance.errors);
+        meter.until.set(processor_time() + MAX_TIME);
+        meter.looks.set(LOOKS_PER_CLOCK);
+        meter.errors.set(errors);
         meter.stack_base.set(stack::position());
     });
     // Nothing that `run` changes outlives it, but the meter, which is set anew.
@@ -68,12 +75,23 @@ pub(super) fn within<T>(allowance: Allowance, run: impl FnOnce() -> T) -> Option
     }
 }
 
+/// Of this thread. However busy the machine is, the same work takes the same.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
+}
+
 fn look(times: usize) {
     METER.with(|meter| {
-        let cost = meter.each.get().saturating_add(times as u64);
-        let left = meter.looks.get().checked_sub(cost);
-        let stack_bytes = meter.stack_base.get().abs_diff(stack::position());
-        meter.looks.set(left.filter(|_| stack_bytes <= MAX_STACK_BYTES).unwrap_or_else(|| exceed()));
+        if meter.stack_base.get().abs_diff(stack::position()) > MAX_STACK_BYTES {
+            exceed();
+        }
+        let times = u32::try_from(times).unwrap_or(u32::MAX);
+        match meter.looks.get().checked_sub(times) {
+            Some(left) => meter.looks.set(left),
+            None if processor_time() > meter.until.get() => exceed(),
+            None => meter.looks.set(LOOKS_PER_CLOCK),
+        }
     });
 }
 
@@ -221,13 +239,52 @@ impl<'a> Iterator for MembersIter<'a> {
     type Item = (&'a str, Seen<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next().map(|(name, member)| (name.as_str(), Seen(member)))
+        let (name, member) = self.0.next()?;
+        look(looks_of_text(name));
+        Some((name, Seen(member)))
     }
 }
 
 pub(super) struct Items<'a>(&'a [Value]);
 
 pub(super) struct ItemsIter<'a>(slice::Iter<'a, Value>);
+
+/// So many are compared with each other.
+const FEW_ITEMS: usize = 15;
+
+/// Equal values (JSON Schema Core §4.2.2) as equal texts: numbers by what they are, members by name.
+fn write_canonically(value: &Value, text: &mut String) {
+    // Writing to memory cannot fail.
+    let _ = match value {
+        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(number), ..) => write!(text, "{number}"),
+            (_, Some(number), _) => write!(text, "{number}"),
+            // Also of integers, all digits.
+            (.., Some(number)) => write!(text, "{}", if number == 0.0 { 0.0 } else { number }),
+            _ => write!(text, "{number}"),
+        },
+        Value::Array(items) => {
+            text.push('[');
+            for item in items {
+                write_canonically(item, text);
+                text.push(',');
+            }
+            text.write_char(']')
+        }
+        Value::Object(members) => {
+            text.push('{');
+            let mut members: Vec<_> = members.iter().collect();
+            members.sort_unstable_by_key(|(name, _)| *name);
+            for (name, member) in members {
+                let _ = write!(text, "{}:", Value::String(name.clone()));
+                write_canonically(member, text);
+                text.push(',');
+            }
+            text.write_char('}')
+        }
+        value => write!(text, "{value}"),
+    };
+}
 
 impl<'a> Array<'a, Metered> for Items<'a> {
     type Node = Seen<'a>;
@@ -243,8 +300,18 @@ impl<'a> Array<'a, Metered> for Items<'a> {
     }
 
     fn is_unique(&self) -> bool {
-        look(1 + self.0.iter().map(looks_of).sum::<usize>());
-        unique::is_unique(self.0)
+        if self.0.len() <= FEW_ITEMS {
+            look(1 + self.0.iter().map(looks_of).sum::<usize>());
+            return unique::is_unique(self.0);
+        }
+        // The library's hash is the same for very many numbers and arrays, and comparing all with all takes long.
+        let mut seen = HashSet::with_capacity(self.0.len());
+        self.0.iter().all(|item| {
+            look(looks_of(item));
+            let mut text = String::new();
+            write_canonically(item, &mut text);
+            seen.insert(text)
+        })
     }
 }
 
@@ -253,5 +320,56 @@ impl<'a> Iterator for ItemsIter<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         self.0.next().map(Seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    fn few_values() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(json!(null)),
+            Just(json!(0)),
+            Just(json!(-0.0)),
+            Just(json!(1)),
+            Just(json!(1.0)),
+            Just(json!(1.5)),
+            Just(json!(9_007_199_254_740_993_u64)),
+            Just(json!(u64::MAX)),
+            Just(json!(1e30)),
+            Just(json!("1")),
+            Just(json!("")),
+        ];
+        leaf.prop_recursive(3, 8, 3, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+                prop::collection::btree_map("[a\"]", inner, 0..3).prop_map(|members| members.into_iter().collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn equal_values_are_equal_texts(a in few_values(), b in few_values()) {
+            let text = |value: &Value| {
+                let mut text = String::new();
+                write_canonically(value, &mut text);
+                text
+            };
+            prop_assert_eq!(text(&a) == text(&b), cmp::equal(&a, &b), "{} {}", text(&a), text(&b));
+        }
+    }
+
+    #[test]
+    fn items_that_are_hard_to_tell_apart_take_no_longer() {
+        // If all were compared with all, this test would not end.
+        let numbers: Vec<Value> = (0..200_000_u64).map(|n| json!(u64::MAX - n)).collect();
+        assert_eq!(within(0, || Items(&numbers).is_unique()), Some(true));
     }
 }

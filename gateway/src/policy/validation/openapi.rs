@@ -9,7 +9,7 @@ mod parameter;
 mod template;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
     sync::Arc,
 };
@@ -207,6 +207,8 @@ struct Compiler<'d> {
     registry: Registry<'d>,
     /// By place: many bodies and parameters refer to the same.
     schemas: RefCell<HashMap<String, Arc<Schema>>>,
+    /// What those lead to, in all.
+    lead_to: Cell<usize>,
 }
 
 impl<'d> Compiler<'d> {
@@ -215,7 +217,7 @@ impl<'d> Compiler<'d> {
         if version != "3.1" && !version.starts_with("3.1.") {
             return Err(OpenApiError::UnsupportedVersion { found: version.to_owned() });
         }
-        Ok(Self { document, registry: registry(document)?, schemas: RefCell::default() })
+        Ok(Self { document, registry: registry(document)?, schemas: RefCell::default(), lead_to: Cell::new(0) })
     }
 
     fn compile(&self) -> Result<OpenApi, OpenApiError> {
@@ -331,8 +333,8 @@ impl<'d> Compiler<'d> {
             return Ok(Arc::clone(known));
         }
         let schema = Arc::new(Schema::compile_at(&self.registry, &place)?);
-        let all = schema.schemas() + schemas.values().map(|schema| schema.schemas()).sum::<usize>();
-        if all > MAX_SCHEMAS {
+        self.lead_to.set(self.lead_to.get() + schema.schemas());
+        if self.lead_to.get() > MAX_SCHEMAS {
             return Err(OpenApiError::TooLarge { pointer: place });
         }
         schemas.insert(place, Arc::clone(&schema));

@@ -14,16 +14,12 @@ use super::{
     MAX_VIOLATIONS, Part, TooComplex, Violation,
     complexity::Complexity,
     json,
-    meter::{Allowance, Metered, Seen, within},
+    meter::{Metered, Seen, within},
     shortened,
 };
 
-/// Bytes that one compiled pattern may take.
+/// Bytes that one compiled pattern may take: what a match takes at worst is so much for each byte of the text.
 const MAX_PATTERN_BYTES: usize = 1 << 20;
-/// Looks at a value to find out whether it conforms: about a tenth of a second.
-const MAX_LOOKS: u64 = 20_000_000;
-/// Schemas that are gone through in about the time of a look.
-const WAYS_PER_LOOK: u64 = 16;
 /// Bytes that a list of what is wrong may take: all of it is held at once, however little of it is reported.
 const MAX_LIST_BYTES: usize = 32 << 20;
 /// What an error takes besides texts, and what each name in it does.
@@ -106,17 +102,19 @@ impl Schema {
     /// `None` if it takes too long to find out.
     fn conforms(&self, value: &Value) -> Option<bool> {
         let validator = self.validator.as_ref()?;
-        within(self.allowance(u64::MAX), || validator.is_valid(Seen(value)))
+        within(u64::MAX, || validator.is_valid(Seen(value)))
     }
 
     /// Adds what is wrong with a value, up to the bound of violations.
     pub(super) fn check(&self, value: &Value, part: Part, name: Option<&str>, violations: &mut Vec<Violation>) {
-        let message = match self.conforms(value) {
+        let (message, found) = match self.conforms(value) {
             Some(true) => return,
-            Some(false) => "it does not conform to its schema",
-            None => "to check it against its schema takes too much",
+            Some(false) => {
+                let most = MAX_VIOLATIONS.saturating_sub(violations.len());
+                ("it does not conform to its schema", self.list(value, most))
+            }
+            None => ("to check it against its schema takes too much", None),
         };
-        let found = self.list(value, MAX_VIOLATIONS.saturating_sub(violations.len()));
         if let Some(found) = found.filter(|found| !found.is_empty()) {
             violations.extend(found.into_iter().map(|(place, message)| Violation::new(part, name, &place, message)));
         } else {
@@ -129,15 +127,11 @@ impl Schema {
         let validator = self.validator.as_ref()?;
         let (pointer, names) = longest(value);
         let bytes_each = ERROR_BYTES + pointer + names + self.complexity.longest_text;
-        within(self.allowance((MAX_LIST_BYTES / bytes_each) as u64), || {
+        within((MAX_LIST_BYTES / bytes_each) as u64, || {
             let found = validator.iter_errors(Seen(value)).take(most);
             // Masked: the message names the rule, and "value" stands for what the client sent.
             found.map(|error| (error.instance_path().as_str().to_owned(), error.masked().to_string())).collect()
         })
-    }
-
-    fn allowance(&self, errors: u64) -> Allowance {
-        Allowance { looks: MAX_LOOKS, each: self.complexity.ways / WAYS_PER_LOOK, errors }
     }
 
     /// Adds what is wrong with a JSON body, also if it is no JSON at all.
@@ -349,8 +343,8 @@ mod tests {
     #[test]
     fn what_takes_too_long_for_a_value_is_given_up() {
         // Ways that part and meet again, in a circle: for each level of the value, all of them.
-        let mut schema = in_a_row(12, |_, next| json!({ "allOf": [next, next] }));
-        schema["$defs"]["12"] = json!({ "items": { "$ref": "#/$defs/0" } });
+        let mut schema = in_a_row(14, |_, next| json!({ "allOf": [next, next] }));
+        schema["$defs"]["14"] = json!({ "items": { "$ref": "#/$defs/0" } });
         let schema = Schema::compile(&schema).unwrap();
         assert!(schema.is_valid(&json!([])));
         let mut violations = Vec::new();

@@ -180,8 +180,11 @@ impl Node {
         if self.journal.is_none() {
             return;
         }
-        let entry = entry_of(tenant, key, reporter, spent, ends);
         let now = self.coordinator_micros(self.clock.now());
+        if ends <= now {
+            return;
+        }
+        let entry = entry_of(tenant, key, reporter, spent, ends);
         let mut gone = self.gone.lock();
         gone.insert(entry.name(), entry);
         if gone.len().is_power_of_two() {
@@ -242,7 +245,8 @@ impl Node {
     /// ended: it may have forgotten. Whether all of it was heard.
     pub(crate) async fn remind_of_former(&self) -> bool {
         let Some(journal) = &self.journal else { return true };
-        let gone: Vec<Entry> = self.gone.lock().values().cloned().collect();
+        let now = self.coordinator_micros(self.clock.now());
+        let gone: Vec<Entry> = self.gone.lock().values().filter(|entry| entry.ends() > now).cloned().collect();
         let mut reminders: HashMap<(&Arc<str>, &str), Exchange> = HashMap::new();
         for entry in journal.former().chain(&gone) {
             let Some((key, reporter)) = entry.key().rsplit_once(SEPARATOR) else { continue };

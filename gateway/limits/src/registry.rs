@@ -89,7 +89,9 @@ impl Registry {
         let mut tenants = self.tenants.lock();
         let present = alive(tenants.get(&plan.tenant));
         if let Some(same) = present.iter().find(|present| present.plan().says_the_same(&plan)) {
-            return Arc::clone(same);
+            let same = Arc::clone(same);
+            drop(tenants);
+            return same;
         }
         let holdings = Holdings::new(plan, &self.node);
         if let Some(former) = present.last() {
@@ -111,7 +113,9 @@ impl Registry {
         let key = (Arc::clone(&template.tenant), Arc::clone(id));
         let present = alive(keyed.get(&key));
         if let Some(same) = present.iter().find(|present| present.template.says_the_same(&template)) {
-            return Arc::clone(same);
+            let same = Arc::clone(same);
+            drop(keyed);
+            return same;
         }
         let made = Arc::new(KeyedHoldings::new(template, &self.node, present.last().map(|former| &**former)));
         let is_new = add(keyed.entry(key).or_default(), &made);

@@ -127,6 +127,10 @@ impl Validation {
 
     /// Checks path, method, parameters and the body's media type and content.
     pub fn check(&self, request: &Request<'_>) -> Result<(), Nonconformity> {
+        meter::timed(|| self.check_all(request))
+    }
+
+    fn check_all(&self, request: &Request<'_>) -> Result<(), Nonconformity> {
         let mut violations = Vec::new();
         if let Some(openapi) = &self.openapi {
             let (operation, path_values) = openapi.find(request.method, request.path)?;
@@ -147,7 +151,7 @@ impl Validation {
         let mut violations = Vec::new();
         if let Some(openapi) = &self.openapi {
             let (operation, path_values) = openapi.find(request.method, request.path)?;
-            operation.check_head(request, &path_values, &mut violations);
+            meter::timed(|| operation.check_head(request, &path_values, &mut violations));
         }
         conforms(violations)
     }

@@ -120,6 +120,7 @@ pub(super) async fn serve(mut transport: Box<Transport>, worker: &Arc<Worker>, m
                     let _guard = guard;
                     let mut stream =
                         Box::new(WatchedStream::new(session, peer.clone(), worker.waiting_streams.clone()));
+                    stream.set_write_timeout(Some(worker.protection.write_timeout));
                     // Pingora would refuse it in words of its own.
                     if stream.req_header().method == Method::CONNECT {
                         return refuse_connect(&mut stream, &peer, &worker).await;

@@ -149,7 +149,7 @@ impl WatchedStream {
     }
 
     /// Waits no longer for a client that has taken back the room that it had given, while it takes what else there is.
-    /// Whether it takes anything is for the transport to see.
+    /// Whether it takes anything is for the transport to see: a client that it waits for again and again keeps its place.
     async fn none_held(&self) -> Result<()> {
         let peer = Peer::from_digest(&self.peer);
         loop {

@@ -333,6 +333,15 @@ fn a_client_that_takes_back_the_room_that_it_gave_is_not_waited_for_for_ever() {
     assert!(comes_true(|| in_flight(&gateway) == 0), "{}", gateway.metrics());
 }
 
+#[test]
+fn nor_is_one_that_has_no_room_for_a_refusal() {
+    let gateway = gateway(&Origin::start("a"), "", "protection: { write_timeout: 1s }\n");
+    let mut client = Frames::connect(gateway.http);
+    client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    client.send_headers(1, &[(":method", "CONNECT"), (":authority", "acme.test:443")], true);
+    while client.receive().expect("the stream ends").kind != RST_STREAM {}
+}
+
 /// Asks for it, and takes a little of it again and again, until it ends.
 fn take_slowly(gateway: &Gateway, path: &str) -> (usize, Fate) {
     const LITTLE: u32 = 16 << 10;

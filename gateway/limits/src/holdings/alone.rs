@@ -122,7 +122,8 @@ impl Holdings {
         // It may have been back, and gone again before it gave anything.
         if let Some(alone) = &mut state.alone {
             let was_silent = since > after(alone.retry_at, LEASE_TIME);
-            *alone = Alone { retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false, ..*alone };
+            let since = if was_silent { since } else { alone.since };
+            *alone = Alone { since, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false };
             if was_silent {
                 for (account, limit) in state.accounts.iter_mut().zip(&self.plan.limits) {
                     account.was_silent(limit, live, since);

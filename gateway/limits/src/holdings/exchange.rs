@@ -328,9 +328,6 @@ impl Holdings {
 impl Drop for Holdings {
     /// Other limits have taken their place: what is left is given back, and what was spent is told.
     fn drop(&mut self) {
-        if self.has_something_to_say() {
-            self.say_last_words();
-        }
         for ((account, lease), limit) in self.state.get_mut().accounts.iter().zip(&*self.leases).zip(&self.plan.limits)
         {
             if let Some(period) = &account.period
@@ -339,6 +336,9 @@ impl Drop for Holdings {
                 let (key, spent) = (key_of_period(limit, period), account.spent(lease));
                 self.node.reporter_gone(&self.plan.tenant, &key, &self.reporter, spent, period.ends);
             }
+        }
+        if self.has_something_to_say() {
+            self.say_last_words();
         }
     }
 }

@@ -180,11 +180,8 @@ impl Node {
         if self.journal.is_none() {
             return;
         }
-        let now = self.coordinator_micros(self.clock.now());
-        if ends <= now {
-            return;
-        }
         let entry = entry_of(tenant, key, reporter, spent, ends);
+        let now = self.coordinator_micros(self.clock.now());
         let mut gone = self.gone.lock();
         gone.insert(entry.name(), entry);
         if gone.len().is_power_of_two() {

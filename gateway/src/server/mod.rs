@@ -103,11 +103,14 @@ pub(crate) fn bind(node: &NodeConfig, mut former: Vec<Listener>) -> Result<Vec<L
     // A former process may have had fewer workers. Last, since connections come to these from here on.
     for (_, sockets) in &mut listeners {
         if let Some(had) = sockets.first().map(|listener| listener.endpoint) {
-            match listener::bind(had, worker_count(node).saturating_sub(sockets.len())) {
-                Ok(more) => sockets.extend(more),
-                // Those that there are serve as before.
-                Err(error) => {
-                    tracing::warn!(%error, "not every worker has a socket of its own, so that some have more to do");
+            while sockets.len() < worker_count(node) {
+                match listener::bind(had, 1) {
+                    Ok(more) => sockets.extend(more),
+                    // Those that there are serve as before.
+                    Err(error) => {
+                        tracing::warn!(%error, "not every worker has a socket of its own, so that some have more to do");
+                        break;
+                    }
                 }
             }
         }

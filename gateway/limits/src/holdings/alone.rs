@@ -37,6 +37,8 @@ const NOTHING: Duration = Duration::from_mins(1);
 #[derive(Debug)]
 pub(super) struct Alone {
     since: Nanos,
+    /// There was none before, so that it may be nothing but one slow answer.
+    is_first: bool,
     /// Also: when it was last tried, and a moment more.
     pub(super) retry_at: Nanos,
     /// Shares are counted up to here: when it is back and about to give again.
@@ -123,7 +125,8 @@ impl Holdings {
         if let Some(alone) = &mut state.alone {
             let was_silent = since > after(alone.retry_at, LEASE_TIME);
             let since = if was_silent { since } else { alone.since };
-            *alone = Alone { since, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false };
+            let is_first = alone.is_first && !was_silent;
+            *alone = Alone { since, is_first, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false };
             if was_silent {
                 for (account, limit) in state.accounts.iter_mut().zip(&self.plan.limits) {
                     account.was_silent(limit, live, since);
@@ -131,7 +134,8 @@ impl Holdings {
             }
             return;
         }
-        state.alone = Some(Alone { since, retry_at, until: Nanos::MAX, has_told: false, has_forgotten: false });
+        let (until, has_told, has_forgotten) = (Nanos::MAX, false, false);
+        state.alone = Some(Alone { since, is_first: true, retry_at, until, has_told, has_forgotten });
         let limits = self.known.iter().zip(&self.plan.limits);
         for (account, (known, limit)) in state.accounts.iter_mut().zip(limits) {
             account.promise = None;
@@ -167,7 +171,7 @@ impl Holdings {
     /// one still has to. `is_part`: it was told of a part of the accounts only.
     pub(super) fn is_back(&self, state: &mut State, is_part: bool, sent_at: Nanos, now: Nanos) -> bool {
         let has_shares = self.plan.unreachable == Unreachable::Share && self.node.coordinator.live() > 1;
-        let was_slow = |alone: &Alone| sent_at <= alone.since && now < after(alone.since, A_MOMENT);
+        let was_slow = |alone: &Alone| alone.is_first && sent_at <= alone.since && now < after(alone.since, A_MOMENT);
         if let Some(alone) = &mut state.alone
             && has_shares
             && !was_slow(alone)

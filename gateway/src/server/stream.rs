@@ -5,10 +5,10 @@
 //! is overdue comes back as an error of the exchange, so there is still a stream to tell the client on, and
 //! another attempt can be made.
 //!
-//! To Pingora something is written once the library holds it. Here it is when the connection has taken it, as in HTTP/1:
-//! the library holds nothing for a client that does not read, unless there is still a stream that waits for it. Those that
-//! have waited for a while are counted by the client's address, like connections, which each hold as much. (Heads and
-//! trailers it holds all the same: small ones, and no more than there may be streams.)
+//! To Pingora something is written once the library holds it. Here, where the client is behind, it is when the connection
+//! has taken it, as in HTTP/1: for a client that does not read the library holds next to nothing without a stream that
+//! waits for it. Those that have waited for a while are counted by the client's address, like connections, which each hold
+//! as much. (Heads and trailers it holds all the same: small ones, and no more than there may be streams.)
 //!
 //! [`Watch`]: super::watch::Watch
 
@@ -41,7 +41,7 @@ use pingora_core::{
 };
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_timeout::timeout;
-use tokio::{runtime::Handle, task::yield_now};
+use tokio::runtime::Handle;
 
 use super::{
     active::{Active, ActiveGuard},
@@ -139,13 +139,13 @@ impl WatchedStream {
         Ok(())
     }
 
-    /// Waits until the connection has taken what the library holds.
+    /// Waits until the connection has taken what the library holds, where the client is behind. Elsewhere it does so in its
+    /// next turn: to wait for that would be one more turn for each answer.
     async fn sent(&self) -> Result<()> {
-        if self.held.is_any() {
-            // Mostly its turn is next, and no timer is needed.
-            yield_now().await;
+        if Peer::from_digest(&self.peer).is_some_and(|peer| peer.is_behind()) {
+            return taken(self.none_held(), &self.peer, &self.waiting).await;
         }
-        taken(self.none_held(), &self.peer, &self.waiting).await
+        Ok(())
     }
 
     /// Waits no longer for a client that has taken back the room that it had given, while it takes what else there is.
@@ -172,7 +172,8 @@ impl WatchedStream {
 /// as the connection takes nothing.
 impl Drop for WatchedStream {
     fn drop(&mut self) {
-        if self.held.is_any()
+        if !self.session.answered
+            && self.held.is_any()
             && let Some(mut stream) = self.session.take_response_body_writer()
         {
             stream.send_reset(Reason::CANCEL);

@@ -10,7 +10,6 @@ use seiketsu_limits::{
     clock::{Clock, Nanos},
     coordinator::{Answer, Coordinator, CoordinatorError, Exchange, Outcome, Pace},
     holdings::{Holdings, Kind, Limit, Places, Plan, Unreachable},
-    lease::Lease,
     node::Node,
     terms::Bucket,
 };
@@ -46,17 +45,11 @@ impl Coordinator for Generous {
     }
 }
 
-#[derive(Debug)]
-struct Tenant {
-    holdings: Arc<Holdings>,
-    leases: Arc<[Lease]>,
-}
-
 /// The limits of many tenants.
 #[derive(Debug)]
 pub struct Tenants {
     node: Arc<Node>,
-    all: Vec<Tenant>,
+    all: Vec<Arc<Holdings>>,
     /// The same for all.
     places: Places,
 }
@@ -83,13 +76,12 @@ impl Tenants {
                 limits: limits.collect(),
                 unreachable: Unreachable::Share,
             };
-            let holdings = Holdings::new(plan, &node);
-            Tenant { leases: Arc::clone(holdings.leases()), holdings }
+            Holdings::new(plan, &node)
         });
         let mut tenants: Vec<_> = tenants.collect();
         // No two that follow each other lie side by side: no cache can guess which is next.
         fastrand::Rng::with_seed(7).shuffle(&mut tenants);
-        let places = tenants.first().map(|tenant| tenant.holdings.places(|_| true)).unwrap_or_default();
+        let places = tenants.first().map(|tenant| tenant.places(|_| true)).unwrap_or_default();
         Self { node, all: tenants, places }
     }
 
@@ -103,8 +95,8 @@ impl Tenants {
         }
     }
 
-    fn applying<'a>(&'a self, tenant: &'a Tenant) -> Applying<'a> {
-        Applying { holdings: &tenant.holdings, leases: &tenant.leases, places: &self.places }
+    fn applying<'a>(&'a self, tenant: &'a Arc<Holdings>) -> Applying<'a> {
+        Applying::new(tenant, &self.places)
     }
 
     /// What time it is: a request reads the clock once, whatever limits there are.

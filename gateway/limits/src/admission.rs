@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use crate::{
     clock::Nanos,
     holdings::{Found, Holdings, Place, Took, Verdict},
-    lease::{Lease, Taken},
+    lease::Taken,
     node::{Counters, Node, after},
 };
 
@@ -20,14 +20,12 @@ const FEW_TRIES: u32 = 3;
 #[derive(Debug, Clone, Copy)]
 pub struct Applying<'a> {
     pub holdings: &'a Arc<Holdings>,
-    /// Those of the holdings. Whoever keeps them at hand spares looking there.
-    pub leases: &'a [Lease],
     pub places: &'a [Place],
 }
 
 impl<'a> Applying<'a> {
     pub fn new(holdings: &'a Arc<Holdings>, places: &'a [Place]) -> Self {
-        Self { holdings, leases: holdings.leases(), places }
+        Self { holdings, places }
     }
 }
 
@@ -196,7 +194,8 @@ fn take_all(
     let mut short = None;
     for (index, of) in applying.iter().enumerate() {
         for place in of.places {
-            let holds = of.leases.get(place.index()).is_some_and(|lease| lease.seems_to_hold(place.cost(cost), now));
+            let holds =
+                of.holdings.leases().get(place.index()).is_some_and(|lease| lease.seems_to_hold(place.cost(cost), now));
             if holds || passed.contains(&(index, *place)) {
                 continue;
             }
@@ -220,7 +219,7 @@ fn take_all(
     let places = places.filter(|place| !passed.contains(place));
     for (index, place) in places.clone() {
         let of = &applying[index];
-        if let Some(took) = of.holdings.take(of.leases, place, cost, now) {
+        if let Some(took) = of.holdings.take(place, cost, now) {
             taken.push(took.taken);
             if refundable || place.is_slots() {
                 admitted.took.push((Arc::clone(of.holdings), took));

@@ -16,8 +16,7 @@ const GENERATION_SHIFT: u32 = TOKEN_BITS + LOW_BITS;
 /// A lease goes through generations: voiding it begins the next one, so that a token that is put back
 /// after its lease has ended is not spent again.
 ///
-/// A quarter of a cache line, so that the four limits that a tenant mostly has are one line: of many tenants,
-/// hardly one is in the processor's cache.
+/// A quarter of a cache line: see [`Leases`].
 #[derive(Debug)]
 #[repr(align(16))]
 pub struct Lease {
@@ -25,6 +24,40 @@ pub struct Lease {
     word: AtomicU64,
     /// From when on the tokens are void, in [`Nanos`](crate::clock::Nanos).
     ends: AtomicU64,
+}
+
+/// Those of one plan, in its order.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Leases {
+    first: [Lease; 4],
+    more: Box<[Lease]>,
+    count: usize,
+}
+
+impl Leases {
+    /// Without tokens.
+    pub fn new(count: usize) -> Self {
+        let more = (4..count).map(|_| Lease::new()).collect();
+        Self { first: Default::default(), more, count }
+    }
+
+    /// Whoever asks knows the plan: what is not in it has no tokens.
+    pub fn get(&self, index: usize) -> Option<&Lease> {
+        self.first.get(index).or_else(|| self.more.get(index - self.first.len()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+        self.first.iter().chain(&self.more).take(self.count)
+    }
 }
 
 /// The largest number that is not above this one and has no more than two binary digits that are not 0, in a

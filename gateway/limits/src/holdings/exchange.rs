@@ -328,7 +328,8 @@ impl Holdings {
 impl Drop for Holdings {
     /// Other limits have taken their place: what is left is given back, and what was spent is told.
     fn drop(&mut self) {
-        for ((account, lease), limit) in self.state.get_mut().accounts.iter().zip(&*self.leases).zip(&self.plan.limits)
+        for ((account, lease), limit) in
+            self.state.get_mut().accounts.iter().zip(self.leases.iter()).zip(&self.plan.limits)
         {
             if let Some(period) = &account.period
                 && account.spent(lease) > 0

@@ -474,3 +474,56 @@ impl Session for WatchedStream {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use h2::server::Connection;
+    use http::Request;
+    use pingora_core::protocols::Stream as Transport;
+    use pingora_core::protocols::http::v2::server::{H2Accept, handshake};
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::server::{peer::Client, watch::Watch};
+
+    /// A stream whose client has asked for something and given room for the answer, and its connection, which takes
+    /// nothing unless it is polled.
+    async fn stream() -> (WatchedStream, Connection<Transport, Bytes>) {
+        let (near, far) = duplex(1 << 20);
+        tokio::spawn(async move {
+            let (mut sender, connection) = h2::client::handshake(far).await.unwrap();
+            let request = Request::get("http://acme.test/").body(()).unwrap();
+            let (response, _) = sender.send_request(request, true).unwrap();
+            tokio::spawn(response);
+            connection.await.unwrap();
+        });
+        let client = Client::new(([127, 0, 0, 1], 1).into(), false, None);
+        let peer = Peer::new(Arc::new(client), Watch::new(0)).into_digest().unwrap();
+        let mut connection = handshake(Box::new(near), None).await.unwrap();
+        let digest = Arc::new(Digest { proxy_digest: Some(peer.clone()), ..Digest::default() });
+        let accepted = HttpSession::from_h2_conn(&mut connection, digest).await.unwrap();
+        let Some(H2Accept::Session(session)) = accepted else { panic!("no request") };
+        (WatchedStream::new(session, peer, Arc::new(ConnectionCaps::new(0, 0))), connection)
+    }
+
+    fn answer() -> Vec<HttpTask> {
+        let head = ResponseHeader::build(200, None).unwrap();
+        vec![HttpTask::Header(Box::new(head), false), HttpTask::Body(Some(Bytes::from_static(b"{}")), true)]
+    }
+
+    /// One more turn of the event loop for each answer is what an overloaded node takes for a longer queue.
+    #[tokio::test]
+    async fn an_answer_waits_for_nothing_where_its_client_reads() {
+        let (mut stream, _connection) = stream().await;
+        let written = stream.response_duplex_vec(answer()).now_or_never();
+        assert!(written.expect("at once").unwrap());
+    }
+
+    #[tokio::test]
+    async fn an_answer_waits_for_the_connection_where_its_client_is_behind() {
+        let (mut stream, _connection) = stream().await;
+        Peer::from_digest(&stream.peer).unwrap().set_behind(true);
+        assert!(stream.response_duplex_vec(answer()).now_or_never().is_none());
+    }
+}

@@ -104,10 +104,11 @@ impl Tenants {
         self.node.clock().now()
     }
 
-    /// Decides about a request of this tenant, by what is at hand.
-    pub fn decide(&self, tenant: usize, now: Nanos) -> bool {
-        let applying = [self.applying(&self.all[tenant])];
-        matches!(decide_now(&applying, 1, false, &self.node, now), Some(Decision::Admitted { .. }))
+    /// Decides about a request of this tenant, by what is at hand. What limited a request is held until it ends.
+    pub fn decide(&self, tenant: usize, now: Nanos) -> Option<Arc<Holdings>> {
+        let tenant = &self.all[tenant];
+        let decision = decide_now(&[self.applying(tenant)], 1, false, &self.node, now);
+        matches!(decision, Some(Decision::Admitted { .. })).then(|| Arc::clone(tenant))
     }
 }
 

@@ -16,7 +16,7 @@ const GENERATION_SHIFT: u32 = TOKEN_BITS + LOW_BITS;
 /// A lease goes through generations: voiding it begins the next one, so that a token that is put back
 /// after its lease has ended is not spent again.
 ///
-/// A quarter of a cache line: see [`Leases`].
+/// A quarter of a cache line.
 #[derive(Debug)]
 #[repr(align(16))]
 pub struct Lease {
@@ -26,36 +26,35 @@ pub struct Lease {
     ends: AtomicU64,
 }
 
-/// Those of one plan, in its order.
+/// Those of one plan, in its order. The first ones lie within: see [`Holdings`](crate::holdings::Holdings).
 #[derive(Debug)]
 #[repr(C)]
-pub struct Leases {
-    first: [Lease; 4],
+pub(crate) struct Leases {
+    first: [Lease; Self::WITHIN],
     more: Box<[Lease]>,
     count: usize,
 }
 
 impl Leases {
+    /// As many as a tenant mostly has.
+    const WITHIN: usize = 4;
+
     /// Without tokens.
-    pub fn new(count: usize) -> Self {
-        let more = (4..count).map(|_| Lease::new()).collect();
+    pub(crate) fn new(count: usize) -> Self {
+        let more = (Self::WITHIN..count).map(|_| Lease::new()).collect();
         Self { first: Default::default(), more, count }
     }
 
     /// Whoever asks knows the plan: what is not in it has no tokens.
-    pub fn get(&self, index: usize) -> Option<&Lease> {
-        self.first.get(index).or_else(|| self.more.get(index - self.first.len()))
+    pub(crate) fn get(&self, index: usize) -> Option<&Lease> {
+        self.first.get(index).or_else(|| self.more.get(index - Self::WITHIN))
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.count
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &Lease> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Lease> {
         self.first.iter().chain(&self.more).take(self.count)
     }
 }

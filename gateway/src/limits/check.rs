@@ -1,6 +1,6 @@
 //! One request: admitted by all limits that apply, or refused by one of them.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use seiketsu_identity::principal::{Principal, PrincipalKind};
@@ -41,7 +41,9 @@ type Sets = SmallVec<[(Arc<Holdings>, Places); 2]>;
 
 /// Limits of one plan that apply, and whose they are.
 struct Set<'a> {
-    holdings: Arc<Holdings>,
+    /// Those of a tenant are borrowed until it is decided: to count one more who holds them would fetch their memory, and
+    /// deciding would wait for that.
+    holdings: Cow<'a, Arc<Holdings>>,
     places: &'a [Place],
     /// Of each limit of the holdings.
     labels: &'a [Label],
@@ -82,7 +84,7 @@ pub(crate) async fn check_address(
     let began = limits.local.node().clock().now();
     let mut sets = Applies::new();
     for keyed in by_address() {
-        push(&mut sets, of_address(keyed, client, began), keyed.places.of(websocket), &keyed.labels);
+        push(&mut sets, Cow::Owned(of_address(keyed, client, began)), keyed.places.of(websocket), &keyed.labels);
     }
     Limited::pass(limited, limits, sets, route, CountedBy::Node, began).await
 }
@@ -102,15 +104,15 @@ pub(crate) async fn check_caller(
     let began = limits.shared.node().clock().now();
     let mut sets = Applies::new();
     if let Some(tenant) = tenant {
-        push(&mut sets, Arc::clone(&tenant.holdings), route.places.of(asking.websocket), &tenant.labels);
+        push(&mut sets, Cow::Borrowed(&tenant.holdings), route.places.of(asking.websocket), &tenant.labels);
         let consumer = asking.principal.filter(|principal| is_consumer(principal)).map(Principal::id);
         if let Some(places) = consumer.and_then(|consumer| tenant.of_consumer(consumer)) {
-            push(&mut sets, Arc::clone(&tenant.holdings), places.of(asking.websocket), &tenant.labels);
+            push(&mut sets, Cow::Borrowed(&tenant.holdings), places.of(asking.websocket), &tenant.labels);
         }
     }
     for keyed in &route.keyed {
         if let Some(holdings) = of_caller(keyed, &asking, began) {
-            push(&mut sets, holdings, keyed.places.of(asking.websocket), &keyed.labels);
+            push(&mut sets, Cow::Owned(holdings), keyed.places.of(asking.websocket), &keyed.labels);
         }
     }
     let result = Limited::pass(limited, limits, sets, route, CountedBy::All, began).await;
@@ -166,7 +168,7 @@ impl Limited {
         if limited.by != DecidedBy::Lease {
             limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
         }
-        limited.sets.extend(sets.into_iter().map(|set| (set.holdings, Places::from_slice(set.places))));
+        limited.sets.extend(sets.into_iter().map(|set| (set.holdings.into_owned(), Places::from_slice(set.places))));
         result
     }
 
@@ -242,7 +244,7 @@ fn is_failure_of_server(status: &HeaderValue) -> bool {
     matches!(status.as_bytes(), b"2" | b"4" | b"13" | b"14" | b"15")
 }
 
-fn push<'a>(sets: &mut Applies<'a>, holdings: Arc<Holdings>, places: &'a [Place], labels: &'a [Label]) {
+fn push<'a>(sets: &mut Applies<'a>, holdings: Cow<'a, Arc<Holdings>>, places: &'a [Place], labels: &'a [Label]) {
     if !places.is_empty() {
         sets.push(Set { holdings, places, labels });
     }

@@ -522,8 +522,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_answer_waits_for_the_connection_where_its_client_is_behind() {
-        let (mut stream, _connection) = stream().await;
+        let (mut stream, mut connection) = stream().await;
         Peer::from_digest(&stream.peer).unwrap().set_behind(true);
-        assert!(stream.response_duplex_vec(answer()).now_or_never().is_none());
+        let mut written = pin!(stream.response_duplex_vec(answer()));
+        assert!(written.as_mut().now_or_never().is_none());
+        tokio::spawn(async move { poll_fn(|cx| connection.poll_closed(cx)).await });
+        assert!(written.await.unwrap());
     }
 }

@@ -101,12 +101,13 @@ pub enum Unreachable {
 
 /// The leases of one plan.
 ///
-/// In this order, since an admitted request reads the leases and nothing else, and of many tenants hardly one is in the
-/// processor's cache: behind the two counts of an `Arc` and these fields, the four leases that a tenant mostly has are one
-/// line.
+/// In this order, since a request that is admitted needs the leases and, to hold on to them, the counts of the `Arc` that
+/// stand before them, and of many tenants hardly one is in the processor's cache: the counts and three leases are one line,
+/// and the fourth begins the next.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Holdings {
+    leases: Leases,
     known: Box<[Known]>,
     node: Arc<Node>,
     this: Weak<Self>,
@@ -114,15 +115,12 @@ pub struct Holdings {
     alone_until: AtomicU64,
     /// Whether somebody will look after the leases.
     scheduled: AtomicBool,
-    leases: Leases,
     plan: Plan,
     reporter: Arc<str>,
     state: Mutex<State>,
     /// An exchange has ended.
     exchanged: Notify,
 }
-
-const _: () = assert!(2 * size_of::<usize>() + std::mem::offset_of!(Holdings, leases) == 64);
 
 /// Where a limit stands in a plan, and of which kind it is: what a request needs to know of it, so that it need
 /// not look into the plan.

@@ -215,19 +215,24 @@ impl Applier {
         let former = |copy: &Copy| copy.former.clone().unwrap_or_else(|| copy.newest.clone());
         let first = Documents {
             head: kept.head.as_ref().map(former),
-            put: kept.tenants.iter().map(|(id, copy)| (id.clone(), former(copy))).collect(),
+            put: kept
+                .tenants
+                .iter()
+                .filter(|(_, copy)| !copy.waits)
+                .map(|(id, copy)| (id.clone(), former(copy)))
+                .collect(),
             gone: BTreeSet::new(),
         };
         let mut total = self.step(first, &Again::default(), revision);
         let unreadable = kept.unreadable.iter().filter_map(|name| name.parse().ok());
         self.lost = self.refused.iter().filter(|id| !self.is_in_force(id)).cloned().chain(unreadable).collect();
-        let has_former = |copy: &Copy| copy.former.is_some();
+        let was_refused = |copy: &Copy| copy.waits || copy.former.is_some();
         let second = Documents {
-            head: kept.head.filter(has_former).map(|copy| copy.newest),
+            head: kept.head.filter(was_refused).map(|copy| copy.newest),
             put: kept
                 .tenants
                 .into_iter()
-                .filter(|(_, copy)| has_former(copy))
+                .filter(|(_, copy)| was_refused(copy))
                 .map(|(id, copy)| (id, copy.newest))
                 .collect(),
             gone: BTreeSet::new(),
@@ -587,6 +592,7 @@ impl Applier {
         let copy = |newest: &Sent, in_force: Option<&Sent>| Copy {
             newest: newest.clone(),
             former: in_force.filter(|former| former.sum != newest.sum).cloned(),
+            waits: in_force.is_none(),
         };
         let head = self.holding.head.as_ref().filter(|_| with_head).map(|head| copy(head, self.head.sent.as_ref()));
         let tenants: Vec<_> = tenants

@@ -31,6 +31,8 @@ const BATCH: usize = 64;
 pub(super) struct Copy {
     pub(super) newest: Sent,
     pub(super) former: Option<Sent>,
+    /// It was refused, and nothing is in force in its place.
+    pub(super) waits: bool,
 }
 
 /// What is to be kept in place of what was kept before.
@@ -186,17 +188,23 @@ struct Envelope {
     content: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     former: Option<Box<Envelope>>,
+    #[serde(default)]
+    waits: bool,
 }
 
 impl Text {
     fn write(&self) -> String {
-        let envelope =
-            |sent: &Sent, former| Envelope { revision: sent.revision, content: (*sent.content).into(), former };
+        let envelope = |sent: &Sent, former, waits| Envelope {
+            revision: sent.revision,
+            content: (*sent.content).into(),
+            former,
+            waits,
+        };
         let written = match self {
             Self::State(state) => serde_json::to_string(state),
-            Self::Document(Copy { newest, former }) => {
-                let former = former.as_ref().map(|former| Box::new(envelope(former, None)));
-                serde_json::to_string(&envelope(newest, former))
+            Self::Document(Copy { newest, former, waits }) => {
+                let former = former.as_ref().map(|former| Box::new(envelope(former, None, false)));
+                serde_json::to_string(&envelope(newest, former, *waits))
             }
         };
         // Neither form has anything that JSON cannot hold.
@@ -206,9 +214,9 @@ impl Text {
 
 impl Copy {
     fn read(tenant: Option<&Id>, text: &str) -> Option<Self> {
-        let Envelope { revision, content, former } = serde_json::from_str(text).ok()?;
+        let Envelope { revision, content, former, waits } = serde_json::from_str(text).ok()?;
         let former = former.map(|former| Sent::new(tenant, former.revision, former.content));
-        Some(Self { newest: Sent::new(tenant, revision, content), former })
+        Some(Self { newest: Sent::new(tenant, revision, content), former, waits })
     }
 }
 
@@ -250,7 +258,7 @@ mod tests {
 
     fn copy(tenant: &str, content: &str, former: Option<&str>) -> (Id, Option<Copy>) {
         let sent = |content: &str| Sent::new(Some(&id(tenant)), 3, content);
-        (id(tenant), Some(Copy { newest: sent(content), former: former.map(sent) }))
+        (id(tenant), Some(Copy { newest: sent(content), former: former.map(sent), waits: false }))
     }
 
     fn start(folder: &Path) -> (Keeper, Kept, mpsc::Receiver<Report>) {
@@ -273,7 +281,7 @@ mod tests {
         let (keeper, kept, _) = start(folder.path());
         assert!(kept.state.is_none() && kept.tenants.is_empty() && kept.unreadable.is_empty());
         let state = Held { store: Uuid::max(), revision: 9, sum: Sum::default() };
-        let head = Copy { newest: Sent::new(None, 2, "{}"), former: None };
+        let head = Copy { newest: Sent::new(None, 2, "{}"), former: None, waits: false };
         keeper.keep(Changes {
             state: Some(state),
             head: Some(head.clone()),

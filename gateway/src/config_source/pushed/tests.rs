@@ -308,6 +308,19 @@ fn a_tenant_that_is_refused_is_served_as_before_after_a_restart_too() {
 }
 
 #[test]
+fn a_host_stays_with_who_had_it_after_a_restart_too() {
+    let (mut store, mut node) = (Store::default(), Node::new());
+    store.change(&[(None, Some(head(&["shared"]))), (Some("r"), Some(tenant("r", &["z"], "shared")))]);
+    node.take(store.update(None));
+    store.change(&[(Some("r"), Some(tenant("r", &["z"], "own"))), (Some("p"), Some(tenant("p", &["z"], "shared")))]);
+    assert_eq!(names(&node.take(store.update(Some(1)))), ["p"]);
+    let before = node.state();
+    let mut node = node.restart();
+    assert_eq!(node.state(), before);
+    assert!(node.status().lost.is_empty(), "what was never served is not lost");
+}
+
+#[test]
 fn a_file_that_a_tenant_refers_to_is_read_again_when_it_is_another() {
     let (mut store, mut node) = (Store::default(), Node::new());
     let key = node.folder.path().join("key");

@@ -1,6 +1,7 @@
 //! The configuration that both planes of Seiketsu Gateway share.
 //!
-//! [`node`] is what one gateway node reads once at start; [`tenant`] is what changes live. What people
+//! [`node`] is what one gateway node reads once at start; [`tenant`] is what changes live, and [`push`] is how the
+//! control plane tells nodes of it. What people
 //! write is parsed straight into these types: unknown keys and impossible values are refused while
 //! reading, and [`check`] refuses what only shows when several values are seen together. Everything a
 //! reader can get hold of has passed both.
@@ -14,6 +15,7 @@ pub mod load;
 pub mod node;
 pub mod path;
 pub mod policy;
+pub mod push;
 pub mod regular;
 pub mod schema;
 pub mod secret;

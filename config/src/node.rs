@@ -1,15 +1,23 @@
 //! What one gateway node reads once, at start.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 use crate::{
+    secret::SecretRef,
     tenant::{CertificateFiles, Tenant},
-    values::{ByteSize, HostPort, Id, Percent, RedisUrl, Span, networks, socket, sockets},
+    values::{ByteSize, HostPort, Id, Percent, RedisUrl, Span, networks, socket, sockets, url},
 };
+
+/// Where tenants are looked for if nothing says where they come from.
+pub const DEFAULT_TENANTS: &str = "tenants.yaml";
 
 /// The node's bootstrap file. Flags and environment variables override it, see `seiketsu-gateway --help`.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
@@ -23,8 +31,12 @@ pub struct NodeConfig {
     pub zone: Option<Id>,
     pub listeners: Listeners,
     pub tls: NodeTls,
-    /// Tenant configuration: a file, or a folder of `*.yaml` files.
-    pub tenants: PathBuf,
+    /// Tenant configuration: a file, or a folder of `*.yaml` files. Default: `tenants.yaml`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tenants: Option<PathBuf>,
+    /// Or the control plane, which sends them. There is one source of tenants.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub control_plane: Option<ControlPlane>,
     /// Where the node keeps what must survive a restart: last known good configuration, usage, upgrade socket.
     pub state_dir: PathBuf,
     /// Worker threads; 0: one per core.
@@ -52,7 +64,8 @@ impl Default for NodeConfig {
             zone: None,
             listeners: Listeners::default(),
             tls: NodeTls::default(),
-            tenants: PathBuf::from("tenants.yaml"),
+            tenants: None,
+            control_plane: None,
             state_dir: PathBuf::from("var"),
             threads: 0,
             protection: Protection::default(),
@@ -71,13 +84,55 @@ impl Default for NodeConfig {
     }
 }
 
+/// Where a node gets its tenants from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Source<'a> {
+    /// A file, or a folder of files.
+    Files(&'a Path),
+    ControlPlane(&'a ControlPlane),
+}
+
 impl NodeConfig {
+    pub fn source(&self) -> Source<'_> {
+        match (&self.control_plane, &self.tenants) {
+            (Some(control_plane), _) => Source::ControlPlane(control_plane),
+            (None, Some(path)) => Source::Files(path),
+            (None, None) => Source::Files(Path::new(DEFAULT_TENANTS)),
+        }
+    }
+
     /// Whether it listens for TLS though neither it nor any of these tenants has a certificate to show.
     pub fn lacks_certificates<'a>(&self, tenants: impl IntoIterator<Item = &'a Tenant>) -> bool {
         let of_node = self.tls.development_certificate || !self.tls.certificates.is_empty();
         let has_own = |tenant: &Tenant| tenant.tls.as_ref().is_some_and(|tls| !tls.certificates.is_empty());
         !self.listeners.https.is_empty() && !of_node && !tenants.into_iter().any(has_own)
     }
+}
+
+/// The control plane that the node connects to.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ControlPlane {
+    /// Where it is, as in `https://admin.example:9080`.
+    #[serde(deserialize_with = "url")]
+    #[schemars(with = "String")]
+    pub url: Url,
+    /// What the node shows to be let in. Read anew for each connection.
+    pub token: SecretRef,
+    /// PEM file of the authorities that its certificate must come from. Default: those of the system. Read anew for
+    /// each connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Where relative paths in what it sends begin: certificates, keys, documents. Default: the folder of the node file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<PathBuf>,
+    /// What is kept of it on disk is sealed with this key, 64 hexadecimal digits. Default: one made under `state_dir` at
+    /// first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unseal_key: Option<SecretRef>,
+    /// Talk to another machine without TLS: whoever sits between reads the token, and decides what the node serves.
+    #[serde(default)]
+    pub insecure_plain_http: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, JsonSchema)]

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    config_source::{self, ConfigSource, RunningConfig, StatusCell},
+    config_source::{self, ConfigSource, RunningConfig, SourceError, StatusCell},
     operations::{LogLevel, OperationsServer, OperationsState, Readiness},
     proxy::{Shared, SharedError},
     server::{
@@ -44,6 +44,8 @@ pub enum RunError {
     Handover(#[from] HandoverError),
     #[error("{0}")]
     Tls(#[from] tls::TlsError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
     #[error("there is no configuration to start with:\n{0}")]
     NoConfiguration(String),
     #[error("cannot serve operations: {0}")]
@@ -91,7 +93,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     if !upgrade && let Some(serve) = serve_operations.take() {
         operations = Some(serve()?);
     }
-    let prepared = prepare(shared.clone(), status, runtime.handle().clone(), upgrade)?;
+    let prepared = prepare(shared.clone(), status, readiness.clone(), runtime.handle().clone(), upgrade)?;
     let prepared = runtime.block_on(async {
         tokio::select! {
             biased;
@@ -174,6 +176,7 @@ struct Prepared {
 fn prepare(
     shared: Arc<Shared>,
     status: Arc<StatusCell>,
+    readiness: Arc<Readiness>,
     runtime: Handle,
     upgrade: bool,
 ) -> io::Result<oneshot::Receiver<Result<Prepared, RunError>>> {
@@ -181,7 +184,9 @@ fn prepare(
     let work = move || {
         let live_tls = Arc::new(tls::LiveTls::new(&shared.live)?);
         shared.metrics.show_certificates(live_tls.clone());
-        let source = ConfigSource::start(shared.clone(), live_tls.clone(), status.clone(), runtime)?;
+        let source = ConfigSource::start(shared.clone(), live_tls.clone(), status.clone(), readiness, runtime)?;
+        // A control plane that is away may come back; files that are not there are a mistake.
+        source.wait_until_loaded();
         if !status.get().loaded {
             return Err(RunError::NoConfiguration(status.get().errors.join("\n")));
         }

@@ -633,6 +633,7 @@ mod tests {
 
     #[test]
     fn each_rule_of_nodes_finds_its_fault() {
+        let control_plane = |url: &str| json!({ "url": url, "token": "${env:TOKEN}" });
         for (document, path, code) in [
             (json!({ "listeners": { "http": [] } }), "listeners", "no_listener"),
             (json!({ "listeners": { "https": ["0.0.0.0:8080"] } }), "listeners.https[0]", "address_taken"),
@@ -655,6 +656,15 @@ mod tests {
             (json!({ "zone": "a" }), "zone", "zone_without_region"),
             (json!({ "threads": 8080 }), "threads", "too_much"),
             (json!({ "tenants": "" }), "tenants", "empty"),
+            (json!({ "tenants": "a", "control_plane": control_plane("https://a") }), "control_plane", "two_sources"),
+            (json!({ "control_plane": control_plane("ftp://a") }), "control_plane.url", "bad_form"),
+            (json!({ "control_plane": control_plane("https://a/b") }), "control_plane.url", "bad_form"),
+            (json!({ "control_plane": control_plane("https://u:p@a") }), "control_plane.url", "password_in_url"),
+            (
+                json!({ "control_plane": control_plane("http://a:9080") }),
+                "control_plane.url",
+                "control_plane_not_secure",
+            ),
             (json!({ "dns": { "min_refresh": "2m" } }), "dns.min_refresh", "reversed"),
             (json!({ "identity": { "lifetime": "0s" } }), "identity.lifetime", "zero"),
             (json!({ "identity": { "issuer": "" } }), "identity.issuer", "empty"),
@@ -675,6 +685,14 @@ mod tests {
         }
         let any_port = json!({ "listeners": { "http": ["127.0.0.1:0", "127.0.0.1:0"], "operations": "127.0.0.1:0" } });
         assert_eq!(node(&serde_json::from_value(any_port).unwrap()), []);
+        for url in ["http://127.0.0.1:9080", "http://[::1]", "http://admin.localhost:1/", "https://admin.example:9080"]
+        {
+            let there = json!({ "control_plane": control_plane(url) });
+            assert_eq!(node(&serde_json::from_value(there).unwrap()), [], "{url}");
+        }
+        let mut insecure = json!({ "control_plane": control_plane("http://admin:9080") });
+        insecure["control_plane"]["insecure_plain_http"] = json!(true);
+        assert_eq!(node(&serde_json::from_value(insecure).unwrap()), []);
     }
 
     #[test]

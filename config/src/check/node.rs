@@ -1,12 +1,13 @@
 //! A node's own configuration.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::PathBuf};
 
 use ipnet::IpNet;
+use url::{Host, Url};
 
 use super::{Findings, Rule, policies::networks};
 use crate::{
-    node::{NodeConfig, Shedding},
+    node::{ControlPlane, NodeConfig, Shedding},
     path::At,
     values::{ByteSize, Span},
 };
@@ -52,11 +53,15 @@ pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
         let rule = Rule::TooMuch { what: "the number of idle connections", most: "1000000" };
         findings.add(root.key("upstream_pool_size"), config.upstream_pool_size, rule);
     }
-    for (key, path) in [("tenants", &config.tenants), ("state_dir", &config.state_dir)] {
-        if path.as_os_str().is_empty() {
-            findings
-                .add_without_value(root.key(key), Rule::Empty { what: "the path", add: "one, or leave the key out" });
+    for (key, path) in [("tenants", config.tenants.as_ref()), ("state_dir", Some(&config.state_dir))] {
+        not_empty(root.key(key), path, findings);
+    }
+    if let Some(settings) = &config.control_plane {
+        let at = root.key("control_plane");
+        if config.tenants.is_some() {
+            findings.add_without_value(at, Rule::TwoSources);
         }
+        control_plane(at, settings, findings);
     }
     if (1..LEAST_USAGE.get()).contains(&config.usage.retain.get()) {
         let rule = Rule::BadForm {
@@ -88,6 +93,37 @@ pub(super) fn check(config: &NodeConfig, findings: &mut Findings) {
     if config.identity.issuer.is_empty() {
         let rule = Rule::Empty { what: "the issuer", add: "a name that upstreams can check, or leave the key out" };
         findings.add_without_value(identity.key("issuer"), rule);
+    }
+}
+
+fn not_empty(at: At<'_>, path: Option<&PathBuf>, findings: &mut Findings) {
+    if path.is_some_and(|path| path.as_os_str().is_empty()) {
+        findings.add_without_value(at, Rule::Empty { what: "the path", add: "one, or leave the key out" });
+    }
+}
+
+fn control_plane(at: At<'_>, settings: &ControlPlane, findings: &mut Findings) {
+    let (url, place) = (&settings.url, at.key("url"));
+    let has_more = url.path() != "/" || url.query().is_some() || url.fragment().is_some();
+    if !url.username().is_empty() || url.password().is_some() {
+        findings.add_without_value(place, Rule::PasswordInUrl);
+    } else if !matches!(url.scheme(), "http" | "https") || !url.has_host() || has_more {
+        let rule = Rule::BadForm { what: "where a control plane is", form: "https://host:port, and nothing behind it" };
+        findings.add(place, url, rule);
+    } else if url.scheme() == "http" && !is_this_machine(url) && !settings.insecure_plain_http {
+        findings.add(place, url, Rule::ControlPlaneNotSecure);
+    }
+    for (key, path) in [("ca", &settings.ca), ("files", &settings.files)] {
+        not_empty(at.key(key), path.as_ref(), findings);
+    }
+}
+
+fn is_this_machine(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
 }
 

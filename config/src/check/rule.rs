@@ -159,6 +159,10 @@ rules! {
         "{other} listens there already", "use another port";
     TrustsEveryone { what: &'static str } "trusts_everyone",
         "with this, {what} is believed from everyone, and any client can claim any address", "name the networks of your own proxies";
+    ControlPlaneNotSecure "control_plane_not_secure",
+        "without TLS, whoever sits between reads the node's token and decides what it serves", "use https; insecure_plain_http: true allows it all the same";
+    TwoSources "two_sources",
+        "the node has two sources of tenants, and they would contradict each other", "keep tenants or control_plane, and remove the other";
     ZoneWithoutRegion "zone_without_region",
         "a zone is a part of a region, and the node has none", "add region";
 }

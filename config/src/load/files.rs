@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    node::{LogOutput, NodeConfig},
+    node::{ControlPlane, LogOutput, NodeConfig},
     policy::{JsonDocument, Policies},
     secret::SecretRef,
     tenant::{CertificateFiles, JwksSource, KeySource, Tenant, TenantHead, Upstream},
@@ -71,7 +71,11 @@ pub(super) struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     /// For what is written in the file `origin`.
     pub(super) fn beside(origin: &'a Path) -> Self {
-        Self { folder: origin.parent().unwrap_or(Path::new("")) }
+        Self::in_folder(origin.parent().unwrap_or(Path::new("")))
+    }
+
+    pub(super) fn in_folder(folder: &'a Path) -> Self {
+        Self { folder }
     }
 
     fn path(&self, path: &mut PathBuf) {
@@ -82,7 +86,10 @@ impl<'a> Resolver<'a> {
 
     pub(super) fn node(&self, node: &mut NodeConfig) {
         node.tls.certificates.iter_mut().for_each(|files| self.certificate(files));
-        self.path(&mut node.tenants);
+        node.tenants.iter_mut().for_each(|path| self.path(path));
+        if let Some(settings) = &mut node.control_plane {
+            self.control_plane(settings);
+        }
         self.path(&mut node.state_dir);
         if let LogOutput::File(path) = &mut node.access_log.output {
             self.path(path);
@@ -95,6 +102,16 @@ impl<'a> Resolver<'a> {
         {
             self.path(path);
         }
+    }
+
+    fn control_plane(&self, settings: &mut ControlPlane) {
+        for secret in [Some(&mut settings.token), settings.unseal_key.as_mut()].into_iter().flatten() {
+            if let SecretRef::File(path) = secret {
+                self.path(path);
+            }
+        }
+        settings.ca.iter_mut().for_each(|path| self.path(path));
+        self.path(settings.files.get_or_insert_with(|| self.folder.to_owned()));
     }
 
     pub(super) fn head(&self, head: &mut TenantHead) {

@@ -9,6 +9,7 @@ mod files;
 mod locate;
 pub mod parallel;
 mod parsed;
+mod pushed;
 mod split;
 mod yaml;
 
@@ -19,6 +20,7 @@ use std::{
 
 pub use self::files::{files_of_head, files_of_tenant};
 pub use self::parsed::{Difference, ParsedTenants, clashes, tenants_with};
+pub use self::pushed::{CONTROL_PLANE, pushed_head, pushed_tenant, pushed_tenant_fits};
 use self::{
     files::Resolver,
     locate::{Found, locate},
@@ -273,9 +275,16 @@ tenants:
         let node = node(text, Path::new("/etc/gateway/node.yaml")).unwrap();
         assert_eq!(node.tls.certificates[0].certificate, Path::new("/etc/gateway/a.pem"));
         assert_eq!(node.tls.certificates[0].key, Path::new("/abs/a.key"));
-        assert_eq!(node.tenants, Path::new("/etc/gateway/tenants.yaml"));
+        assert_eq!((node.tenants, node.state_dir), (None, "/etc/gateway/var".into()));
         assert_eq!(node.access_log.output, crate::node::LogOutput::File("/etc/gateway/log".into()));
         assert_eq!(node.limits.redis.unwrap().url.to_string(), "${file:/etc/gateway/redis-url}");
+
+        let text = "control_plane: {url: 'https://admin.example', token: '${file:token}', ca: ca.pem}\n";
+        let node = super::node(text, Path::new("/etc/gateway/node.yaml")).unwrap();
+        let settings = node.control_plane.unwrap();
+        assert_eq!(settings.token.to_string(), "${file:/etc/gateway/token}");
+        assert_eq!(settings.ca.unwrap(), Path::new("/etc/gateway/ca.pem"));
+        assert_eq!(settings.files.unwrap(), Path::new("/etc/gateway"));
     }
 
     #[test]

@@ -57,6 +57,25 @@ pub struct TenantHead {
     pub upstreams: BTreeMap<Id, Upstream>,
 }
 
+/// The head as a document of its own: what the control plane keeps and sends of it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct HeadDocument {
+    pub defaults: Policies,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub plans: Plans,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub upstreams: BTreeMap<Id, Upstream>,
+}
+
+impl HeadDocument {
+    /// The head of this revision.
+    pub fn into_head(self, revision: u64) -> TenantHead {
+        let Self { defaults, plans, upstreams } = self;
+        TenantHead { revision, defaults, plans, upstreams }
+    }
+}
+
 impl TenantFile {
     /// The file's head, and its tenants.
     pub fn into_parts(self) -> (TenantHead, Vec<Tenant>) {

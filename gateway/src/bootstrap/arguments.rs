@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Parser;
 use seiketsu_config::{node::NodeConfig, values::Id};
+use url::Url;
 
 /// The data plane of Seiketsu Gateway.
 ///
@@ -19,6 +20,11 @@ pub struct Arguments {
     /// Tenant configuration: a YAML file, or a folder of them. Overrides `tenants` of the node file.
     #[arg(long, env = "SEIKETSU_TENANTS", value_name = "PATH")]
     pub tenants: Option<PathBuf>,
+
+    /// Or the control plane that sends it. Overrides `control_plane.url`. The token is read from where
+    /// `control_plane.token` says, or from `SEIKETSU_CONTROL_PLANE_TOKEN`: the token itself, or `${file:PATH}`.
+    #[arg(long, env = "SEIKETSU_CONTROL_PLANE", value_name = "URL")]
+    pub control_plane: Option<Url>,
 
     /// Addresses to serve HTTP on. Overrides `listeners.http`.
     #[arg(long, env = "SEIKETSU_HTTP", value_name = "ADDRESS", value_delimiter = ',')]
@@ -69,7 +75,9 @@ impl Arguments {
                 *setting = given.clone();
             }
         }
-        replace(self.tenants.as_ref(), &mut node.tenants);
+        if self.tenants.is_some() {
+            node.tenants.clone_from(&self.tenants);
+        }
         replace(self.http.as_ref(), &mut node.listeners.http);
         replace(self.https.as_ref(), &mut node.listeners.https);
         replace(self.operations.as_ref(), &mut node.listeners.operations);

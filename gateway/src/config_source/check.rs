@@ -3,12 +3,17 @@
 use std::sync::Arc;
 
 use seiketsu_cache::storage::Storage;
-use seiketsu_config::{load, node::NodeConfig};
-use tokio::runtime::Builder;
+use seiketsu_config::{
+    load,
+    node::{ControlPlane, NodeConfig, Source},
+};
+use tokio::runtime::{Builder, Handle};
 
 use super::{
     compile::{FileChange, FileCompiler, Files, Refresh},
     conflicts,
+    head::Parts,
+    pushed::subscription::{Credentials, EGRESS},
     tenant_files::{Scope, TenantFiles},
 };
 use crate::{
@@ -16,7 +21,7 @@ use crate::{
     node::NO_CERTIFICATE,
     proxy,
     server::{tls::LiveTls, worker_count},
-    telemetry::metrics::Metrics,
+    telemetry::metrics::{Counters, DnsFailure, Metrics},
     tenancy::{Live, Snapshot},
     upstream::{outbound::OutboundClient, registry::UpstreamRegistry, resolver::Resolver, tls::SystemRoots},
 };
@@ -33,6 +38,10 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(|error| refused(&error))?;
     let metrics = Metrics::new(worker_count(node), [].into()).map_err(|error| refused(&error))?;
     let failures = metrics.node.dns_failures.clone();
+    let path = match node.source() {
+        Source::Files(path) => path,
+        Source::ControlPlane(settings) => return check_control_plane(node, settings, failures, runtime.handle()),
+    };
     let resolver =
         Resolver::new(&node.dns, (&node.egress).into(), failures, runtime.handle().clone()).map_err(|e| refused(&e))?;
     let roots = SystemRoots::default();
@@ -43,7 +52,7 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     let limits = Limits::by_itself(None, "check", runtime.handle()).map_err(|error| refused(&error))?;
     let cache = Storage::new(node.cache.memory.get());
     let tls = LiveTls::new(&live).map_err(|error| refused(&error))?;
-    let compiler = FileCompiler {
+    let compiler = FileCompiler(Parts {
         upstreams: &upstreams,
         identity: &identity,
         metrics: &metrics,
@@ -52,10 +61,10 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
         resolver: &tls.resolver(),
         coming: tls.coming(),
         snapshot: &live.load(),
-    };
+    });
     let _inside = runtime.enter();
 
-    let found = TenantFiles::new(&node.tenants, false).look(&Scope::All).map_err(|error| refused(&error))?;
+    let found = TenantFiles::new(path, false).look(&Scope::All).map_err(|error| refused(&error))?;
     let read = found.read.into_iter().map(|path| (load::tenants_file_with(None, &path), path));
     let read = read.map(|(parsed, path)| (path, parsed)).collect();
     let (mut changes, wrong) = compiler.files(&Files::new(), read, |_| Refresh::All);
@@ -79,4 +88,20 @@ pub fn check_config(node: &NodeConfig) -> Result<String, ConfigRefused> {
     } else {
         Err(ConfigRefused(errors))
     }
+}
+
+/// What can be known of a node whose tenants come from the control plane, without asking that.
+fn check_control_plane(
+    node: &NodeConfig,
+    settings: &ControlPlane,
+    failures: Counters<DnsFailure>,
+    runtime: &Handle,
+) -> Result<String, ConfigRefused> {
+    let refused = |error: &dyn std::fmt::Display| ConfigRefused(vec![error.to_string()]);
+    let resolver = Resolver::new(&node.dns, EGRESS, failures, runtime.clone()).map_err(|error| refused(&error))?;
+    Credentials::read(settings, &resolver, &SystemRoots::default()).map_err(|error| refused(&error))?;
+    let live = Arc::new(Live::new(Snapshot::empty()).map_err(|error| refused(&error))?);
+    let tls = LiveTls::new(&live).map_err(|error| refused(&error))?;
+    tls.load_node(&node.tls.certificates).map_err(|error| refused(&error))?;
+    Ok(format!("The configuration of the node is good; its tenants come from {}.", settings.url))
 }

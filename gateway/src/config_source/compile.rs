@@ -1,35 +1,23 @@
 //! Compiling one file of tenants: what is new or has changed, and nothing else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use seiketsu_cache::storage::Storage;
 use seiketsu_config::{
     error::ConfigErrors,
     layers::SharedLayers,
     load::{Difference, ParsedTenants, files_of_head, files_of_tenant},
-    tenant::{Tenant, TenantHead, Upstream},
+    tenant::{Tenant, TenantHead},
     values::Id,
 };
-use seiketsu_identity::state::IdentityState;
 
+use super::head::{HeadCompiler, Parts};
 use crate::{
-    limits::Limits,
-    telemetry::metrics::Metrics,
-    tenancy::{
-        Snapshot,
-        compile::{CompiledTenant, Compiler, Pools},
-        snapshot::{ContentHash, TenantEntry},
-        tls::{Coming, Resolver, TenantTls},
-    },
-    upstream::{
-        pool::UpstreamPool,
-        profile::UpstreamError,
-        registry::{Owner, PoolKey, Prepared, UpstreamRegistry},
-    },
+    tenancy::{compile::CompiledTenant, snapshot::TenantEntry},
+    upstream::registry::{Owner, PoolKey, Prepared},
 };
 
 /// One file, as it is in force.
@@ -80,19 +68,9 @@ pub(super) enum Refresh<'a> {
     All,
 }
 
-/// What compiling needs of the node.
+/// Compiles what is new or has changed in files of tenants.
 #[derive(Clone, Copy)]
-pub(super) struct FileCompiler<'a> {
-    pub(super) upstreams: &'a UpstreamRegistry,
-    pub(super) identity: &'a Arc<IdentityState>,
-    pub(super) metrics: &'a Metrics,
-    pub(super) limits: &'a Limits,
-    pub(super) cache: &'a Arc<Storage>,
-    pub(super) resolver: &'a Resolver,
-    pub(super) coming: &'a Coming,
-    /// What is in force.
-    pub(super) snapshot: &'a Snapshot<CompiledTenant>,
-}
+pub(super) struct FileCompiler<'a>(pub(super) Parts<'a>);
 
 impl FileCompiler<'_> {
     /// What is to become of each file, and what is wrong with the others.
@@ -153,41 +131,27 @@ impl FileCompiler<'_> {
             None => Arc::new(SharedLayers::new(parsed.head())),
         };
         let mut difference = self.difference(before, same_head.is_some(), &parsed, refresh);
-        let mut upstreams = Upstreams { registry: self.upstreams, prepared: Vec::new(), keys: Vec::new() };
-        let mut errors = Vec::new();
         let owner = Owner::Shared(path.to_string_lossy().into());
         let place = path.display();
-        let shared_pools = upstreams.prepare(&owner, &parsed.head().upstreams, |upstream, error| {
-            errors.push(format!("{place}: upstreams.{upstream}: {error}"));
-        });
-        let mut compiler =
-            Compiler::new(self.identity, self.metrics, self.limits, self.cache, parsed.head().revision, path);
+        let (mut compiler, wrong) = HeadCompiler::new(self.0, &owner, path, parsed.head(), layers.clone());
+        let mut errors: Vec<String> =
+            wrong.iter().map(|(upstream, error)| format!("{place}: upstreams.{upstream}: {error}")).collect();
         let mut entries = Vec::with_capacity(difference.put.len());
         let mut put = Vec::with_capacity(difference.put.len());
         for number in std::mem::take(&mut difference.put) {
             let tenant = &parsed.tenants()[number];
-            let owner = Owner::Tenant(tenant.id.clone());
-            let (prepared, keys) = (upstreams.prepared.len(), upstreams.keys.len());
             let line = parsed.line(number);
-            let own_pools = upstreams.prepare(&owner, &tenant.upstreams, |upstream, error| {
-                errors.push(format!("{place}:{line}: tenant {}: upstreams.{upstream}: {error}", tenant.id));
-            });
-            let former = self.snapshot.tenant(tenant.id.as_str()).map(|former| former.compiled());
-            let tls_before = former.and_then(|former| former.tls.as_ref());
-            let tls = TenantTls::compile(tenant, tls_before, self.resolver, self.coming);
-            let of_tenant = layers.tenant(tenant);
-            let of_routes = tenant.routes.iter().map(|route| of_tenant.for_route(route)).collect();
-            let pools = FilePools { own: &own_pools, shared: &shared_pools };
-            match compiler.tenant(tenant, tls, &of_tenant, of_routes, &pools, former) {
-                Ok(compiled) => {
-                    let hash = ContentHash::of(&serde_json::to_vec(&**tenant).unwrap_or_default());
-                    entries.push(TenantEntry::new(tenant.id.clone(), tenant.hosts.iter().cloned(), hash, compiled));
+            let (wrong, compiled) = compiler.tenant(tenant, parsed.head().revision);
+            errors.extend(wrong.iter().map(|(upstream, error)| {
+                format!("{place}:{line}: tenant {}: upstreams.{upstream}: {error}", tenant.id)
+            }));
+            match compiled {
+                Ok(entry) => {
+                    entries.push(entry);
                     put.push(number);
                 }
                 Err(_) if let Some(left_out) = left_out.as_deref_mut() => {
                     left_out.insert(tenant.id.clone());
-                    upstreams.prepared.truncate(prepared);
-                    upstreams.keys.truncate(keys);
                 }
                 Err(error) if error.is_missing_upstream() && !errors.is_empty() => {}
                 Err(error) => errors.push(format!("{place}:{line}: {error}")),
@@ -204,14 +168,14 @@ impl FileCompiler<'_> {
         difference.put = put;
         let changed = !entries.is_empty()
             || !difference.gone.is_empty()
-            || upstreams.prepared.iter().any(Prepared::is_change)
+            || compiler.prepared.iter().any(Prepared::is_change)
             || before.is_none_or(|before| before.parsed.head().revision != parsed.head().revision);
         Ok(FileChange {
             pools_before: before
                 .map(|before| pools_of(path, before.parsed.head(), &difference.gone))
                 .unwrap_or_default(),
-            pools: upstreams.keys,
-            prepared: upstreams.prepared,
+            pools: compiler.keys,
+            prepared: compiler.prepared,
             next: Some(FileInForce { parsed, layers }),
             difference,
             entries,
@@ -240,7 +204,8 @@ impl FileCompiler<'_> {
         let changed: HashSet<usize> = difference.put.iter().copied().collect();
         for (number, tenant) in parsed.tenants().iter().enumerate() {
             // One that is not there was left out when the node started.
-            let is_left_out = || matches!(refresh, Refresh::All) && self.snapshot.tenant(tenant.id.as_str()).is_none();
+            let is_left_out =
+                || matches!(refresh, Refresh::All) && self.0.snapshot.tenant(tenant.id.as_str()).is_none();
             if !changed.contains(&number) && (of_head || refresh.concerns(tenant) || is_left_out()) {
                 difference.put.push(number);
                 difference.gone.push(tenant.clone());
@@ -274,36 +239,6 @@ impl FileChange {
     }
 }
 
-/// Upstreams that were checked, of one file.
-struct Upstreams<'a> {
-    registry: &'a UpstreamRegistry,
-    prepared: Vec<Prepared>,
-    keys: Vec<PoolKey>,
-}
-
-impl Upstreams<'_> {
-    fn prepare<'u>(
-        &mut self,
-        owner: &Owner,
-        upstreams: impl IntoIterator<Item = (&'u Id, &'u Upstream)>,
-        mut refused: impl FnMut(&Id, UpstreamError),
-    ) -> HashMap<Id, Arc<UpstreamPool>> {
-        let mut pools = HashMap::new();
-        for (id, upstream) in upstreams {
-            let key = PoolKey { owner: owner.clone(), upstream: id.clone() };
-            match self.registry.prepare(&key, &Arc::new(upstream.clone())) {
-                Ok(ready) => {
-                    pools.insert(id.clone(), ready.pool().clone());
-                    self.prepared.push(ready);
-                    self.keys.push(key);
-                }
-                Err(error) => refused(id, error),
-            }
-        }
-        pools
-    }
-}
-
 /// The upstreams of a file's head and of these of its tenants.
 fn pools_of(path: &Path, head: &TenantHead, tenants: &[Arc<Tenant>]) -> Vec<PoolKey> {
     let shared = Owner::Shared(path.to_string_lossy().into());
@@ -333,20 +268,8 @@ impl Refresh<'_> {
     }
 }
 
-/// Finds the pools that a tenant's routes name.
-struct FilePools<'a> {
-    own: &'a HashMap<Id, Arc<UpstreamPool>>,
-    shared: &'a HashMap<Id, Arc<UpstreamPool>>,
-}
-
-impl Pools for FilePools<'_> {
-    fn pool(&self, upstream: &Id) -> Option<Arc<UpstreamPool>> {
-        self.own.get(upstream).or_else(|| self.shared.get(upstream)).cloned()
-    }
-}
-
 /// A new revision number alone changes no tenant.
-fn same_but_for_revision(one: &TenantHead, other: &TenantHead) -> bool {
+pub(super) fn same_but_for_revision(one: &TenantHead, other: &TenantHead) -> bool {
     one.defaults == other.defaults && one.plans == other.plans && one.upstreams == other.upstreams
 }
 

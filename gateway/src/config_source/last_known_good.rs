@@ -2,9 +2,11 @@
 //!
 //! Copies of the files, and a journal of which copy is of which file. A change writes its copies and then
 //! one line: a crash in between leaves the former state with the former copies. The journal is written anew
-//! when most of it has been overtaken.
+//! when most of it has been overtaken. What came from the control plane is kept the same way, under names in place of
+//! paths, and sealed.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashSet},
     ffi::OsStr,
     fs,
@@ -18,12 +20,14 @@ use seiketsu_config::load::parallel;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{RARE_POLL, pace::Pace};
+use super::{RARE_POLL, pace::Pace, seal::UnsealKey};
 use crate::files;
 
 /// A folder under the node's state.
 pub(super) struct LastKnownGood {
     folder: PathBuf,
+    /// What copies are sealed with, if they are.
+    key: Option<UnsealKey>,
     copies: BTreeMap<PathBuf, Hash>,
     /// How many files the lines of the journal name in all.
     named: usize,
@@ -33,7 +37,7 @@ pub(super) struct LastKnownGood {
     pace: Pace,
 }
 
-/// Of a file's path and text; also the name of its copy.
+/// Of a file's path and what is in its copy; also the name of that.
 type Hash = [u8; 32];
 
 /// One line of the journal: files, and the names of their copies; none where a file is gone.
@@ -50,9 +54,17 @@ const BATCH: usize = 64;
 impl LastKnownGood {
     /// What is kept there, or nothing if there is nothing that can be read.
     pub(super) fn open(state_dir: &Path) -> Self {
-        let folder = state_dir.join("last-known-good");
+        Self::open_folder(state_dir.join("last-known-good"), None)
+    }
+
+    /// The same of this folder, whose copies are sealed with this key.
+    pub(super) fn open_sealed(folder: PathBuf, key: UnsealKey) -> Self {
+        Self::open_folder(folder, Some(key))
+    }
+
+    fn open_folder(folder: PathBuf, key: Option<UnsealKey>) -> Self {
         let Journal { copies, named, is_cut_off } = Journal::read(&folder.join(JOURNAL));
-        let mut kept = Self { folder, copies, named, behind: false, pace: Pace::new(RARE_POLL) };
+        let mut kept = Self { folder, key, copies, named, behind: false, pace: Pace::new(RARE_POLL) };
         if is_cut_off {
             // The next line needs a beginning.
             let _ = kept.rewrite();
@@ -84,9 +96,15 @@ impl LastKnownGood {
 
     /// Keeps these texts in place of the former ones; without a text, nothing.
     pub(super) fn keep(&mut self, changes: &[(&Path, Option<&str>)]) -> io::Result<()> {
-        let hashes = parallel::map(changes, BATCH, |(path, text)| text.map(|text| hash_of(path, text)));
-        let changes = changes.iter().zip(hashes).map(|((path, text), hash)| (*path, *text, hash));
-        let changes: Vec<_> = changes.filter(|(path, _, hash)| self.copies.get(*path) != hash.as_ref()).collect();
+        let made = parallel::map(changes, BATCH, |(path, text)| text.map(|text| self.copy_of(path, text)).transpose());
+        let mut copies = Vec::with_capacity(changes.len());
+        for ((path, _), copy) in changes.iter().zip(made) {
+            let copy = copy?;
+            if self.copies.get(*path) != copy.as_ref().map(|(hash, _)| hash) {
+                copies.push((*path, copy));
+            }
+        }
+        let changes = copies;
         if changes.is_empty() && !self.behind {
             return Ok(());
         }
@@ -94,21 +112,24 @@ impl LastKnownGood {
         if self.behind {
             self.rewrite()?;
         }
-        for (_, text, hash) in &changes {
-            if let (Some(text), Some(hash)) = (text, hash) {
-                self.write_copy(hash, text, changes.len() <= FEW)?;
-            }
+        let copies = || changes.iter().filter_map(|(_, copy)| copy.as_ref());
+        let written = copies().try_for_each(|(hash, content)| self.write_copy(hash, content, changes.len() <= FEW));
+        if let Err(error) = written {
+            // A full disk does not get fuller with every attempt: one that is sealed anew has another name.
+            copies().for_each(|(hash, _)| drop(fs::remove_file(self.folder.join(hex(hash)))));
+            return Err(error);
         }
         if changes.len() > FEW {
             rustix::fs::syncfs(fs::File::open(&self.folder)?)?;
         }
         if !changes.is_empty() {
-            let files = changes.iter().map(|(path, _, hash)| ((*path).to_owned(), hash.as_ref().map(hex))).collect();
+            let name = |copy: &Option<(Hash, Cow<'_, [u8]>)>| copy.as_ref().map(|(hash, _)| hex(hash));
+            let files = changes.iter().map(|(path, copy)| ((*path).to_owned(), name(copy))).collect();
             self.append(&Line { files })?;
         }
-        for (path, _, hash) in changes {
-            let former = match hash {
-                Some(hash) => self.copies.insert(path.to_owned(), hash),
+        for (path, copy) in changes {
+            let former = match copy {
+                Some((hash, _)) => self.copies.insert(path.to_owned(), hash),
                 None => self.copies.remove(path),
             };
             if let Some(former) = former {
@@ -145,15 +166,29 @@ impl LastKnownGood {
     /// not kept.
     pub(super) fn text(&self, path: &Path) -> Option<String> {
         let hash = self.copies.get(path)?;
-        let text = fs::read_to_string(self.folder.join(hex(hash))).ok()?;
-        (hash_of(path, &text) == *hash).then_some(text)
+        let content = fs::read(self.folder.join(hex(hash))).ok()?;
+        if hash_of(path, &content) != *hash {
+            return None;
+        }
+        match &self.key {
+            Some(key) => key.open(path, content),
+            None => String::from_utf8(content).ok(),
+        }
     }
 
-    fn write_copy(&self, hash: &Hash, text: &str, durable: bool) -> io::Result<()> {
+    fn copy_of<'t>(&self, path: &Path, text: &'t str) -> io::Result<(Hash, Cow<'t, [u8]>)> {
+        let content = match &self.key {
+            Some(key) => Cow::Owned(key.seal(path, text)?),
+            None => Cow::Borrowed(text.as_bytes()),
+        };
+        Ok((hash_of(path, &content), content))
+    }
+
+    fn write_copy(&self, hash: &Hash, content: &[u8], durable: bool) -> io::Result<()> {
         // Readable by the gateway only: configuration holds hashes of keys, and whom they belong to.
         let copy = self.folder.join(hex(hash));
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(copy)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(content)?;
         if durable { file.sync_all() } else { Ok(()) }
     }
 
@@ -217,12 +252,12 @@ impl Journal {
     }
 }
 
-fn hash_of(path: &Path, text: &str) -> Hash {
+fn hash_of(path: &Path, content: &[u8]) -> Hash {
     let path = path.as_os_str().as_encoded_bytes();
     let mut hash = Sha256::new();
     hash.update((path.len() as u64).to_be_bytes());
     hash.update(path);
-    hash.update(text);
+    hash.update(content);
     hash.finalize().into()
 }
 
@@ -304,7 +339,7 @@ mod tests {
     fn a_copy_that_was_changed_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         keep(&mut LastKnownGood::open(folder.path()), &[(A, Some("one"))]);
-        let name = hex(&hash_of(Path::new(A), "one"));
+        let name = hex(&hash_of(Path::new(A), b"one"));
         fs::write(folder.path().join("last-known-good").join(name), "evil").unwrap();
         assert_eq!(texts(folder.path()), [(A.to_owned(), None)]);
     }

@@ -1,6 +1,6 @@
 //! Where tenant configuration comes from, and how it gets into force.
 //!
-//! A file, or a folder of files. A change goes parse → check → compile → swap, on a thread of its own;
+//! A file, or a folder of files; or the control plane (`pushed`). A change goes parse → check → compile → swap, on a thread of its own;
 //! requests notice nothing. It costs what has changed: of a folder only the files that the watch names are
 //! looked at, and tenants that are as they were stay what they are. A file with an error changes nothing: its tenants keep their former state,
 //! and the error stands in `/readyz`, in the log and in a metric until it is mended. What was last in
@@ -10,11 +10,14 @@ mod check;
 mod compile;
 mod conflicts;
 mod events;
+mod head;
 mod in_force;
 mod last_known_good;
 mod pace;
+mod pushed;
 mod referenced;
 mod reload;
+mod seal;
 mod stamp;
 mod status;
 mod tenant_files;
@@ -31,16 +34,19 @@ use std::{
     time::{Duration, Instant},
 };
 
+use seiketsu_config::node::Source;
 use tokio::runtime::Handle;
 
 pub use self::check::check_config;
 pub(crate) use self::{events::log_upstream_events, status::StatusCell, view::RunningConfig};
 use self::{
     pace::Pace,
+    pushed::Follower,
     reload::{Look, Reloader},
+    seal::UnsealKeyError,
     watch::{FileWatch, Notice},
 };
-use crate::{proxy::Shared, server::tls::LiveTls};
+use crate::{operations::Readiness, proxy::Shared, server::tls::LiveTls, upstream::resolver::ResolverError};
 
 /// Changes that come in quick succession (an editor's write and rename, a deployment) are taken as one …
 const QUIET: Duration = Duration::from_millis(30);
@@ -55,53 +61,98 @@ const RARE_POLL: Duration = Duration::from_secs(30);
 
 enum Message {
     Notice(Notice),
-    /// Read everything again, also what configuration refers to.
+    Order(Order),
+}
+
+/// What the node wants of whatever the source is.
+#[derive(Debug, Clone, Copy)]
+enum Order {
+    /// Look at everything again, also at what configuration refers to.
     ReloadAll,
     Stop,
 }
 
+/// Why there is no source of configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+    #[error("control_plane.unseal_key: {0}")]
+    UnsealKey(#[from] UnsealKeyError),
+    #[error(transparent)]
+    Resolver(#[from] ResolverError),
+    #[error("{0}")]
+    NodeCertificates(String),
+}
+
 /// The running source. Ends its thread when dropped.
 pub(crate) struct ConfigSource {
-    messages: mpsc::Sender<Message>,
+    order: Box<dyn Fn(Order) + Send>,
+    /// Closed when there is a configuration in force.
+    loaded: mpsc::Receiver<()>,
     /// Closed when the thread ends.
     ended: mpsc::Receiver<()>,
 }
 
 impl ConfigSource {
-    /// Loads the configuration and then follows its changes. The first load has happened when this
-    /// returns; whether it found anything to serve is in the status.
+    /// Loads the configuration and then follows its changes. The first load of files has happened when this
+    /// returns, and so has a start from what the control plane sent once.
     pub(crate) fn start(
         shared: Arc<Shared>,
         tls: Arc<LiveTls>,
         status: Arc<StatusCell>,
+        readiness: Arc<Readiness>,
         runtime: Handle,
-    ) -> io::Result<Self> {
-        let (messages, inbox) = mpsc::channel();
-        let watch = FileWatch::new(&shared.node.tenants, {
-            let messages = messages.clone();
-            move |notice| {
-                let _ = messages.send(Message::Notice(notice));
-            }
-        });
-        let mut reloader = Reloader::new(shared, tls, status, runtime);
-        reloader.load_first();
+    ) -> Result<Self, SourceError> {
         let (ending, ended) = mpsc::channel();
-        thread::Builder::new().name("config".to_owned()).spawn(move || {
-            follow(&inbox, reloader, watch);
-            drop(ending);
-        })?;
-        Ok(Self { messages, ended })
+        let (first, loaded) = mpsc::channel();
+        let node = shared.node.clone();
+        let spawn = |work: Box<dyn FnOnce() + Send>| {
+            thread::Builder::new().name("config".to_owned()).spawn(move || {
+                work();
+                drop(ending);
+            })
+        };
+        let order: Box<dyn Fn(Order) + Send> = match node.source() {
+            Source::Files(path) => {
+                let (messages, inbox) = mpsc::channel();
+                let watch = FileWatch::new(path, {
+                    let messages = messages.clone();
+                    move |notice| {
+                        let _ = messages.send(Message::Notice(notice));
+                    }
+                });
+                shared.metrics.node.control_plane.connected.set(1);
+                let mut reloader = Reloader::new(path, shared, tls, status, runtime);
+                reloader.load_first();
+                drop(first);
+                spawn(Box::new(move || follow(&inbox, reloader, watch)))?;
+                Box::new(move |order| drop(messages.send(Message::Order(order))))
+            }
+            Source::ControlPlane(settings) => {
+                let (follower, order) = Follower::start(settings, &shared, tls, status, readiness, &runtime)?;
+                let mut first = Some(first);
+                spawn(Box::new(move || follower.follow(|| drop(first.take()))))?;
+                Box::new(order)
+            }
+        };
+        Ok(Self { order, loaded, ended })
     }
 
-    /// Reads everything again, soon: HUP.
+    /// Waits until there is a configuration in force, or none is to be expected.
+    pub(crate) fn wait_until_loaded(&self) {
+        let _ = self.loaded.recv();
+    }
+
+    /// Looks at everything again, soon: HUP.
     pub(crate) fn reload(&self) {
-        let _ = self.messages.send(Message::ReloadAll);
+        (self.order)(Order::ReloadAll);
     }
 }
 
 impl Drop for ConfigSource {
     fn drop(&mut self) {
-        let _ = self.messages.send(Message::Stop);
+        (self.order)(Order::Stop);
         if self.ended.recv_timeout(PARTING) == Err(mpsc::RecvTimeoutError::Timeout) {
             tracing::warn!("reading configuration takes too long to be waited for");
         }
@@ -138,8 +189,8 @@ fn next_look(inbox: &mpsc::Receiver<Message>) -> Option<Look> {
                 look.named.insert(name);
             }
             Ok(Message::Notice(Notice::Anything)) => look.all = true,
-            Ok(Message::ReloadAll) => look.again = true,
-            Ok(Message::Stop) | Err(mpsc::RecvTimeoutError::Disconnected) => return None,
+            Ok(Message::Order(Order::ReloadAll)) => look.again = true,
+            Ok(Message::Order(Order::Stop)) | Err(mpsc::RecvTimeoutError::Disconnected) => return None,
             Err(mpsc::RecvTimeoutError::Timeout) => return Some(look),
         }
         if Instant::now() > *until.get_or_insert_with(|| Instant::now() + LONGEST) {

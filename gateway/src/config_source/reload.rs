@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use super::{
     compile::{Changes, FileChange, FileCompiler, Lost, Read, Refresh, Refused},
     conflicts,
+    head::Parts,
     in_force::InForce,
     last_known_good::LastKnownGood,
     referenced::{ReferencedFiles, Renewed},
@@ -34,7 +35,7 @@ use crate::{
 };
 
 /// How long a reload waits for the names of new upstreams; later answers are taken when they come.
-const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const RESOLVE_PATIENCE: Duration = Duration::from_secs(2);
 /// Files that a thread reads at once.
 const BATCH: usize = 64;
 
@@ -93,9 +94,15 @@ struct Outcome {
 }
 
 impl Reloader {
-    pub(super) fn new(shared: Arc<Shared>, tls: Arc<LiveTls>, status: Arc<StatusCell>, runtime: Handle) -> Self {
+    /// `tenants`: the file, or the folder of files.
+    pub(super) fn new(
+        tenants: &Path,
+        shared: Arc<Shared>,
+        tls: Arc<LiveTls>,
+        status: Arc<StatusCell>,
+        runtime: Handle,
+    ) -> Self {
         let kept = LastKnownGood::open(&shared.node.state_dir);
-        let tenants = &shared.node.tenants;
         let was_folder = kept.paths().iter().any(|path| path.parent() == Some(tenants));
         Self {
             kept,
@@ -303,16 +310,7 @@ impl Reloader {
     }
 
     fn compiler<'a>(&'a self, snapshot: &'a Snapshot<CompiledTenant>, resolver: &'a Resolver) -> FileCompiler<'a> {
-        FileCompiler {
-            upstreams: &self.shared.upstreams,
-            identity: &self.shared.identity,
-            metrics: &self.shared.metrics,
-            limits: &self.shared.limits,
-            cache: &self.shared.cache.storage,
-            resolver,
-            coming: self.tls.coming(),
-            snapshot,
-        }
+        FileCompiler(Parts::of(&self.shared, &self.tls, resolver, snapshot))
     }
 
     /// `read`: the files that the changes refer to were read at this time or later.
@@ -459,12 +457,12 @@ impl Wrong {
 }
 
 /// The certificates of the node, with the development certificate where it is asked for.
-fn node_certificates(shared: &Shared) -> Vec<CertificateFiles> {
+pub(super) fn node_certificates(shared: &Shared) -> Vec<CertificateFiles> {
     let mut certificates = shared.node.tls.certificates.clone();
     certificates.extend(shared.development_certificate.clone());
     certificates
 }
 
-fn unix_seconds() -> u64 {
+pub(super) fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

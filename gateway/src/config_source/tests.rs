@@ -59,7 +59,8 @@ impl Node {
         let shared = Arc::new(Shared::new(node, runtime.handle()).unwrap());
         let status = Arc::new(StatusCell::default());
         let tls = Arc::new(LiveTls::new(&shared.live).unwrap());
-        let reloader = Reloader::new(shared.clone(), tls, status.clone(), runtime.handle().clone());
+        let tenants = shared.node.tenants.clone().unwrap();
+        let reloader = Reloader::new(&tenants, shared.clone(), tls, status.clone(), runtime.handle().clone());
         Self { reloader, shared, status, folder, _runtime: runtime }
     }
 

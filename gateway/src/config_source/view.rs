@@ -23,6 +23,7 @@ impl ConfigView for RunningConfig {
         ConfigStatus {
             revision: status.loaded.then_some(status.revision),
             last_reload: serde_json::to_value(&*status).unwrap_or_default(),
+            control_plane: self.status.connection().and_then(|connection| serde_json::to_value(&*connection).ok()),
         }
     }
 

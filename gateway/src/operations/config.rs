@@ -21,7 +21,10 @@ pub(super) fn get(state: &OperationsState, query: Option<&str>) -> Answer {
         if route.is_some() {
             return respond::problem(ProblemKind::BadRequest, "A route needs its tenant: add `tenant`.");
         }
-        let body = json!({ "revision": status.revision, "last_reload": status.last_reload });
+        let mut body = json!({ "revision": status.revision, "last_reload": status.last_reload });
+        if let Some(control_plane) = status.control_plane {
+            body["control_plane"] = control_plane;
+        }
         return respond::json(StatusCode::OK, &body);
     };
     match state.config.effective(&tenant, route.as_deref()) {

@@ -81,6 +81,15 @@ impl Readiness {
         self.listening.store(true, Ordering::Release);
     }
 
+    /// Whether requests are taken, if there is a configuration.
+    pub fn is_serving(&self) -> bool {
+        self.listening.load(Ordering::Acquire) && !self.is_draining()
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
     /// The node will stop; load balancers should send nothing more. There is no way back.
     pub fn set_draining(&self) {
         self.draining.store(true, Ordering::Release);
@@ -103,6 +112,8 @@ pub struct ConfigStatus {
     pub revision: Option<u64>,
     /// What came of the last reload, its errors among it.
     pub last_reload: Value,
+    /// How the connection to the control plane stands, if there is one.
+    pub control_plane: Option<Value>,
 }
 
 /// What [`ConfigView::effective`] was asked for and does not have.

@@ -17,6 +17,9 @@ pub(super) fn get(state: &OperationsState) -> Answer {
     let ready = loaded && listening && !draining;
     let reason = match (loaded, listening, draining) {
         (.., true) => Some("the node is draining: it takes no new connections and will end"),
+        (false, ..) if config.control_plane.is_some() => {
+            Some("no configuration is in force yet: `control_plane` and `last_reload` say what it waits for")
+        }
         (false, ..) => Some("no configuration is in force yet: it is being loaded"),
         (true, false, _) => Some("the configuration is loaded; the listeners do not accept yet"),
         (true, true, false) => None,
@@ -27,6 +30,9 @@ pub(super) fn get(state: &OperationsState) -> Answer {
         "revision": config.revision,
         "last_reload": config.last_reload,
     });
+    if let Some(control_plane) = config.control_plane {
+        body["control_plane"] = control_plane;
+    }
     if let Some(reason) = reason {
         body["reason"] = reason.into();
     }

@@ -176,7 +176,7 @@ mod tests {
     impl ConfigView for Config {
         fn status(&self) -> ConfigStatus {
             let revision = self.loaded.load(Ordering::Acquire).then_some(7);
-            ConfigStatus { revision, last_reload: json!({ "errors": ["tenants.yaml:3: no"] }) }
+            ConfigStatus { revision, last_reload: json!({ "errors": ["tenants.yaml:3: no"] }), control_plane: None }
         }
 
         fn effective(&self, tenant: &str, route: Option<&str>) -> Result<Value, NotConfigured> {

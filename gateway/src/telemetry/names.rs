@@ -127,6 +127,14 @@ metrics! {
         "Tenants that reloads found new or changed.";
     LAST_KNOWN_GOOD_OUTDATED = "seiketsu_config_last_known_good_outdated" []
         "Whether the running configuration could not be kept on disk, for a start from files that are wrong; 1: it could not.";
+    CONTROL_PLANE_CONNECTED = "seiketsu_control_plane_connected" []
+        "Whether the node is connected to its control plane; 1 where it has none.";
+    CONTROL_PLANE_FAILURES = "seiketsu_control_plane_failures_total" []
+        "Connections to the control plane that did not come about or broke off.";
+    CONTROL_PLANE_UPDATES = "seiketsu_control_plane_updates_total" ["result"]
+        "Updates from the control plane, by result; refused: nothing of it could be used.";
+    CONTROL_PLANE_REFUSED = "seiketsu_control_plane_refused_documents" []
+        "Tenants, and what stands beside them, that are not in force as the control plane sent them.";
     CERTIFICATE_NOT_AFTER = "seiketsu_certificate_not_after_timestamp_seconds" ["tenant", "host"]
         "Until when a certificate in use is valid, as a Unix time, by the first host that it is shown for; the hundred that expire first.";
     ACCESS_LOG_DROPPED = "seiketsu_access_log_dropped_total" ["reason"]

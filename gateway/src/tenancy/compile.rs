@@ -65,7 +65,7 @@ pub struct CompiledTenant {
     /// What is stored for it, if any of its routes stores anything.
     pub(crate) cache: Option<Arc<Partition>>,
     pub(crate) tls: Option<TenantTls>,
-    /// The file that it stands in.
+    /// The file that it stands in, or what is named in its place.
     pub(crate) file: Arc<Path>,
     /// What was compiled, for the config dump.
     pub(crate) config: Arc<Tenant>,
@@ -197,8 +197,8 @@ pub(crate) struct Compiler<'a> {
     pub(crate) metrics: &'a Metrics,
     limits: &'a Limits,
     cache: &'a Arc<Storage>,
-    /// Of the file.
-    revision: u64,
+    /// Of the settings of the tenants that come next.
+    pub(crate) revision: u64,
     file: Arc<Path>,
     /// Policies by the merged settings that they were compiled from.
     policies: HashMap<*const Effective, (Arc<Effective>, Arc<CompiledPolicies>)>,
@@ -210,10 +210,9 @@ impl<'a> Compiler<'a> {
         metrics: &'a Metrics,
         limits: &'a Limits,
         cache: &'a Arc<Storage>,
-        revision: u64,
         file: &Path,
     ) -> Self {
-        Self { identity, metrics, limits, cache, revision, file: file.into(), policies: HashMap::new() }
+        Self { identity, metrics, limits, cache, revision: 0, file: file.into(), policies: HashMap::new() }
     }
 
     /// `tls` is what [`TenantTls`] made of the tenant, or why it could not. `tenant_effective` and `effective` are the

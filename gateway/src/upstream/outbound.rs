@@ -267,6 +267,17 @@ pub struct Connector {
 }
 
 impl Connector {
+    /// For connections that become WebSockets; trusts only the authorities of this PEM file, if there is one. Blocks.
+    pub fn for_websockets(resolver: Resolver, ca: Option<&Path>, roots: &SystemRoots) -> Result<Self, TlsError> {
+        let tls = trusting_client_config(ca, &[b"http/1.1"], roots).map(Arc::new)?;
+        Ok(Self { resolver, tls, server_name: None })
+    }
+
+    /// An open connection to the host of an absolute URL.
+    pub async fn open(self, uri: Uri) -> Result<Stream, ConnectError> {
+        self.connect(uri).await.map(TokioIo::into_inner)
+    }
+
     async fn connect(self, uri: Uri) -> Result<TokioIo<Stream>, ConnectError> {
         let (Some(host), Some(scheme)) = (uri.host(), uri.scheme()) else { return Err(ConnectError::Url(uri)) };
         let bare = host.trim_start_matches('[').trim_end_matches(']');

@@ -20,7 +20,11 @@ use serde_json::json;
 use crate::{
     fixtures::{Stub, comes_true, key_hash, ok},
     limits::Redis,
-    support::{Client, Gateway, Origin, PATIENCE, Process, Response, binary},
+    support::{
+        Client, Gateway, Origin, PATIENCE, Process, Response, binary,
+        control_plane::{ControlPlane, Store, TOKEN},
+        pki,
+    },
 };
 
 fn examples() -> PathBuf {
@@ -60,6 +64,7 @@ fn no_example_is_forgotten() {
     let driven: HashSet<&str> = [
         "caching.yaml",
         "canary.yaml",
+        "control-plane-node.yaml",
         "demo-node.yaml",
         "demo-tenants.yaml",
         "limits.yaml",
@@ -77,6 +82,29 @@ fn no_example_is_forgotten() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(driven.contains(name.as_str()), "{name} is driven by no test of this file");
     }
+}
+
+#[test]
+fn a_node_without_tenants_of_its_own_asks_the_control_plane() {
+    let (origin, authority) = (Origin::start("a"), pki::Authority::new("admin"));
+    let plane = ControlPlane::start_with(&authority.issue(&["127.0.0.1"]));
+    let node = with(
+        example("control-plane-node.yaml"),
+        &[
+            ("http: [127.0.0.1:8080]", "http: [127.0.0.1:0]\n  operations: 127.0.0.1:0".to_owned()),
+            ("admin.example:9080", plane.address.to_string()),
+        ],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("tls")).unwrap();
+    authority.write(&folder.path().join("tls"), "admin-ca");
+    fs::write(folder.path().join("node-token"), TOKEN).unwrap();
+    fs::write(folder.path().join("node.yaml"), format!("{node}egress: {{ allow_loopback: true }}\n")).unwrap();
+    let _process = Gateway::spawn(folder.path(), &[]);
+    let mut session = plane.welcome();
+    assert_eq!(session.hello.node.as_str(), "gateway-1");
+    assert!(session.push(Store::new(origin.address).update(None)).refused.is_empty());
+    session.heartbeat(|it| it.ready);
 }
 
 #[test]

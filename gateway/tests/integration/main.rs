@@ -16,6 +16,7 @@
 
 mod cache;
 mod callers;
+mod control_plane;
 mod examples;
 mod fixtures;
 mod grpc;

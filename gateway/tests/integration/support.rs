@@ -1,6 +1,7 @@
 //! A gateway and origins as real processes on free ports, and a client that speaks plain bytes, so that
 //! tests decide every byte that is sent.
 
+pub mod control_plane;
 pub mod frames;
 pub mod http2;
 pub mod pki;

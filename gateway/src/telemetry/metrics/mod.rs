@@ -33,7 +33,7 @@ use self::{
 };
 pub use self::{
     labels::{Attempt, BreakerState, CacheResult, DnsFailure, Ejection, Label, LogDrop, Reload, Stage},
-    node::{ConnectionMetrics, Counters, NodeMetrics, OpenConnection, UsageMetrics},
+    node::{ConnectionMetrics, ControlPlaneMetrics, Counters, NodeMetrics, OpenConnection, UsageMetrics},
     shard::{InFlight, Outcome, RouteSlot},
     tenants::{RouteTable, TenantMetrics},
 };

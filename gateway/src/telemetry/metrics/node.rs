@@ -89,6 +89,15 @@ pub struct UsageMetrics {
     pub oldest: IntGauge,
 }
 
+/// How the control plane stands, and what becomes of what it sends.
+#[derive(Debug, Clone)]
+pub struct ControlPlaneMetrics {
+    pub connected: IntGauge,
+    pub failures: IntCounter,
+    pub updates: Counters<Reload>,
+    pub refused: IntGauge,
+}
+
 /// One field for each metric. Counting is one atomic addition.
 #[derive(Debug)]
 pub struct NodeMetrics {
@@ -104,6 +113,7 @@ pub struct NodeMetrics {
     pub spans_dropped: IntCounter,
     pub usage: UsageMetrics,
     pub last_known_good_outdated: IntGauge,
+    pub control_plane: ControlPlaneMetrics,
     config_reloads: Counters<Reload>,
     config_revision: IntGauge,
     config_last_success: Gauge,
@@ -138,6 +148,12 @@ impl NodeMetrics {
                 oldest: gauge(registry, names::USAGE_OLDEST)?,
             },
             last_known_good_outdated: gauge(registry, names::LAST_KNOWN_GOOD_OUTDATED)?,
+            control_plane: ControlPlaneMetrics {
+                connected: gauge(registry, names::CONTROL_PLANE_CONNECTED)?,
+                failures: counter(registry, names::CONTROL_PLANE_FAILURES)?,
+                updates: counters(registry, names::CONTROL_PLANE_UPDATES)?,
+                refused: gauge(registry, names::CONTROL_PLANE_REFUSED)?,
+            },
             config_reloads: counters(registry, names::CONFIG_RELOADS)?,
             config_revision: gauge(registry, names::CONFIG_REVISION)?,
             config_last_success: register(registry, Gauge::with_opts(opts(names::CONFIG_LAST_SUCCESS))?)?,

@@ -79,7 +79,10 @@ fn collect_names(schema: &Value, names: &mut BTreeSet<String>) {
 #[test]
 fn the_demo_is_what_the_readme_says() {
     let node = load::node_file(&examples().join("demo-node.yaml")).unwrap();
-    assert_eq!(node.tenants.as_deref(), Some(&*examples().join("demo-tenants.yaml")));
+    let control_plane = node.control_plane.expect("the tenants are in the control plane");
+    assert_eq!(control_plane.url.as_str(), "http://127.0.0.1:9080/");
+    // What they refer to is where the file has it that they come from.
+    assert_eq!(control_plane.files.as_deref().map(|files| files.join("demo-tenants.yaml").exists()), Some(true));
     assert!(node.egress.allow_loopback && node.tls.development_certificate);
     let file = load::tenants_file(&examples().join("demo-tenants.yaml")).unwrap();
     let hosts: Vec<_> = file.tenants.iter().flat_map(|tenant| &tenant.hosts).map(ToString::to_string).collect();

@@ -37,14 +37,14 @@ install_packages() {
   DEBIAN_FRONTEND=noninteractive "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# install_server COMMAND PACKAGE: Debian starts the services of what it installs; our programs start their own, on free
+# install_server COMMAND PACKAGE [SERVICE]: Debian starts the services of what it installs; our programs start their own, on free
 # ports, and others would only take CPU time from what is measured.
 install_server() {
   command -v "$1" >/dev/null && return
   install_packages "$1=$2"
   local as_root=()
   [ "$(id -u)" -eq 0 ] || as_root=(sudo)
-  "${as_root[@]}" systemctl disable --quiet --now "$1" 2>/dev/null || true
+  "${as_root[@]}" systemctl disable --quiet --now "${3:-$1}" 2>/dev/null || true
 }
 
 # install_cargo_tool COMMAND CRATE VERSION: builds a tool into the cache, once per version.

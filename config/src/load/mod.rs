@@ -18,6 +18,8 @@ use std::{
     path::Path,
 };
 
+use serde::de::DeserializeOwned;
+
 pub use self::files::{files_of_head, files_of_tenant};
 pub use self::parsed::{Difference, ParsedTenants, clashes, tenants_with};
 pub use self::pushed::{CONTROL_PLANE, pushed_head, pushed_tenant, pushed_tenant_fits};
@@ -74,6 +76,13 @@ pub fn tenants_file(path: &Path) -> Result<TenantFile, ConfigErrors> {
 /// As [`tenants_with`], from a file of 256 MiB at most.
 pub fn tenants_file_with(previous: Option<&ParsedTenants>, path: &Path) -> Result<ParsedTenants, ConfigErrors> {
     tenants_with(previous, read_text(path, MOST_TENANT_BYTES)?, path)
+}
+
+/// Reads a value from text of its own, for whoever gets parts of a configuration from elsewhere than from files. It is not
+/// checked beyond its form, and paths in it stay as they are.
+pub fn value<T: DeserializeOwned>(text: &str, origin: &Path) -> Result<T, ConfigErrors> {
+    let read = yaml::parse(text, Anchors::Refused).and_then(|root| yaml::value(&root));
+    read.map_err(|refusal| describe(vec![(*refusal).into()], origin, |paths| locate(text, paths)))
 }
 
 /// Reads a JSON or YAML document that configuration refers to, such as a schema, of 16 MiB at most.

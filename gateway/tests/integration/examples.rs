@@ -381,6 +381,17 @@ fn start_with(folder: tempfile::TempDir, node: &str, variables: &[(&str, &str)])
     Gateway { folder, http, https, operations, process }
 }
 
+/// The demo's node, with tenants from a file. With a control plane it is driven beside that one.
+fn demo_node(tenants: &str) -> String {
+    let control_plane = "control_plane:
+  url: http://127.0.0.1:9080
+  token: ${file:../../var/admin/node-token}
+  # Where relative paths in tenants begin.
+  files: .
+";
+    with(example("demo-node.yaml"), &[(control_plane, format!("tenants: {tenants}\n"))])
+}
+
 #[test]
 fn the_demo_does_what_the_readme_says() {
     let (west, east) = (Origin::start("eu-west"), Origin::start("us-east"));
@@ -394,7 +405,8 @@ fn the_demo_does_what_the_readme_says() {
     let keys = folder.path().join("var/demo-keys");
     assert!(Command::new(credentials).arg("--folder").arg(&keys).status().unwrap().success());
     let secret = |name: &str| fs::read_to_string(keys.join(name)).unwrap().trim().to_owned();
-    let gateway = start(folder, "demo-node.yaml");
+    fs::write(folder.path().join("config/examples/node.yaml"), demo_node("demo-tenants.yaml")).unwrap();
+    let gateway = start(folder, "node.yaml");
 
     for tenant in ["acme", "globex", "initech", "umbrella"] {
         let host = format!("{tenant}.localhost");
@@ -433,8 +445,7 @@ fn limits_hold_at_every_layer() {
     let origin = Origin::start("a");
     let text = with(example("limits.yaml"), &[("calls.internal:8080", origin.address.to_string())]);
     let folder = project("limits.yaml", &text);
-    let node = with(example("demo-node.yaml"), &[("demo-tenants.yaml", "limits.yaml".to_owned())]);
-    fs::write(folder.path().join("config/examples/node.yaml"), node).unwrap();
+    fs::write(folder.path().join("config/examples/node.yaml"), demo_node("limits.yaml")).unwrap();
     let variables = [("ACME_MOBILE_KEY", APP_KEY), ("ACME_PARTNER_KEY", PARTNER_KEY)];
     let gateway = start_with(folder, "node.yaml", &variables);
     // The plan's, with the tenant's month.

@@ -396,46 +396,6 @@ fn one_of_very_many_costs_what_one_costs() {
     assert!(node.reports.iter().any(|report| matches!(report, Report::Kept(None))), "it is kept");
 }
 
-/// `cargo nextest run --run-ignored only -E 'test(measured)' --no-capture`
-#[test]
-#[ignore = "it takes a while, and is for looking at"]
-fn among_a_hundred_thousand_measured() {
-    const TENANTS: usize = 100_000;
-    let (mut store, mut node) = (Store::default(), Node::new());
-    let id = |number: usize| format!("t{number}");
-    let all: Vec<(String, String)> =
-        (0..TENANTS).map(|number| (id(number), tenant(&id(number), &[&id(number)], "shared"))).collect();
-    let mut changes: Vec<_> = all.iter().map(|(id, content)| (Some(id.as_str()), Some(content.clone()))).collect();
-    changes.push((None, Some(head(&["shared"]))));
-    store.change(&changes);
-    let cpu = || {
-        rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_nsec as f64 / 1e6
-            + rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime).tv_sec as f64 * 1e3
-    };
-    let began = Instant::now();
-    node.take(store.update(None));
-    eprintln!("the whole configuration: {:?}", began.elapsed());
-    let before = store.documents.clone();
-    for number in 0..5 {
-        let revision = store.revision;
-        store.change(&[(Some("t7"), Some(tenant("t7", &[&format!("x{number}")], "shared")))]);
-        let mut update = store.update(Some(revision));
-        update.put.retain(|document| document.revision > revision);
-        let (began, used) = (Instant::now(), cpu());
-        node.take(update);
-        eprintln!("one tenant: {:?}, {:.3} ms of processor", began.elapsed(), cpu() - used);
-    }
-    drop(before);
-    let began = Instant::now();
-    let mut node = node.restart();
-    eprintln!("written down, and started from that: {:?}, {} tenants", began.elapsed(), node.state().tenants.len());
-    let revision = store.revision;
-    store.change(&[(None, Some(head(&["shared", "other"])))]);
-    let began = Instant::now();
-    node.take(store.update(Some(revision)));
-    eprintln!("another head: {:?}", began.elapsed());
-}
-
 /// Hosts and an upstream; none, where the tenant is gone.
 type Content = Option<(BTreeSet<&'static str>, &'static str)>;
 

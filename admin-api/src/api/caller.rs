@@ -1,0 +1,150 @@
+//! Who calls, and whether they may: the token, the role, the tenants. Refusals are kept in the audit trail, those of
+//! changes too.
+
+use std::net::{IpAddr, SocketAddr};
+
+use axum::{
+    extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, StatusCode, header, request::Parts};
+use secrecy::SecretString;
+use seiketsu_config::values::Id;
+
+use super::{
+    AppState, BASE, Problem, RequestId,
+    operations::{self, Operation, Scope},
+    problem::Kind,
+};
+use crate::store::{
+    Author,
+    audit::Entry,
+    operators::{Operator, Role},
+};
+
+/// The operator who calls, and what they call.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    pub(super) operator: Operator,
+    pub(super) author: Author,
+}
+
+impl Caller {
+    pub(super) fn role(&self) -> Role {
+        self.operator.role
+    }
+
+    /// Whether the operator may see and change this tenant. Whether there is one is told only to those who may.
+    pub(super) fn may_touch(&self, tenant: &Id) -> Result<(), Problem> {
+        match &self.operator.tenants {
+            Some(tenants) if !tenants.contains(tenant) => {
+                Err(Problem::new(Kind::Forbidden, format!("the operator is not for the tenant {tenant}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn may_touch_all(&self) -> Result<(), Problem> {
+        match &self.operator.tenants {
+            Some(_) => Err(Problem::new(Kind::Forbidden, "this is for operators of all tenants")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromRequestParts<AppState> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &AppState) -> Result<Self, Problem> {
+        // Without `guard` nobody gets anywhere.
+        parts.extensions.get().cloned().ok_or_else(|| Problem::new(Kind::Unauthenticated, "no token was sent"))
+    }
+}
+
+/// Lets through who may call the operation, and keeps what was refused.
+pub(super) async fn guard(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
+    let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
+    let path = path.strip_prefix(BASE).unwrap_or_default();
+    let Some(operation) = operations::find(request.method(), path) else {
+        return operations::not_found(request.method(), path).into_response();
+    };
+    let mut author = Author {
+        id: None,
+        name: "anonymous".to_owned(),
+        address,
+        request: request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default(),
+        action: operation.id,
+    };
+    let response = match admit(&state, operation, request.headers(), &mut author).await {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(problem) => problem.into_response(),
+    };
+    keep_refusal(&state, operation, &author, response).await
+}
+
+async fn admit(
+    state: &AppState,
+    operation: &Operation,
+    headers: &HeaderMap,
+    author: &mut Author,
+) -> Result<Caller, Problem> {
+    let address = author.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
+    // Whoever tries tokens is slowed down before the store is asked.
+    state.failures.peek(address).map_err(too_many)?;
+    let found = match bearer(headers) {
+        Some(token) => state.store.operator_token(&token).await?,
+        None => None,
+    };
+    let Some((operator, token)) = found else {
+        state.failures.take(address).map_err(too_many)?;
+        return Err(Problem::new(Kind::Unauthenticated, "no token was sent, or one that does not hold"));
+    };
+    author.id = Some(operator.id);
+    author.name = operator.name.to_string();
+    state.requests.take(token.id).map_err(too_many)?;
+    let caller = Caller { operator, author: author.clone() };
+    if caller.role() < operation.least {
+        let detail = format!("this is for the role {} and above", operation.least.as_str());
+        return Err(Problem::new(Kind::Forbidden, detail));
+    }
+    if operation.scope == Scope::All {
+        caller.may_touch_all()?;
+    }
+    Ok(caller)
+}
+
+fn too_many(seconds: u64) -> Problem {
+    Problem::new(Kind::TooMany, "too many requests").retry_after(seconds)
+}
+
+/// RFC 6750 §2.1.
+fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned().into())
+}
+
+async fn keep_refusal(state: &AppState, operation: &Operation, author: &Author, response: Response) -> Response {
+    let status = response.status();
+    let of_rights = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let of_change = operation.writes() && status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS;
+    if !of_rights && !of_change {
+        return response;
+    }
+    let mut entry = Entry::refused().with("status", status.as_u16());
+    if let Some(problem) = response.extensions().get::<Problem>() {
+        // Short: it may repeat what was sent.
+        let detail: String = problem.detail.chars().take(200).collect();
+        entry = entry.with("type", problem.kind.type_uri()).with("detail", detail);
+    }
+    match state.store.record(author, entry).await {
+        Ok(()) => response,
+        Err(error) => Problem::from(error).into_response(),
+    }
+}

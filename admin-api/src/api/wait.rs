@@ -1,0 +1,209 @@
+//! `?wait=applied`: the answer comes when all live nodes have what was written, and says which have not.
+
+use std::{collections::HashSet, time::Duration};
+
+use seiketsu_config::{
+    push::Refused,
+    values::{Id, Span},
+};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use utoipa::ToSchema;
+
+use super::{AppState, Problem, problem::Kind};
+use crate::store::{Written, nodes::NodeRow};
+
+const USUAL: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_mins(1);
+
+/// Other replicas tell of what their nodes have applied; should that be lost, it is looked up this often.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Whether the answer waits for the nodes.
+#[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields, default)]
+#[into_params(parameter_in = Query)]
+pub(super) struct WaitQuery {
+    /// `applied`: answer when all live nodes have applied the change.
+    #[param(inline)]
+    pub(super) wait: Option<WaitFor>,
+    /// For how long: `500ms` to `60s`, usually `5s`. Then 504 names the nodes that have not; the change stands.
+    pub(super) timeout: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum WaitFor {
+    Applied,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct WriteAnswer {
+    /// The revision that it made; the one that there is, if it changed nothing.
+    pub(super) revision: u64,
+    /// Tenants that were added, changed or removed.
+    #[schema(value_type = Vec<String>)]
+    pub(super) changed: Vec<Id>,
+    /// Whether what stands beside the tenants was changed.
+    pub(super) head: bool,
+    /// Nothing was written: this is what would be.
+    #[serde(skip_serializing_if = "is_false")]
+    pub(super) dry_run: bool,
+    /// With `?wait=applied`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) applied: Option<AppliedBy>,
+}
+
+/// Who has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct AppliedBy {
+    /// Live nodes that have applied it.
+    #[schema(value_type = Vec<String>)]
+    nodes: Vec<Id>,
+    missing: Vec<Missing>,
+}
+
+/// A live node that has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct Missing {
+    #[schema(value_type = String)]
+    node: Id,
+    /// What is in force there.
+    revision: u64,
+    /// What it refused of the change, and why.
+    #[schema(value_type = Vec<Object>)]
+    refused: Vec<Refused>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // What serde asks for.
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+impl From<Written> for WriteAnswer {
+    fn from(written: Written) -> Self {
+        Self { revision: written.revision, changed: written.changed, head: written.head, dry_run: false, applied: None }
+    }
+}
+
+/// How long to wait, if at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Wait(Option<Duration>);
+
+impl Wait {
+    /// Before anything is written: a wrong time must not come to light afterwards.
+    pub(super) fn parse(wait: Option<WaitFor>, timeout: Option<&str>) -> Result<Self, Problem> {
+        let timeout = match timeout {
+            None => USUAL,
+            Some(text) => {
+                let span: Span = text.parse().map_err(|why| Problem::bad_request(format!("timeout: {why}")))?;
+                if span.get() > LONGEST {
+                    return Err(Problem::bad_request("timeout: write 60s at most"));
+                }
+                span.get()
+            }
+        };
+        Ok(Self(wait.map(|WaitFor::Applied| timeout)))
+    }
+
+    /// Completes the answer, when the nodes have what was written.
+    pub(super) async fn complete(self, state: &AppState, answer: WriteAnswer) -> Result<WriteAnswer, Problem> {
+        let Some(timeout) = self.0 else { return Ok(answer) };
+        let deadline = Instant::now() + timeout;
+        let mut applied = state.store.applied();
+        loop {
+            applied.mark_unchanged();
+            let now = standing(&state.store.nodes().await?, &answer);
+            let settled = now.missing.iter().all(|missing| !missing.refused.is_empty());
+            if now.missing.is_empty() {
+                return Ok(WriteAnswer { applied: Some(now), ..answer });
+            }
+            if settled || Instant::now() >= deadline {
+                return Err(not_applied(&answer, &now));
+            }
+            let look = deadline.min(Instant::now() + LOOK);
+            if let Ok(Err(_)) = timeout_at(look, applied.changed()).await {
+                // Nobody is left who could tell.
+                sleep_until(look).await;
+            }
+        }
+    }
+}
+
+/// Which of the live nodes have it.
+fn standing(nodes: &[NodeRow], answer: &WriteAnswer) -> AppliedBy {
+    let changed: HashSet<&Id> = answer.changed.iter().collect();
+    let concerns = |refused: &Refused| match &refused.tenant {
+        Some(tenant) => changed.contains(tenant),
+        None => answer.head,
+    };
+    let mut standing = AppliedBy::default();
+    for node in nodes.iter().filter(|node| node.live) {
+        let has = node.revision >= answer.revision;
+        let refused: Vec<Refused> = node.refused.iter().filter(|one| has && concerns(one)).cloned().collect();
+        if has && refused.is_empty() {
+            standing.nodes.push(node.id.clone());
+        } else {
+            standing.missing.push(Missing { node: node.id.clone(), revision: node.revision, refused });
+        }
+    }
+    standing
+}
+
+fn not_applied(answer: &WriteAnswer, standing: &AppliedBy) -> Problem {
+    let names: Vec<&str> = standing.missing.iter().map(|missing| missing.node.as_str()).collect();
+    Problem::new(Kind::NotApplied, format!("the change stands, and has not been applied by {}", names.join(", ")))
+        .with("revision", answer.revision)
+        .with("changed", serde_json::to_value(&answer.changed).unwrap_or_default())
+        .with("applied", serde_json::to_value(standing).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn node(id: &str, live: bool, revision: u64, refused: &[&str]) -> NodeRow {
+        let refused =
+            refused.iter().map(|tenant| Refused { tenant: Some(tenant.parse().unwrap()), errors: Vec::new() });
+        NodeRow {
+            id: id.parse().unwrap(),
+            live,
+            run: Uuid::nil(),
+            version: String::new(),
+            region: None,
+            zone: None,
+            replica: None,
+            connected_at: OffsetDateTime::UNIX_EPOCH,
+            heard_at: OffsetDateTime::UNIX_EPOCH,
+            revision,
+            ready: true,
+            draining: false,
+            refused: refused.collect(),
+            twin: false,
+        }
+    }
+
+    #[test]
+    fn nodes_are_missing_that_are_behind_or_have_refused_what_was_written() {
+        let nodes = [
+            node("ahead", true, 9, &[]),
+            node("behind", true, 6, &["acme"]),
+            node("dead", false, 1, &[]),
+            node("refused", true, 7, &["acme"]),
+            node("refused-another", true, 7, &["globex"]),
+        ];
+        let changed = vec!["acme".parse().unwrap()];
+        let answer = WriteAnswer { revision: 7, changed, head: false, dry_run: false, applied: None };
+        let standing = standing(&nodes, &answer);
+        assert_eq!(standing.nodes.iter().map(Id::as_str).collect::<Vec<_>>(), ["ahead", "refused-another"]);
+        let missing: Vec<_> =
+            standing.missing.iter().map(|missing| (missing.node.as_str(), missing.refused.len())).collect();
+        assert_eq!(missing, [("behind", 0), ("refused", 1)]);
+    }
+}

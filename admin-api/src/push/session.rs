@@ -1,0 +1,387 @@
+//! One node: what it says is heard, and what it lacks is sent, one update at a time.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    time::{Duration, Instant},
+};
+
+use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
+use futures::{
+    SinkExt, StreamExt,
+    stream::{SplitSink, SplitStream},
+};
+use secrecy::SecretString;
+use seiketsu_config::push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use uuid::Uuid;
+
+use super::{
+    Hub, Shared,
+    seats::{Before, Taken},
+    updates::{Prepared, length, message},
+};
+use crate::store::StoreError;
+
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Of a node that has said nothing for as long.
+const SILENCE: Duration = Duration::from_secs(3 * push::HEARTBEAT_SECONDS);
+
+/// To take one message.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// To apply an update. A hundred thousand tenants take seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// To say goodbye.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often it is looked up whether the token still holds, and whether another replica has the node.
+const LOOK_UP_INTERVAL: Duration = Duration::from_secs(10);
+
+/// While the store cannot be read, and between whole configurations for a node that loses them.
+const RETRY: Duration = Duration::from_secs(1);
+const MOST_RETRY: Duration = Duration::from_secs(30);
+
+/// What a node said that the sending side has not looked at yet: more, and the node is not listened to.
+const ANSWERS: usize = 8;
+
+/// A node that refuses a document may come to like it, when a file is there that was missing. It is asked this often.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// The longest reason that a close frame can carry (RFC 6455, section 5.5).
+const MOST_REASON_BYTES: usize = 123;
+
+type Sink = SplitSink<WebSocket, Message>;
+type Stream = SplitStream<WebSocket>;
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the node closed the connection")]
+    Closed,
+    #[error("the connection broke: {0}")]
+    Broken(#[from] axum::Error),
+    #[error("no hello came within {} s", HELLO_TIMEOUT.as_secs())]
+    NoHello,
+    #[error("the node says hello once, and at first")]
+    Order,
+    #[error("{0}")]
+    Unreadable(#[from] FrameError),
+    #[error("no form of documents in common: the control plane knows {known:?}, the node {node:?}", known = SCHEMAS)]
+    Schemas { node: Vec<u32> },
+    #[error("nothing was heard of the node for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error("the node did not read for {} s", WRITE_TIMEOUT.as_secs())]
+    NotReading,
+    #[error("the node did not answer an update for {} s", ANSWER_TIMEOUT.as_secs())]
+    NoAnswer,
+    #[error("another connection of this node took its place")]
+    Replaced,
+    #[error("the token was revoked")]
+    Revoked,
+    #[error("this replica ends")]
+    Draining,
+    #[error("the store cannot be reached")]
+    Store(#[source] StoreError),
+}
+
+impl End {
+    /// For metrics.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Broken(_) => "broken",
+            Self::NoHello => "no_hello",
+            Self::Order | Self::Unreadable(_) => "protocol",
+            Self::Schemas { .. } => "schemas",
+            Self::Silent => "silent",
+            Self::NotReading => "not_reading",
+            Self::NoAnswer => "no_answer",
+            Self::Replaced => "replaced",
+            Self::Revoked => "revoked",
+            Self::Draining => "draining",
+            Self::Store(_) => "store",
+        }
+    }
+
+    /// What the node is told.
+    fn close_frame(&self) -> Option<CloseFrame> {
+        let code = match self {
+            Self::Closed | Self::Broken(_) => return None,
+            Self::Unreadable(_) | Self::Order => close_code::PROTOCOL,
+            Self::Draining => close_code::AWAY,
+            Self::Store(_) => close_code::AGAIN,
+            _ => close_code::POLICY,
+        };
+        let mut reason = self.to_string();
+        reason.truncate(reason.floor_char_boundary(MOST_REASON_BYTES));
+        Some(CloseFrame { code, reason: reason.into() })
+    }
+}
+
+/// Serves a node until its connection ends.
+pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
+    let shared = &*hub.0;
+    let _connection = shared.seats.enter();
+    let (mut sink, mut stream) = socket.split();
+    let end = match greet(shared, &mut stream).await {
+        Ok(hello) => attend(shared, &mut sink, &mut stream, &hello, &token).await,
+        Err(end) => {
+            tracing::warn!(%end, "a node was not admitted");
+            end
+        }
+    };
+    shared.metrics.ended.with_label_values(&[end.reason()]).inc();
+    if let Some(frame) = end.close_frame() {
+        // Its answer need not be waited for: the node connects again in any case.
+        let _ = timeout(CLOSE_TIMEOUT, sink.send(Message::Close(Some(frame)))).await;
+    }
+}
+
+async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
+    let first = tokio::select! {
+        first = timeout(HELLO_TIMEOUT, next(stream)) => first.map_err(|_| End::NoHello)??,
+        () = drained(shared) => return Err(End::Draining),
+    };
+    let FromNode::Hello(hello) = first else { return Err(End::Order) };
+    // The highest that both know; ours are few.
+    if hello.schemas.iter().any(|schema| SCHEMAS.contains(schema)) {
+        Ok(hello)
+    } else {
+        Err(End::Schemas { node: hello.schemas })
+    }
+}
+
+async fn attend(shared: &Shared, sink: &mut Sink, stream: &mut Stream, hello: &Hello, token: &SecretString) -> End {
+    let (mut taken, before) = shared.seats.take(hello);
+    let Hello { node, run, version, .. } = hello;
+    match before {
+        Before::Nobody => {}
+        Before::Other(former) => tracing::info!(%node, %run, %former, "the node is another process than before"),
+        Before::Twin(other) => tell_of_twins(shared, hello, other).await,
+    }
+    let holds = hello.holds.map(|held| held.revision);
+    tracing::info!(%node, %run, %version, ?holds, "a node is connected");
+    shared.metrics.nodes.inc();
+    let end = Box::pin(exchange(shared, sink, stream, hello, token, &mut taken)).await;
+    shared.metrics.nodes.dec();
+    match &end {
+        End::Closed | End::Draining => tracing::info!(%node, %run, %end, "a node is gone"),
+        _ => tracing::warn!(%node, %run, %end, "a node is gone"),
+    }
+    // Another connection of the same process has told that it is there.
+    if !taken.is_replaced_by_itself()
+        && let Ok(Err(error)) = timeout(WRITE_TIMEOUT, shared.store.node_left(node, *run, shared.replica)).await
+    {
+        tracing::warn!(%node, %error, "cannot note that the node is gone");
+    }
+    end
+}
+
+/// Both directions, until one of them ends.
+async fn exchange(
+    shared: &Shared,
+    sink: &mut Sink,
+    stream: &mut Stream,
+    hello: &Hello,
+    token: &SecretString,
+    taken: &mut Taken<'_>,
+) -> End {
+    // What it holds need not be in force: that is known when it has answered the first update.
+    let connected = Hello { holds: None, ..hello.clone() };
+    if let Err(error) = shared.store.node_connected(&connected, shared.replica).await {
+        return End::Store(error);
+    }
+    let (answers, answered) = mpsc::channel(ANSWERS);
+    tokio::select! {
+        end = ended(listen(shared, stream, hello, token, &answers)) => end,
+        end = ended(tell(shared, sink, hello, answered)) => end,
+        _ = &mut taken.lost => End::Replaced,
+        () = drained(shared) => End::Draining,
+    }
+}
+
+/// Both sides go on until something ends them.
+async fn ended(side: impl Future<Output = Result<Infallible, End>>) -> End {
+    match side.await {
+        Ok(never) => match never {},
+        Err(end) => end,
+    }
+}
+
+async fn drained(shared: &Shared) {
+    // The sender lives as long as what it is in.
+    let _ = shared.draining.subscribe().wait_for(|draining| *draining).await;
+}
+
+/// The next message.
+async fn next(stream: &mut Stream) -> Result<FromNode, End> {
+    loop {
+        return match stream.next().await {
+            None | Some(Ok(Message::Close(_))) => Err(End::Closed),
+            Some(Err(error)) => Err(error.into()),
+            Some(Ok(Message::Text(text))) => Ok(push::read_text(text.as_str())?),
+            Some(Ok(Message::Binary(bytes))) => Ok(push::read_binary(&bytes)?),
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+        };
+    }
+}
+
+/// Hears what the node says, and writes it into the store.
+async fn listen(
+    shared: &Shared,
+    stream: &mut Stream,
+    hello: &Hello,
+    token: &SecretString,
+    answers: &mpsc::Sender<Applied>,
+) -> Result<Infallible, End> {
+    let Hello { node, run, .. } = hello;
+    let mut looked_up = Instant::now();
+    let mut in_force = 0;
+    // What the store could not be told when it was said.
+    let mut unreported: Option<Applied> = None;
+    loop {
+        match timeout(SILENCE, next(stream)).await.map_err(|_| End::Silent)?? {
+            FromNode::Hello(_) => return Err(End::Order),
+            FromNode::Applied(applied) => {
+                for refused in &applied.refused {
+                    let tenant = refused.tenant.as_ref().map_or("(head)", |tenant| tenant.as_str());
+                    tracing::warn!(%node, tenant, errors = ?refused.errors, "a node refuses a document");
+                }
+                // The next update need not wait for the store.
+                let _ = answers.send(applied.clone()).await;
+                unreported = Some(applied);
+            }
+            FromNode::Heartbeat(mut heartbeat) => {
+                // A revision counts together with what was refused of it, which comes with the answer.
+                heartbeat.revision = heartbeat.revision.min(in_force);
+                if let Err(error) = shared.store.node_heard(node, *run, &heartbeat).await {
+                    tracing::warn!(%node, %error, "cannot note that the node was heard of");
+                }
+                if looked_up.elapsed() > LOOK_UP_INTERVAL {
+                    looked_up = Instant::now();
+                    look_up(shared, hello, token).await?;
+                }
+            }
+        }
+        if let Some(applied) = &unreported {
+            match shared.store.node_applied(node, *run, applied).await {
+                Ok(()) => {
+                    in_force = applied.revision;
+                    unreported = None;
+                }
+                Err(error) => tracing::warn!(%node, %error, "cannot note what the node has applied"),
+            }
+        }
+    }
+}
+
+/// Whether the node may stay. While the store cannot be asked, it does.
+async fn look_up(shared: &Shared, hello: &Hello, token: &SecretString) -> Result<(), End> {
+    if let Ok(None) = shared.store.node_token(token).await {
+        return Err(End::Revoked);
+    }
+    match shared.store.node(&hello.node).await {
+        Ok(Some(row)) if row.run != hello.run => {
+            // This one is there, as its heartbeat tells, and the other one came after it.
+            tell_of_twins(shared, hello, row.run).await;
+            Err(End::Replaced)
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn tell_of_twins(shared: &Shared, Hello { node, run, .. }: &Hello, other: Uuid) {
+    tracing::warn!(
+        %node, %run, %other,
+        "two nodes that both run have the same id, and take each other's place: give one of them another id"
+    );
+    if let Err(error) = shared.store.node_has_twin(node).await {
+        tracing::warn!(%node, %error, "cannot note that the node has a twin");
+    }
+}
+
+/// Sends what the node lacks, whenever it lacks something. At first also if it lacks nothing: its answer tells what it
+/// has refused.
+async fn tell(
+    shared: &Shared,
+    sink: &mut Sink,
+    hello: &Hello,
+    mut answered: mpsc::Receiver<Applied>,
+) -> Result<Infallible, End> {
+    let welcome = Welcome { store: shared.store.id(), schema: SCHEMAS[0], heartbeat_seconds: push::HEARTBEAT_SECONDS };
+    send(sink, message(push::write(&ToNode::Welcome(welcome))?)).await?;
+    let mut newest = shared.store.newest();
+    let mut held = hello.holds;
+    let (mut is_told, mut refuses) = (false, false);
+    let mut retry = RETRY;
+    loop {
+        let revision = *newest.borrow_and_update();
+        if is_told && held.is_some_and(|held| held.revision >= revision) {
+            tokio::select! {
+                changed = newest.changed() => changed.map_err(|_| End::Draining)?,
+                Some(applied) = answered.recv() => if applied.lost { held = None },
+                () = sleep(ASK_AGAIN), if refuses => is_told = false,
+            }
+            continue;
+        }
+        let update = match shared.updates.since(held, revision).await {
+            Ok(update) => update,
+            Err(error) => {
+                tracing::warn!(node = %hello.node, %error, "cannot send what the node lacks; trying again");
+                sleep(RETRY).await;
+                continue;
+            }
+        };
+        is_told = true;
+        let applied = deliver(shared, sink, &update, &mut answered).await?;
+        refuses = !applied.refused.is_empty();
+        held = (!applied.lost && applied.revision >= update.to.revision).then_some(update.to);
+        if held.is_some() {
+            retry = RETRY;
+        } else if update.whole {
+            tracing::error!(node = %hello.node, "the node does not take the whole configuration; trying again");
+            sleep(retry).await;
+            retry = (retry * 2).min(MOST_RETRY);
+        }
+    }
+}
+
+/// Sends an update and waits for the answer.
+async fn deliver(
+    shared: &Shared,
+    sink: &mut Sink,
+    update: &Prepared,
+    answered: &mut mpsc::Receiver<Applied>,
+) -> Result<Applied, End> {
+    let begun = Instant::now();
+    let metrics = &shared.metrics;
+    if update.whole { &metrics.whole } else { &metrics.changes }.inc();
+    for part in &update.parts {
+        metrics.bytes.inc_by(length(part) as u64);
+        send(sink, part.clone()).await?;
+    }
+    let mut deadline = pin!(sleep(ANSWER_TIMEOUT));
+    loop {
+        let applied = tokio::select! {
+            // Its sender is in the other side, with which this one ends.
+            Some(applied) = answered.recv() => applied,
+            () = &mut deadline => return Err(End::NoAnswer),
+        };
+        // What it says of earlier ones is written down, and does not matter here.
+        if applied.nonce == update.nonce {
+            metrics.acknowledgement.observe(begun.elapsed().as_secs_f64());
+            return Ok(applied);
+        }
+    }
+}
+
+async fn send(sink: &mut Sink, message: Message) -> Result<(), End> {
+    Ok(timeout(WRITE_TIMEOUT, sink.send(message)).await.map_err(|_| End::NotReading)??)
+}

@@ -1,0 +1,113 @@
+//! The server: HTTP/1.1, with an end to everything that could go on for ever.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, extract::ConnectInfo};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+
+const MAX_CONNECTIONS: usize = 1024;
+/// To the end of a request's head, and for idle connections.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_HEAD: usize = 64 << 10;
+const MAX_FIELDS: usize = 100;
+/// When the process is out of file descriptors, accepting pauses for this long.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What requests under way have to end when the process is to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serves until `stop` is done; then ends what is under way.
+pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (end, ending) = watch::channel(());
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let accept = async {
+            // Never closed, so there is always a permit to wait for.
+            let permit = Arc::clone(&connections).acquire_owned().await;
+            (permit, listener.accept().await)
+        };
+        let (permit, accepted) = tokio::select! {
+            accepted = accept => accepted,
+            () = &mut stop => break,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (connection, ending) = (connection(stream, peer, &router), ending.clone());
+                tokio::spawn(async move {
+                    run(connection, ending).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop((listener, end));
+    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+    if timeout(GRACE, connections.acquire_many(all)).await.is_err() {
+        tracing::warn!("requests were still under way at the end");
+    }
+}
+
+type Connection = http1::UpgradeableConnection<TokioIo<TcpStream>, TowerToHyperService<WithPeer>>;
+
+/// To its end, or to the end of the request under way when the process is to end.
+async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        // Nothing is ever sent: the sender's end is the signal.
+        _ = ending.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection ended");
+    }
+}
+
+fn connection(stream: TcpStream, peer: SocketAddr, router: &Router) -> Connection {
+    let _ = stream.set_nodelay(true);
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_FIELDS)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(WithPeer { router: router.clone(), peer }))
+        .with_upgrades()
+}
+
+/// Tells the router who the client is.
+#[derive(Clone)]
+struct WithPeer {
+    router: Router,
+    peer: SocketAddr,
+}
+
+impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
+    type Response = <Router as tower_service::Service<http::Request<hyper::body::Incoming>>>::Response;
+    type Error = std::convert::Infallible;
+    type Future = <Router as tower_service::Service<http::Request<hyper::body::Incoming>>>::Future;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        // A router is always ready.
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: http::Request<hyper::body::Incoming>) -> Self::Future {
+        request.extensions_mut().insert(ConnectInfo(self.peer));
+        tower_service::Service::call(&mut self.router, request)
+    }
+}

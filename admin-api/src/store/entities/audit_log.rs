@@ -1,0 +1,26 @@
+//! Who did what, entry by entry.
+
+use sea_orm::entity::prelude::*;
+
+#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "audit_log")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub number: i64,
+    pub at: String,
+    pub actor: String,
+    pub actor_id: Option<String>,
+    pub address: Option<String>,
+    pub action: String,
+    pub tenant: Option<String>,
+    pub outcome: String,
+    pub revision: Option<i64>,
+    pub request: String,
+    pub detail: String,
+    pub hash: String,
+}
+
+#[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -1,0 +1,16 @@
+//! The rows of the tables, one file for each.
+//!
+//! Derived code makes them public whatever they are; nothing outside the store sees them.
+#![allow(unreachable_pub)]
+
+pub(crate) mod api_gateway_config;
+pub(crate) mod audit_log;
+pub(crate) mod control;
+pub(crate) mod host;
+pub(crate) mod idempotency_key;
+pub(crate) mod node;
+pub(crate) mod operator;
+pub(crate) mod revision;
+pub(crate) mod revision_change;
+pub(crate) mod tenant;
+pub(crate) mod token;

@@ -1,0 +1,255 @@
+//! What the control plane knows, in SQLite or Postgres, with one code for both.
+//!
+//! Whatever changes takes its turn at one locked row (`writing`), so that changes, revisions and audit entries have one
+//! order; a change, its revision and its audit entry are one transaction. Documents are written by [`documents`] alone.
+
+pub mod audit;
+mod connect;
+pub mod documents;
+mod entities;
+mod error;
+pub mod gateway_config;
+mod migrations;
+pub mod nodes;
+pub mod operators;
+pub mod revisions;
+pub mod tenants;
+pub mod tokens;
+mod writing;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use sea_orm::{
+    AccessMode, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
+    IsolationLevel, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+};
+use seiketsu_config::{push, values::Id};
+use tokio::sync::{Mutex, watch};
+use uuid::Uuid;
+
+use self::entities::{control, revision_change, tenant};
+pub use self::{
+    connect::StoreSettings,
+    documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
+    error::{Invalid, StoreError},
+    writing::{Author, Once, Remembered},
+};
+
+/// How long an ordinary request waits for the store. Whoever asks shall be told soon that it is away.
+const PATIENCE: Duration = Duration::from_millis(1800);
+
+/// How long work on all documents may take.
+const PATIENCE_FOR_ALL: Duration = Duration::from_mins(10);
+
+/// Rows that are read, or written, by one statement.
+const BATCH: usize = 500;
+
+/// The store. Clones are the same store.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    database: DatabaseConnection,
+    id: Uuid,
+    newest: watch::Sender<u64>,
+    /// Moved on whenever a node has applied something.
+    applied: watch::Sender<u64>,
+    /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
+    turn: Mutex<()>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("id", &self.0.id).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens the store, and brings its tables up to date. Keeps watching for what other replicas write.
+    pub async fn connect(settings: &StoreSettings) -> Result<Self, StoreError> {
+        let database = connect::open(settings)?;
+        let transaction = database.begin().await?;
+        migrations::run(&transaction).await?;
+        let control = writing::control_or_first(&transaction).await?;
+        transaction.commit().await?;
+        let store = Self(Arc::new(Inner {
+            database,
+            id: control.store,
+            newest: watch::Sender::new(number(control.revision)),
+            applied: watch::Sender::new(0),
+            turn: Mutex::new(()),
+        }));
+        connect::watch(&store);
+        Ok(store)
+    }
+
+    /// Which store this is; made when its tables were. Revisions of another one mean nothing.
+    pub fn id(&self) -> Uuid {
+        self.0.id
+    }
+
+    /// The newest revision that this process knows of.
+    pub fn newest(&self) -> watch::Receiver<u64> {
+        self.0.newest.subscribe()
+    }
+
+    /// Changes whenever a node, of this replica or another one, has applied something.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.0.applied.subscribe()
+    }
+
+    /// Whether the store answers.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        within(PATIENCE, async { Ok(self.0.database.ping().await?) }).await
+    }
+
+    /// What stands beside the tenants.
+    pub async fn head(&self) -> Result<StoredDocument, StoreError> {
+        within(PATIENCE, async { Ok(head_of(&self.control(&self.0.database).await?)) }).await
+    }
+
+    /// A tenant's document.
+    pub async fn tenant(&self, id: &Id) -> Result<Option<StoredDocument>, StoreError> {
+        let find = tenant::Entity::find().filter(tenant::Column::Name.eq(id.as_str()));
+        within(PATIENCE, async { find.one(&self.0.database).await?.map(stored).transpose() }).await
+    }
+
+    /// Every document that has changed since a revision, as it is now, and which tenants are gone since.
+    pub async fn changes_since(&self, revision: u64) -> Result<Changes, StoreError> {
+        within(PATIENCE_FOR_ALL, self.read_changes(Some(revision))).await
+    }
+
+    /// All documents.
+    pub async fn whole(&self) -> Result<Changes, StoreError> {
+        within(PATIENCE_FOR_ALL, self.read_changes(None)).await
+    }
+
+    async fn read_changes(&self, since: Option<u64>) -> Result<Changes, StoreError> {
+        let transaction = self.snapshot().await?;
+        let control = self.control(&transaction).await?;
+        let sum = control.sum.parse().map_err(|why| StoreError::corrupt("the sum of all documents", &why))?;
+        let to = push::Held { store: self.0.id, revision: number(control.revision), sum };
+        let after = since.map(signed);
+        let mut put = Vec::new();
+        if after.is_none_or(|after| after < control.revision) {
+            let mut last = String::new();
+            loop {
+                let mut find = tenant::Entity::find().filter(tenant::Column::Name.gt(last.as_str()));
+                if let Some(after) = after {
+                    find = find.filter(tenant::Column::Revision.gt(after));
+                }
+                let rows = find.order_by_asc(tenant::Column::Name).limit(BATCH as u64 * 10).all(&transaction).await?;
+                let Some(end) = rows.last() else { break };
+                last.clone_from(&end.name);
+                put.reserve(rows.len());
+                for row in rows {
+                    put.push(stored(row)?);
+                }
+            }
+        }
+        let gone = match after {
+            Some(after) if after < control.revision => gone_since(&transaction, after).await?,
+            _ => Vec::new(),
+        };
+        let head = after.is_none_or(|after| control.head_revision > after).then(|| head_of(&control));
+        transaction.rollback().await?;
+        Ok(Changes { to, head, put, gone })
+    }
+
+    async fn control(&self, connection: &impl ConnectionTrait) -> Result<control::Model, StoreError> {
+        let control = control::Entity::find().one(connection).await?;
+        control.ok_or_else(|| StoreError::corrupt("the control row", &"it is missing"))
+    }
+
+    /// A transaction that sees one state of the store throughout.
+    async fn snapshot(&self) -> Result<DatabaseTransaction, StoreError> {
+        Ok(match self.0.database.get_database_backend() {
+            DbBackend::Postgres => {
+                let (level, mode) = (IsolationLevel::RepeatableRead, AccessMode::ReadOnly);
+                self.0.database.begin_with_config(Some(level), Some(mode)).await?
+            }
+            // With its log of writes, a transaction of SQLite always does.
+            _ => self.0.database.begin().await?,
+        })
+    }
+
+    /// Another replica, or this one, has come to this revision.
+    fn learn(&self, revision: u64) {
+        self.0.newest.send_if_modified(|newest| {
+            let newer = revision > *newest;
+            *newest = revision.max(*newest);
+            newer
+        });
+    }
+
+    fn learn_applied(&self) {
+        self.0.applied.send_modify(|times| *times += 1);
+    }
+}
+
+/// Tenants that were removed after a revision and have not come back.
+async fn gone_since(transaction: &DatabaseTransaction, revision: i64) -> Result<Vec<Id>, StoreError> {
+    use revision_change::Column;
+    let removed: Vec<String> = revision_change::Entity::find()
+        .select_only()
+        .column(Column::Tenant)
+        .distinct()
+        .filter(Column::Revision.gt(revision))
+        .filter(Column::Tenant.ne(""))
+        .filter(Column::After.is_null())
+        .order_by_asc(Column::Tenant)
+        .into_tuple()
+        .all(transaction)
+        .await?;
+    let mut gone = Vec::new();
+    for names in removed.chunks(BATCH) {
+        let back: Vec<String> = tenant::Entity::find()
+            .select_only()
+            .column(tenant::Column::Name)
+            .filter(tenant::Column::Name.is_in(names))
+            .into_tuple()
+            .all(transaction)
+            .await?;
+        let back: std::collections::HashSet<String> = back.into_iter().collect();
+        for name in names.iter().filter(|name| !back.contains(*name)) {
+            gone.push(id_of(name)?);
+        }
+    }
+    Ok(gone)
+}
+
+fn head_of(control: &control::Model) -> StoredDocument {
+    StoredDocument { tenant: None, revision: number(control.head_revision), content: control.head.clone() }
+}
+
+fn stored(row: tenant::Model) -> Result<StoredDocument, StoreError> {
+    Ok(StoredDocument { tenant: Some(id_of(&row.name)?), revision: number(row.revision), content: row.content })
+}
+
+fn id_of(name: &str) -> Result<Id, StoreError> {
+    name.parse().map_err(|why| StoreError::corrupt("the name of a tenant or node", &why))
+}
+
+/// Databases have no unsigned numbers.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn number(signed: i64) -> u64 {
+    u64::try_from(signed).unwrap_or_default()
+}
+
+/// Waits for the store this long and no longer. The work is boxed: all that a change needs would be carried by whoever asks
+/// for one.
+fn within<T, E: From<StoreError>>(
+    patience: Duration,
+    work: impl Future<Output = Result<T, E>> + Send,
+) -> impl Future<Output = Result<T, E>> + Send {
+    let work = Box::pin(work);
+    async move {
+        match tokio::time::timeout(patience, work).await {
+            Ok(done) => done,
+            Err(_) => Err(StoreError::Slow(patience).into()),
+        }
+    }
+}

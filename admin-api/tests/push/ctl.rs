@@ -1,0 +1,264 @@
+//! `gatewayctl`, as operators and their scripts use it.
+
+use std::{
+    fs,
+    io::Write,
+    process::{Output, Stdio},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    admin::{Admin, tenant},
+    node::{Manner, Running, hello},
+};
+
+const FILE: &str = "revision: 1
+defaults: { auth: { accept: [anonymous] } }
+upstreams:
+  demo: { endpoints: [{ address: '127.0.0.1:9' }] }
+tenants:
+- id: acme
+  hosts: [acme.test]
+  policies: { limits: { rate: { requests: 1000, per: 1m, burst: 100 }, quotas: { daily: 5000 } } }
+  consumers:
+  - id: app
+    keys: [{ prefix: testacme, key: '${file:keys/acme}' }]
+  routes:
+  - { id: all, match: { path: '/{*rest}' }, upstream: demo }
+- id: globex
+  hosts: [globex.test]
+  routes:
+  - { id: all, match: { path: '/{*rest}' }, upstream: demo }
+";
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn done(output: &Output) -> String {
+    assert_eq!(code(output), 0, "{output:?}");
+    out(output)
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_str(&done(output)).unwrap()
+}
+
+async fn with_file() -> (Admin, String) {
+    let admin = Admin::start().await;
+    let path = admin.folder.path().join("tenants.yaml");
+    fs::write(&path, FILE).unwrap();
+    let path = path.display().to_string();
+    done(&admin.ctl(&["import", &path]));
+    (admin, path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_are_shown_and_changed_one_by_one() {
+    let (admin, _) = with_file().await;
+    let told = done(&admin.ctl(&["limits", "get", "acme"]));
+    assert!(told.contains("requests per minute  1000") && told.contains("requests per day     5000"), "{told}");
+    assert!(done(&admin.ctl(&["limits", "set", "acme", "--rpm", "500"])).contains("revision"));
+    let limits = json_of(&admin.ctl(&["limits", "get", "acme", "--output", "json"]));
+    assert_eq!((&limits["rate_limit_rpm"], &limits["burst_limit"]), (&json!(500), &json!(100)));
+    assert_eq!(limits["quota_daily"], 5000);
+    done(&admin.ctl(&["limits", "set", "acme", "--daily", "unlimited"]));
+    let limits = json_of(&admin.ctl(&["--output", "json", "limits", "get", "acme"]));
+    assert_eq!((&limits["rate_limit_rpm"], &limits["quota_daily"]), (&json!(500), &Value::Null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_exported_is_what_was_imported() {
+    let (admin, path) = with_file().await;
+    let exported = admin.folder.path().join("exported.yaml").display().to_string();
+    done(&admin.ctl(&["export", "--file", &exported]));
+    assert_eq!(fs::read_to_string(&exported).unwrap(), done(&admin.ctl(&["export"])));
+    for file in [&path, &exported] {
+        assert_eq!(done(&admin.ctl(&["diff", file])), "", "{file}");
+    }
+    // References to secrets stay references, and begin where they did.
+    assert!(fs::read_to_string(&exported).unwrap().contains("${file:keys/acme}"));
+    let before = json_of(&admin.ctl(&["revisions", "list", "--output", "json"]));
+    done(&admin.ctl(&["import", &exported, "--replace"]));
+    assert_eq!(json_of(&admin.ctl(&["revisions", "list", "--output", "json"])), before, "nothing has changed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drift_is_named_place_by_place_with_an_exit_code_of_its_own() {
+    let (admin, path) = with_file().await;
+    fs::write(&path, FILE.replace("requests: 1000", "requests: 7").replace("- id: globex", "- id: initech")).unwrap();
+    let drift = admin.ctl(&["diff", &path]);
+    assert_eq!(code(&drift), 2, "{drift:?}");
+    let told = out(&drift);
+    assert!(told.contains("~ acme: policies.limits.rate.requests: 1000 -> 7"), "{told}");
+    assert!(told.contains("- globex: {") && told.contains("+ initech: {"), "{told}");
+    let drift = admin.ctl(&["diff", &path, "--output", "json"]);
+    assert_eq!(code(&drift), 2);
+    let told: Value = serde_json::from_str(&out(&drift)).unwrap();
+    assert_eq!(told["documents"]["acme"][0]["after"], 7);
+    // A command line that cannot be read is an error, and no difference.
+    assert_eq!(code(&admin.ctl(&["diff"])), 1);
+    assert_eq!(code(&admin.ctl(&["diff", "/nowhere.yaml"])), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_import_can_be_tried_and_a_wrong_one_changes_nothing() {
+    let (admin, path) = with_file().await;
+    fs::write(&path, FILE.replace("- id: globex", "- id: initech")).unwrap();
+    let told = done(&admin.ctl(&["import", &path, "--replace", "--dry-run"]));
+    assert!(told.contains("2 tenants would be added, changed or removed: globex, initech"), "{told}");
+    assert!(done(&admin.ctl(&["tenants", "list"])).contains("globex"));
+    done(&admin.ctl(&["import", &path, "--replace"]));
+    let listed = done(&admin.ctl(&["tenants", "list"]));
+    assert!(listed.contains("\ninitech") && !listed.contains("\nglobex"), "{listed}");
+
+    fs::write(&path, FILE.replace("upstream: demo", "upstream: demmo")).unwrap();
+    let refused = admin.ctl(&["import", &path]);
+    assert_eq!(code(&refused), 1);
+    let told = err(&refused);
+    assert!(told.contains("routes[0].upstream") && told.contains("did you mean demo"), "{told}");
+    let invalid = admin.ctl(&["validate", &path]);
+    assert_eq!(code(&invalid), 1, "{invalid:?}");
+    assert!(err(&invalid).contains("routes[0].upstream"), "{invalid:?}");
+    fs::write(&path, FILE).unwrap();
+    done(&admin.ctl(&["validate", &path]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_gets_an_exit_code_of_its_own_if_a_node_has_not_applied_it() {
+    let (admin, _) = with_file().await;
+    let good = Running::start(&admin, "good").await;
+    let told = done(&admin.ctl(&["limits", "set", "acme", "--rpm", "9", "--wait"]));
+    assert!(told.contains("applied by good"), "{told}");
+    assert_eq!(good.holdings.borrow().requests_per_minute("acme"), Some(9));
+
+    let refuses = Some(("acme".to_owned(), "no such file: keys/acme".to_owned()));
+    let _bad = Running::start_with(&admin, &hello("bad"), Manner { refuses, is_deaf: false }).await;
+    let waited = admin.ctl(&["limits", "set", "acme", "--rpm", "8", "--wait=1s"]);
+    assert_eq!(code(&waited), 3, "{waited:?}");
+    let told = err(&waited);
+    assert!(told.contains("the change stands") && told.contains("node bad"), "{told}");
+    assert!(told.contains("no such file: keys/acme"), "{told}");
+    let nodes = done(&admin.ctl(&["nodes"]));
+    assert!(nodes.contains("good") && nodes.contains("bad"), "{nodes}");
+    assert!(done(&admin.ctl(&["nodes", "bad"])).contains("refused: acme: no such file: keys/acme"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_can_be_looked_at_and_taken_back() {
+    let (admin, _) = with_file().await;
+    let newest = |admin: &Admin| {
+        let list = json_of(&admin.ctl(&["revisions", "list", "--output", "json"]));
+        list["items"][0]["revision"].as_u64().unwrap()
+    };
+    let before = newest(&admin);
+    done(&admin.ctl(&["limits", "set", "acme", "--rpm", "500"]));
+    let after = newest(&admin);
+    let shown = done(&admin.ctl(&["revisions", "show", &after.to_string()]));
+    assert!(shown.contains("~ acme: policies.limits.rate.requests: 1000 -> 500"), "{shown}");
+    let shown = done(&admin.ctl(&["revisions", "diff", &before.to_string(), &after.to_string()]));
+    assert!(shown.contains("1000 -> 500"), "{shown}");
+    done(&admin.ctl(&["revisions", "rollback", &before.to_string(), "--reason", "too low"]));
+    let limits = json_of(&admin.ctl(&["limits", "get", "acme", "--output", "json"]));
+    assert_eq!(limits["rate_limit_rpm"], 1000);
+    assert!(done(&admin.ctl(&["revisions", "list"])).contains("too low"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_is_written_only_over_what_its_author_has_seen() {
+    let (admin, _) = with_file().await;
+    let path = admin.folder.path().join("tenant.json");
+    let seen = |limit: u64, if_revision: &str| {
+        fs::write(&path, tenant("initech", limit).to_string()).unwrap();
+        admin.ctl(&["tenants", "put", "initech", path.to_str().unwrap(), "--if-revision", if_revision])
+    };
+    fs::write(&path, tenant("initech", 1).to_string()).unwrap();
+    let first = json_of(&admin.ctl(&["tenants", "put", "initech", path.to_str().unwrap(), "--output", "json"]));
+    let first = first["revision"].to_string();
+    done(&seen(2, &first));
+    let late = seen(3, &first);
+    assert_eq!(code(&late), 1);
+    assert!(err(&late).contains("412"), "{late:?}");
+    let document = json_of(&admin.ctl(&["tenants", "get", "initech"]));
+    assert_eq!(document["policies"]["limits"]["rate"]["requests"], 2);
+    done(&admin.ctl(&["tenants", "delete", "initech"]));
+    let gone = admin.ctl(&["tenants", "get", "initech"]);
+    assert_eq!(code(&gone), 1);
+    assert!(err(&gone).contains("404"), "{gone:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_trail_is_shown_and_verified() {
+    let (admin, _) = with_file().await;
+    done(&admin.ctl(&["limits", "set", "acme", "--rpm", "500"]));
+    assert!(done(&admin.ctl(&["audit", "verify"])).contains("intact"));
+    assert!(done(&admin.ctl(&["audit", "list", "--tenant", "acme"])).contains("acme"));
+    let lines = done(&admin.ctl(&["audit", "export"]));
+    assert!(lines.lines().count() > 1);
+    for line in lines.lines() {
+        serde_json::from_str::<Value>(line).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_logged_in_needs_no_flags_and_nobody_sees_the_token() {
+    let (admin, _) = with_file().await;
+    let command = |arguments: &[&str]| {
+        let mut command = admin.ctl_command(arguments);
+        command.env_remove("SEIKETSU_TOKEN_FILE");
+        command
+    };
+    let refused = command(&["tenants", "list"]).output().unwrap();
+    assert_eq!(code(&refused), 1);
+    assert!(err(&refused).contains("gatewayctl login"), "{refused:?}");
+
+    let login = |token: &str| {
+        let mut child =
+            command(&["login"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(format!("{token}\n").as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let refused = login("sa_nonsense");
+    assert_eq!(code(&refused), 1, "{refused:?}");
+    assert!(err(&refused).contains("401") && !err(&refused).contains("nonsense"), "{refused:?}");
+    let told = login(&admin.token);
+    done(&told);
+    assert!(!format!("{told:?}").contains(&admin.token));
+    let listed = command(&["tenants", "list"]).env_remove("SEIKETSU_ADMIN").output().unwrap();
+    assert!(done(&listed).contains("acme"));
+    // Another server does not get it.
+    let other = command(&["tenants", "list", "--server", "http://127.0.0.1:1"]).output().unwrap();
+    assert!(err(&other).contains("no token"), "{other:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_shown_when_it_is_made_and_works_until_it_is_deleted() {
+    let (admin, _) = with_file().await;
+    let made = json_of(&admin.ctl(&["tokens", "create", "--kind", "node", "--name", "berlin", "--output", "json"]));
+    let token = made["token"].as_str().unwrap();
+    assert!(crate::node::Connection::open(&admin, Some(token)).await.is_ok());
+    let listed = done(&admin.ctl(&["tokens", "list"]));
+    assert!(listed.contains("berlin") && !listed.contains(token), "{listed}");
+    done(&admin.ctl(&["tokens", "delete", made["id"].as_str().unwrap()]));
+    assert_eq!(crate::node::Connection::open(&admin, Some(token)).await.err(), Some(401));
+}
+
+#[test]
+fn shells_get_completions_without_a_server() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = std::process::Command::new(crate::admin::binary("gatewayctl"))
+            .args(["completions", shell])
+            .output()
+            .unwrap();
+        assert!(done(&output).contains("rollback"), "{shell}");
+    }
+}

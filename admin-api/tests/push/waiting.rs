@@ -1,0 +1,78 @@
+//! `?wait=applied`: what it says is so.
+
+use serde_json::json;
+
+use crate::{
+    admin::{Admin, eventually, tenant},
+    node::{Manner, Running, hello},
+};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_hears_of_it_when_all_nodes_have_it() {
+    let admin = Admin::start().await;
+    let nobody = admin.put(&tenant("acme", 1), "?wait=applied").await;
+    assert_eq!((nobody.status, &nobody.json()["applied"]["nodes"]), (200, &json!([])), "{nobody:?}");
+    let one = Running::start(&admin, "n1").await;
+    let two = Running::start(&admin, "n2").await;
+    for limit in 2..20 {
+        let answer = admin.put(&tenant("acme", limit), "?wait=applied&timeout=20s").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        // No waiting here: it was waited for.
+        for node in [&one, &two] {
+            let holdings = node.holdings.borrow();
+            assert!(holdings.revision() >= answer.revision(), "{answer:?}");
+            assert_eq!(holdings.requests_per_minute("acme"), Some(limit));
+        }
+        let mut names: Vec<String> = serde_json::from_value(answer.json()["applied"]["nodes"].clone()).unwrap();
+        names.sort();
+        assert_eq!(names, ["n1", "n2"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_in_vain_is_told_which_node_refuses_and_which_is_behind() {
+    let admin = Admin::start().await;
+    let before = admin.put(&tenant("acme", 1), "").await.revision();
+    let mut good = Running::start(&admin, "good").await;
+    let refuses = Some(("acme".to_owned(), "no such file: key".to_owned()));
+    let mut refusing = Running::start_with(&admin, &hello("refusing"), Manner { refuses, is_deaf: false }).await;
+    let mut behind = Running::start(&admin, "behind").await;
+    for node in [&mut good, &mut refusing, &mut behind] {
+        node.comes_to(before).await;
+    }
+    behind.manner.lock().unwrap().is_deaf = true;
+
+    let answer = admin.put(&tenant("acme", 2), "?wait=applied&timeout=1s").await;
+    assert_eq!(answer.status, 504, "{answer:?}");
+    let problem = answer.json();
+    assert!(problem["type"].as_str().unwrap().ends_with("not-applied-everywhere"), "{problem}");
+    assert_eq!(problem["applied"]["nodes"], json!(["good"]), "{problem}");
+    let missing = problem["applied"]["missing"].as_array().unwrap();
+    let of = |node: &str| missing.iter().find(|missing| missing["node"] == node).unwrap_or_else(|| panic!("{problem}"));
+    assert_eq!(missing.len(), 2, "{problem}");
+    assert_eq!(of("behind")["revision"], before);
+    assert!(of("refusing").to_string().contains("no such file: key"), "{problem}");
+    // The change stands.
+    assert_eq!(admin.get("/tenants/acme").await["policies"]["limits"]["rate"]["requests"], 2);
+
+    // The refusal of one tenant does not hold up who changes another.
+    behind.manner.lock().unwrap().is_deaf = false;
+    drop(behind);
+    let answer = admin.put(&tenant("globex", 2), "?wait=applied&timeout=20s").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_refuses_something_is_asked_again_until_it_does_not() {
+    let admin = Admin::start().await;
+    admin.put(&tenant("acme", 1), "").await.revision();
+    let refuses = Some(("acme".to_owned(), "no such file: key".to_owned()));
+    let node = Running::start_with(&admin, &hello("n1"), Manner { refuses, is_deaf: false }).await;
+    let refused = async |count: usize| {
+        eventually(async || admin.get("/nodes/n1").await["refused"].as_array().map(Vec::len) == Some(count)).await
+    };
+    assert!(refused(1).await);
+    // The file is there now, and nothing else has changed.
+    node.manner.lock().unwrap().refuses = None;
+    assert!(refused(0).await);
+}

@@ -1,4 +1,4 @@
-//! The HTTP interface. Operations stand in [`operations`], each in a file of its own; what is around them is here.
+//! The HTTP interface. Operations stand in `operations`, each in a file of its own; what is around them is here.
 //!
 //! | request | answer |
 //! |---|---|

@@ -1,8 +1,8 @@
 //! The control plane's end of [`seiketsu_config::push`]: nodes connect here, and are sent every change as soon as this
 //! replica knows of it.
 //!
-//! Each node has a [`session`], which follows the store's newest revision by itself. What it sends comes from
-//! [`updates`], where that which several nodes lack is read, written and compressed once. [`seats`] knows which
+//! Each node has a `session`, which follows the store's newest revision by itself. What it sends comes from
+//! `updates`, where that which several nodes lack is read, written and compressed once. `seats` knows which
 //! connection is the node's.
 
 mod metrics;

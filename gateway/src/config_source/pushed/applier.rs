@@ -209,6 +209,16 @@ impl Applier {
             self.report(&Outcome::default(), began);
             return;
         }
+        if kept.head.is_none() {
+            // Tenants without their head would be served without its limits, and to whom it does not let in.
+            tracing::error!(
+                tenants = kept.tenants.len(),
+                "the last known good configuration is without its head and is not used: nothing is served before the control plane is heard"
+            );
+            self.lost = kept.tenants.into_iter().map(|(id, _)| id).collect();
+            self.report(&Outcome::default(), began);
+            return;
+        }
         // First what was in force, then what was refused: it may be good by now.
         let newest = kept.tenants.iter().map(|(_, copy)| copy.newest.revision).max();
         let revision = kept.state.map(|state| state.revision).max(newest).unwrap_or_default();

@@ -344,8 +344,8 @@ fn a_file_that_a_tenant_refers_to_is_read_again_when_it_is_another() {
     assert_eq!(node.hosts("a").len(), 1, "it keeps the key that it has");
 }
 
-#[test]
-fn what_is_not_as_it_was_kept_is_named_and_asked_for_again() {
+/// A node that held `a` and `b` and is started again, with this copy altered meanwhile.
+fn with_altered_copy(of: &str) -> (Store, Node) {
     let (mut store, mut node) = (Store::default(), Node::new());
     store.change(&[
         (None, Some(head(&["shared"]))),
@@ -358,14 +358,28 @@ fn what_is_not_as_it_was_kept_is_named_and_asked_for_again() {
     drop(applier);
     let journal = fs::read_to_string(state_dir.join("control-plane/journal.json")).unwrap();
     let files = journal.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["files"].clone());
-    let name =
-        files.filter_map(|files| files["control-plane/tenants/a"].as_str().map(str::to_owned)).next_back().unwrap();
+    let name = files.filter_map(|files| files[of].as_str().map(str::to_owned)).next_back().unwrap();
     fs::write(state_dir.join("control-plane").join(name), "evil").unwrap();
-    let mut node = Node::in_folder(folder);
+    (store, Node::in_folder(folder))
+}
+
+#[test]
+fn what_is_not_as_it_was_kept_is_named_and_asked_for_again() {
+    let (store, mut node) = with_altered_copy("control-plane/tenants/a");
     assert_eq!((node.hosts("a").len(), node.hosts("b").len(), &*node.status().lost), (0, 1, &["a".to_owned()][..]));
     assert_eq!(node.applier.begin(), None, "it does not hold what it should");
     node.take(store.update(None));
     assert_eq!((node.hosts("a").len(), node.status().lost.len()), (1, 0));
+}
+
+#[test]
+fn without_the_head_that_was_kept_nobody_is_served() {
+    let (store, mut node) = with_altered_copy("control-plane/head");
+    assert_eq!((node.hosts("a").len(), node.hosts("b").len()), (0, 0));
+    assert_eq!((node.status().loaded, &*node.status().lost), (false, &["a".to_owned(), "b".to_owned()][..]));
+    assert_eq!(node.applier.begin(), None);
+    node.take(store.update(None));
+    assert_eq!((node.hosts("a").len(), node.hosts("b").len(), node.status().lost.len()), (1, 1, 0));
 }
 
 #[test]

@@ -66,7 +66,9 @@ fn put_length(to: &mut KeyBytes, length: usize) {
 
 fn put_host(to: &mut KeyBytes, host: &[u8]) {
     put_length(to, host.len());
-    to.extend(host.iter().map(u8::to_ascii_lowercase));
+    let start = to.len();
+    to.extend_from_slice(host);
+    to[start..].make_ascii_lowercase();
 }
 
 /// Sorts the parameters of a query by their names; those of one name keep their order.

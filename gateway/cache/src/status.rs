@@ -1,13 +1,12 @@
 //! What the cache says of itself in `Cache-Status` (RFC 9211).
 
-use std::fmt::Write as _;
-
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// How this cache is called in the list.
-const NAME: &str = "seiketsu";
+const NAME: &[u8] = b"seiketsu";
 
 /// Why a request went on to the origin (RFC 9211 §2.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,33 +60,35 @@ impl Status {
 
     /// Adds itself to what other caches have said: those nearer to the origin stand before (RFC 9211 §2).
     pub fn write(&self, headers: &mut HeaderMap) {
-        let mut text = String::with_capacity(64);
-        text.push_str(NAME);
+        // On the stack: it is written for every answer.
+        let mut text = SmallVec::<[u8; 128]>::from_slice(NAME);
+        let mut add = |part: &str| text.extend_from_slice(part.as_bytes());
         if self.hit {
-            text.push_str("; hit");
+            add("; hit");
         }
         if let Some(reason) = self.forwarded {
-            text.push_str("; fwd=");
-            text.push_str(reason.name());
+            add("; fwd=");
+            add(reason.name());
         }
-        // Writing to a text cannot fail.
         if let Some(status) = self.forwarded_status {
-            let _ = write!(text, "; fwd-status={status}");
+            add("; fwd-status=");
+            add(itoa::Buffer::new().format(status));
         }
         if let Some(ttl) = self.ttl {
-            let _ = write!(text, "; ttl={ttl}");
+            add("; ttl=");
+            add(itoa::Buffer::new().format(ttl));
         }
         if self.stored {
-            text.push_str("; stored");
+            add("; stored");
         }
         if self.collapsed {
-            text.push_str("; collapsed");
+            add("; collapsed");
         }
         if let Some(detail) = self.detail {
-            text.push_str("; detail=");
-            text.push_str(detail);
+            add("; detail=");
+            add(detail);
         }
-        if let Ok(value) = HeaderValue::try_from(text) {
+        if let Ok(value) = HeaderValue::from_bytes(&text) {
             headers.append(CACHE_STATUS, value);
         }
     }

@@ -25,6 +25,9 @@ const OVERHEAD: usize = 512;
 /// What a field takes in a map beside its name and value.
 const FIELD_OVERHEAD: usize = 80;
 
+/// Fields that an answer may have beside the stored ones.
+const ADDED_FIELDS: usize = 16;
+
 /// One response, as it was stored or last validated.
 #[derive(Debug)]
 pub struct Stored {
@@ -58,6 +61,7 @@ pub struct Parts {
 impl Stored {
     pub fn new(parts: Parts) -> Self {
         let Parts { status, headers, body, rules, selection, since } = parts;
+        let headers = with_room(headers);
         let tags = Tags::of(&headers);
         let fields =
             |(name, value): (&HeaderName, &http::HeaderValue)| name.as_str().len() + value.len() + FIELD_OVERHEAD;
@@ -112,6 +116,14 @@ impl Stored {
     pub fn has_validator(&self) -> bool {
         self.headers.contains_key(header::ETAG) || self.headers.contains_key(header::LAST_MODIFIED)
     }
+}
+
+/// Answers begin as copies of a stored head, and fields are added to each. A copy's index is as large as that of the
+/// original, which therefore gets one that need not grow; its list of fields is as long as it must be.
+fn with_room(headers: HeaderMap) -> HeaderMap {
+    let mut roomy = HeaderMap::with_capacity(headers.len() + ADDED_FIELDS);
+    roomy.extend(headers);
+    roomy.clone()
 }
 
 /// All that is stored under one key.

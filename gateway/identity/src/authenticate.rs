@@ -169,7 +169,8 @@ impl TenantAuth {
         if let Some(principal) = self.state.verified.get(&ticket, now) {
             return Ok(principal);
         }
-        let principal = Arc::new(jwt::verify(token, &self.tenant, &self.issuers, now).await?);
+        // Boxed: few requests bring a new token, and all would carry the room for it.
+        let principal = Arc::new(Box::pin(jwt::verify(token, &self.tenant, &self.issuers, now)).await?);
         self.state.verified.insert(&ticket, now, Arc::clone(&principal));
         Ok(principal)
     }

@@ -86,7 +86,7 @@ pub(crate) async fn check_address(
     for keyed in by_address() {
         push(&mut sets, Cow::Owned(of_address(keyed, client, began)), keyed.places.of(websocket), &keyed.labels);
     }
-    Limited::pass(limited, limits, sets, route, CountedBy::Node, began).await
+    Limited::pass(limited, limits, &mut sets, route, CountedBy::Node, began).await
 }
 
 /// Decides by everything else, once it is known who is calling: at once nearly always, else after ten
@@ -115,7 +115,7 @@ pub(crate) async fn check_caller(
             push(&mut sets, Cow::Owned(holdings), keyed.places.of(asking.websocket), &keyed.labels);
         }
     }
-    let result = Limited::pass(limited, limits, sets, route, CountedBy::All, began).await;
+    let result = Limited::pass(limited, limits, &mut sets, route, CountedBy::All, began).await;
     if result.is_err()
         && let Some(limited) = limited
     {
@@ -148,11 +148,12 @@ impl Limited {
         }
     }
 
-    /// Takes what the request costs from all of these, or from none.
+    /// Takes what the request costs from all of these, or from none. They are borrowed and emptied: what is moved into a
+    /// future is in it twice.
     async fn pass(
         limited: &mut Option<Self>,
         limits: &Limits,
-        sets: Applies<'_>,
+        sets: &mut Applies<'_>,
         route: &RouteLimits,
         counted_by: CountedBy,
         began: Nanos,
@@ -163,12 +164,12 @@ impl Limited {
         // By one clock, whoever counts.
         let clock = limits.shared.node().clock();
         let limited = limited.get_or_insert_with(|| Self::new(clock, route.cost, route.count_failures));
-        let result = limited.take(limits, &sets, route.cost, counted_by, began).await;
+        let result = limited.take(limits, sets, route.cost, counted_by, began).await;
         // What was at hand took no time that is worth reading the clock again.
         if limited.by != DecidedBy::Lease {
             limited.waited += Duration::from_nanos(clock.now().saturating_sub(began));
         }
-        limited.sets.extend(sets.into_iter().map(|set| (set.holdings.into_owned(), Places::from_slice(set.places))));
+        limited.sets.extend(sets.drain(..).map(|set| (set.holdings.into_owned(), Places::from_slice(set.places))));
         result
     }
 

@@ -60,7 +60,8 @@ pub(super) async fn answer(
     match plan(shared, worker, session, ctx, tenant, route, cache) {
         Plan::Serve(stored, status) => {
             ctx.cache.status = Some(status);
-            serve(session, ctx, route, &stored).await?;
+            // Boxed, here and below, so that what an answer needs makes no room in the future of all.
+            Box::pin(serve(session, ctx, route, &stored)).await?;
             Ok(true)
         }
         Plan::Fetch(fetch, forwarded) => {
@@ -74,7 +75,7 @@ pub(super) async fn answer(
         }
         Plan::Refuse(refusal) => {
             ctx.cache.status = Some(Status::default());
-            respond::refuse(shared, session, ctx, &refusal).await?;
+            Box::pin(respond::refuse(shared, session, ctx, &refusal)).await?;
             Ok(true)
         }
     }
@@ -309,9 +310,7 @@ fn compose(
     now: Timestamp,
 ) -> Option<Bytes> {
     parts.status = stored.status;
-    // Room for what policies add.
-    parts.headers.reserve(stored.headers.len() + 20);
-    parts.headers.extend(stored.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+    parts.headers = stored.headers.clone();
     parts.headers.insert(header::AGE, HeaderValue::from(stored.rules.age(now)));
     if validation::is_not_modified(&request.headers, stored.status, &stored.headers) {
         parts.status = StatusCode::NOT_MODIFIED;

@@ -59,7 +59,7 @@ pub(super) async fn filter(
             let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(false) };
             match &route.cache {
                 None => Ok(false),
-                Some(cache) => Box::pin(cache::answer(shared, worker, session, ctx, tenant, route, cache)).await,
+                Some(cache) => cache::answer(shared, worker, session, ctx, tenant, route, cache).await,
             }
         }
         Ok(Decision::Answer(status, headers, body)) => {

@@ -141,9 +141,13 @@ pub struct Applied {
     pub nonce: u64,
     /// The revision that is in force, but for what was refused.
     pub revision: u64,
-    /// Documents that are not in force as they are, though the node holds them; all there are, also of earlier updates.
+    /// Documents that are not in force as they are, though the node holds them, also of earlier updates. Where they are
+    /// very many, later ones have no errors, and only the first ones stand here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<Refused>,
+    /// How many more documents are refused than stand in `refused`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused_more: u64,
     /// The node does not hold what it ought to, and asks for the whole configuration.
     #[serde(default, skip_serializing_if = "is_false")]
     pub lost: bool,
@@ -289,6 +293,11 @@ pub fn read_binary<T: DeserializeOwned>(compressed: &[u8]) -> Result<T, FrameErr
 #[allow(clippy::trivially_copy_pass_by_ref)] // What serde asks for.
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // What serde asks for.
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 #[cfg(test)]

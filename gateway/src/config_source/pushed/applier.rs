@@ -1,54 +1,44 @@
-//! Puts in force what the control plane sends: parse, check, compile, swap, at the price of what has changed.
+//! Takes what the control plane sends, at the price of what has changed: `step` puts it in force, `report` tells of it.
 //!
 //! A tenant that cannot be put in force keeps its former state and is named; the others go on. So does the head, which
 //! all stand beside. What was refused is tried again with whatever may mend it: another document, another head, another
 //! file that it refers to, a host that became free.
 
+mod report;
+mod step;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Instant, SystemTime},
+    time::Instant,
 };
 
 use seiketsu_config::{
-    check::Rule,
     layers::SharedLayers,
-    load::{CONTROL_PLANE, files_of_head, files_of_tenant, parallel, pushed_head, pushed_tenant, pushed_tenant_fits},
+    load::CONTROL_PLANE,
     node::ControlPlane,
-    push::{Applied, FrameError, Held, Refused, Update},
-    tenant::{Tenant, TenantHead},
+    push::{Applied, Held, Update},
+    tenant::TenantHead,
     values::Id,
 };
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
+use self::step::{Again, Documents, Outcome};
 use super::{
     super::{
-        compile::same_but_for_revision,
-        head::{HeadCompiler, Parts},
         referenced::{ReferencedFiles, Renewed},
-        reload::{RESOLVE_PATIENCE, node_certificates, unix_seconds},
+        reload::node_certificates,
         status::{ReloadStatus, StatusCell},
     },
-    clashes::{self, Claimant},
-    holding::{Assembly, HeldTenant, Holding, InForce, Incoming, Sent},
+    holding::{Assembly, Holding, Incoming, Sent},
     keeper::{Changes as Kept, Copy, Keeper, Kept as WasKept, Report},
+    numbering::Numbering,
 };
-use crate::{
-    proxy::Shared,
-    server::tls::LiveTls,
-    telemetry::metrics::Reload,
-    tenancy::{Change, Snapshot, TenantEntry, compile::CompiledTenant},
-    upstream::registry::{Owner, PoolKey, Prepared},
-};
+use crate::{proxy::Shared, server::tls::LiveTls, telemetry::metrics::Reload, upstream::registry::PoolKey};
 
-/// Documents that a thread reads at once.
-const BATCH: usize = 64;
-
-/// Errors of one document that are told, and documents whose errors are shown and logged. A mistake made by a program
-/// is made a hundred thousand times.
-const MOST_ERRORS: usize = 20;
+/// Documents whose errors are shown and logged. A mistake made by a program is made a hundred thousand times.
 const MOST_SHOWN: usize = 100;
 
 pub(super) struct Applier {
@@ -59,6 +49,7 @@ pub(super) struct Applier {
     /// Where relative paths begin.
     folder: PathBuf,
     holding: Holding,
+    numbering: Numbering,
     assembly: Assembly,
     head: HeadInForce,
     /// Why the head is not in force as it was last sent.
@@ -82,71 +73,10 @@ pub(super) struct Applier {
 
 struct HeadInForce {
     sent: Option<Sent>,
+    /// The one that it was last changed in.
+    revision: u64,
     head: Arc<TenantHead>,
     layers: Arc<SharedLayers>,
-}
-
-/// Documents that are others than before.
-#[derive(Default)]
-struct Documents {
-    head: Option<Sent>,
-    put: Vec<(Id, Sent)>,
-    gone: BTreeSet<Id>,
-}
-
-/// What is looked at again though its document is the same.
-#[derive(Default)]
-struct Again {
-    head: bool,
-    tenants: BTreeSet<Id>,
-}
-
-/// A document and the tenant that it is, or what is wrong with it.
-type Read = Result<(Sent, Arc<Tenant>), Vec<String>>;
-
-/// What became of tenants that were read.
-struct Made {
-    ready: BTreeMap<Id, Ready>,
-    refused: BTreeMap<Id, Refusal>,
-    /// Of the head, if it is another, and of tenants that are ready.
-    prepared: Vec<Prepared>,
-    keys: Vec<PoolKey>,
-}
-
-/// A tenant that was compiled.
-struct Ready {
-    tenant: Arc<Tenant>,
-    sent: Sent,
-    entry: TenantEntry<CompiledTenant>,
-}
-
-/// A tenant that keeps its former state.
-struct Refusal {
-    errors: Vec<String>,
-    /// It may be good when one of these is another.
-    refers_to: Vec<PathBuf>,
-    clashes: bool,
-}
-
-/// What became of a step.
-#[derive(Default)]
-struct Outcome {
-    changed: bool,
-    tenants: usize,
-    compiled: usize,
-    /// Refused now, and not before or otherwise.
-    newly_refused: BTreeSet<Id>,
-    head_newly_refused: bool,
-}
-
-impl Claimant<CompiledTenant> for Ready {
-    fn entry(&self) -> &TenantEntry<CompiledTenant> {
-        &self.entry
-    }
-
-    fn revision(&self) -> u64 {
-        self.sent.revision
-    }
 }
 
 impl Applier {
@@ -163,8 +93,9 @@ impl Applier {
         Self {
             folder: settings.files.clone().unwrap_or_default(),
             holding: Holding::default(),
+            numbering: Numbering::default(),
             assembly: Assembly::default(),
-            head: HeadInForce { sent: None, layers: Arc::new(SharedLayers::new(&head)), head },
+            head: HeadInForce { sent: None, revision: 0, layers: Arc::new(SharedLayers::new(&head)), head },
             head_refused: Vec::new(),
             refused: BTreeSet::new(),
             clashing: BTreeSet::new(),
@@ -219,9 +150,11 @@ impl Applier {
             self.report(&Outcome::default(), began);
             return;
         }
+        self.numbering = kept.state.map(Numbering::from).unwrap_or_default();
+        let state = kept.state.map(|state| state.held);
         // First what was in force, then what was refused: it may be good by now.
         let newest = kept.tenants.iter().map(|(_, copy)| copy.newest.revision).max();
-        let revision = kept.state.map(|state| state.revision).max(newest).unwrap_or_default();
+        let revision = state.map(|state| state.revision).max(newest).unwrap_or_default();
         let former = |copy: &Copy| copy.former.clone().unwrap_or_else(|| copy.newest.clone());
         let first = Documents {
             head: kept.head.as_ref().map(former),
@@ -250,7 +183,7 @@ impl Applier {
         if second.head.is_some() || !second.put.is_empty() {
             total.add(self.step(second, &Again::default(), revision));
         }
-        self.holding.state = kept.state.filter(|state| state.sum == self.holding.sum());
+        self.holding.state = state.filter(|state| state.sum == self.holding.sum());
         self.loaded = self.may_serve();
         self.from_kept = self.loaded;
         if self.loaded {
@@ -299,18 +232,16 @@ impl Applier {
                 true
             }
         };
-        Some(Applied { nonce, revision: self.shared.live.load().revision(), refused: self.all_refused(), lost })
-    }
-
-    /// A message that cannot be read changes nothing.
-    pub(super) fn refuse_message(&self, error: &FrameError) {
-        self.shared.metrics.node.control_plane.updates.count(Reload::Refused);
-        tracing::error!(%error, "a message of the control plane cannot be read");
+        let (refused, refused_more) = self.told_refused();
+        Some(Applied { nonce, revision: self.shared.live.load().revision(), refused, refused_more, lost })
     }
 
     fn apply(&mut self, update: Incoming) {
         let began = Instant::now();
         let is_whole = update.after.is_none();
+        if self.numbering.follow(update.to) {
+            self.forget_revisions();
+        }
         let mut gone = update.gone;
         if is_whole {
             gone.extend(self.holding.tenants.keys().filter(|id| !update.put.contains_key(*id)).cloned());
@@ -328,11 +259,19 @@ impl Applier {
         self.loaded |= self.may_serve();
         self.from_kept = false;
         if is_news {
-            self.keep_changes(Kept { state: Some(update.to), only, ..Kept::default() });
+            self.keep_changes(Kept { state: Some(self.numbering.state(update.to)), only, ..Kept::default() });
         }
         let result = if self.all_well() { Reload::Applied } else { Reload::Partial };
         self.shared.metrics.node.control_plane.updates.count(result);
         self.report(&outcome, began);
+    }
+
+    /// What is in force is of revisions that mean nothing any more.
+    fn forget_revisions(&mut self) {
+        self.head.revision = 0;
+        for in_force in self.holding.tenants.values_mut().filter_map(|held| held.in_force.as_mut()) {
+            in_force.sent.revision = 0;
+        }
     }
 
     /// Looks at the files that configuration refers to. Urgently: at all of them, and tries again what was refused.
@@ -368,7 +307,8 @@ impl Applier {
                 tracing::warn!("the last known good configuration was removed or cannot be reached; it is kept anew");
                 let ids: Vec<Id> = self.holding.tenants.keys().cloned().collect();
                 self.keep(ids, true);
-                self.keep_changes(Kept { state: self.holding.state, ..Kept::default() });
+                let state = self.holding.state.map(|held| self.numbering.state(held));
+                self.keep_changes(Kept { state, ..Kept::default() });
                 return;
             }
         };
@@ -384,217 +324,6 @@ impl Applier {
             self.keep_error.clone_from(&error);
             self.status.set(ReloadStatus { last_known_good_error: error, ..(*self.status.get()).clone() });
         }
-    }
-
-    /// Compiles what is other than before and puts it in force, but for what is refused. Keeps the documents.
-    fn step(&mut self, documents: Documents, again: &Again, revision: u64) -> Outcome {
-        let now = SystemTime::now();
-        let (shared, tls) = (self.shared.clone(), self.tls.clone());
-        let (resolver, snapshot) = (tls.resolver(), shared.live.load());
-        let parts = Parts::of(&shared, &tls, &resolver, &snapshot);
-        let mut outcome = Outcome::default();
-
-        let has_head = documents.head.is_some();
-        let (next_head, compiler) = self.look_at_head(parts, documents.head, again.head, &mut outcome);
-        let (mut touched, gone) = self.hold(documents.put, documents.gone);
-        let mut todo = if next_head.is_some() {
-            self.holding.tenants.keys().cloned().collect()
-        } else {
-            &touched | &again.tenants
-        };
-        if !(touched.is_empty() && gone.is_empty()) {
-            todo.extend(self.clashing.iter().cloned());
-        }
-        todo.retain(|id| self.holding.tenants.contains_key(id));
-
-        let head = next_head.as_ref().map_or_else(|| self.head.head.clone(), |next| next.head.clone());
-        let read = self.read(&todo, &head, next_head.is_some());
-        let gone_ids: BTreeSet<Id> = gone.keys().cloned().collect();
-        let Made { ready, refused, prepared, mut keys } = compile(compiler, read, &head, &gone_ids, &snapshot);
-        outcome.changed =
-            !(ready.is_empty() && gone.is_empty() && next_head.is_none() && snapshot.revision() == revision)
-                || prepared.iter().any(Prepared::is_change);
-        outcome.compiled = ready.len();
-        self.runtime.block_on(shared.upstreams.resolve(&prepared, RESOLVE_PATIENCE));
-        shared.upstreams.apply(prepared, &[]);
-
-        let mut pools_before = Vec::new();
-        let (mut tenants_gone, mut tenants_put) = (Vec::new(), Vec::new());
-        let mut changes: Vec<Change<CompiledTenant>> = Vec::new();
-        for (id, former) in gone {
-            self.refused.remove(&id);
-            self.clashing.remove(&id);
-            self.lost.remove(&id);
-            self.referenced.wait(&waiting_name(&id), Vec::new());
-            tenants_gone.extend(former.in_force.map(|former| former.tenant));
-            changes.push(Change::Remove(id));
-        }
-        for (id, Ready { tenant, sent, entry }) in ready {
-            let Some(held) = self.holding.tenants.get_mut(&id) else { continue };
-            changes.push(Change::Put(entry));
-            tenants_put.push(tenant.clone());
-            tenants_gone.extend(held.in_force.replace(InForce { sent, tenant }).map(|former| former.tenant));
-            held.refused.clear();
-            self.lost.remove(&id);
-            if self.refused.remove(&id) {
-                self.clashing.remove(&id);
-                self.referenced.wait(&waiting_name(&id), Vec::new());
-                touched.insert(id);
-            }
-        }
-        pools_before.extend(tenants_gone.iter().flat_map(|tenant| pools_of(tenant)));
-        self.note(refused, &mut outcome);
-        outcome.tenants = changes.len();
-        if !(changes.is_empty() && snapshot.revision() == revision) {
-            match snapshot.with_changes(revision, changes) {
-                Ok(next) => shared.live.store(next),
-                // Cannot be: conflicts were taken out.
-                Err(conflicts) => tracing::error!(?conflicts, "the snapshot stays as it was"),
-            }
-        }
-        if let Some(next) = next_head {
-            pools_before.extend(shared_pools(&self.head.head));
-            self.referenced.replace_head(Path::new(CONTROL_PLANE), Some(&self.head.head), Some(&next.head), now);
-            self.head = next;
-        } else if !self.lingering.is_empty() {
-            keys.extend(shared_pools(&self.head.head));
-        }
-        self.referenced.replace(tenants_gone.iter(), tenants_put.iter(), now);
-        self.retire(pools_before, keys);
-        self.keep(touched.into_iter().chain(gone_ids), has_head || outcome.head_newly_refused);
-        outcome
-    }
-
-    /// Notes why tenants are not in force as they were last sent.
-    fn note(&mut self, refused: BTreeMap<Id, Refusal>, outcome: &mut Outcome) {
-        for (id, Refusal { errors, refers_to, clashes }) in refused {
-            let Some(held) = self.holding.tenants.get_mut(&id) else { continue };
-            if held.refused != errors {
-                outcome.newly_refused.insert(id.clone());
-                held.refused = errors;
-            }
-            if clashes {
-                self.clashing.insert(id.clone());
-            } else {
-                self.clashing.remove(&id);
-            }
-            self.referenced.wait(&waiting_name(&id), refers_to);
-            self.refused.insert(id);
-        }
-    }
-
-    /// The head that is to take the place of the one in force, if it is another one and good, and what compiles beside
-    /// the one that holds then.
-    fn look_at_head<'p>(
-        &mut self,
-        parts: Parts<'p>,
-        document: Option<Sent>,
-        again: bool,
-        outcome: &mut Outcome,
-    ) -> (Option<HeadInForce>, HeadCompiler<'p>) {
-        let origin = Path::new(CONTROL_PLANE);
-        let in_force = |head: &HeadInForce| HeadCompiler::of_head_in_force(parts, owner(), origin, head.layers.clone());
-        let is_other =
-            document.as_ref().is_some_and(|sent| self.holding.head.as_ref().map(|held| held.sum) != Some(sent.sum));
-        if document.is_some() {
-            self.holding.head = document;
-        }
-        let Some(sent) = self.holding.head.clone().filter(|_| is_other || again) else {
-            return (None, in_force(&self.head));
-        };
-        let next =
-            pushed_head(&sent.content, sent.revision, &self.folder).map_err(|errors| (to_strings(&errors), Vec::new()));
-        let next = next.and_then(|head| {
-            if self.head.sent.is_some() && same_but_for_revision(&self.head.head, &head) && !again {
-                return Ok(None);
-            }
-            let layers = Arc::new(SharedLayers::new(&head));
-            let (compiler, wrong) = HeadCompiler::new(parts, &owner(), origin, &head, layers.clone());
-            if wrong.is_empty() {
-                let next = HeadInForce { sent: Some(sent.clone()), head: Arc::new(head), layers };
-                return Ok(Some((next, compiler)));
-            }
-            let errors = wrong.iter().map(|(id, error)| format!("{CONTROL_PLANE}: upstreams.{id}: {error}")).collect();
-            Err((errors, files_of_head(&head).into_iter().map(Path::to_owned).collect()))
-        });
-        let (errors, refers_to) = next.as_ref().err().cloned().unwrap_or_default();
-        self.referenced.wait(origin, refers_to);
-        outcome.head_newly_refused = !errors.is_empty() && errors != self.head_refused;
-        self.head_refused = errors;
-        match next {
-            Ok(Some((next, compiler))) => (Some(next), compiler),
-            Ok(None) => {
-                self.head.sent = Some(sent);
-                (None, in_force(&self.head))
-            }
-            Err(_) => (None, in_force(&self.head)),
-        }
-    }
-
-    /// Holds these documents; gives the tenants whose documents are others now, and those that are gone.
-    fn hold(&mut self, put: Vec<(Id, Sent)>, gone: BTreeSet<Id>) -> (BTreeSet<Id>, BTreeMap<Id, HeldTenant>) {
-        let mut touched = BTreeSet::new();
-        for (id, sent) in put {
-            match self.holding.tenants.get_mut(&id) {
-                Some(held) if held.newest.sum == sent.sum => held.newest.revision = sent.revision,
-                Some(held) => {
-                    held.newest = sent;
-                    touched.insert(id);
-                }
-                None => {
-                    touched.insert(id.clone());
-                    self.holding.tenants.insert(id, HeldTenant { newest: sent, in_force: None, refused: Vec::new() });
-                }
-            }
-        }
-        let gone = gone.into_iter().filter_map(|id| self.holding.tenants.remove_entry(&id)).collect();
-        (touched, gone)
-    }
-
-    /// Reads the documents of these tenants, on all processors.
-    fn read(&self, todo: &BTreeSet<Id>, head: &TenantHead, other_head: bool) -> Vec<(Id, Read)> {
-        let held: Vec<(&Id, &HeldTenant)> =
-            todo.iter().filter_map(|id| self.holding.tenants.get_key_value(id)).collect();
-        let read = parallel::map(&held, BATCH, |(id, held)| {
-            let sent = held.newest.clone();
-            if let Some(in_force) = held.in_force.as_ref().filter(|in_force| in_force.sent.sum == sent.sum) {
-                // One that was refused may be in force beside a head that is no longer.
-                if other_head || !held.refused.is_empty() {
-                    pushed_tenant_fits(&in_force.tenant, head).map_err(|errors| to_strings(&errors))?;
-                }
-                return Ok((sent, in_force.tenant.clone()));
-            }
-            let tenant = pushed_tenant(&sent.content, head, &self.folder).map_err(|errors| to_strings(&errors))?;
-            if tenant.id != **id {
-                let other = &tenant.id;
-                return Err(vec![format!(
-                    "{CONTROL_PLANE}: the document of the tenant {id} is one of the tenant {other}"
-                )]);
-            }
-            Ok((sent, Arc::new(tenant)))
-        });
-        held.into_iter().map(|(id, _)| id.clone()).zip(read).collect()
-    }
-
-    /// Ends what nobody uses any more. Tenants in a former state may use upstreams that the head no longer has.
-    fn retire(&mut self, before: Vec<PoolKey>, now: Vec<PoolKey>) {
-        if before.is_empty() && self.lingering.is_empty() {
-            return;
-        }
-        let now: HashSet<PoolKey> = now.into_iter().collect();
-        let mut unused: HashSet<PoolKey> = before.into_iter().chain(self.lingering.drain()).collect();
-        unused.retain(|key| !now.contains(key));
-        let in_former_state = self.refused.iter().filter_map(|id| self.holding.tenants.get(id)?.in_force.as_ref());
-        for in_force in in_former_state {
-            for upstream in upstreams_of(&in_force.tenant) {
-                let key = PoolKey { owner: owner(), upstream: upstream.clone() };
-                if let Some(key) = unused.take(&key) {
-                    self.lingering.insert(key);
-                }
-            }
-        }
-        let unused: Vec<PoolKey> = unused.into_iter().collect();
-        self.shared.upstreams.apply(Vec::new(), &unused);
     }
 
     /// Keeps these tenants, and the head, as they are now.
@@ -641,164 +370,4 @@ impl Applier {
     fn may_serve(&self) -> bool {
         self.shared.live.load().tenant_count() > 0 || self.all_well()
     }
-
-    pub(super) fn all_refused(&self) -> Vec<Refused> {
-        let head = (!self.head_refused.is_empty()).then(|| Refused { tenant: None, errors: self.head_refused.clone() });
-        let tenants = self.refused.iter().filter_map(|id| {
-            let errors = self.holding.tenants.get(id)?.refused.clone();
-            Some(Refused { tenant: Some(id.clone()), errors })
-        });
-        head.into_iter().chain(tenants).collect()
-    }
-
-    fn report(&mut self, outcome: &Outcome, began: Instant) {
-        let errors_of = |id: &Id| self.holding.tenants.get(id).into_iter().flat_map(|held| &held.refused);
-        let head = self.head_refused.iter().filter(|_| outcome.head_newly_refused);
-        for error in head.chain(outcome.newly_refused.iter().take(MOST_SHOWN).flat_map(errors_of)) {
-            tracing::error!("configuration refused: {error}");
-        }
-        let omitted = outcome.newly_refused.len().saturating_sub(MOST_SHOWN);
-        if omitted > 0 {
-            tracing::error!(omitted, "configuration refused: so many more tenants");
-        }
-        let mut errors: Vec<String> = self.node_certificates.iter().chain(&self.head_refused).cloned().collect();
-        errors.extend(self.refused.iter().take(MOST_SHOWN).flat_map(errors_of).cloned());
-        let omitted = self.refused.len().saturating_sub(MOST_SHOWN);
-        if omitted > 0 {
-            errors.push(format!("and {omitted} more tenants"));
-        }
-        let snapshot = self.shared.live.load();
-        let (revision, tenants) = (snapshot.revision(), snapshot.tenant_count());
-        let metrics = &self.shared.metrics.node;
-        let refused = self.refused.len() + usize::from(!self.head_refused.is_empty());
-        metrics.control_plane.refused.set(i64::try_from(refused).unwrap_or(i64::MAX));
-        if outcome.changed {
-            self.applied_at = unix_seconds();
-            let (changes, took) = (outcome.tenants, began.elapsed());
-            tracing::info!(revision, tenants, changes, refused, ?took, "configuration applied");
-        }
-        if outcome.changed || !errors.is_empty() {
-            let result = match (errors.is_empty(), outcome.changed) {
-                (true, _) => Reload::Applied,
-                (false, true) => Reload::Partial,
-                (false, false) => Reload::Refused,
-            };
-            metrics.config_reloaded(result, revision, unix_seconds() as f64);
-        }
-        metrics.config_read(0, outcome.compiled);
-        self.status.set(ReloadStatus {
-            loaded: self.loaded,
-            revision,
-            tenants,
-            from_last_known_good: self.from_kept,
-            last_known_good_error: self.keep_error.clone(),
-            lost: self.lost.iter().take(MOST_SHOWN).map(ToString::to_string).collect(),
-            errors,
-            applied_at: self.applied_at,
-        });
-    }
-}
-
-/// Compiles what was read, and sees to it that it can be put in force together.
-fn compile(
-    mut compiler: HeadCompiler<'_>,
-    read: Vec<(Id, Read)>,
-    head: &TenantHead,
-    gone: &BTreeSet<Id>,
-    snapshot: &Snapshot<CompiledTenant>,
-) -> Made {
-    let (mut ready, mut refused) = (BTreeMap::new(), BTreeMap::new());
-    for (id, read) in read {
-        let compiled = read.map_err(Refusal::of_document).and_then(|(sent, tenant)| {
-            let compiled = compiler.whole_tenant(&tenant, head.revision.max(sent.revision));
-            let entry = compiled.map_err(|errors| Refusal {
-                refers_to: files_of_tenant(&tenant)
-                    .into_iter()
-                    .chain(files_of_head(head))
-                    .map(Path::to_owned)
-                    .collect(),
-                ..Refusal::of_document(errors)
-            })?;
-            let ready = Ready { tenant, sent, entry };
-            match snapshot.tenant(id.as_str()).and_then(|former| ready.below(former)) {
-                Some(error) => Err(Refusal::of_document(vec![error])),
-                None => Ok(ready),
-            }
-        });
-        match compiled {
-            Ok(compiled) => drop(ready.insert(id, compiled)),
-            Err(refusal) => drop(refused.insert(id, refusal)),
-        }
-    }
-    for (id, errors) in clashes::take_out(&mut ready, gone, snapshot) {
-        refused.insert(id, Refusal { clashes: true, ..Refusal::of_document(errors) });
-    }
-    let HeadCompiler { mut prepared, mut keys, .. } = compiler;
-    let is_refused = |key: &PoolKey| matches!(&key.owner, Owner::Tenant(id) if refused.contains_key(id));
-    prepared.retain(|prepared| !is_refused(prepared.pool().key()));
-    keys.retain(|key| !is_refused(key));
-    Made { ready, refused, prepared, keys }
-}
-
-impl Ready {
-    /// What is wrong with its limits, if those in force are of a higher revision and others.
-    fn below(&self, former: &TenantEntry<CompiledTenant>) -> Option<String> {
-        let in_force = former.compiled().limits_since;
-        self.entry.compiled().limits_since.is_below(in_force).then(|| {
-            let rule = Rule::LowerRevision { in_force: in_force.revision, revision: self.sent.revision };
-            format!("tenant {}: {rule}\n    fix: the store of the control plane was set back; change the tenant until its revision is above", self.entry.id())
-        })
-    }
-}
-
-impl Refusal {
-    /// Nothing but another document mends it, or another head.
-    fn of_document(errors: Vec<String>) -> Self {
-        Self { errors, refers_to: Vec::new(), clashes: false }
-    }
-}
-
-impl Outcome {
-    fn add(&mut self, other: Self) {
-        self.changed |= other.changed;
-        self.tenants += other.tenants;
-        self.compiled += other.compiled;
-        self.newly_refused.extend(other.newly_refused);
-        self.head_newly_refused |= other.head_newly_refused;
-    }
-}
-
-/// Whose the upstreams of the head are.
-fn owner() -> Owner {
-    Owner::Shared(CONTROL_PLANE.into())
-}
-
-/// What a tenant is called that waits for files.
-fn waiting_name(tenant: &Id) -> PathBuf {
-    Path::new(CONTROL_PLANE).join(tenant.as_str())
-}
-
-fn shared_pools(head: &TenantHead) -> impl Iterator<Item = PoolKey> + '_ {
-    head.upstreams.keys().map(|id| PoolKey { owner: owner(), upstream: id.clone() })
-}
-
-fn pools_of(tenant: &Tenant) -> impl Iterator<Item = PoolKey> + '_ {
-    tenant.upstreams.keys().map(move |id| PoolKey { owner: Owner::Tenant(tenant.id.clone()), upstream: id.clone() })
-}
-
-/// All upstreams that a tenant's routes name.
-fn upstreams_of(tenant: &Tenant) -> impl Iterator<Item = &Id> {
-    tenant.routes.iter().flat_map(|route| {
-        let canary = route.canary.iter().map(|canary| &canary.upstream);
-        [&route.upstream].into_iter().chain(canary).chain(route.mirror.iter().map(|mirror| &mirror.upstream))
-    })
-}
-
-fn to_strings(errors: &seiketsu_config::error::ConfigErrors) -> Vec<String> {
-    let mut told: Vec<String> = errors.iter().take(MOST_ERRORS).map(ToString::to_string).collect();
-    let omitted = errors.iter().count().saturating_sub(MOST_ERRORS) + errors.omitted();
-    if omitted > 0 {
-        told.push(format!("and {omitted} more"));
-    }
-    told
 }

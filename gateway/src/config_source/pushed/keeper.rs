@@ -26,6 +26,15 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Copies that a thread reads at once.
 const BATCH: usize = 64;
 
+/// What is held, and how often its numbers have begun anew (see `numbering`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct State {
+    #[serde(flatten)]
+    pub(super) held: Held,
+    #[serde(default)]
+    pub(super) generation: u64,
+}
+
 /// A document as it was last sent, and as it is in force if that is another.
 #[derive(Debug, Clone)]
 pub(super) struct Copy {
@@ -38,7 +47,7 @@ pub(super) struct Copy {
 /// What is to be kept in place of what was kept before.
 #[derive(Debug, Default)]
 pub(super) struct Changes {
-    pub(super) state: Option<Held>,
+    pub(super) state: Option<State>,
     pub(super) head: Option<Copy>,
     /// None: the tenant is gone.
     pub(super) tenants: Vec<(Id, Option<Copy>)>,
@@ -49,7 +58,7 @@ pub(super) struct Changes {
 /// What was kept and could be read.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
-    pub(super) state: Option<Held>,
+    pub(super) state: Option<State>,
     pub(super) head: Option<Copy>,
     pub(super) tenants: Vec<(Id, Copy)>,
     /// What was altered, or sealed with another key.
@@ -139,7 +148,7 @@ struct Waiting {
 }
 
 enum Text {
-    State(Held),
+    State(State),
     Document(Copy),
 }
 
@@ -280,7 +289,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (keeper, kept, _) = start(folder.path());
         assert!(kept.state.is_none() && kept.tenants.is_empty() && kept.unreadable.is_empty());
-        let state = Held { store: Uuid::max(), revision: 9, sum: Sum::default() };
+        let held = Held { store: Uuid::max(), revision: 9, sum: Sum::default() };
+        let state = State { held, generation: 2 };
         let head = Copy { newest: Sent::new(None, 2, "{}"), former: None, waits: false };
         keeper.keep(Changes {
             state: Some(state),

@@ -8,6 +8,7 @@ mod applier;
 mod clashes;
 mod holding;
 mod keeper;
+mod numbering;
 pub(super) mod subscription;
 
 #[cfg(test)]

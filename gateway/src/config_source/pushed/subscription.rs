@@ -346,7 +346,13 @@ impl Task {
         loop {
             tokio::select! {
                 () = &mut stopped => {
-                    let _ = timeout(Duration::from_millis(200), socket.close(None)).await;
+                    // So that nobody waits for a node that will not come back.
+                    let goodbye = Heartbeat { draining: true, ..self.heartbeat() };
+                    let said = async {
+                        say(&mut socket, &FromNode::Heartbeat(goodbye)).await?;
+                        socket.close(None).await.map_err(SubscriptionError::from)
+                    };
+                    let _ = timeout(Duration::from_millis(200), said).await;
                     return Ok(());
                 }
                 free = Arc::clone(&ahead).acquire_owned(), if permit.is_none() => permit = free.ok(),

@@ -41,6 +41,7 @@ struct Node {
 /// The control plane's side: documents with the revisions that they were changed in; None is the head.
 #[derive(Debug, Clone, Default)]
 struct Store {
+    id: Uuid,
     revision: u64,
     documents: BTreeMap<Option<String>, (u64, String)>,
     gone: BTreeMap<String, u64>,
@@ -88,7 +89,7 @@ impl Store {
         let changed = || self.documents.iter().filter(|(_, (revision, _))| *revision > since);
         Update {
             nonce: self.revision,
-            to: Held { store: Uuid::nil(), revision: self.revision, sum: sum.fold(Sum::default(), Sum::with) },
+            to: Held { store: self.id, revision: self.revision, sum: sum.fold(Sum::default(), Sum::with) },
             after,
             more: false,
             head: changed().find(|(tenant, _)| tenant.is_none()).map(|(tenant, it)| document(tenant, it)),
@@ -167,7 +168,7 @@ impl Node {
         State {
             tenants: tenants.collect(),
             pools: self.shared.upstreams.status().iter().map(|pool| pool.upstream.clone()).collect(),
-            refused: self.applier.all_refused().into_iter().map(|it| it.tenant.map(|id| id.to_string())).collect(),
+            refused: self.applier.told_refused().0.into_iter().map(|it| it.tenant.map(|id| id.to_string())).collect(),
         }
     }
 }
@@ -342,6 +343,68 @@ fn a_file_that_a_tenant_refers_to_is_read_again_when_it_is_another() {
     fs::remove_file(&key).unwrap();
     node.looks_until(|node| node.status().errors.len() == 1);
     assert_eq!(node.hosts("a").len(), 1, "it keeps the key that it has");
+}
+
+fn with_rate(id: &str, requests: u64) -> String {
+    let mut tenant: serde_json::Value = serde_json::from_str(&tenant(id, &[id], "own")).unwrap();
+    tenant["policies"] = json!({ "limits": { "rate": { "requests": requests, "per": "1m" } } });
+    tenant.to_string()
+}
+
+#[test]
+fn limits_of_another_store_and_of_one_that_was_set_back_hold_though_their_revisions_are_lower() {
+    let (mut store, mut node) = (Store::default(), Node::new());
+    let in_force = |node: &Node| {
+        let snapshot = node.shared.live.load();
+        let tenant = snapshot.tenant("a").unwrap().compiled();
+        let config = serde_json::to_value(&*tenant.config).unwrap();
+        (config["policies"]["limits"]["rate"]["requests"].as_u64(), tenant.limits_since.revision)
+    };
+    for requests in 1..10 {
+        store.change(&[(Some("a"), Some(with_rate("a", requests))), (Some("same"), Some(with_rate("same", 7)))]);
+    }
+    node.take(store.update(None));
+    let mut highest = in_force(&node).1;
+    // A lower revision that follows upon it means nothing: see `an_update_that_does_not_follow_changes_nothing`.
+    let mut other = Store { id: Uuid::from_u128(1), ..Store::default() };
+    other.change(&[(Some("a"), Some(with_rate("a", 100))), (Some("same"), Some(with_rate("same", 7)))]);
+    let mut set_back = other.clone();
+    other.change(&[(Some("a"), Some(with_rate("a", 200)))]);
+    set_back.documents.insert(Some("a".to_owned()), (1, with_rate("a", 300)));
+    for (store, requests) in [(other, 200), (set_back, 300)] {
+        let applied = node.take(store.update(None));
+        assert_eq!((names(&applied), applied.revision), (vec![], store.revision));
+        let (rate, since) = in_force(&node);
+        assert_eq!(rate, Some(requests));
+        assert!(since > highest, "accounts take only what is above: {since} {highest}");
+        highest = since;
+        // And a start from what was kept is no turn back.
+        node = node.restart();
+        assert_eq!(in_force(&node), (Some(requests), since));
+        // Nor is a tenant that was the same in both stores numbered as in the former one: its next change has to hold too.
+        let mut next = store.clone();
+        next.change(&[(Some("same"), Some(with_rate("same", requests + 1)))]);
+        let applied = node.take(next.update(Some(store.revision)));
+        assert_eq!((names(&applied), applied.lost), (vec![], false));
+    }
+}
+
+#[test]
+fn revisions_that_were_given_twice_are_told_apart_by_their_sums() {
+    let (mut store, mut node) = (Store::default(), Node::new());
+    store.change(&[(None, Some(head(&["shared"]))), (Some("a"), Some(tenant("a", &["a"], "shared")))]);
+    let mut again = store.clone();
+    store.change(&[(Some("a"), Some(tenant("a", &["before"], "shared")))]);
+    node.take(store.update(None));
+    // The store is set back, and goes on: its second revision is another one.
+    again.change(&[(Some("b"), Some(tenant("b", &["b"], "shared")))]);
+    again.change(&[(Some("c"), Some(tenant("c", &["c"], "shared")))]);
+    let applied = node.take(again.update(Some(2)));
+    assert!(applied.lost, "{applied:?}");
+    assert_eq!((node.hosts("a"), node.hosts("c").len()), (vec!["before.example".to_owned()], 0));
+    let applied = node.take(again.update(None));
+    assert_eq!((applied.lost, names(&applied), node.hosts("a")), (false, vec![], vec!["a.example".to_owned()]));
+    assert_eq!((node.hosts("b").len(), node.hosts("c").len()), (1, 1));
 }
 
 /// A node that held `a` and `b` and is started again, with this copy altered meanwhile.

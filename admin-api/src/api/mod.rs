@@ -55,6 +55,7 @@ mod put_operator;
 mod put_tenant;
 mod readyz;
 mod rollback;
+mod rotate_secrets;
 mod validate;
 mod verify_audit;
 mod wait;
@@ -163,7 +164,8 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(list_operators::list_operators, create_operator::create_operator))
         .routes(routes!(get_operator::get_operator, put_operator::put_operator, delete_operator::delete_operator))
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
-        .routes(routes!(delete_token::delete_token));
+        .routes(routes!(delete_token::delete_token))
+        .routes(routes!(rotate_secrets::rotate_secrets));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

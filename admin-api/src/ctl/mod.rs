@@ -13,6 +13,7 @@ mod nodes;
 mod output;
 mod progress;
 mod revisions;
+mod secrets;
 mod settings;
 mod tenants;
 mod tokens;
@@ -80,6 +81,9 @@ enum Command {
     /// Tokens of operators and nodes.
     #[command(subcommand)]
     Tokens(tokens::Command),
+    /// Secrets in the store.
+    #[command(subcommand)]
+    Secrets(secrets::Command),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -142,6 +146,7 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Diff(arguments) => compare::run(arguments, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Tokens(command) => tokens::run(command, &client, output).await,
+        Command::Secrets(command) => secrets::run(command, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

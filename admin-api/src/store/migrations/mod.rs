@@ -7,7 +7,10 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::StoreError;
 
-const STEPS: &[&str] = &[include_str!("0001_first.sql")];
+const STEPS: &[&str] = &[include_str!("0001_first.sql"), TABLES, include_str!("0003_orders.sql")];
+
+/// Tables of what documents say; filled from those that are there.
+const TABLES: &str = include_str!("0002_tables.sql");
 
 /// Any number that nothing else locks.
 const LOCK: i64 = 0x5e1e_7500;
@@ -28,6 +31,9 @@ pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<(), StoreEr
     }
     for (index, step) in STEPS.iter().enumerate().skip(done) {
         transaction.execute_unprepared(&in_dialect(step, backend)).await?;
+        if *step == TABLES {
+            super::tables::fill(transaction).await?;
+        }
         let number = index + 1;
         transaction.execute_unprepared(&format!("INSERT INTO schema_steps (number) VALUES ({number})")).await?;
     }

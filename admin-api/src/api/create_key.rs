@@ -41,7 +41,8 @@ pub(super) struct KeyBody {
     scopes: Option<Vec<String>>,
 }
 
-/// The key is shown in this answer and never again: the store keeps its hash.
+/// The key is shown in this answer and never again: the store keeps its hash. Where not all nodes have
+/// applied it in time, the problem that says so shows it.
 #[utoipa::path(
     post, path = "/keys", tag = "keys", params(
         WaitQuery,

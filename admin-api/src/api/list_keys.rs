@@ -12,7 +12,10 @@ use super::{
     page::{self, Page},
     problem::ProblemDocument,
 };
-use crate::store::{Place, Seen, keys::{KeyFilter, KeyRow}};
+use crate::store::{
+    Place, Seen,
+    keys::{KeyFilter, KeyRow},
+};
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]

@@ -11,7 +11,10 @@ use super::{
     page::{self, Page},
     problem::ProblemDocument,
 };
-use crate::store::{Place, Seen, routes::{RouteFilter, RouteRow}};
+use crate::store::{
+    Place, Seen,
+    routes::{RouteFilter, RouteRow},
+};
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]

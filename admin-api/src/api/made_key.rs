@@ -50,7 +50,12 @@ pub(super) struct ReplacedKey {
 impl MadeKey {
     /// Answers when the nodes have it, if that is to be waited for. Whatever they do: whoever made the key gets it, since
     /// there is no other time to.
-    pub(super) async fn respond(mut self, state: &AppState, wait: Wait, key: &SecretString) -> Result<Response, Problem> {
+    pub(super) async fn respond(
+        mut self,
+        state: &AppState,
+        wait: Wait,
+        key: &SecretString,
+    ) -> Result<Response, Problem> {
         match wait.complete(state, self.written.clone()).await {
             Ok(written) => {
                 self.written = written;

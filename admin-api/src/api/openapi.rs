@@ -116,7 +116,11 @@ mod tests {
             .map(|(name, _)| name)
             .filter(|name| described.contains_key(name))
             .collect();
-        assert_eq!(twice, ["Head", "Route", "Tenant", "TenantFile", "Upstream"], "only these are put in for what stands for them");
+        assert_eq!(
+            twice,
+            ["Head", "Route", "Tenant", "TenantFile", "Upstream"],
+            "only these are put in for what stands for them"
+        );
     }
 
     #[test]

@@ -24,7 +24,8 @@ impl FromRequestParts<AppState> for PartOf {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Problem> {
         let path = Path::<(String, String)>::from_request_parts(parts, state).await;
-        let Path((tenant, name)) = path.map_err(|_| Problem::bad_request("the path cannot be read: it is not UTF-8"))?;
+        let Path((tenant, name)) =
+            path.map_err(|_| Problem::bad_request("the path cannot be read: it is not UTF-8"))?;
         let read = |text: String| {
             text.parse::<Id>().map_err(|why| Problem::bad_request(format!("the path cannot be read: {why}")))
         };

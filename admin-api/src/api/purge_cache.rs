@@ -141,7 +141,11 @@ impl PurgeBody {
 /// A URL that caches may hold something of.
 pub(super) fn checked_url(path: &str, text: String, query: bool) -> Result<String, Problem> {
     let refused = |detail: &str| {
-        Problem::invalid_at(path, detail, Some("write a whole URL of http or https, as in https://api.example.com/v1/users"))
+        Problem::invalid_at(
+            path,
+            detail,
+            Some("write a whole URL of http or https, as in https://api.example.com/v1/users"),
+        )
     };
     let url = Url::parse(&text).map_err(|why| refused(&format!("it is not a URL: {why}")))?;
     if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
@@ -180,7 +184,8 @@ fn standing(nodes: &[NodeRow], answers: &[AnswerRow]) -> CarriedBy {
     let mut standing = CarriedBy::default();
     for node in nodes.iter().filter(|node| node.live) {
         let answer = answers.iter().find(|answer| answer.node == node.id && answer.run == node.run);
-        let missing = |reason: &str, is_final| NotCarried { node: node.id.clone(), reason: reason.to_owned(), is_final };
+        let missing =
+            |reason: &str, is_final| NotCarried { node: node.id.clone(), reason: reason.to_owned(), is_final };
         match answer.map(|answer| (&answer.carried.error, answer.carried.done)) {
             Some((None, true)) => standing.nodes.push(node.id.clone()),
             Some((Some(error), _)) => standing.missing.push(missing(error, true)),

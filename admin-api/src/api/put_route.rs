@@ -1,7 +1,7 @@
 //! `PUT /tenants/{id}/routes/{route}`: a route as it is to be.
 
 use axum::{Json as JsonAnswer, extract::State};
-use seiketsu_config::tenant::{Tenant, Route};
+use seiketsu_config::tenant::{Route, Tenant};
 
 use super::{
     AppState, Problem,

@@ -38,7 +38,8 @@ pub(super) struct Rotation {
     expires_at: Option<OffsetDateTime>,
 }
 
-/// The new key has the scopes of the old one. It is shown in this answer and never again.
+/// The new key has the scopes of the old one. It is shown in this answer and never again. Where not all nodes have
+/// applied it in time, the problem that says so shows it.
 #[utoipa::path(
     post, path = "/keys/{id}/rotate", tag = "keys", params(
         ("id" = String, Path, description = "<tenant>.<prefix>"),

@@ -14,12 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    AppState, Problem,
-    body::Json,
-    caller::Caller,
-    idempotency::Key,
-    problem::ProblemDocument,
-    purge_cache::checked_url,
+    AppState, Problem, body::Json, caller::Caller, idempotency::Key, problem::ProblemDocument, purge_cache::checked_url,
 };
 use crate::store::WriteError;
 
@@ -97,7 +92,8 @@ fn hosts(urls: &[String]) -> Result<BTreeSet<HostPattern>, Problem> {
         let path = format!("urls[{index}]");
         let url = checked_url(&path, url.clone(), true)?;
         let host = Url::parse(&url).ok().and_then(|url| url.host_str()?.parse().ok());
-        let host: HostPattern = host.ok_or_else(|| Problem::invalid_at(&path, "it has no host that is served", None))?;
+        let host: HostPattern =
+            host.ok_or_else(|| Problem::invalid_at(&path, "it has no host that is served", None))?;
         hosts.insert(host);
     }
     if hosts.len() > MOST_HOSTS {

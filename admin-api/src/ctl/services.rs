@@ -30,8 +30,7 @@ pub(super) struct List {
 
 pub(super) async fn run(command: Command, client: &Client, output: &Output) -> Result<Outcome, Failure> {
     let Command::List(List { tenant, address }) = command;
-    let ask =
-        || Ask::get("/services").query_if("tenant", tenant.as_ref()).query_if("address", address.as_ref());
+    let ask = || Ask::get("/services").query_if("tenant", tenant.as_ref()).query_if("address", address.as_ref());
     let services = Value::Array(all_pages(client, ask).await?);
     output.show(&services, |services| {
         let row = |service: &Value| {

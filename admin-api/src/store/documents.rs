@@ -496,12 +496,7 @@ impl Writing<'_> {
     }
 
     /// `changes` in the order of names.
-    async fn put(
-        &self,
-        revision: i64,
-        put: &[Put],
-        changes: &[revision_change::Model],
-    ) -> Result<(), WriteError> {
+    async fn put(&self, revision: i64, put: &[Put], changes: &[revision_change::Model]) -> Result<(), WriteError> {
         for put in put.chunks(BATCH) {
             // Hosts that move between two tenants of the change are free before they are taken.
             let ids = put.iter().filter(|put| !put.is_new).map(|put| put.id);
@@ -521,7 +516,8 @@ impl Writing<'_> {
         for Put { tenant, .. } in put {
             let found = changes.binary_search_by(|change| (*change.tenant).cmp(tenant.id.as_str())).ok();
             let before = found.and_then(|at| changes[at].before.as_deref()).map(serde_json::from_str::<Tenant>);
-            let before = before.transpose().map_err(|why| StoreError::corrupt(format!("tenant {}", tenant.id), &why))?;
+            let before =
+                before.transpose().map_err(|why| StoreError::corrupt(format!("tenant {}", tenant.id), &why))?;
             differences.add_tenant(before.as_ref(), tenant, self.now);
         }
         differences.write(&self.transaction).await

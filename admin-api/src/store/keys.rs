@@ -146,7 +146,16 @@ mod tests {
             assert_eq!(text.parse::<KeyId>().unwrap().to_string(), text);
         }
         assert_eq!("acme.eu.abcdefgh".parse::<KeyId>().unwrap().tenant.as_str(), "acme.eu");
-        for text in ["", "acme", "abcdefgh", ".abcdefgh", "acme.short", "acme.abc-defgh", "Acme.abcdefgh", "acme.sk_abcdefgh_secret"] {
+        for text in [
+            "",
+            "acme",
+            "abcdefgh",
+            ".abcdefgh",
+            "acme.short",
+            "acme.abc-defgh",
+            "Acme.abcdefgh",
+            "acme.sk_abcdefgh_secret",
+        ] {
             assert_eq!(text.parse::<KeyId>(), Err(InvalidKeyId), "{text}");
         }
     }

@@ -61,9 +61,8 @@ impl Store {
         let mut find = route::Entity::find().filter(seen.condition(Column::Tenant, Column::Id));
         if let Some(upstream) = &filter.upstream {
             let is = |column: Column| column.eq(upstream.as_str());
-            find = find.filter(
-                Condition::any().add(is(Column::Upstream)).add(is(Column::Canary)).add(is(Column::Mirror)),
-            );
+            find =
+                find.filter(Condition::any().add(is(Column::Upstream)).add(is(Column::Canary)).add(is(Column::Mirror)));
         }
         if let Some(path) = &filter.path {
             // No text that begins with it comes after it with the last of all characters.

@@ -44,18 +44,20 @@ impl Rows {
         rows.routes = tenant.routes.iter().enumerate().map(|(at, route)| route_row(name, at, route)).collect();
         for consumer in &tenant.consumers {
             rows.consumers.push(consumer_row(name, consumer));
-            rows.keys.extend(consumer.keys.iter().map(|key| api_key::Model {
-                tenant: name.to_owned(),
-                prefix: key.prefix.clone(),
-                consumer: consumer.id.to_string(),
-                kept: match key.source {
-                    KeySource::Hash(_) => "hash",
-                    KeySource::Key(_) => "reference",
+            rows.keys.extend(consumer.keys.iter().map(|key| {
+                api_key::Model {
+                    tenant: name.to_owned(),
+                    prefix: key.prefix.clone(),
+                    consumer: consumer.id.to_string(),
+                    kept: match key.source {
+                        KeySource::Hash(_) => "hash",
+                        KeySource::Key(_) => "reference",
+                    }
+                    .to_owned(),
+                    scopes: key.scopes.as_ref().map(|scopes| json!(scopes)),
+                    created_at: since,
+                    expires_at: key.expires.map(in_seconds),
                 }
-                .to_owned(),
-                scopes: key.scopes.as_ref().map(|scopes| json!(scopes)),
-                created_at: since,
-                expires_at: key.expires.map(in_seconds),
             }));
         }
         rows
@@ -243,13 +245,14 @@ async fn replace<E>(
     written: Vec<E::Model>,
 ) -> Result<(), StoreError>
 where
-    E: EntityTrait<Model: ModelTrait<Entity = E> + IntoActiveModel<E::ActiveModel>, ActiveModel: ActiveModelTrait + Send>,
+    E: EntityTrait<
+            Model: ModelTrait<Entity = E> + IntoActiveModel<E::ActiveModel>,
+            ActiveModel: ActiveModelTrait + Send,
+        >,
 {
     let keys: Vec<E::Column> = E::PrimaryKey::iter().map(PrimaryKeyToColumn::into_column).collect();
     for rows in gone.chunks(REMOVED_AT_ONCE) {
-        let row = |row: &E::Model| {
-            keys.iter().fold(Condition::all(), |all, key| all.add(key.eq(row.get(*key))))
-        };
+        let row = |row: &E::Model| keys.iter().fold(Condition::all(), |all, key| all.add(key.eq(row.get(*key))));
         let rows = rows.iter().map(row).fold(Condition::any(), Condition::add);
         E::delete_many().filter(rows).exec(transaction).await?;
     }

@@ -20,7 +20,11 @@ fn by() -> Author {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Write { put: Vec<Value>, remove: Vec<String>, head: Option<Value> },
+    Write {
+        put: Vec<Value>,
+        remove: Vec<String>,
+        head: Option<Value>,
+    },
     /// To a revision of this case.
     Rollback(prop::sample::Index),
 }
@@ -34,15 +38,21 @@ fn name() -> impl Strategy<Value = String> {
 }
 
 fn upstreams() -> impl Strategy<Value = Value> {
-    let addresses = prop::collection::vec(0..4_u16, 1..3);
+    let addresses = prop::collection::btree_set(0..4_u16, 1..3);
     let upstream = (addresses, any::<bool>(), 1..3_u16).prop_map(|(ports, http2, weight)| {
-        let endpoints = ports.iter().map(|port| json!({ "address": format!("127.0.0.1:{}", 9000 + port), "weight": weight }));
+        let endpoints =
+            ports.iter().map(|port| json!({ "address": format!("127.0.0.1:{}", 9000 + port), "weight": weight }));
         let endpoints: Vec<Value> = endpoints.collect();
         json!({ "endpoints": endpoints, "protocol": if http2 { "http2" } else { "http1" } })
     });
     // The first is always there, for routes.
     prop::collection::vec(upstream, 1..=SERVICES.len()).prop_map(|upstreams| {
-        SERVICES.iter().zip(upstreams).map(|(name, upstream)| ((*name).to_owned(), upstream)).collect::<serde_json::Map<_, _>>().into()
+        SERVICES
+            .iter()
+            .zip(upstreams)
+            .map(|(name, upstream)| ((*name).to_owned(), upstream))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     })
 }
 
@@ -59,7 +69,10 @@ fn document() -> impl Strategy<Value = Value> {
                 })
             };
             let consumer = |(at, id): (usize, &&str)| {
-                let own = PREFIXES.iter().zip(&owners).filter_map(|(prefix, owner)| Some((prefix, owner.filter(|owner| owner.0 == at)?)));
+                let own = PREFIXES
+                    .iter()
+                    .zip(&owners)
+                    .filter_map(|(prefix, owner)| Some((prefix, owner.filter(|owner| owner.0 == at)?)));
                 let keys = own.map(|(prefix, (_, expires))| {
                     let expires = expires.map(|day| format!("2031-01-0{day}T00:00:00.5+02:00"));
                     json!({ "prefix": prefix, "hash": format!("sha256:{}", "ab".repeat(32)), "expires": expires })
@@ -112,7 +125,8 @@ async fn listed(store: &Store) -> Lists {
         Seen { after, most: 3, ..Seen::default() }
     };
     let services = pages(async |after| store.services(seen(&after), None).await.unwrap(), ServiceRow::place).await;
-    let routes = pages(async |after| store.routes(seen(&after), &Default::default()).await.unwrap(), RouteRow::place).await;
+    let routes =
+        pages(async |after| store.routes(seen(&after), &Default::default()).await.unwrap(), RouteRow::place).await;
     let consumers = pages(async |after| store.consumers(seen(&after), None).await.unwrap(), ConsumerRow::place).await;
     let keys = pages(async |after| store.keys(seen(&after), &Default::default()).await.unwrap(), KeyRow::place).await;
     let name = |row: &ServiceRow| row.tenant.as_ref().map_or(String::new(), ToString::to_string);
@@ -233,27 +247,6 @@ on_both! {
         .unwrap();
     }
 
-    fn a_store_of_an_earlier_release_gets_its_tables_filled(database) {
-        let expected = {
-            let (runtime, store) = open(database);
-            let mut document = tenant("acme");
-            document["consumers"] = json!([{ "id": "app", "keys": [{ "prefix": "AAAAAAAA", "key": "${file:k}" }] }]);
-            let head = serde_json::from_value(json!({ "upstreams": { "demo": { "endpoints": [{ "address": "127.0.0.1:9" }] } } }));
-            let put = vec![serde_json::from_value(document).unwrap(), serde_json::from_value(tenant("globex")).unwrap()];
-            let change = ChangeSet { put, head: Some(head.unwrap()), ..ChangeSet::default() };
-            runtime.block_on(store.write(&by(), change, None)).unwrap();
-            runtime.block_on(listed(&store))
-        };
-        for table in ["order_answers", "orders", "api_keys", "consumers", "routes", "endpoints", "services"] {
-            database.execute(&format!("DROP TABLE {table}"));
-        }
-        database.execute("ALTER TABLE control DROP COLUMN orders");
-        database.execute("DELETE FROM schema_steps WHERE number > 1");
-        let (runtime, store) = open(database);
-        assert_eq!(runtime.block_on(listed(&store)), expected);
-        assert!(expected.iter().all(|list| !list.is_empty()), "{expected:?}");
-    }
-
     fn lists_are_narrowed_to_what_is_asked_for(database) {
         let admin = database.admin();
         let client = admin.client();
@@ -320,6 +313,7 @@ on_both! {
         client.delete("/tenants/acme/routes/users").is_problem(404, ":not-found");
         client.put("/tenants/acme/routes/other", &route).is_problem(422, ":invalid");
         client.put("/tenants/nobody/routes/users", &route).is_problem(404, ":not-found");
-        assert_eq!(client.get("/audit?action=delete_route").json()["items"][0]["detail"]["route"], "users");
+        let trail = client.get("/audit?action=delete_route").json();
+        assert_eq!(trail["items"][1]["detail"]["route"], "users", "{trail}");
     }
 }

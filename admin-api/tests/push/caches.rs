@@ -20,7 +20,7 @@ use crate::{
 
 fn cached(id: &str, origin: SocketAddr) -> Value {
     let mut document = served(id, origin);
-    document["policies"]["cache"] = json!({});
+    document["policies"] = json!({ "auth": { "accept": ["anonymous"] }, "cache": {} });
     document
 }
 

@@ -17,7 +17,7 @@ async fn a_key_opens_the_gateway_from_when_it_is_made_until_it_is_replaced_or_re
     let origin = Origin::start("a");
     let admin = Admin::start().await;
     let mut document = served("acme", origin.address);
-    document["policies"]["auth"] = json!({ "accept": ["api_key"] });
+    document["policies"] = json!({ "auth": { "accept": ["api_key"] } });
     admin.put(&document, "").await.revision();
     let folder = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(&admin, &folder.path().join("one")).await;
@@ -30,13 +30,14 @@ async fn a_key_opens_the_gateway_from_when_it_is_made_until_it_is_replaced_or_re
     assert_eq!(status(&format!("{old}x")).await, 401);
 
     let id = |key: &str| format!("acme.{}", key.split('_').nth(1).unwrap());
-    let new = ctl(&["keys", "rotate", &id(&old), "--grace", "5s", "--wait=20s"]);
+    let new = ctl(&["keys", "rotate", &id(&old), "--grace", "10s", "--wait=20s"]);
     assert_eq!((status(&old).await, status(&new).await), (200, 200), "both are accepted");
     assert!(eventually(async || status(&old).await == 401).await, "the old one ends with its grace");
     assert_eq!(status(&new).await, 200);
 
     let listed: Value = serde_json::from_str(&ctl(&["keys", "list", "--tenant", "acme", "--output", "json"])).unwrap();
-    let states: Vec<_> = listed.as_array().unwrap().iter().map(|key| (key["id"].clone(), key["state"].clone())).collect();
+    let states: Vec<_> =
+        listed.as_array().unwrap().iter().map(|key| (key["id"].clone(), key["state"].clone())).collect();
     assert!(states.contains(&(json!(id(&old)), json!("expired"))), "{states:?}");
     assert!(states.contains(&(json!(id(&new)), json!("active"))), "{states:?}");
 

@@ -43,10 +43,7 @@ pub(super) async fn post(state: &OperationsState, incoming: Incoming) -> Answer 
 }
 
 /// What is to be fetched, and with which header fields.
-pub(crate) fn read(
-    urls: &[String],
-    headers: &BTreeMap<String, String>,
-) -> Result<(Vec<Target>, HeaderMap), String> {
+pub(crate) fn read(urls: &[String], headers: &BTreeMap<String, String>) -> Result<(Vec<Target>, HeaderMap), String> {
     if !(1..=MAX_URLS).contains(&urls.len()) {
         return Err(format!("Name between 1 and {MAX_URLS} `urls`."));
     }

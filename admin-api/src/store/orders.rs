@@ -219,6 +219,7 @@ impl Store {
     }
 }
 
+#[allow(clippy::needless_pass_by_value)] // Rows become what they are rows of.
 fn row_of(row: order::Model) -> Result<OrderRow, StoreError> {
     Ok(OrderRow {
         number: number(row.number),

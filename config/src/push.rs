@@ -10,10 +10,14 @@
 //!
 //! A message is one line of JSON as a text message, or the same compressed with zstd (RFC 8878) as a binary one.
 //!
+//! Beside that, the control plane gives [`Order`]s, which change nothing that is configured; a node that says in its
+//! [`Hello`] that it takes them answers each with [`Carried`].
+//!
 //! Both sides may differ by one release: keys that are not known are ignored here, unlike in what people write. The
 //! form of the documents is a number of its own, of which node and control plane take the highest that both know.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     io::{self, Read},
     str::FromStr,
@@ -51,6 +55,7 @@ pub enum FromNode {
     Hello(Hello),
     Applied(Applied),
     Heartbeat(Heartbeat),
+    Carried(Carried),
 }
 
 /// What the control plane says.
@@ -59,6 +64,7 @@ pub enum FromNode {
 pub enum ToNode {
     Welcome(Welcome),
     Update(Box<Update>),
+    Order(Box<Order>),
 }
 
 /// The first message of a node.
@@ -78,6 +84,9 @@ pub struct Hello {
     /// What it holds, if it holds anything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub holds: Option<Held>,
+    /// Whether it carries out orders; whoever does not must not be given any.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub orders: bool,
 }
 
 /// A state of the configuration.
@@ -171,6 +180,65 @@ pub struct Heartbeat {
     pub ready: bool,
     /// Whether it is going to end, and takes no new connections.
     pub draining: bool,
+}
+
+/// Something to be done at once. To do it again does no harm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Comes back in [`Carried`].
+    pub id: Uuid,
+    pub task: Task,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Serve this of a tenant no more from the cache.
+    Purge { tenant: Id, what: Purged },
+    /// Serve nothing of what is stored: it is not known any more what was purged while the node was away.
+    PurgeEverything,
+    /// Fetch these URLs into the cache, with these header fields.
+    Warm {
+        urls: Vec<String>,
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        headers: BTreeMap<String, String>,
+    },
+}
+
+/// What is purged of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purged {
+    All,
+    Url(String),
+    /// All paths below a URL, or below a path of all hosts.
+    Prefix(String),
+    Tag(String),
+}
+
+/// What came of an order. One that takes a while is answered more than once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    pub id: Uuid,
+    /// There is nothing more to come.
+    pub done: bool,
+    /// Why it was not carried out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// How far warming is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warmed: Option<Warmed>,
+}
+
+/// Of a list of URLs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warmed {
+    pub total: u64,
+    pub stored: u64,
+    /// Answered, but not to be stored.
+    pub not_stored: u64,
+    /// Not answered, with an error of the origin, or on no route with a cache.
+    pub failed: u64,
 }
 
 /// A hash of a set of documents, which grows and shrinks with it: the sum of their hashes, modulo 2²⁵⁶. It shows that
@@ -347,6 +415,16 @@ mod tests {
         let text = r#"{"heartbeat":{"revision":1,"ready":true,"draining":false,"mood":"good"}}"#;
         let FromNode::Heartbeat(read) = read_text(text).unwrap() else { panic!() };
         assert_eq!(read, Heartbeat { revision: 1, ready: true, draining: false });
+    }
+
+    #[test]
+    fn a_node_of_an_earlier_release_takes_no_orders() {
+        let text = format!(r#"{{"hello":{{"node":"n1","run":"{}","version":"0.1.0","schemas":[1]}}}}"#, Uuid::nil());
+        let FromNode::Hello(read) = read_text(&text).unwrap() else { panic!() };
+        assert!(!read.orders);
+        // And what it would not expect is not said to it.
+        let told = serde_json::to_value(FromNode::Hello(read)).unwrap();
+        assert!(told["hello"].get("orders").is_none(), "{told}");
     }
 
     #[test]

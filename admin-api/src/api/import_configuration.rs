@@ -68,10 +68,10 @@ pub(super) async fn import_configuration(
     let change = ChangeSet {
         head: has_head.then(|| HeadDocument::from(head)),
         put,
-        remove: Vec::new(),
         remove_others: query.replace,
         reason: query.reason,
         dry_run: query.dry_run,
+        ..ChangeSet::default()
     };
     let answer = |written: &Written| kept(StatusCode::OK, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));

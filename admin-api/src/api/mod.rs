@@ -15,10 +15,16 @@ mod body;
 mod caller;
 mod changes;
 mod configure_gateway;
+mod create_consumer;
+mod create_key;
 mod create_operator;
 mod create_tenant;
 mod create_token;
+mod delete_consumer;
+mod delete_key;
 mod delete_operator;
+mod delete_route;
+mod delete_service;
 mod delete_tenant;
 mod delete_token;
 mod diff_revisions;
@@ -26,39 +32,55 @@ mod docs;
 mod etag;
 mod export_audit;
 mod export_configuration;
+mod get_consumer;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
+mod get_key;
 mod get_node;
 mod get_operator;
 mod get_revision;
+mod get_route;
+mod get_service;
 mod get_status;
 mod get_tenant;
+mod get_warming;
 mod idempotency;
 mod import_configuration;
 mod limit;
 mod list_audit;
+mod list_consumers;
+mod list_keys;
 mod list_nodes;
 mod list_operators;
 mod list_revisions;
+mod list_routes;
+mod list_services;
 mod list_tenants;
 mod list_tokens;
 mod livez;
+mod made_key;
 mod metrics;
 pub mod openapi;
 pub(crate) mod operations;
 mod page;
+mod part;
 mod problem;
+mod purge_cache;
 mod put_head;
 mod put_limits;
 mod put_operator;
+mod put_route;
+mod put_service;
 mod put_tenant;
 mod readyz;
 mod rollback;
 mod rotate_secrets;
+mod rotate_key;
 mod validate;
 mod verify_audit;
 mod wait;
+mod warm_cache;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -165,7 +187,19 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(get_operator::get_operator, put_operator::put_operator, delete_operator::delete_operator))
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
         .routes(routes!(delete_token::delete_token))
-        .routes(routes!(rotate_secrets::rotate_secrets));
+        .routes(routes!(rotate_secrets::rotate_secrets))
+        .routes(routes!(list_services::list_services))
+        .routes(routes!(get_service::get_service, put_service::put_service, delete_service::delete_service))
+        .routes(routes!(list_routes::list_routes))
+        .routes(routes!(get_route::get_route, put_route::put_route, delete_route::delete_route))
+        .routes(routes!(list_consumers::list_consumers, create_consumer::create_consumer))
+        .routes(routes!(get_consumer::get_consumer, delete_consumer::delete_consumer))
+        .routes(routes!(list_keys::list_keys, create_key::create_key))
+        .routes(routes!(get_key::get_key, delete_key::delete_key))
+        .routes(routes!(rotate_key::rotate_key))
+        .routes(routes!(purge_cache::purge_cache))
+        .routes(routes!(warm_cache::warm_cache))
+        .routes(routes!(get_warming::get_warming));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

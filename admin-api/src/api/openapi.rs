@@ -78,6 +78,8 @@ macro_rules! described_elsewhere {
 described_elsewhere!(TenantDocument, "Tenant");
 described_elsewhere!(HeadDocument, "Head");
 described_elsewhere!(ConfigurationText, "TenantFile");
+described_elsewhere!(RouteDocument, "Route");
+described_elsewhere!(UpstreamDocument, "Upstream");
 
 static TEXT: LazyLock<String> = LazyLock::new(|| {
     let mut text = serde_json::to_string_pretty(&document()).unwrap_or_default();
@@ -114,7 +116,11 @@ mod tests {
             .map(|(name, _)| name)
             .filter(|name| described.contains_key(name))
             .collect();
-        assert_eq!(twice, ["Head", "Tenant", "TenantFile"], "only these are put in for what stands for them");
+        assert_eq!(
+            twice,
+            ["Head", "Route", "Tenant", "TenantFile", "Upstream"],
+            "only these are put in for what stands for them"
+        );
     }
 
     #[test]

@@ -224,6 +224,8 @@ impl From<WriteError> for Problem {
             }
             WriteError::Exists(id) => Self::new(Kind::Conflict, format!("there is a tenant {id} already")),
             WriteError::Missing(id) => Self::new(Kind::NotFound, format!("there is no tenant {id}")),
+            error @ WriteError::NotInTenant { .. } => Self::new(Kind::NotFound, error.to_string()),
+            error @ WriteError::InTenant { .. } => Self::new(Kind::Conflict, error.to_string()),
             WriteError::NoRevision(number) => Self::new(Kind::NotFound, format!("there is no revision {number} yet")),
             // Where keys are taken, what is repeated is answered as it was before.
             WriteError::KeyUsed | WriteError::Repeated(_) => Self::key_used(),

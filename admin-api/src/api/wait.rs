@@ -94,16 +94,7 @@ pub(super) struct Wait(Option<Duration>);
 impl Wait {
     /// Before anything is written: a wrong time must not come to light afterwards.
     pub(super) fn parse(wait: Option<WaitFor>, timeout: Option<&str>) -> Result<Self, Problem> {
-        let timeout = match timeout {
-            None => USUAL,
-            Some(text) => {
-                let span: Span = text.parse().map_err(|why| Problem::bad_request(format!("timeout: {why}")))?;
-                if span.get() > LONGEST {
-                    return Err(Problem::bad_request("timeout: write 60s at most"));
-                }
-                span.get()
-            }
-        };
+        let timeout = patience(timeout)?;
         Ok(Self(wait.map(|WaitFor::Applied| timeout)))
     }
 
@@ -129,6 +120,16 @@ impl Wait {
             }
         }
     }
+}
+
+/// How long nodes are waited for, as it is written.
+pub(super) fn patience(timeout: Option<&str>) -> Result<Duration, Problem> {
+    let Some(text) = timeout else { return Ok(USUAL) };
+    let span: Span = text.parse().map_err(|why| Problem::bad_request(format!("timeout: {why}")))?;
+    if span.get() > LONGEST {
+        return Err(Problem::bad_request("timeout: write 60s at most"));
+    }
+    Ok(span.get())
 }
 
 /// Which of the live nodes have it.

@@ -35,6 +35,8 @@ pub(super) enum Failure {
     Answer(#[from] serde_json::Error),
     #[error("name at least one limit: --rpm, --burst, --daily, --monthly")]
     NoLimit,
+    #[error("not everything was fetched: the table says how far each node came, and why no further")]
+    NotWarmed,
 }
 
 impl Failure {
@@ -63,6 +65,9 @@ pub(super) struct Problem {
     revision: Option<u64>,
     #[serde(default)]
     applied: Value,
+    /// Who has carried out an order.
+    #[serde(default)]
+    carried: Value,
     /// All of it, for `--output json`.
     #[serde(skip)]
     pub(super) document: Value,
@@ -99,6 +104,7 @@ impl Problem {
             errors: Vec::new(),
             revision: None,
             applied: Value::Null,
+            carried: Value::Null,
             document: Value::Null,
         }
     }
@@ -134,6 +140,10 @@ impl fmt::Display for Problem {
                 for error in refusals(&missing["refused"]) {
                     write!(f, "\n      refused: {error}")?;
                 }
+            }
+            for missing in self.carried["missing"].as_array().into_iter().flatten() {
+                let [node, reason] = ["node", "reason"].map(|name| missing[name].as_str().unwrap_or_default());
+                write!(f, "\n  node {node}: {reason}")?;
             }
         }
         Ok(())

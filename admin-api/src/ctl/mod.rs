@@ -4,9 +4,12 @@
 //! difference, 3 the change stands, and not all nodes have applied it.
 
 mod audit;
+mod cache;
 mod client;
 mod compare;
+mod consumers;
 mod failure;
+mod keys;
 mod limits;
 mod login;
 mod nodes;
@@ -14,6 +17,8 @@ mod output;
 mod progress;
 mod revisions;
 mod secrets;
+mod routes;
+mod services;
 mod settings;
 mod tenants;
 mod tokens;
@@ -84,6 +89,22 @@ enum Command {
     /// Secrets in the store.
     #[command(subcommand)]
     Secrets(secrets::Command),
+    /// API keys of consumers: made, replaced, revoked.
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Callers that tenants know by name.
+    #[command(subcommand)]
+    Consumers(consumers::Command),
+    /// Routes of tenants.
+    #[command(subcommand)]
+    Routes(routes::Command),
+    /// Services: what routes send requests to.
+    #[command(subcommand)]
+    Services(services::Command),
+    /// Serve something no more from the caches of the nodes.
+    Purge(cache::Purge),
+    /// Fetch URLs into the caches of the nodes, before anybody asks for them.
+    Warm(cache::Warm),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -147,6 +168,12 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Tokens(command) => tokens::run(command, &client, output).await,
         Command::Secrets(command) => secrets::run(command, &client, output).await,
+        Command::Keys(command) => keys::run(command, &client, output).await,
+        Command::Consumers(command) => consumers::run(command, &client, output).await,
+        Command::Routes(command) => routes::run(command, &client, output).await,
+        Command::Services(command) => services::run(command, &client, output).await,
+        Command::Purge(arguments) => cache::purge(arguments, &client, output).await,
+        Command::Warm(arguments) => cache::warm(arguments, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

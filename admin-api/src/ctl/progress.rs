@@ -40,6 +40,26 @@ impl Progress {
         Self(bar)
     }
 
+    /// Of so many things.
+    pub(super) fn of(doing: &'static str, number: u64) -> Self {
+        if !io::stderr().is_terminal() {
+            return Self::none();
+        }
+        let bar = ProgressBar::new(number);
+        bar.set_message(doing);
+        if let Ok(style) = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(bar)
+    }
+
+    /// So many of them are done, of so many.
+    pub(super) fn reach(&self, done: u64, of: u64) {
+        self.0.set_length(of);
+        self.0.set_position(done);
+    }
+
     pub(super) fn add(&self, bytes: usize) {
         self.0.inc(bytes as u64);
         if self.0.length() == Some(self.0.position()) {

@@ -2,10 +2,11 @@
 //! replica knows of it.
 //!
 //! Each node has a `session`, which follows the store's newest revision by itself. What it sends comes from
-//! `updates`, where that which several nodes lack is read, written and compressed once. `seats` knows which
-//! connection is the node's.
+//! `updates`, where that which several nodes lack is read, written and compressed once; `orders` passes on what nodes are
+//! to do at once. `seats` knows which connection is the node's.
 
 mod metrics;
+mod orders;
 mod seats;
 mod session;
 mod updates;

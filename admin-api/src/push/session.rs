@@ -15,13 +15,13 @@ use futures::{
 use secrecy::SecretString;
 use seiketsu_config::push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome};
 use tokio::{
-    sync::mpsc,
+    sync::{Mutex, mpsc},
     time::{sleep, timeout},
 };
 use uuid::Uuid;
 
 use super::{
-    Hub, Shared,
+    Hub, Shared, orders,
     seats::{Before, Taken},
     updates::{Prepared, length, message},
 };
@@ -45,7 +45,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_UP_INTERVAL: Duration = Duration::from_secs(10);
 
 /// While the store cannot be read, and between whole configurations for a node that loses them.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 const MOST_RETRY: Duration = Duration::from_secs(30);
 
 /// What a node said that the sending side has not looked at yet: more, and the node is not listened to.
@@ -58,11 +58,15 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 const MOST_REASON_BYTES: usize = 123;
 
 type Sink = SplitSink<WebSocket, Message>;
+
+/// Updates and orders leave on one connection, message by message.
+pub(super) type Outbound<'a> = Mutex<&'a mut Sink>;
+
 type Stream = SplitStream<WebSocket>;
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
-enum End {
+pub(super) enum End {
     #[error("the node closed the connection")]
     Closed,
     #[error("the connection broke: {0}")]
@@ -195,16 +199,30 @@ async fn exchange(
 ) -> End {
     // What it holds need not be in force: that is known when it has answered the first update.
     let connected = Hello { holds: None, ..hello.clone() };
+    let former = match shared.store.node(&hello.node).await {
+        Ok(former) => former.map(|former| former.heard_at),
+        Err(error) => return End::Store(error),
+    };
     if let Err(error) = shared.store.node_connected(&connected, shared.replica).await {
         return End::Store(error);
     }
     let (answers, answered) = mpsc::channel(ANSWERS);
+    let sink = Mutex::new(sink);
+    if let Err(end) = welcome(shared, &sink).await {
+        return end;
+    }
     tokio::select! {
         end = ended(listen(shared, stream, hello, token, &answers)) => end,
-        end = ended(tell(shared, sink, hello, answered)) => end,
+        end = ended(tell(shared, &sink, hello, answered)) => end,
+        end = ended(orders::pass_on(shared, &sink, hello, former)) => end,
         _ = &mut taken.lost => End::Replaced,
         () = drained(shared) => End::Draining,
     }
+}
+
+async fn welcome(shared: &Shared, sink: &Outbound<'_>) -> Result<(), End> {
+    let welcome = Welcome { store: shared.store.id(), schema: SCHEMAS[0], heartbeat_seconds: push::HEARTBEAT_SECONDS };
+    send(sink, message(push::write(&ToNode::Welcome(welcome))?)).await
 }
 
 /// Both sides go on until something ends them.
@@ -258,6 +276,7 @@ async fn listen(
                 let _ = answers.send(applied.clone()).await;
                 unreported = Some(applied);
             }
+            FromNode::Carried(carried) => orders::carried(shared, hello, &carried).await,
             FromNode::Heartbeat(mut heartbeat) => {
                 // A revision counts together with what was refused of it, which comes with the answer.
                 heartbeat.revision = heartbeat.revision.min(in_force);
@@ -311,12 +330,10 @@ async fn tell_of_twins(shared: &Shared, Hello { node, run, .. }: &Hello, other: 
 /// has refused.
 async fn tell(
     shared: &Shared,
-    sink: &mut Sink,
+    sink: &Outbound<'_>,
     hello: &Hello,
     mut answered: mpsc::Receiver<Applied>,
 ) -> Result<Infallible, End> {
-    let welcome = Welcome { store: shared.store.id(), schema: SCHEMAS[0], heartbeat_seconds: push::HEARTBEAT_SECONDS };
-    send(sink, message(push::write(&ToNode::Welcome(welcome))?)).await?;
     let mut newest = shared.store.newest();
     let mut held = hello.holds;
     let (mut is_told, mut refuses) = (false, false);
@@ -356,7 +373,7 @@ async fn tell(
 /// Sends an update and waits for the answer.
 async fn deliver(
     shared: &Shared,
-    sink: &mut Sink,
+    sink: &Outbound<'_>,
     update: &Prepared,
     answered: &mut mpsc::Receiver<Applied>,
 ) -> Result<Applied, End> {
@@ -382,6 +399,7 @@ async fn deliver(
     }
 }
 
-async fn send(sink: &mut Sink, message: Message) -> Result<(), End> {
+pub(super) async fn send(sink: &Outbound<'_>, message: Message) -> Result<(), End> {
+    let mut sink = sink.lock().await;
     Ok(timeout(WRITE_TIMEOUT, sink.send(message)).await.map_err(|_| End::NotReading)??)
 }

@@ -15,6 +15,7 @@ use super::{Inner, Store, StoreError, entities::control, number, secrets::KeySou
 /// Channels of Postgres. What is said there is only that there is something to read.
 pub(super) const REVISION_CHANNEL: &str = "seiketsu_revision";
 pub(super) const APPLIED_CHANNEL: &str = "seiketsu_applied";
+pub(super) const ORDER_CHANNEL: &str = "seiketsu_order";
 
 const CONNECTIONS: u32 = 16;
 
@@ -101,6 +102,7 @@ async fn poll(store: Weak<Inner>) {
                     tracing::error!(%error, "what is sealed from now on cannot be opened here");
                 }
                 opens = learned.is_ok();
+                store.learn_orders(number(control.orders));
             }
             Err(error) if reachable => tracing::warn!(%error, "the store cannot be reached"),
             Ok(None) | Err(_) => {}
@@ -127,12 +129,17 @@ async fn hear(store: &Weak<Inner>) -> Result<(), sqlx::Error> {
     let Some(inner) = store.upgrade() else { return Ok(()) };
     let mut listener = PgListener::connect_with(inner.database.get_postgres_connection_pool()).await?;
     drop(inner);
-    listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL]).await?;
+    listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL, ORDER_CHANNEL]).await?;
     loop {
         let heard = listener.recv().await?;
         let Some(inner) = store.upgrade() else { return Ok(()) };
         match heard.channel() {
             APPLIED_CHANNEL => Store(inner).learn_applied(),
+            ORDER_CHANNEL => {
+                if let Ok(newest) = heard.payload().parse() {
+                    Store(inner).learn_orders(newest);
+                }
+            }
             _ => {
                 if let Ok(revision) = heard.payload().parse() {
                     Store(inner).learn(revision);

@@ -21,13 +21,16 @@ use seiketsu_config::{
     values::Id,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
     Author, BATCH, Invalid, Once, PATIENCE, PATIENCE_FOR_ALL, Remembered, Store, StoreError, audit,
     entities::{api_gateway_config, host, revision, revision_change, tenant},
     gateway_config::GatewayConfig,
-    head_of, number, signed, stored, within,
+    head_of, number, signed, stored,
+    tables::{self, Differences},
+    within,
     writing::Writing,
 };
 
@@ -74,7 +77,7 @@ impl HeadDocument {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    fn parse(content: &str) -> Result<Self, StoreError> {
+    pub(super) fn parse(content: &str) -> Result<Self, StoreError> {
         serde_json::from_str(content).map_err(|why| StoreError::corrupt("the head", &why))
     }
 }
@@ -117,6 +120,8 @@ pub struct ChangeSet {
     /// Remove all that are not in `put`.
     pub remove_others: bool,
     pub reason: Option<String>,
+    /// What else is kept with it in the audit trail.
+    pub note: Map<String, Value>,
     /// Do everything, and then leave it.
     pub dry_run: bool,
 }
@@ -162,6 +167,11 @@ pub enum WriteError {
     Exists(Id),
     #[error("there is no tenant {0}")]
     Missing(Id),
+    /// Something within a tenant.
+    #[error("the tenant {tenant} has no {what} {name}")]
+    NotInTenant { tenant: Id, what: &'static str, name: String },
+    #[error("the tenant {tenant} has a {what} {name} already")]
+    InTenant { tenant: Id, what: &'static str, name: String },
     #[error("there is no revision {0}")]
     NoRevision(u64),
     #[error("the idempotency key was used for another request")]
@@ -215,6 +225,23 @@ impl Store {
     where
         F: FnOnce(Tenant) -> Result<Tenant, Vec<Invalid>> + Send,
     {
+        let edit = |tenant| edit(tenant).map_err(WriteError::Invalid);
+        self.edit_with_note(by, id, expected, once, Map::new(), edit).await
+    }
+
+    /// As [`edit`](Self::edit), with what else is to be kept of it in the audit trail.
+    pub async fn edit_with_note<F>(
+        &self,
+        by: &Author,
+        id: &Id,
+        expected: Option<u64>,
+        once: Option<(&Once, Answer<'_>)>,
+        note: Map<String, Value>,
+        edit: F,
+    ) -> Result<Written, WriteError>
+    where
+        F: FnOnce(Tenant) -> Result<Tenant, WriteError> + Send,
+    {
         within(PATIENCE, async {
             let writing = self.begin(by, once).await?;
             let expected = match expected {
@@ -223,8 +250,8 @@ impl Store {
             };
             writing.expect(Some(&expected)).await?;
             let current = writing.tenant(id).await?.ok_or_else(|| WriteError::Missing(id.clone()))?;
-            let edited = edit(stored(current)?.parse()?).map_err(WriteError::Invalid)?;
-            writing.carry_out(by, ChangeSet { put: vec![edited], ..ChangeSet::default() }, once).await
+            let edited = edit(stored(current)?.parse()?)?;
+            writing.carry_out(by, ChangeSet { put: vec![edited], note, ..ChangeSet::default() }, once).await
         })
         .await
     }
@@ -290,7 +317,7 @@ impl Writing<'_> {
         change: ChangeSet,
         once: Option<(&Once, Answer<'_>)>,
     ) -> Result<Written, WriteError> {
-        let ChangeSet { head, put, remove, remove_others, reason, dry_run } = change;
+        let ChangeSet { head, put, remove, remove_others, reason, note, dry_run } = change;
         let head = head.map(|head| (head.to_json(), head)).filter(|(content, _)| *content != self.control.head);
         let (put, gone, mut changes) = self.differences(put, remove, remove_others).await?;
         let Some(next) = (head.is_some() || !changes.is_empty()).then_some(self.control.revision + 1) else {
@@ -306,7 +333,10 @@ impl Writing<'_> {
 
         let mut sum: Sum = self.control.sum.parse().map_err(|why| StoreError::corrupt("the sum", &why))?;
         let head_changed = head.is_some();
-        if let Some((content, _)) = head {
+        if let Some((content, head)) = head {
+            let mut differences = Differences::default();
+            differences.add_head(&HeadDocument::parse(&self.control.head)?, &head);
+            differences.write(&self.transaction).await?;
             let before = std::mem::replace(&mut self.control.head, content.clone());
             changes.insert(0, change_of(next, "", Some(before), Some(content)));
             self.control.head_revision = next;
@@ -322,12 +352,13 @@ impl Writing<'_> {
         self.control.revision = next;
 
         self.remove(&gone).await?;
-        self.put(next, &put).await?;
+        self.put(next, &put, &changes).await?;
         let written = Written { revision: number(next), changed, head: head_changed };
         if dry_run {
             return Ok(written);
         }
         let mut entry = audit::of_revision(next, &changes, reason.as_deref());
+        entry.detail.extend(note);
         entry.tenant = match &written.changed[..] {
             [one] if !head_changed => Some(one.as_str()),
             _ => None,
@@ -459,11 +490,13 @@ impl Writing<'_> {
             // What follows from a tenant goes with it.
             let ids = rows.iter().map(|row| row.id);
             tenant::Entity::delete_many().filter(tenant::Column::Id.is_in(ids)).exec(&self.transaction).await?;
+            tables::remove(&self.transaction, &rows.iter().map(|row| &*row.name).collect::<Vec<_>>()).await?;
         }
         Ok(())
     }
 
-    async fn put(&self, revision: i64, put: &[Put]) -> Result<(), WriteError> {
+    /// `changes` in the order of names.
+    async fn put(&self, revision: i64, put: &[Put], changes: &[revision_change::Model]) -> Result<(), WriteError> {
         for put in put.chunks(BATCH) {
             // Hosts that move between two tenants of the change are free before they are taken.
             let ids = put.iter().filter(|put| !put.is_new).map(|put| put.id);
@@ -473,8 +506,21 @@ impl Writing<'_> {
         for put in put.chunks(BATCH) {
             self.put_tenants(revision, put).await?;
             self.put_hosts(put).await?;
+            self.put_tables(put, changes).await?;
         }
         Ok(())
+    }
+
+    async fn put_tables(&self, put: &[Put], changes: &[revision_change::Model]) -> Result<(), StoreError> {
+        let mut differences = Differences::default();
+        for Put { tenant, .. } in put {
+            let found = changes.binary_search_by(|change| (*change.tenant).cmp(tenant.id.as_str())).ok();
+            let before = found.and_then(|at| changes[at].before.as_deref()).map(serde_json::from_str::<Tenant>);
+            let before =
+                before.transpose().map_err(|why| StoreError::corrupt(format!("tenant {}", tenant.id), &why))?;
+            differences.add_tenant(before.as_ref(), tenant, self.now);
+        }
+        differences.write(&self.transaction).await
     }
 
     async fn put_tenants(&self, revision: i64, put: &[Put]) -> Result<(), StoreError> {

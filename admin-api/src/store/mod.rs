@@ -5,15 +5,22 @@
 
 pub mod audit;
 mod connect;
+pub mod consumers;
 pub mod documents;
 mod entities;
 mod error;
 pub mod gateway_config;
+pub mod keys;
 mod migrations;
 pub mod nodes;
 pub mod operators;
+pub mod orders;
+mod place;
 pub mod revisions;
 pub mod secrets;
+pub mod routes;
+pub mod services;
+mod tables;
 pub mod tenants;
 pub mod tokens;
 mod writing;
@@ -34,6 +41,7 @@ pub use self::{
     connect::StoreSettings,
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},
+    place::{Place, Seen},
     writing::{Author, Once, Remembered},
 };
 
@@ -56,6 +64,8 @@ struct Inner {
     newest: watch::Sender<u64>,
     /// Moved on whenever a node has applied something.
     applied: watch::Sender<u64>,
+    /// The number of the newest order.
+    orders: watch::Sender<u64>,
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
     keys: RwLock<secrets::Keys>,
@@ -82,6 +92,7 @@ impl Store {
             id: control.store,
             newest: watch::Sender::new(number(control.revision)),
             applied: watch::Sender::new(0),
+            orders: watch::Sender::new(number(control.orders)),
             turn: Mutex::new(()),
             keys: RwLock::new(keys),
         }));

@@ -173,6 +173,7 @@ pub(super) async fn control_or_first(transaction: &DatabaseTransaction) -> Resul
         head,
         audit_number: 0,
         audit_hash: audit::FIRST.to_owned(),
+        orders: 0,
     };
     control::Entity::insert(first.clone().into_active_model()).exec_without_returning(transaction).await?;
     Ok(first)

@@ -25,13 +25,17 @@ enum Elsewhere {
     AboutNone,
 }
 
-fn calls(operator: &str, token: &str) -> Vec<Call> {
+fn calls(operator: &str, token: &str, key: &str, list: &str) -> Vec<Call> {
     use Elsewhere::{AboutNone, Refused, WithoutIt};
     let (viewer, auditor, worker) = (Some("viewer"), Some("auditor"), Some("operator"));
     let limits = json!({ "tenant": "acme", "rate_limit_rpm": 5 });
     let somebody = json!({ "name": "somebody", "role": "viewer" });
     let node_token = json!({ "kind": "node", "name": "somebody" });
     let file = json!({ "revision": 1, "tenants": [tenant("acme")] });
+    let service = tenant("acme")["upstreams"]["own"].clone();
+    let consumer = json!({ "tenant": "acme", "id": "another" });
+    let new_key = json!({ "tenant": "acme", "consumer": "app" });
+    let urls = json!({ "tenant": "acme", "urls": ["http://acme.example/"] });
     let call = |id, method, path: &str, body: Option<&Value>, below, elsewhere| Call {
         id,
         method,
@@ -76,6 +80,26 @@ fn calls(operator: &str, token: &str) -> Vec<Call> {
         call("create_token", "POST", "/tokens", Some(&node_token), worker, Refused),
         call("delete_token", "DELETE", &token, None, worker, Refused),
         call("rotate_secrets", "POST", "/secrets/rotate", None, Some("admin"), Refused),
+        call("list_services", "GET", "/services", None, None, WithoutIt),
+        call("get_service", "GET", "/tenants/acme/services/own", None, None, Refused),
+        call("put_service", "PUT", "/tenants/acme/services/own", Some(&service), auditor, Refused),
+        call("delete_service", "DELETE", "/tenants/acme/services/own", None, auditor, Refused),
+        call("list_routes", "GET", "/routes", None, None, WithoutIt),
+        call("get_route", "GET", "/tenants/acme/routes/all", None, None, Refused),
+        call("put_route", "PUT", "/tenants/acme/routes/all", Some(&tenant("acme")["routes"][0]), auditor, Refused),
+        call("delete_route", "DELETE", "/tenants/acme/routes/all", None, auditor, Refused),
+        call("list_consumers", "GET", "/consumers", None, None, WithoutIt),
+        call("create_consumer", "POST", "/consumers", Some(&consumer), auditor, Refused),
+        call("get_consumer", "GET", "/tenants/acme/consumers/app", None, None, Refused),
+        call("delete_consumer", "DELETE", "/tenants/acme/consumers/app", None, auditor, Refused),
+        call("list_keys", "GET", "/keys", None, None, WithoutIt),
+        call("create_key", "POST", "/keys", Some(&new_key), auditor, Refused),
+        call("get_key", "GET", &format!("/keys/{key}"), None, None, Refused),
+        call("rotate_key", "POST", &format!("/keys/{key}/rotate"), Some(&json!({ "grace": "1h" })), auditor, Refused),
+        call("delete_key", "DELETE", &format!("/keys/{key}"), None, auditor, Refused),
+        call("purge_cache", "POST", "/cache/purge", Some(&json!({ "tenant": "acme", "all": true })), auditor, Refused),
+        call("warm_cache", "POST", "/cache/warm", Some(&urls), auditor, Refused),
+        call("get_warming", "GET", &format!("/cache/warm/{list}"), None, None, Refused),
     ]
 }
 
@@ -102,13 +126,18 @@ fn world() -> World {
     let operator = operator["id"].as_str().unwrap();
     let token = json!({ "kind": "operator", "name": "victim", "operator": operator });
     let token = owner.post("/tokens", &token).is(201).json();
-    let calls = calls(operator, token["id"].as_str().unwrap());
+    owner.post("/consumers", &json!({ "tenant": "acme", "id": "app" })).is(201);
+    let key = owner.post("/keys", &json!({ "tenant": "acme", "consumer": "app" })).is(201).json();
+    let list = json!({ "tenant": "acme", "urls": ["http://acme.example/"] });
+    let list = owner.post("/cache/warm", &list).is(202).json();
+    let id = |value: &Value| value["id"].as_str().unwrap().to_owned();
+    let calls = calls(operator, &id(&token), &id(&key), &id(&list));
     World { database, admin, calls }
 }
 
 /// Everything that a refused call could have changed.
 fn state(client: &Client) -> Vec<Value> {
-    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens"];
+    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/consumers", "/keys"];
     lists.map(|path| client.get(path).is(200).json()).to_vec()
 }
 

@@ -103,6 +103,7 @@ on_both! {
                 zone: None,
                 schemas: vec![1],
                 holds: None,
+                orders: false,
             };
             store.node_connected(&hello, replica).await.unwrap();
             let node = &store.nodes().await.unwrap()[0];

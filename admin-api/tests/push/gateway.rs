@@ -17,13 +17,13 @@ fn examples() -> PathBuf {
 }
 
 /// The demo origin, on a port that the kernel chose.
-struct Origin {
-    address: SocketAddr,
+pub struct Origin {
+    pub address: SocketAddr,
     _process: Process,
 }
 
 impl Origin {
-    fn start(region: &str) -> Self {
+    pub fn start(region: &str) -> Self {
         let mut child = Command::new(binary("seiketsu-demo-origin"))
             .args(["--listen", "127.0.0.1:0", "--region", region])
             .stderr(Stdio::piped())
@@ -39,21 +39,26 @@ impl Origin {
     }
 }
 
-struct Gateway {
-    http: SocketAddr,
+pub struct Gateway {
+    pub http: SocketAddr,
     process: Process,
 }
 
 impl Gateway {
     /// It is ready when it has tenants to serve.
-    async fn start(admin: &Admin, folder: &Path) -> Self {
+    pub async fn start(admin: &Admin, folder: &Path) -> Self {
+        Self::start_by(admin, admin.address, folder).await
+    }
+
+    /// With the control plane at another address.
+    pub async fn start_by(admin: &Admin, address: SocketAddr, folder: &Path) -> Self {
         let id = folder.file_name().unwrap().to_str().unwrap();
         fs::create_dir_all(folder).unwrap();
         let node = format!(
             "id: {id}\nlisteners: {{ http: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
              control_plane: {{ url: 'http://{}', token: '${{file:{}}}' }}\n\
              state_dir: state\nthreads: 1\negress: {{ allow_loopback: true }}\n",
-            admin.address,
+            address,
             admin.folder.path().join("node-token").display(),
         );
         fs::write(folder.join("node.yaml"), node).unwrap();
@@ -86,7 +91,7 @@ impl Gateway {
         Self { http, process }
     }
 
-    async fn get(&self, host: &str, path: &str, fields: &str) -> Answer {
+    pub async fn get(&self, host: &str, path: &str, fields: &str) -> Answer {
         let mut stream = tokio::net::TcpStream::connect(self.http).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{fields}\r\n");
         tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
@@ -99,14 +104,14 @@ impl Gateway {
     }
 }
 
-fn field<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+pub fn field<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
     answer.head.lines().find_map(|line| {
         let (have, value) = line.split_once(':')?;
         have.eq_ignore_ascii_case(name).then(|| value.trim())
     })
 }
 
-fn served(id: &str, origin: SocketAddr) -> Value {
+pub fn served(id: &str, origin: SocketAddr) -> Value {
     json!({
         "id": id,
         "hosts": [format!("{id}.test")],

@@ -10,9 +10,11 @@
 )]
 
 mod admin;
+mod caches;
 mod connections;
 mod ctl;
 mod gateway;
+mod keys;
 mod node;
 mod postgres;
 mod replicas;

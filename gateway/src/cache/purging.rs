@@ -146,7 +146,8 @@ impl Purging {
         self.outbox.is_none() || self.counters.connected.load(Relaxed)
     }
 
-    fn here(&self, tenant: &str, purge: Purge) -> bool {
+    /// Purges here and nowhere else. `false`: no tenant of this name uses the cache here.
+    pub(crate) fn here(&self, tenant: &str, purge: Purge) -> bool {
         let Some(purges) = self.storage.purges(tenant) else { return false };
         purges.add(purge);
         self.counters.here.fetch_add(1, Relaxed);
@@ -165,7 +166,8 @@ impl Purging {
         }
     }
 
-    fn everything(&self) {
+    /// Purges all that is stored, since it is not known what of it was.
+    pub(crate) fn everything(&self) {
         self.counters.missed.fetch_add(1, Relaxed);
         for purges in self.storage.all_purges() {
             purges.add(Purge::All);

@@ -37,7 +37,7 @@ pub(crate) struct Target {
 
 /// One list.
 #[derive(Debug, Default)]
-struct List {
+pub(crate) struct List {
     id: u64,
     targets: Vec<Target>,
     headers: HeaderMap,
@@ -67,7 +67,7 @@ impl Warming {
         background: &Arc<Background>,
         targets: Vec<Target>,
         headers: HeaderMap,
-    ) -> Progress {
+    ) -> Arc<List> {
         let list = Arc::new(List { id: self.next.fetch_add(1, Relaxed) + 1, targets, headers, ..List::default() });
         let mut lists = self.lists.lock();
         lists.push_back(list.clone());
@@ -77,7 +77,7 @@ impl Warming {
         for worker in 0..AT_ONCE.min(list.targets.len()) {
             tokio::spawn(fetch(list.clone(), background.clone(), worker));
         }
-        list.progress()
+        list
     }
 
     /// How far all lists are that are remembered, the newest first.
@@ -87,7 +87,7 @@ impl Warming {
 }
 
 impl List {
-    fn progress(&self) -> Progress {
+    pub(crate) fn progress(&self) -> Progress {
         let [stored, not_stored, failed] =
             [&self.stored, &self.not_stored, &self.failed].map(|count| count.load(Relaxed));
         let total = self.targets.len();

@@ -51,26 +51,32 @@ pub(super) async fn post(state: &OperationsState, incoming: Incoming) -> Answer 
 }
 
 fn purge(request: &Request) -> Result<Purge, String> {
-    let Request { tenant: _, url, prefix: of_prefix, tag, all } = request;
-    match (url, of_prefix, tag, all) {
-        (Some(url), None, None, false) => {
-            let (host, path, query) = parts(url)?;
-            Ok(Purge::Url(Resource::new(host.as_bytes(), &path, query.as_deref())))
-        }
-        (None, Some(text), None, false) if text.starts_with('/') => {
-            Ok(Purge::Prefix { host: None, path: prefix(&normal(text)?).into() })
-        }
-        (None, Some(text), None, false) => {
-            let (host, path, query) = parts(text)?;
-            if query.is_some() {
-                return Err("`prefix`: leave out the query, a prefix is one of paths.".to_owned());
-            }
-            Ok(Purge::Prefix { host: Some(host.into()), path: prefix(&path).into() })
-        }
+    let Request { tenant: _, url, prefix, tag, all } = request;
+    match (url, prefix, tag, all) {
+        (Some(url), None, None, false) => of_url(url),
+        (None, Some(text), None, false) => of_prefix(text),
         (None, None, Some(tag), false) if !tag.is_empty() => Ok(Purge::Tag(tag.as_str().into())),
         (None, None, None, true) => Ok(Purge::All),
         _ => Err("Name one of `url`, `prefix`, `tag`, or `all: true`.".to_owned()),
     }
+}
+
+/// One URL.
+pub(crate) fn of_url(url: &str) -> Result<Purge, String> {
+    let (host, path, query) = parts(url)?;
+    Ok(Purge::Url(Resource::new(host.as_bytes(), &path, query.as_deref())))
+}
+
+/// All paths below a URL, or below a path of all hosts.
+pub(crate) fn of_prefix(text: &str) -> Result<Purge, String> {
+    if text.starts_with('/') {
+        return Ok(Purge::Prefix { host: None, path: prefix(&normal(text)?).into() });
+    }
+    let (host, path, query) = parts(text)?;
+    if query.is_some() {
+        return Err("`prefix`: leave out the query, a prefix is one of paths.".to_owned());
+    }
+    Ok(Purge::Prefix { host: Some(host.into()), path: prefix(&path).into() })
 }
 
 /// Host, path and query of a URL, in the form that requests have.

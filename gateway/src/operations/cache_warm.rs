@@ -33,21 +33,22 @@ pub(super) async fn post(state: &OperationsState, incoming: Incoming) -> Answer 
         Ok(request) => request,
         Err(answer) => return answer,
     };
-    match read(&request) {
+    match read(&request.urls, &request.headers) {
         Ok((targets, headers)) => {
-            let progress = state.cache.warming.start(&state.cache.background, targets, headers);
-            respond::json(StatusCode::ACCEPTED, &progress)
+            let list = state.cache.warming.start(&state.cache.background, targets, headers);
+            respond::json(StatusCode::ACCEPTED, &list.progress())
         }
         Err(detail) => respond::problem(ProblemKind::BadRequest, detail),
     }
 }
 
-fn read(request: &Request) -> Result<(Vec<Target>, HeaderMap), String> {
-    if !(1..=MAX_URLS).contains(&request.urls.len()) {
+/// What is to be fetched, and with which header fields.
+pub(crate) fn read(urls: &[String], headers: &BTreeMap<String, String>) -> Result<(Vec<Target>, HeaderMap), String> {
+    if !(1..=MAX_URLS).contains(&urls.len()) {
         return Err(format!("Name between 1 and {MAX_URLS} `urls`."));
     }
-    let targets = request.urls.iter().map(|url| target(url)).collect::<Result<_, _>>()?;
-    let headers = request.headers.iter().map(|(name, value)| {
+    let targets = urls.iter().map(|url| target(url)).collect::<Result<_, _>>()?;
+    let headers = headers.iter().map(|(name, value)| {
         let read = HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_str(value).ok());
         read.ok_or_else(|| format!("`headers`: {name:?} is no header field with this value."))
     });
@@ -73,7 +74,8 @@ mod tests {
     use super::*;
 
     fn read_text(text: &str) -> Result<(Vec<Target>, HeaderMap), String> {
-        read(&serde_json::from_str(text).unwrap())
+        let request: Request = serde_json::from_str(text).unwrap();
+        read(&request.urls, &request.headers)
     }
 
     #[test]

@@ -16,8 +16,8 @@
 
 mod body;
 mod cache;
-mod cache_purge;
-mod cache_warm;
+pub(crate) mod cache_purge;
+pub(crate) mod cache_warm;
 mod config;
 mod guard;
 mod livez;

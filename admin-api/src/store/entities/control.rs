@@ -14,6 +14,7 @@ pub struct Model {
     pub head: String,
     pub audit_number: i64,
     pub audit_hash: String,
+    pub orders: i64,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

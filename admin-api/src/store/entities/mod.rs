@@ -4,8 +4,11 @@
 #![allow(unreachable_pub)]
 
 pub(crate) mod api_gateway_config;
+pub(crate) mod api_key;
 pub(crate) mod audit_log;
+pub(crate) mod consumer;
 pub(crate) mod control;
+pub(crate) mod endpoint;
 pub(crate) mod host;
 pub(crate) mod idempotency_key;
 pub(crate) mod node;
@@ -14,5 +17,11 @@ pub(crate) mod own_secret;
 pub(crate) mod revision;
 pub(crate) mod revision_change;
 pub(crate) mod sealing_key;
+pub(crate) mod order;
+pub(crate) mod order_answer;
+pub(crate) mod revision;
+pub(crate) mod revision_change;
+pub(crate) mod route;
+pub(crate) mod service;
 pub(crate) mod tenant;
 pub(crate) mod token;

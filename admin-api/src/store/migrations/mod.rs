@@ -7,13 +7,25 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::StoreError;
 
-const STEPS: &[&str] = &[include_str!("0001_first.sql"), include_str!("0002_sealing_keys.sql")];
+const STEPS: &[&str] = &[
+    include_str!("0001_first.sql"),
+    TABLES,
+    include_str!("0003_orders.sql"),
+    include_str!("0002_sealing_keys.sql"),
+];
+
+/// Tables of what documents say; filled from those that are there.
+const TABLES: &str = include_str!("0002_tables.sql");
 
 /// Any number that nothing else locks.
 const LOCK: i64 = 0x5e1e_7500;
 
 /// Brings the tables up to date. Replicas that start at the same time wait for each other.
 pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<(), StoreError> {
+    take(transaction, STEPS).await
+}
+
+async fn take(transaction: &DatabaseTransaction, steps: &[&str]) -> Result<(), StoreError> {
     let backend = transaction.get_database_backend();
     if backend == DbBackend::Postgres {
         transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
@@ -23,11 +35,14 @@ pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<(), StoreEr
         Statement::from_string(backend, "SELECT CAST(COALESCE(MAX(number), 0) AS BIGINT) AS last FROM schema_steps");
     let last: i64 = transaction.query_one_raw(last).await?.map_or(Ok(0), |row| row.try_get("", "last"))?;
     let done = usize::try_from(last).unwrap_or_default();
-    if done > STEPS.len() {
-        return Err(StoreError::Newer { store: done, known: STEPS.len() });
+    if done > steps.len() {
+        return Err(StoreError::Newer { store: done, known: steps.len() });
     }
-    for (index, step) in STEPS.iter().enumerate().skip(done) {
+    for (index, step) in steps.iter().enumerate().skip(done) {
         transaction.execute_unprepared(&in_dialect(step, backend)).await?;
+        if *step == TABLES {
+            super::tables::fill(transaction).await?;
+        }
         let number = index + 1;
         transaction.execute_unprepared(&format!("INSERT INTO schema_steps (number) VALUES ({number})")).await?;
     }
@@ -54,4 +69,52 @@ fn in_dialect(step: &str, backend: DbBackend) -> String {
         ],
     };
     words.into_iter().fold(step.to_owned(), |step, (word, means)| step.replace(word, means))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use sea_orm::{Database, TransactionTrait};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_store_of_an_earlier_release_gets_its_tables_filled() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite:{}?mode=rwc", folder.path().join("admin.db").display());
+        let database = Database::connect(url).await.unwrap();
+        let transaction = database.begin().await.unwrap();
+        take(&transaction, &STEPS[..1]).await.unwrap();
+        let endpoints = r#"{"endpoints":[{"address":"127.0.0.1:9"}]}"#;
+        let head = format!(r#"{{"defaults":{{}},"upstreams":{{"demo":{endpoints}}}}}"#);
+        let tenant = format!(
+            r#"{{"id":"acme","hosts":["acme.test"],"upstreams":{{"own":{endpoints}}},
+            "consumers":[{{"id":"app","keys":[{{"prefix":"AAAAAAAA","key":"${{env:K}}"}}]}}],
+            "routes":[{{"id":"all","match":{{"path":"/"}},"upstream":"own"}}]}}"#
+        );
+        let (id, at) = ("0190a000-0000-7000-8000-000000000000", "2026-01-01T00:00:00Z");
+        for row in [
+            format!("INSERT INTO control VALUES (1, '{id}', 1, '', 1, '{head}', 0, '')"),
+            format!("INSERT INTO tenants VALUES ('{id}', 'acme', 1, '{tenant}', '{at}', '{at}')"),
+        ] {
+            transaction.execute_unprepared(&row).await.unwrap();
+        }
+        run(&transaction).await.unwrap();
+        for (rows, expected) in [
+            (
+                "SELECT group_concat(tenant || '/' || id) AS found FROM (SELECT * FROM services ORDER BY tenant)",
+                "/demo,acme/own",
+            ),
+            ("SELECT group_concat(service || address) AS found FROM endpoints", "demo127.0.0.1:9,own127.0.0.1:9"),
+            ("SELECT id || path || upstream AS found FROM routes", "all/own"),
+            ("SELECT id || api_keys AS found FROM consumers", "app1"),
+            ("SELECT prefix || kept || created_at AS found FROM api_keys", "AAAAAAAAreference2026-01-01T00:00:00Z"),
+        ] {
+            let statement = Statement::from_string(DbBackend::Sqlite, rows);
+            let found: String =
+                transaction.query_one_raw(statement).await.unwrap().unwrap().try_get("", "found").unwrap();
+            assert_eq!(found, expected, "{rows}");
+        }
+    }
 }

@@ -2,13 +2,14 @@
 //!
 //! [`subscription`] holds the connection, [`holding`] knows what was sent, [`applier`] puts it in force on the thread of
 //! the configuration, and [`keeper`] keeps it on disk: a node starts from that while its control plane is away, and
-//! asks only for what has changed since when it is back.
+//! asks only for what has changed since when it is back. [`orders`] are carried out beside that.
 
 mod applier;
 mod clashes;
 mod holding;
 mod keeper;
 mod numbering;
+mod orders;
 pub(super) mod subscription;
 
 #[cfg(test)]
@@ -29,6 +30,7 @@ use uuid::Uuid;
 use self::{
     applier::Applier,
     keeper::{Keeper, Report},
+    orders::Orders,
     subscription::{Received, Replies, Reply, Subscription},
 };
 use super::{Order, POLL, SourceError, StatusCell, seal::UnsealKey};
@@ -53,6 +55,7 @@ enum Message {
 pub(super) struct Follower {
     _subscription: Subscription,
     applier: Applier,
+    orders: Orders,
     readiness: Arc<Readiness>,
     inbox: mpsc::Receiver<Message>,
 }
@@ -79,7 +82,8 @@ impl Follower {
         applier.load(kept);
         let subscription = Subscription::start(shared, settings, status, readiness.clone(), messages.clone(), runtime)?;
         let order = move |order| drop(messages.send(Message::Order(order)));
-        Ok((Self { _subscription: subscription, applier, readiness, inbox }, order))
+        let orders = Orders::new(shared.cache.clone(), runtime.clone());
+        Ok((Self { _subscription: subscription, applier, orders, readiness, inbox }, order))
     }
 
     /// Applies what comes until it is told to end. `loaded` is called when there is a configuration in force.
@@ -120,6 +124,7 @@ impl Follower {
                 let Some(applied) = self.applier.take(*update) else { return };
                 Reply::Say(FromNode::Applied(applied))
             }
+            Ok(ToNode::Order(order)) => return self.orders.carry_out(*order, replies),
             // Once is enough, and a second one changes nothing.
             Ok(ToNode::Welcome(_)) => return,
             Err(error) => {

@@ -302,6 +302,7 @@ impl Task {
             zone: self.node.zone.clone(),
             schemas: SCHEMAS.to_vec(),
             holds,
+            orders: true,
         };
         say(&mut socket, &FromNode::Hello(hello)).await?;
         loop {
@@ -311,7 +312,7 @@ impl Task {
                         return Ok((socket, welcome, heard));
                     }
                     ToNode::Welcome(welcome) => return Err(SubscriptionError::Schema(welcome.schema)),
-                    ToNode::Update(_) => return Err(SubscriptionError::NotWelcome),
+                    ToNode::Update(_) | ToNode::Order(_) => return Err(SubscriptionError::NotWelcome),
                 },
                 Some(Ok(frame)) => ended(frame)?,
                 Some(Err(error)) => return Err(error.into()),

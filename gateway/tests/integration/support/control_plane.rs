@@ -178,7 +178,7 @@ impl Session {
         loop {
             match next(&mut self.socket).expect("an answer") {
                 FromNode::Applied(applied) => return applied,
-                FromNode::Heartbeat(_) => {}
+                FromNode::Heartbeat(_) | FromNode::Carried(_) => {}
                 FromNode::Hello(hello) => panic!("{hello:?}"),
             }
         }

@@ -26,6 +26,8 @@ mod docs;
 mod etag;
 mod export_audit;
 mod export_configuration;
+mod export_usage;
+mod get_analytics;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -39,10 +41,13 @@ mod import_configuration;
 mod limit;
 mod list_audit;
 mod list_nodes;
+mod list_objectives;
 mod list_operators;
+mod list_performance;
 mod list_revisions;
 mod list_tenants;
 mod list_tokens;
+mod list_usage;
 mod livez;
 mod metrics;
 pub mod openapi;
@@ -55,6 +60,7 @@ mod put_operator;
 mod put_tenant;
 mod readyz;
 mod rollback;
+mod span;
 mod validate;
 mod verify_audit;
 mod wait;
@@ -74,7 +80,7 @@ use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
 use self::{limit::Limiter, metrics::Metrics};
-use crate::store::Store;
+use crate::store::{Store, performance::Objectives};
 
 /// Where the operations are.
 pub const BASE: &str = "/api/enterprise";
@@ -90,17 +96,20 @@ pub struct AppState {
     requests: Arc<Limiter<Uuid>>,
     /// Requests of each address without a token that holds.
     failures: Arc<Limiter<IpAddr>>,
+    /// What performance is measured by.
+    objectives: Objectives,
 }
 
 impl AppState {
     /// `per_second`: requests of one token. Of requests without one that holds, an address has a tenth.
-    pub fn new(store: Store, per_second: u32) -> Self {
+    pub fn new(store: Store, per_second: u32, objectives: Objectives) -> Self {
         let failures = per_second.div_ceil(10);
         Self {
             store,
             metrics: Arc::new(Metrics::new()),
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
+            objectives,
         }
     }
 
@@ -163,7 +172,12 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(list_operators::list_operators, create_operator::create_operator))
         .routes(routes!(get_operator::get_operator, put_operator::put_operator, delete_operator::delete_operator))
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
-        .routes(routes!(delete_token::delete_token));
+        .routes(routes!(delete_token::delete_token))
+        .routes(routes!(get_analytics::get_analytics))
+        .routes(routes!(list_usage::list_usage))
+        .routes(routes!(export_usage::export_usage))
+        .routes(routes!(list_performance::list_performance))
+        .routes(routes!(list_objectives::list_objectives));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

@@ -77,6 +77,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("list_tokens", GET, "/tokens", Role::Auditor, Scope::All),
     of("create_token", POST, "/tokens", Role::Admin, Scope::All),
     of("delete_token", DELETE, "/tokens/{id}", Role::Admin, Scope::All),
+    of("get_analytics", GET, "/gateway/analytics", Role::Viewer, Scope::Tenant),
+    of("list_usage", GET, "/usage", Role::Viewer, Scope::Tenant),
+    of("export_usage", GET, "/usage/export", Role::Viewer, Scope::Tenant),
+    of("list_performance", GET, "/performance", Role::Viewer, Scope::Tenant),
+    of("list_objectives", GET, "/performance/objectives", Role::Viewer, Scope::Tenant),
 ];
 
 /// The operation of a method and a path as it is in the table. HEAD is a GET that is answered without a body.

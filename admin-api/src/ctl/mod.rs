@@ -17,6 +17,7 @@ mod settings;
 mod tenants;
 mod tokens;
 mod transfer;
+mod usage;
 mod wait;
 
 use std::{
@@ -80,6 +81,8 @@ enum Command {
     /// Tokens of operators and nodes.
     #[command(subcommand)]
     Tokens(tokens::Command),
+    /// What tenants have used of their quotas, or what the callers of one did.
+    Usage(usage::Arguments),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -142,6 +145,7 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Diff(arguments) => compare::run(arguments, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Tokens(command) => tokens::run(command, &client, output).await,
+        Command::Usage(arguments) => usage::run(arguments, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

@@ -9,6 +9,7 @@ mod metrics;
 mod seats;
 mod session;
 mod updates;
+mod usage;
 
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -137,6 +137,7 @@ mod tests {
             zone: None,
             schemas: vec![1],
             holds: None,
+            usage: false,
         }
     }
 

@@ -186,7 +186,7 @@ mod tests {
         };
         match read.unwrap() {
             ToNode::Update(update) => *update,
-            ToNode::Welcome(welcome) => panic!("{welcome:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

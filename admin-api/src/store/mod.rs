@@ -12,19 +12,26 @@ pub mod gateway_config;
 mod migrations;
 pub mod nodes;
 pub mod operators;
+pub mod performance;
+pub mod replica;
 pub mod revisions;
 pub mod tenants;
 pub mod tokens;
+pub mod usage;
 mod writing;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use sea_orm::{
     AccessMode, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
     IsolationLevel, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
 };
 use seiketsu_config::{push, values::Id};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use uuid::Uuid;
 
 use self::entities::{control, revision_change, tenant};
@@ -41,6 +48,9 @@ const PATIENCE: Duration = Duration::from_millis(1800);
 /// How long work on all documents may take.
 const PATIENCE_FOR_ALL: Duration = Duration::from_mins(10);
 
+/// Nodes whose usage is written at the same time, so that it leaves connections to everything else.
+const USAGE_WRITERS: usize = 2;
+
 /// Rows that are read, or written, by one statement.
 const BATCH: usize = 500;
 
@@ -56,6 +66,9 @@ struct Inner {
     applied: watch::Sender<u64>,
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
+    /// Pages of usage that are written at a time.
+    usage_writers: Semaphore,
+    replica: OnceLock<Arc<replica::Replica>>,
 }
 
 impl fmt::Debug for Store {
@@ -78,6 +91,8 @@ impl Store {
             newest: watch::Sender::new(number(control.revision)),
             applied: watch::Sender::new(0),
             turn: Mutex::new(()),
+            usage_writers: Semaphore::new(USAGE_WRITERS),
+            replica: OnceLock::new(),
         }));
         connect::watch(&store);
         Ok(store)

@@ -75,6 +75,11 @@ fn calls(operator: &str, token: &str) -> Vec<Call> {
         call("list_tokens", "GET", "/tokens", None, viewer, Refused),
         call("create_token", "POST", "/tokens", Some(&node_token), worker, Refused),
         call("delete_token", "DELETE", &token, None, worker, Refused),
+        call("get_analytics", "GET", "/gateway/analytics?tenant=acme", None, None, Refused),
+        call("list_usage", "GET", "/usage", None, None, WithoutIt),
+        call("export_usage", "GET", "/usage/export?tenant=acme", None, None, Refused),
+        call("list_performance", "GET", "/performance?tenant=acme", None, None, Refused),
+        call("list_objectives", "GET", "/performance/objectives", None, None, WithoutIt),
     ]
 }
 

@@ -99,6 +99,7 @@ on_both! {
                 zone: None,
                 schemas: vec![1],
                 holds: None,
+                usage: false,
             };
             store.node_connected(&hello, replica).await.unwrap();
             let node = &store.nodes().await.unwrap()[0];

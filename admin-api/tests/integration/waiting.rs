@@ -27,6 +27,7 @@ on_both! {
             zone: None,
             schemas: vec![1],
             holds: None,
+            usage: false,
         };
         let (eu, us) = (node("eu"), node("us"));
         let applied = |node: &Hello, revision: u64, refused: &[&str]| {

@@ -17,13 +17,13 @@ fn examples() -> PathBuf {
 }
 
 /// The demo origin, on a port that the kernel chose.
-struct Origin {
-    address: SocketAddr,
+pub struct Origin {
+    pub address: SocketAddr,
     _process: Process,
 }
 
 impl Origin {
-    fn start(region: &str) -> Self {
+    pub fn start(region: &str) -> Self {
         let mut child = Command::new(binary("seiketsu-demo-origin"))
             .args(["--listen", "127.0.0.1:0", "--region", region])
             .stderr(Stdio::piped())
@@ -39,20 +39,26 @@ impl Origin {
     }
 }
 
-struct Gateway {
-    http: SocketAddr,
-    process: Process,
+pub struct Gateway {
+    folder: PathBuf,
+    pub http: SocketAddr,
+    pub process: Process,
 }
 
 impl Gateway {
     /// It is ready when it has tenants to serve.
-    async fn start(admin: &Admin, folder: &Path) -> Self {
+    pub async fn start(admin: &Admin, folder: &Path) -> Self {
+        Self::start_with(admin, folder, "").await
+    }
+
+    /// `more` is further settings of the node.
+    pub async fn start_with(admin: &Admin, folder: &Path, more: &str) -> Self {
         let id = folder.file_name().unwrap().to_str().unwrap();
         fs::create_dir_all(folder).unwrap();
         let node = format!(
             "id: {id}\nlisteners: {{ http: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
              control_plane: {{ url: 'http://{}', token: '${{file:{}}}' }}\n\
-             state_dir: state\nthreads: 1\negress: {{ allow_loopback: true }}\n",
+             state_dir: state\nthreads: 1\negress: {{ allow_loopback: true }}\n{more}",
             admin.address,
             admin.folder.path().join("node-token").display(),
         );
@@ -61,7 +67,7 @@ impl Gateway {
     }
 
     /// With the node file that is there.
-    async fn start_in(folder: &Path) -> Self {
+    pub async fn start_in(folder: &Path) -> Self {
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("gateway.log")).unwrap();
         let child = Command::new(binary("seiketsu-gateway"))
             .arg("--config")
@@ -83,10 +89,14 @@ impl Gateway {
         let (http, operations) = read().unwrap();
         let ready = async || exchange(operations, "GET", "/readyz", "", "").await.is_some_and(|it| it.status == 200);
         assert!(eventually(ready).await, "not ready: {}", log());
-        Self { http, process }
+        Self { folder: folder.to_owned(), http, process }
     }
 
-    async fn get(&self, host: &str, path: &str, fields: &str) -> Answer {
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("gateway.log")).unwrap()
+    }
+
+    pub async fn get(&self, host: &str, path: &str, fields: &str) -> Answer {
         let mut stream = tokio::net::TcpStream::connect(self.http).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{fields}\r\n");
         tokio::io::AsyncWriteExt::write_all(&mut stream, request.as_bytes()).await.unwrap();
@@ -106,7 +116,7 @@ fn field<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
     })
 }
 
-fn served(id: &str, origin: SocketAddr) -> Value {
+pub fn served(id: &str, origin: SocketAddr) -> Value {
     json!({
         "id": id,
         "hosts": [format!("{id}.test")],

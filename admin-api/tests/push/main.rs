@@ -15,6 +15,8 @@ mod ctl;
 mod gateway;
 mod node;
 mod postgres;
+mod quotas;
 mod replicas;
 mod updates;
+mod usage;
 mod waiting;

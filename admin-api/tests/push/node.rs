@@ -34,6 +34,7 @@ pub fn hello(node: &str) -> Hello {
         zone: None,
         schemas: push::SCHEMAS.to_vec(),
         holds: None,
+        usage: true,
     }
 }
 

@@ -9,6 +9,7 @@ mod clashes;
 mod holding;
 mod keeper;
 pub(super) mod subscription;
+mod usage;
 
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ use self::{
     subscription::{Received, Replies, Reply, Subscription},
 };
 use super::{Order, POLL, SourceError, StatusCell, seal::UnsealKey};
-use crate::{operations::Readiness, proxy::Shared, server::tls::LiveTls};
+use crate::{limits::UsedBefore, operations::Readiness, proxy::Shared, server::tls::LiveTls};
 
 /// What the thread of the configuration is told.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ enum Message {
 pub(super) struct Follower {
     _subscription: Subscription,
     applier: Applier,
+    used_before: Arc<UsedBefore>,
     readiness: Arc<Readiness>,
     inbox: mpsc::Receiver<Message>,
 }
@@ -78,7 +80,8 @@ impl Follower {
         applier.load(kept);
         let subscription = Subscription::start(shared, settings, status, readiness.clone(), messages.clone(), runtime)?;
         let order = move |order| drop(messages.send(Message::Order(order)));
-        Ok((Self { _subscription: subscription, applier, readiness, inbox }, order))
+        let used_before = shared.limits.used_before.clone();
+        Ok((Self { _subscription: subscription, applier, used_before, readiness, inbox }, order))
     }
 
     /// Applies what comes until it is told to end. `loaded` is called when there is a configuration in force.
@@ -119,6 +122,11 @@ impl Follower {
                 let Some(applied) = self.applier.take(*update) else { return };
                 Reply::Say(FromNode::Applied(applied))
             }
+            Ok(ToNode::UsageTaken(taken)) => {
+                let _ = replies.taken.send(taken);
+                return;
+            }
+            Ok(ToNode::Used(used)) => return self.used_before.heard(used),
             // Once is enough, and a second one changes nothing.
             Ok(ToNode::Welcome(_)) => return,
             Err(error) => {
@@ -127,6 +135,6 @@ impl Follower {
             }
         };
         // Nobody hears it if the connection has ended.
-        let _ = replies.send(reply);
+        let _ = replies.replies.send(reply);
     }
 }

@@ -1,6 +1,7 @@
 //! The control plane of Seiketsu Gateway: what is configured, who may change it, who did, and what the nodes have of it.
 
 pub mod api;
+mod background;
 pub mod ctl;
 pub mod push;
 mod serve;
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 
 use self::{
+    background::Background,
     settings::{Command, Settings},
     store::{Store, StoreSettings, secrets::KeySource},
 };
@@ -44,7 +46,11 @@ async fn serve(settings: &Settings) -> Result<()> {
         format!("cannot listen on {}: choose another --listen, or end what has it", settings.listen)
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
-    let state = api::AppState::new(store.clone(), settings.requests_per_second);
+    let state = api::AppState::new(store.clone(), settings.requests_per_second, settings.usage.objectives());
+    if let Some(replica) = settings.usage.replica() {
+        store.read_from(&replica, state.registry())?;
+    }
+    let _background = Background::start(&store, &settings.usage);
     let hub = push::Hub::new(store, state.registry())?;
     let router = api::router(state).merge(hub.router());
     serve::serve(listener, router, asked_to_end()?).await;

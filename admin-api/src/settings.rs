@@ -1,11 +1,11 @@
 //! What the control plane is told at its start: by flags, or by the environment.
 
-use std::{env, net::SocketAddr, path::PathBuf};
+use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::store::{StoreSettings, secrets::KeySource};
+use crate::store::{StoreSettings, performance::Objectives, replica::ReplicaSettings, secrets::KeySource, usage::Retention};
 
 /// The control plane of Seiketsu Gateway: keeps the configuration of all gateways and pushes every change to them.
 #[derive(Debug, Clone, Parser)]
@@ -37,6 +37,9 @@ pub struct Settings {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub requests_per_second: u32,
 
+    #[command(flatten)]
+    pub usage: UsageSettings,
+
     /// None: serve.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -51,6 +54,84 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         previous_key_file: PathBuf,
     },
+}
+
+/// Usage: how long it is kept, where it is read, and what it is measured by.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Usage")]
+pub struct UsageSettings {
+    /// A read replica of the store in Postgres, for usage and analytics.
+    #[arg(long, env = "DATABASE_REPLICA_URL", hide_env_values = true, value_name = "URL")]
+    pub database_replica_url: Option<SecretString>,
+
+    /// A replica that lags further is not read: the primary is.
+    #[arg(long, env = "SEIKETSU_ADMIN_MOST_REPLICA_LAG", default_value_t = 5, value_name = "SECONDS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub most_replica_lag: u64,
+
+    /// How long usage is kept by the minute. Months that do not begin with an hour of UTC are added up from it.
+    #[arg(long, env = "SEIKETSU_ADMIN_KEEP_MINUTES", default_value_t = 35, value_name = "DAYS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=36500))]
+    pub keep_minutes: u64,
+
+    /// How long usage is kept by the hour. Quotas are added up from it: at least a month.
+    #[arg(long, env = "SEIKETSU_ADMIN_KEEP_HOURS", default_value_t = 400, value_name = "DAYS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(32..=36500))]
+    pub keep_hours: u64,
+
+    /// How long usage is kept by the day.
+    #[arg(long, env = "SEIKETSU_ADMIN_KEEP_DAYS", default_value_t = 1830, value_name = "DAYS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=36500))]
+    pub keep_days: u64,
+
+    /// How long performance metrics are kept.
+    #[arg(long, env = "SEIKETSU_ADMIN_KEEP_METRICS", default_value_t = 35, value_name = "DAYS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=36500))]
+    pub keep_metrics: u64,
+
+    /// In which 99 of 100 requests are to be answered. Latencies are counted in buckets: 1, 2, 5, 10, 20, 50, 100, 200, 500,
+    /// 1000, 2000 or 5000.
+    #[arg(long, env = "RESPONSE_TIME_SLA", default_value_t = 100, value_name = "MILLISECONDS", value_parser = bucket)]
+    pub slo_latency: u64,
+
+    /// How many of 100 admitted requests may fail.
+    #[arg(long, env = "SEIKETSU_ADMIN_SLO_ERRORS", default_value_t = 1.0, value_name = "PERCENT", value_parser = percent)]
+    pub slo_errors: f64,
+
+    /// Used so far, a quota is nearly used up.
+    #[arg(long, env = "SEIKETSU_ADMIN_QUOTA_WARNING", default_value_t = 80.0, value_name = "PERCENT", value_parser = percent)]
+    pub quota_warning: f64,
+}
+
+fn bucket(text: &str) -> Result<u64, String> {
+    let known = seiketsu_config::push::usage::LATENCY_BOUNDS_MS;
+    text.parse().ok().filter(|bound| known.contains(bound)).ok_or_else(|| format!("write one of {known:?}"))
+}
+
+fn percent(text: &str) -> Result<f64, String> {
+    let percent = text.parse().ok().filter(|percent| (0.0001..=100.0).contains(percent));
+    percent.ok_or_else(|| "write 0.0001 to 100".to_owned())
+}
+
+impl UsageSettings {
+    pub fn replica(&self) -> Option<ReplicaSettings> {
+        let most_lag = Duration::from_secs(self.most_replica_lag);
+        Some(ReplicaSettings { url: self.database_replica_url.clone()?, most_lag })
+    }
+
+    pub fn retention(&self) -> Retention {
+        let days = |days: u64| Duration::from_hours(24 * days);
+        Retention {
+            minutes: days(self.keep_minutes),
+            hours: days(self.keep_hours),
+            days: days(self.keep_days),
+            metrics: days(self.keep_metrics),
+        }
+    }
+
+    pub fn objectives(&self) -> Objectives {
+        Objectives { latency_ms: self.slo_latency, errors_percent: self.slo_errors, quota_percent: self.quota_warning }
+    }
 }
 
 impl Settings {

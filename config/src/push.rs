@@ -16,6 +16,8 @@
 //! Both sides may differ by one release: keys that are not known are ignored here, unlike in what people write. The
 //! form of the documents is a number of its own, of which node and control plane take the highest that both know.
 
+pub mod usage;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -28,6 +30,7 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
+use self::usage::{AskUsed, UsagePage, UsageTaken, Used};
 use crate::values::{Id, InvalidValue, text_value};
 
 /// Where nodes connect.
@@ -56,6 +59,9 @@ pub enum FromNode {
     Applied(Applied),
     Heartbeat(Heartbeat),
     Carried(Carried),
+    /// Only to who says in [`Welcome`] that it takes usage.
+    Usage(UsagePage),
+    AskUsed(AskUsed),
 }
 
 /// What the control plane says.
@@ -65,6 +71,9 @@ pub enum ToNode {
     Welcome(Welcome),
     Update(Box<Update>),
     Order(Box<Order>),
+    /// Only to who says in [`Hello`] that it has usage.
+    UsageTaken(UsageTaken),
+    Used(Used),
 }
 
 /// The first message of a node.
@@ -87,6 +96,9 @@ pub struct Hello {
     /// Whether it carries out orders; whoever does not must not be given any.
     #[serde(default, skip_serializing_if = "is_false")]
     pub orders: bool,
+    /// Whether it knows of [`usage`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub usage: bool,
 }
 
 /// A state of the configuration.
@@ -106,6 +118,9 @@ pub struct Welcome {
     pub schema: u32,
     /// How often the control plane wants to hear of the node.
     pub heartbeat_seconds: u64,
+    /// Whether it takes [`usage`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub usage: bool,
 }
 
 /// Documents that a node is to hold. Applied whole, but that what is wrong with one tenant leaves that tenant, and only

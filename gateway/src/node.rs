@@ -31,6 +31,9 @@ use crate::{
 
 pub use crate::config_source::check_config;
 
+/// A node that ends waits this long for the control plane to take its last usage over.
+const TAKEN_OVER: Duration = Duration::from_secs(1);
+
 /// Why a node could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -71,7 +74,7 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     let mut signals = Signals::install(runtime.handle())?;
     let shared = Arc::new(Shared::new(node, runtime.handle())?);
     let status = Arc::new(StatusCell::default());
-    let readiness = Arc::new(Readiness::default());
+    let (readiness, connection) = (Arc::new(Readiness::default()), status.clone());
     let state = OperationsState {
         readiness: readiness.clone(),
         config: Arc::new(RunningConfig { shared: shared.clone(), status: status.clone() }),
@@ -136,6 +139,10 @@ pub fn run(node: NodeConfig, upgrade: bool, log_level: Arc<dyn LogLevel>) -> Res
     server.drain();
     // Before the operations server ends, so that who follows the log may still hear of it.
     shared.usage.flush();
+    if connection.connection().is_some_and(|connection| connection.connected) {
+        // A node whose disk goes with it leaves nothing behind that way.
+        runtime.block_on(shared.usage.wait_until_taken(TAKEN_OVER));
+    }
     background.abort();
     runtime.block_on(shared.limits.close());
     drop((source, operations, shared));

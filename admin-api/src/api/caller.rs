@@ -1,7 +1,10 @@
 //! Who calls, and whether they may: the token, the role, the tenants. Refusals are kept in the audit trail, those of
 //! changes too.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts, MatchedPath, Request, State},
@@ -42,6 +45,14 @@ impl Caller {
                 Err(Problem::new(Kind::Forbidden, format!("the operator is not for the tenant {tenant}")))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The tenants whose numbers are shown: one that was asked for, or all that the operator may see. None: all there are.
+    pub(super) fn sees(&self, tenant: Option<&Id>) -> Result<Option<BTreeSet<Id>>, Problem> {
+        match tenant {
+            Some(tenant) => self.may_touch(tenant).map(|()| Some(BTreeSet::from([tenant.clone()]))),
+            None => Ok(self.operator.tenants.clone()),
         }
     }
 

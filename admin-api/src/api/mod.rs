@@ -33,6 +33,8 @@ mod etag;
 mod export_audit;
 mod export_configuration;
 mod get_consumer;
+mod export_usage;
+mod get_analytics;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -52,12 +54,15 @@ mod list_audit;
 mod list_consumers;
 mod list_keys;
 mod list_nodes;
+mod list_objectives;
 mod list_operators;
+mod list_performance;
 mod list_revisions;
 mod list_routes;
 mod list_services;
 mod list_tenants;
 mod list_tokens;
+mod list_usage;
 mod livez;
 mod made_key;
 mod metrics;
@@ -77,6 +82,7 @@ mod readyz;
 mod rollback;
 mod rotate_secrets;
 mod rotate_key;
+mod span;
 mod validate;
 mod verify_audit;
 mod wait;
@@ -97,7 +103,7 @@ use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
 use self::{limit::Limiter, metrics::Metrics};
-use crate::store::Store;
+use crate::store::{Store, performance::Objectives};
 
 /// Where the operations are.
 pub const BASE: &str = "/api/enterprise";
@@ -113,17 +119,20 @@ pub struct AppState {
     requests: Arc<Limiter<Uuid>>,
     /// Requests of each address without a token that holds.
     failures: Arc<Limiter<IpAddr>>,
+    /// What performance is measured by.
+    objectives: Objectives,
 }
 
 impl AppState {
     /// `per_second`: requests of one token. Of requests without one that holds, an address has a tenth.
-    pub fn new(store: Store, per_second: u32) -> Self {
+    pub fn new(store: Store, per_second: u32, objectives: Objectives) -> Self {
         let failures = per_second.div_ceil(10);
         Self {
             store,
             metrics: Arc::new(Metrics::new()),
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
+            objectives,
         }
     }
 
@@ -199,7 +208,12 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(rotate_key::rotate_key))
         .routes(routes!(purge_cache::purge_cache))
         .routes(routes!(warm_cache::warm_cache))
-        .routes(routes!(get_warming::get_warming));
+        .routes(routes!(get_warming::get_warming))
+        .routes(routes!(get_analytics::get_analytics))
+        .routes(routes!(list_usage::list_usage))
+        .routes(routes!(export_usage::export_usage))
+        .routes(routes!(list_performance::list_performance))
+        .routes(routes!(list_objectives::list_objectives));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

@@ -98,6 +98,11 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("purge_cache", POST, "/cache/purge", Role::Operator, Scope::Tenant),
     of("warm_cache", POST, "/cache/warm", Role::Operator, Scope::Tenant),
     of("get_warming", GET, "/cache/warm/{id}", Role::Viewer, Scope::Tenant),
+    of("get_analytics", GET, "/gateway/analytics", Role::Viewer, Scope::Tenant),
+    of("list_usage", GET, "/usage", Role::Viewer, Scope::Tenant),
+    of("export_usage", GET, "/usage/export", Role::Viewer, Scope::Tenant),
+    of("list_performance", GET, "/performance", Role::Viewer, Scope::Tenant),
+    of("list_objectives", GET, "/performance/objectives", Role::Viewer, Scope::Tenant),
 ];
 
 /// The operation of a method and a path as it is in the table. HEAD is a GET that is answered without a body.

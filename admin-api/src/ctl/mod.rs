@@ -23,6 +23,7 @@ mod settings;
 mod tenants;
 mod tokens;
 mod transfer;
+mod usage;
 mod wait;
 
 use std::{
@@ -105,6 +106,8 @@ enum Command {
     Purge(cache::Purge),
     /// Fetch URLs into the caches of the nodes, before anybody asks for them.
     Warm(cache::Warm),
+    /// What tenants have used of their quotas, or what the callers of one did.
+    Usage(usage::Arguments),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -174,6 +177,7 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Services(command) => services::run(command, &client, output).await,
         Command::Purge(arguments) => cache::purge(arguments, &client, output).await,
         Command::Warm(arguments) => cache::warm(arguments, &client, output).await,
+        Command::Usage(arguments) => usage::run(arguments, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

@@ -10,6 +10,7 @@ mod orders;
 mod seats;
 mod session;
 mod updates;
+mod usage;
 
 use std::{fmt, sync::Arc, time::Duration};
 

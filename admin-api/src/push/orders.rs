@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::{
     Shared,
-    session::{End, Outbound, RETRY, send},
+    session::{End, RETRY, Sink, send},
     updates::message,
 };
 use crate::store::StoreError;
@@ -17,7 +17,7 @@ use crate::store::StoreError;
 /// `former`: when the node was last heard of before.
 pub(super) async fn pass_on(
     shared: &Shared,
-    sink: &Outbound<'_>,
+    sink: &Sink,
     hello: &Hello,
     former: Option<OffsetDateTime>,
 ) -> Result<Infallible, End> {
@@ -68,7 +68,7 @@ pub(super) async fn carried(shared: &Shared, Hello { node, run, .. }: &Hello, ca
     }
 }
 
-async fn give(sink: &Outbound<'_>, order: Order) -> Result<(), End> {
+async fn give(sink: &Sink, order: Order) -> Result<(), End> {
     send(sink, message(push::write(&ToNode::Order(Box::new(order)))?)).await
 }
 

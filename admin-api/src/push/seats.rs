@@ -138,6 +138,7 @@ mod tests {
             schemas: vec![1],
             holds: None,
             orders: false,
+            usage: false,
         }
     }
 

@@ -24,6 +24,7 @@ use super::{
     Hub, Shared, orders,
     seats::{Before, Taken},
     updates::{Prepared, length, message},
+    usage::{self, Said},
 };
 use crate::store::StoreError;
 
@@ -57,11 +58,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(10);
 /// The longest reason that a close frame can carry (RFC 6455, section 5.5).
 const MOST_REASON_BYTES: usize = 123;
 
-type Sink = SplitSink<WebSocket, Message>;
-
-/// Updates and orders leave on one connection, message by message.
-pub(super) type Outbound<'a> = Mutex<&'a mut Sink>;
-
+/// Locked for a message at a time: updates and what is said about usage share it.
+pub(super) type Sink = Mutex<SplitSink<WebSocket, Message>>;
 type Stream = SplitStream<WebSocket>;
 
 /// Why a connection ended.
@@ -87,6 +85,8 @@ pub(super) enum End {
     NoAnswer,
     #[error("another connection of this node took its place")]
     Replaced,
+    #[error("the node sends usage before the last of it was taken")]
+    UsageAhead,
     #[error("the token was revoked")]
     Revoked,
     #[error("this replica ends")]
@@ -102,7 +102,7 @@ impl End {
             Self::Closed => "closed",
             Self::Broken(_) => "broken",
             Self::NoHello => "no_hello",
-            Self::Order | Self::Unreadable(_) => "protocol",
+            Self::Order | Self::UsageAhead | Self::Unreadable(_) => "protocol",
             Self::Schemas { .. } => "schemas",
             Self::Silent => "silent",
             Self::NotReading => "not_reading",
@@ -118,7 +118,7 @@ impl End {
     fn close_frame(&self) -> Option<CloseFrame> {
         let code = match self {
             Self::Closed | Self::Broken(_) => return None,
-            Self::Unreadable(_) | Self::Order => close_code::PROTOCOL,
+            Self::Unreadable(_) | Self::Order | Self::UsageAhead => close_code::PROTOCOL,
             Self::Draining => close_code::AWAY,
             Self::Store(_) => close_code::AGAIN,
             _ => close_code::POLICY,
@@ -133,9 +133,10 @@ impl End {
 pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
     let shared = &*hub.0;
     let _connection = shared.seats.enter();
-    let (mut sink, mut stream) = socket.split();
+    let (sink, mut stream) = socket.split();
+    let sink = Sink::new(sink);
     let end = match greet(shared, &mut stream).await {
-        Ok(hello) => attend(shared, &mut sink, &mut stream, &hello, &token).await,
+        Ok(hello) => attend(shared, &sink, &mut stream, &hello, &token).await,
         Err(end) => {
             tracing::warn!(%end, "a node was not admitted");
             end
@@ -144,7 +145,7 @@ pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
     shared.metrics.ended.with_label_values(&[end.reason()]).inc();
     if let Some(frame) = end.close_frame() {
         // Its answer need not be waited for: the node connects again in any case.
-        let _ = timeout(CLOSE_TIMEOUT, sink.send(Message::Close(Some(frame)))).await;
+        let _ = timeout(CLOSE_TIMEOUT, async { sink.lock().await.send(Message::Close(Some(frame))).await }).await;
     }
 }
 
@@ -162,7 +163,7 @@ async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
     }
 }
 
-async fn attend(shared: &Shared, sink: &mut Sink, stream: &mut Stream, hello: &Hello, token: &SecretString) -> End {
+async fn attend(shared: &Shared, sink: &Sink, stream: &mut Stream, hello: &Hello, token: &SecretString) -> End {
     let (mut taken, before) = shared.seats.take(hello);
     let Hello { node, run, version, .. } = hello;
     match before {
@@ -191,7 +192,7 @@ async fn attend(shared: &Shared, sink: &mut Sink, stream: &mut Stream, hello: &H
 /// Both directions, until one of them ends.
 async fn exchange(
     shared: &Shared,
-    sink: &mut Sink,
+    sink: &Sink,
     stream: &mut Stream,
     hello: &Hello,
     token: &SecretString,
@@ -207,20 +208,21 @@ async fn exchange(
         return End::Store(error);
     }
     let (answers, answered) = mpsc::channel(ANSWERS);
-    let sink = Mutex::new(sink);
-    if let Err(end) = welcome(shared, &sink).await {
+    if let Err(end) = welcome(shared, sink).await {
         return end;
     }
+    let (usage, said) = usage::queue();
     tokio::select! {
-        end = ended(listen(shared, stream, hello, token, &answers)) => end,
-        end = ended(tell(shared, &sink, hello, answered)) => end,
-        end = ended(orders::pass_on(shared, &sink, hello, former)) => end,
+        end = ended(listen(shared, stream, hello, token, &answers, &usage)) => end,
+        end = ended(tell(shared, sink, hello, answered)) => end,
+        end = ended(orders::pass_on(shared, sink, hello, former)) => end,
+        end = ended(usage::answer(shared, sink, hello, said)) => end,
         _ = &mut taken.lost => End::Replaced,
         () = drained(shared) => End::Draining,
     }
 }
 
-async fn welcome(shared: &Shared, sink: &Outbound<'_>) -> Result<(), End> {
+async fn welcome(shared: &Shared, sink: &Sink) -> Result<(), End> {
     let welcome = Welcome { store: shared.store.id(), schema: SCHEMAS[0], heartbeat_seconds: push::HEARTBEAT_SECONDS };
     send(sink, message(push::write(&ToNode::Welcome(welcome))?)).await
 }
@@ -258,6 +260,7 @@ async fn listen(
     hello: &Hello,
     token: &SecretString,
     answers: &mpsc::Sender<Applied>,
+    usage: &usage::Queue,
 ) -> Result<Infallible, End> {
     let Hello { node, run, .. } = hello;
     let mut looked_up = Instant::now();
@@ -267,6 +270,8 @@ async fn listen(
     loop {
         match timeout(SILENCE, next(stream)).await.map_err(|_| End::Silent)?? {
             FromNode::Hello(_) => return Err(End::Order),
+            FromNode::Usage(page) => usage::take(usage, Said::Page(page))?,
+            FromNode::AskUsed(ask) => usage::take(usage, Said::Ask(ask))?,
             FromNode::Applied(applied) => {
                 for refused in &applied.refused {
                     let tenant = refused.tenant.as_ref().map_or("(head)", |tenant| tenant.as_str());
@@ -330,7 +335,7 @@ async fn tell_of_twins(shared: &Shared, Hello { node, run, .. }: &Hello, other: 
 /// has refused.
 async fn tell(
     shared: &Shared,
-    sink: &Outbound<'_>,
+    sink: &Sink,
     hello: &Hello,
     mut answered: mpsc::Receiver<Applied>,
 ) -> Result<Infallible, End> {
@@ -373,7 +378,7 @@ async fn tell(
 /// Sends an update and waits for the answer.
 async fn deliver(
     shared: &Shared,
-    sink: &Outbound<'_>,
+    sink: &Sink,
     update: &Prepared,
     answered: &mut mpsc::Receiver<Applied>,
 ) -> Result<Applied, End> {
@@ -399,7 +404,7 @@ async fn deliver(
     }
 }
 
-pub(super) async fn send(sink: &Outbound<'_>, message: Message) -> Result<(), End> {
-    let mut sink = sink.lock().await;
-    Ok(timeout(WRITE_TIMEOUT, sink.send(message)).await.map_err(|_| End::NotReading)??)
+pub(super) async fn send(sink: &Sink, message: Message) -> Result<(), End> {
+    let sent = async { sink.lock().await.send(message).await };
+    Ok(timeout(WRITE_TIMEOUT, sent).await.map_err(|_| End::NotReading)??)
 }

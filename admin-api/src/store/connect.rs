@@ -21,6 +21,7 @@ const CONNECTIONS: u32 = 16;
 
 /// To get a connection, or make one. Less than a request waits altogether.
 const ACQUIRE: Duration = Duration::from_millis(1500);
+const ACQUIRE_OF_REPLICA: Duration = Duration::from_millis(500);
 
 /// How often the revision is read, in case a notification is lost.
 const POLL: Duration = Duration::from_secs(1);
@@ -40,7 +41,7 @@ pub(super) fn open(settings: &StoreSettings) -> Result<DatabaseConnection, Store
         return Ok(sqlite(path.trim_start_matches("//")));
     }
     if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return postgres(url);
+        return postgres(url, ACQUIRE);
     }
     // Only what stands before the colon: the rest may be a password.
     Err(StoreError::Url { url: url.split_once(':').map_or("it", |(scheme, _)| scheme).to_owned() })
@@ -61,7 +62,12 @@ fn sqlite(path: &str) -> DatabaseConnection {
     pool.into()
 }
 
-fn postgres(url: &str) -> Result<DatabaseConnection, StoreError> {
+/// A replica is waited for much less: the primary can be asked in its place.
+pub(super) fn open_replica(url: &SecretString) -> Result<DatabaseConnection, StoreError> {
+    postgres(url.expose_secret(), ACQUIRE_OF_REPLICA)
+}
+
+fn postgres(url: &str, acquire: Duration) -> Result<DatabaseConnection, StoreError> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|_| StoreError::Url { url: "what follows postgres:".to_owned() })?
         .application_name("seiketsu-admin")
@@ -72,7 +78,7 @@ fn postgres(url: &str) -> Result<DatabaseConnection, StoreError> {
             ("idle_in_transaction_session_timeout", "60s"),
         ])
         .disable_statement_logging();
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_lazy_with(options);
+    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(acquire).connect_lazy_with(options);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 

@@ -16,6 +16,8 @@ pub mod nodes;
 pub mod operators;
 pub mod orders;
 mod place;
+pub mod performance;
+pub mod replica;
 pub mod revisions;
 pub mod secrets;
 pub mod routes;
@@ -23,9 +25,14 @@ pub mod services;
 mod tables;
 pub mod tenants;
 pub mod tokens;
+pub mod usage;
 mod writing;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use parking_lot::RwLock;
 use sea_orm::{
@@ -33,7 +40,7 @@ use sea_orm::{
     IsolationLevel, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
 };
 use seiketsu_config::{push, values::Id};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use uuid::Uuid;
 
 use self::entities::{control, revision_change, tenant};
@@ -50,6 +57,9 @@ const PATIENCE: Duration = Duration::from_millis(1800);
 
 /// How long work on all documents may take.
 const PATIENCE_FOR_ALL: Duration = Duration::from_mins(10);
+
+/// Nodes whose usage is written at the same time, so that it leaves connections to everything else.
+const USAGE_WRITERS: usize = 2;
 
 /// Rows that are read, or written, by one statement.
 const BATCH: usize = 500;
@@ -69,6 +79,9 @@ struct Inner {
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
     keys: RwLock<secrets::Keys>,
+    /// Pages of usage that are written at a time.
+    usage_writers: Semaphore,
+    replica: OnceLock<Arc<replica::Replica>>,
 }
 
 impl fmt::Debug for Store {
@@ -95,6 +108,8 @@ impl Store {
             orders: watch::Sender::new(number(control.orders)),
             turn: Mutex::new(()),
             keys: RwLock::new(keys),
+            usage_writers: Semaphore::new(USAGE_WRITERS),
+            replica: OnceLock::new(),
         }));
         connect::watch(&store);
         Ok(store)

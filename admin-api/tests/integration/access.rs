@@ -100,6 +100,11 @@ fn calls(operator: &str, token: &str, key: &str, list: &str) -> Vec<Call> {
         call("purge_cache", "POST", "/cache/purge", Some(&json!({ "tenant": "acme", "all": true })), auditor, Refused),
         call("warm_cache", "POST", "/cache/warm", Some(&urls), auditor, Refused),
         call("get_warming", "GET", &format!("/cache/warm/{list}"), None, None, Refused),
+        call("get_analytics", "GET", "/gateway/analytics?tenant=acme", None, None, Refused),
+        call("list_usage", "GET", "/usage", None, None, WithoutIt),
+        call("export_usage", "GET", "/usage/export?tenant=acme", None, None, Refused),
+        call("list_performance", "GET", "/performance?tenant=acme", None, None, Refused),
+        call("list_objectives", "GET", "/performance/objectives", None, None, WithoutIt),
     ]
 }
 

@@ -104,6 +104,7 @@ on_both! {
                 schemas: vec![1],
                 holds: None,
                 orders: false,
+                usage: false,
             };
             store.node_connected(&hello, replica).await.unwrap();
             let node = &store.nodes().await.unwrap()[0];

@@ -156,9 +156,7 @@ pub struct Postgres {
 impl Postgres {
     pub fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        if let Some((user, group)) = postgres_user() {
-            chown(folder.path(), Some(user), Some(group)).unwrap();
-        }
+        own(folder.path());
         let made = command("initdb")
             .args(["--no-sync", "--auth=trust", "--username=admin", "--encoding=UTF8", "--locale=C", "-D"])
             .arg(folder.path().join("data"))
@@ -215,7 +213,7 @@ impl Drop for Postgres {
 }
 
 /// PostgreSQL's programs, as a user that it runs as: not as root.
-fn command(program: &str) -> Command {
+pub fn command(program: &str) -> Command {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let debian = versions.map(|version| version.path().join("bin").join(program)).filter(|path| path.exists()).max();
     let path = debian.unwrap_or_else(|| PathBuf::from(program));
@@ -225,6 +223,13 @@ fn command(program: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "--"]).arg(path).current_dir("/");
     command
+}
+
+/// Gives a folder to the user that PostgreSQL runs as.
+pub fn own(folder: &Path) {
+    if let Some((user, group)) = postgres_user() {
+        chown(folder, Some(user), Some(group)).unwrap();
+    }
 }
 
 /// Who runs it, where the tests are run as root.

@@ -28,6 +28,7 @@ on_both! {
             schemas: vec![1],
             holds: None,
             orders: false,
+            usage: false,
         };
         let (eu, us) = (node("eu"), node("us"));
         let applied = |node: &Hello, revision: u64, refused: &[&str]| {

@@ -40,24 +40,34 @@ impl Origin {
 }
 
 pub struct Gateway {
+    folder: PathBuf,
     pub http: SocketAddr,
-    process: Process,
+    pub process: Process,
 }
 
 impl Gateway {
     /// It is ready when it has tenants to serve.
     pub async fn start(admin: &Admin, folder: &Path) -> Self {
-        Self::start_by(admin, admin.address, folder).await
+        Self::start_as(admin, admin.address, folder, "").await
     }
 
     /// With the control plane at another address.
     pub async fn start_by(admin: &Admin, address: SocketAddr, folder: &Path) -> Self {
+        Self::start_as(admin, address, folder, "").await
+    }
+
+    /// `more` is further settings of the node.
+    pub async fn start_with(admin: &Admin, folder: &Path, more: &str) -> Self {
+        Self::start_as(admin, admin.address, folder, more).await
+    }
+
+    async fn start_as(admin: &Admin, address: SocketAddr, folder: &Path, more: &str) -> Self {
         let id = folder.file_name().unwrap().to_str().unwrap();
         fs::create_dir_all(folder).unwrap();
         let node = format!(
             "id: {id}\nlisteners: {{ http: ['127.0.0.1:0'], operations: '127.0.0.1:0' }}\n\
              control_plane: {{ url: 'http://{}', token: '${{file:{}}}' }}\n\
-             state_dir: state\nthreads: 1\negress: {{ allow_loopback: true }}\n",
+             state_dir: state\nthreads: 1\negress: {{ allow_loopback: true }}\n{more}",
             address,
             admin.folder.path().join("node-token").display(),
         );
@@ -66,7 +76,7 @@ impl Gateway {
     }
 
     /// With the node file that is there.
-    async fn start_in(folder: &Path) -> Self {
+    pub async fn start_in(folder: &Path) -> Self {
         let log = fs::OpenOptions::new().create(true).append(true).open(folder.join("gateway.log")).unwrap();
         let child = Command::new(binary("seiketsu-gateway"))
             .arg("--config")
@@ -88,7 +98,11 @@ impl Gateway {
         let (http, operations) = read().unwrap();
         let ready = async || exchange(operations, "GET", "/readyz", "", "").await.is_some_and(|it| it.status == 200);
         assert!(eventually(ready).await, "not ready: {}", log());
-        Self { http, process }
+        Self { folder: folder.to_owned(), http, process }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("gateway.log")).unwrap()
     }
 
     pub async fn get(&self, host: &str, path: &str, fields: &str) -> Answer {

@@ -17,6 +17,8 @@ mod gateway;
 mod keys;
 mod node;
 mod postgres;
+mod quotas;
 mod replicas;
 mod updates;
+mod usage;
 mod waiting;

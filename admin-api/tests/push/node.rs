@@ -35,6 +35,7 @@ pub fn hello(node: &str) -> Hello {
         schemas: push::SCHEMAS.to_vec(),
         holds: None,
         orders: false,
+        usage: true,
     }
 }
 

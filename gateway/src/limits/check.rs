@@ -35,6 +35,7 @@ pub(crate) struct Limited {
     /// Of client addresses, which each node counts for itself.
     admitted_locally: Admitted,
     count_failures: bool,
+    is_given_back: bool,
 }
 
 type Sets = SmallVec<[(Arc<Holdings>, Places); 2]>;
@@ -145,6 +146,7 @@ impl Limited {
             admitted: Admitted::default(),
             admitted_locally: Admitted::default(),
             count_failures,
+            is_given_back: false,
         }
     }
 
@@ -227,15 +229,25 @@ impl Limited {
     /// failed although HTTP says 200.
     pub(crate) fn grpc_ended(&mut self, fields: &HeaderMap) {
         if !self.count_failures && fields.get(GRPC_STATUS).is_some_and(is_failure_of_server) {
-            self.admitted.refund_quotas();
+            self.give_back();
         }
     }
 
     /// The request has ended with this status; 0: without any.
     pub(crate) fn ended(&mut self, status: u16) {
         if !self.count_failures && status >= StatusCode::INTERNAL_SERVER_ERROR.as_u16() {
-            self.admitted.refund_quotas();
+            self.give_back();
         }
+    }
+
+    fn give_back(&mut self) {
+        self.admitted.refund_quotas();
+        self.is_given_back = true;
+    }
+
+    /// What quotas have back of what the request has cost.
+    pub(crate) fn given_back(&self) -> u64 {
+        if self.is_given_back { self.cost } else { 0 }
     }
 }
 

@@ -9,12 +9,14 @@
 //! | [`check`] | one request: admitted, or refused by which limit |
 //! | [`refusals`] | how many there were, for metrics |
 //! | [`told`] | `RateLimit` fields and 429 |
+//! | [`used`] | what the control plane knows of quotas that Redis has lost |
 
 mod by_itself;
 pub(crate) mod check;
 pub(crate) mod compile;
 pub(crate) mod refusals;
 pub(crate) mod told;
+mod used;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -34,6 +36,7 @@ use seiketsu_limits::{
 };
 use tokio::runtime::Handle;
 
+pub(crate) use self::used::UsedBefore;
 use self::{by_itself::ByItself, refusals::Refusals};
 
 /// The counters of quotas of a node that counts by itself, under its state.
@@ -53,6 +56,7 @@ pub(crate) struct Limits {
     /// What each node counts for itself: client addresses.
     pub(crate) local: Registry,
     pub(crate) redis: Option<Arc<RedisCoordinator>>,
+    pub(crate) used_before: Arc<UsedBefore>,
     pub(crate) memory: Option<Arc<ByItself>>,
     pub(crate) refusals: Refusals,
 }
@@ -78,6 +82,10 @@ impl Limits {
         let clock = Clock::new();
         let address = RedisAddress::parse(&redis.url.read()?)?;
         let redis = Arc::new(RedisCoordinator::start(address, name.as_str().into(), runtime));
+        let used_before = Arc::new(UsedBefore::default());
+        if node.control_plane.is_some() {
+            redis.ask(used_before.clone(), runtime);
+        }
         let journal = Journal::open(&node.state_dir.join(JOURNAL_OF_REDIS))?;
         let shared = Arc::new(Registry::new(Node::start(redis.clone(), Some(journal), &name, clock, runtime)));
         runtime.spawn(Registry::remind_after_losses(Arc::downgrade(&shared)));
@@ -85,6 +93,7 @@ impl Limits {
             shared,
             local: local(&name, clock, runtime),
             redis: Some(redis),
+            used_before,
             refusals: Refusals::default(),
             memory: None,
         })
@@ -99,6 +108,7 @@ impl Limits {
             shared: Arc::new(Registry::new(Node::start(memory.clone(), None, name, clock, runtime))),
             local: local(name, clock, runtime),
             redis: None,
+            used_before: Arc::default(),
             refusals: Refusals::default(),
             memory: Some(memory),
         })

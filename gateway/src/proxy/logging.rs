@@ -10,13 +10,17 @@ use seiketsu_identity::principal::Principal;
 use super::{RequestContext, Shared, request};
 use crate::{
     cache::background::{Fetched, Internal},
+    limits::check::Limited,
     server::peer::Peer,
     telemetry::{
         access_log::{AccessRecord, LimitRecord, UpstreamRecord},
         metrics::{Attempt, CacheResult, Outcome, RouteSlot},
-        usage::{Caller, Counts},
+        usage::{Caller, Counts, of_request},
     },
 };
+
+/// A WebSocket lasts as long as its client likes: its latency is none.
+const SWITCHING_PROTOCOLS: u16 = 101;
 
 pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
     if let Some(mut internal) = ctx.cache.internal.take() {
@@ -63,7 +67,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     }
     in_flight.finish(&outcome);
     let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream);
-    if let Some(counts) = Counts::of_request(ctx.weight, ctx.refused, status >= 500 || broken_off)
+    if let Some(counts) = of_request(ctx.weight, ctx.refused, status >= 500 || broken_off)
         && let Some(tenant) = &ctx.tenant
     {
         let caller = Caller {
@@ -71,7 +75,9 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
             route: ctx.route().map_or("", |route| route.id.as_str()),
             consumer: ctx.principal.as_deref().map_or("", Principal::id),
         };
-        shared.usage.count(&caller, &Counts { bytes_in, bytes_out, ..counts });
+        let took = (counts.admitted > 0 && status != SWITCHING_PROTOCOLS).then_some(duration);
+        let given_back = ctx.limited.as_ref().map_or(0, Limited::given_back).min(counts.cost);
+        shared.usage.count_request(&caller, &Counts { bytes_in, bytes_out, given_back, ..counts }, status, took);
     }
 
     let logged = shared.access_log.samples(ctx.policies().map_or(1.0, |policies| policies.log_sample), status);

@@ -8,7 +8,7 @@ use std::{
     thread,
 };
 
-use seiketsu_config::push::Applied;
+use seiketsu_config::push::{Applied, ToNode, usage::UsageTaken};
 use serde_json::{Value, json};
 
 use crate::{
@@ -268,7 +268,7 @@ fn parts_are_applied_with_the_last_of_them() {
     first.more = true;
     first.put.truncate(1);
     second.put.remove(0);
-    session.send(&seiketsu_config::push::ToNode::Update(Box::new(first)));
+    session.send(&ToNode::Update(Box::new(first)));
     // A heartbeat after it has come in.
     session.heartbeat(|_| true);
     assert_eq!(mark(&gateway, "acme.test").as_deref(), Some("first"));
@@ -471,4 +471,63 @@ fn a_port_where_nobody_answers_is_told() {
     // It ends when it is told to, though it waits.
     waiting.process.signal("-TERM");
     assert!(comes_true(|| waiting.log().contains("ended before it began to serve")));
+}
+
+#[test]
+fn usage_is_sent_a_page_at_a_time_and_forgotten_when_it_is_taken() {
+    let origin = Origin::start("a");
+    let plane = ControlPlane::start();
+    let mut store = Store::new(origin.address);
+    store.put("acme", &tenant("acme", &json!({})));
+    let waiting = Waiting::of(&plane);
+    let mut session = plane.accept();
+    assert!(session.hello.usage);
+    session.welcome_usage();
+    session.push(store.update(None));
+    let gateway = waiting.ready();
+    let ask = |many: usize| {
+        for _ in 0..many {
+            assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+        }
+    };
+    let oldest = || gateway.metric("seiketsu_usage_oldest_timestamp_seconds");
+    ask(3);
+    let first = session.usage();
+    assert!(first.missing.is_none() && first.records[0].sequence == 1, "{first:?}");
+    let counts = &first.records[0].counts;
+    assert!(counts.statuses.0[1] == counts.admitted && counts.latency_ms.all() == counts.admitted, "{first:?}");
+    // Nothing more is sent before that is taken, whatever there is; and nothing is forgotten.
+    ask(2);
+    session.heartbeat(|_| true);
+    session.heartbeat(|_| true);
+    session.heartbeat(|_| true);
+    assert!(oldest() > 1.0);
+    // To another one, what was not taken is sent again.
+    drop(session);
+    let mut session = plane.accept();
+    session.welcome_usage();
+    let mut admitted = 0;
+    while admitted < 5 {
+        let page = session.usage();
+        admitted += page.records.iter().map(|record| record.counts.admitted).sum::<u64>();
+        session.send(&ToNode::UsageTaken(UsageTaken { log: page.log, next: page.next }));
+    }
+    assert_eq!(admitted, 5);
+    assert!(comes_true(|| oldest() < 0.5));
+}
+
+#[test]
+fn a_control_plane_that_does_not_know_of_usage_is_sent_none() {
+    let origin = Origin::start("a");
+    let plane = ControlPlane::start();
+    let mut store = Store::new(origin.address);
+    store.put("acme", &tenant("acme", &json!({})));
+    let (gateway, mut session) = serving(&plane, &store);
+    assert_eq!(gateway.get("acme.test", "/v1/echo", "").status, 200);
+    // Other messages than heartbeats would end the test.
+    while gateway.metric("seiketsu_usage_records_total") < 0.5 {
+        session.heartbeat(|_| true);
+    }
+    session.heartbeat(|_| true);
+    session.heartbeat(|_| true);
 }

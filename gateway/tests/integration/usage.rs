@@ -144,6 +144,32 @@ fn every_request_is_counted_once_and_for_the_right_caller() {
 }
 
 #[test]
+fn records_tell_statuses_latencies_and_what_quotas_have_back() {
+    let origin = Origin::start("a");
+    let gateway = with_policies(origin.address, "limits: { quotas: { daily: 50 }, count_failures: false }");
+    requests(&mut gateway.connect(), 5);
+    for _ in 0..3 {
+        assert_eq!(gateway.get("acme.test", "/v1/status/503", "").status, 503);
+        assert_eq!(gateway.get("acme.test", "/nothing", "").status, 404);
+    }
+    let mut socket = open_socket(&gateway);
+    socket.close(None).unwrap();
+    while socket.read().is_ok() {}
+    assert!(comes_true(|| Taker::default().pull(gateway.operations).admitted() == 9));
+    let mut taker = Taker::default();
+    taker.pull(gateway.operations);
+    let sum = |pointer: &str| taker.sum(pointer, "", "");
+    assert_eq!((sum("/statuses/2xx"), sum("/statuses/4xx"), sum("/statuses/5xx")), (5, 3, 3));
+    assert_eq!((sum("/statuses/1xx"), sum("/cost"), sum("/given_back")), (1, 9, 3));
+    let timed: u64 = ["1", "2", "5", "10", "20", "50", "100", "200", "500", "1000", "2000", "5000", "inf"]
+        .iter()
+        .map(|bound| sum(&format!("/latency_ms/{bound}")))
+        .sum();
+    // Of admitted requests; a WebSocket lasts as long as its client likes.
+    assert_eq!(timed, 8);
+}
+
+#[test]
 fn kill_costs_the_last_second_at_most_and_no_number_comes_twice() {
     let origin = Origin::start("a");
     let mut gateway = with_policies(origin.address, "");

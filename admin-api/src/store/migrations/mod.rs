@@ -12,6 +12,8 @@ const STEPS: &[&str] = &[
     TABLES,
     include_str!("0003_orders.sql"),
     include_str!("0002_sealing_keys.sql"),
+    include_str!("0020_usage.sql"),
+    include_str!("0021_performance.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.

@@ -6,6 +6,7 @@
 mod support;
 
 mod concurrency;
+mod elsewhere;
 mod faults;
 mod forgetting;
 mod script;

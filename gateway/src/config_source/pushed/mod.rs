@@ -11,6 +11,7 @@ mod keeper;
 mod numbering;
 mod orders;
 pub(super) mod subscription;
+mod usage;
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ use self::{
     subscription::{Received, Replies, Reply, Subscription},
 };
 use super::{Order, POLL, SourceError, StatusCell, seal::UnsealKey};
-use crate::{operations::Readiness, proxy::Shared, server::tls::LiveTls};
+use crate::{limits::UsedBefore, operations::Readiness, proxy::Shared, server::tls::LiveTls};
 
 /// What the thread of the configuration is told.
 #[derive(Debug)]
@@ -56,6 +57,7 @@ pub(super) struct Follower {
     _subscription: Subscription,
     applier: Applier,
     orders: Orders,
+    used_before: Arc<UsedBefore>,
     readiness: Arc<Readiness>,
     inbox: mpsc::Receiver<Message>,
 }
@@ -83,7 +85,8 @@ impl Follower {
         let subscription = Subscription::start(shared, settings, status, readiness.clone(), messages.clone(), runtime)?;
         let order = move |order| drop(messages.send(Message::Order(order)));
         let orders = Orders::new(shared.cache.clone(), runtime.clone());
-        Ok((Self { _subscription: subscription, applier, orders, readiness, inbox }, order))
+        let used_before = shared.limits.used_before.clone();
+        Ok((Self { _subscription: subscription, applier, orders, used_before, readiness, inbox }, order))
     }
 
     /// Applies what comes until it is told to end. `loaded` is called when there is a configuration in force.
@@ -125,6 +128,11 @@ impl Follower {
                 Reply::Say(FromNode::Applied(applied))
             }
             Ok(ToNode::Order(order)) => return self.orders.carry_out(*order, replies),
+            Ok(ToNode::UsageTaken(taken)) => {
+                let _ = replies.taken.send(taken);
+                return;
+            }
+            Ok(ToNode::Used(used)) => return self.used_before.heard(used),
             // Once is enough, and a second one changes nothing.
             Ok(ToNode::Welcome(_)) => return,
             Err(error) => {
@@ -133,6 +141,6 @@ impl Follower {
             }
         };
         // Nobody hears it if the connection has ended.
-        let _ = replies.send(reply);
+        let _ = replies.replies.send(reply);
     }
 }

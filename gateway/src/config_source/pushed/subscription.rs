@@ -21,7 +21,9 @@ use seiketsu_config::{
     node::{ControlPlane, NodeConfig},
     push::{
         FrameError, FromNode, HEARTBEAT_SECONDS, Heartbeat, Held, Hello, MOST_MESSAGE_BYTES, SCHEMAS, SUBSCRIBE_PATH,
-        ToNode, Welcome, read_binary, read_text, write,
+        ToNode, Welcome, read_binary, read_text,
+        usage::{AskUsed, UsageTaken},
+        write,
     },
     secret::{SecretError, SecretRef},
 };
@@ -37,12 +39,13 @@ use tokio_tungstenite::{
 };
 use uuid::Uuid;
 
-use super::{super::status::ConnectionStatus, Message};
+use super::{super::status::ConnectionStatus, Message, usage::Sending};
 use crate::{
     config_source::StatusCell,
+    limits::UsedBefore,
     operations::Readiness,
     proxy::Shared,
-    telemetry::metrics::ControlPlaneMetrics,
+    telemetry::{metrics::ControlPlaneMetrics, usage::Usage},
     tenancy::{Live, compile::CompiledTenant},
     upstream::{
         connect::Stream,
@@ -96,7 +99,12 @@ pub(super) enum Reply {
 }
 
 /// Where the answers to what came on a connection go.
-pub(super) type Replies = mpsc::UnboundedSender<Reply>;
+#[derive(Debug, Clone)]
+pub(super) struct Replies {
+    pub(super) replies: mpsc::UnboundedSender<Reply>,
+    /// What is heard of usage, for whoever sends it.
+    pub(super) taken: mpsc::UnboundedSender<UsageTaken>,
+}
 
 /// Why there is no connection, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +204,8 @@ impl Subscription {
             node: shared.node.clone(),
             run: Uuid::now_v7(),
             live: shared.live.clone(),
+            usage: shared.usage.clone(),
+            used_before: shared.limits.used_before.clone(),
             metrics: shared.metrics.node.control_plane.clone(),
             status,
             readiness,
@@ -222,6 +232,8 @@ struct Task {
     resolver: Resolver,
     roots: SystemRoots,
     live: Arc<Live<CompiledTenant>>,
+    usage: Arc<Usage>,
+    used_before: Arc<UsedBefore>,
     metrics: ControlPlaneMetrics,
     status: Arc<StatusCell>,
     readiness: Arc<Readiness>,
@@ -303,6 +315,7 @@ impl Task {
             schemas: SCHEMAS.to_vec(),
             holds,
             orders: true,
+            usage: true,
         };
         say(&mut socket, &FromNode::Hello(hello)).await?;
         loop {
@@ -312,7 +325,7 @@ impl Task {
                         return Ok((socket, welcome, heard));
                     }
                     ToNode::Welcome(welcome) => return Err(SubscriptionError::Schema(welcome.schema)),
-                    ToNode::Update(_) | ToNode::Order(_) => return Err(SubscriptionError::NotWelcome),
+                    _ => return Err(SubscriptionError::NotWelcome),
                 },
                 Some(Ok(frame)) => ended(frame)?,
                 Some(Err(error)) => return Err(error.into()),
@@ -342,6 +355,10 @@ impl Task {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ahead = Arc::new(Semaphore::new(AHEAD));
         let (replies, mut answers) = mpsc::unbounded_channel();
+        let (taken, heard_of_usage) = mpsc::unbounded_channel();
+        let replies = Replies { replies, taken };
+        let _sending = welcome.usage.then(|| Sending::start(self.usage.clone(), &replies, heard_of_usage));
+        let mut asked = welcome.usage.then(|| self.used_before.connected());
         let (mut permit, mut silent) = (None, 0);
         let mut stopped = pin!(stopped(self.stopped.clone()));
         loop {
@@ -375,6 +392,7 @@ impl Task {
                         return Err(SubscriptionError::Left(why));
                     }
                 },
+                Some(ask) = next_of(&mut asked) => say(&mut socket, &FromNode::AskUsed(ask)).await?,
                 _ = heartbeat.tick() => {
                     // While the node itself is too busy to listen, it hears nothing.
                     silent = if heard.swap(false, Ordering::Relaxed) || permit.is_none() { 0 } else { silent + 1 };
@@ -419,6 +437,14 @@ fn request(uri: &Uri, bearer: HeaderValue) -> Result<tungstenite::handshake::cli
     let mut request = Uri::from_parts(parts).map_err(http::Error::from)?.into_client_request()?;
     request.headers_mut().insert(header::AUTHORIZATION, bearer);
     Ok(request)
+}
+
+/// The next question, where questions are answered.
+async fn next_of(asked: &mut Option<mpsc::UnboundedReceiver<AskUsed>>) -> Option<AskUsed> {
+    match asked {
+        Some(asked) => asked.recv().await,
+        None => None,
+    }
 }
 
 /// Waits until the node ends.

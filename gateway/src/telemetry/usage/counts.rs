@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use serde::{Deserialize, Serialize};
+use seiketsu_config::push::usage::{Counts, Refused};
 
 use crate::{respond::problem::ProblemKind, telemetry::names::OTHER};
 
@@ -24,97 +24,27 @@ pub struct Caller<'a> {
     pub consumer: &'a str,
 }
 
-/// What requests add up to. A number that is absent in JSON is 0.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counts {
-    /// Requests that passed all checks, those that the upstream failed among them.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub admitted: u64,
-    /// Requests that the gateway answered with a problem of its own.
-    #[serde(skip_serializing_if = "Refused::is_none")]
-    pub refused: Refused,
-    /// What the admitted ones weigh.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub cost: u64,
-    /// Bytes of request bodies, received from clients.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub bytes_in: u64,
-    /// Bytes of response bodies, sent to clients.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub bytes_out: u64,
-    /// Admitted requests that ended in 5xx, or that the upstream broke off.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub failures: u64,
-}
-
-/// Refused requests, by class of the reason.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Refused {
-    /// A limit or quota was used up: 429.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub limit: u64,
-    /// The caller is not known, or may not do this: 401, 403.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub auth: u64,
-    /// Malformed, no such route, shed, and all else.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub other: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-impl Refused {
-    fn is_none(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl Counts {
-    /// One request, without its bytes. None where it is nobody's usage: a preflight, and whatever else the gateway
-    /// answers for itself before it looks at the caller.
-    ///
-    /// `weight`: what it weighs, if it passed all checks. `refused`: the problem that the gateway answered with.
-    /// `failed`: the answer was a 5xx, or the upstream broke off.
-    pub fn of_request(weight: Option<u64>, refused: Option<ProblemKind>, failed: bool) -> Option<Self> {
-        use ProblemKind as P;
-        let of_upstream = matches!(refused, Some(P::UpstreamError | P::UpstreamUnavailable | P::UpstreamTimeout));
-        let refused = match (weight, refused) {
-            (Some(cost), refused) if refused.is_none() || of_upstream => {
-                let failures = u64::from(failed || of_upstream);
-                return Some(Self { admitted: 1, cost, failures, ..Self::default() });
-            }
-            (_, None) => return None,
-            (_, Some(kind)) => match kind.status().as_u16() {
-                401 | 403 => Refused { auth: 1, ..Refused::default() },
-                429 => Refused { limit: 1, ..Refused::default() },
-                _ => Refused { other: 1, ..Refused::default() },
-            },
-        };
-        Some(Self { refused, ..Self::default() })
-    }
-
-    fn add(&mut self, other: &Self) {
-        // By name, so that a number that is added to the type is not forgotten here.
-        let Self { admitted, refused: Refused { limit, auth, other: rest }, cost, bytes_in, bytes_out, failures } =
-            other;
-        for (sum, part) in [
-            (&mut self.admitted, admitted),
-            (&mut self.refused.limit, limit),
-            (&mut self.refused.auth, auth),
-            (&mut self.refused.other, rest),
-            (&mut self.cost, cost),
-            (&mut self.bytes_in, bytes_in),
-            (&mut self.bytes_out, bytes_out),
-            (&mut self.failures, failures),
-        ] {
-            *sum = sum.saturating_add(*part);
+/// One request, without its bytes and how it ended. None where it is nobody's usage: a preflight, and whatever else the
+/// gateway answers for itself before it looks at the caller.
+///
+/// `weight`: what it weighs, if it passed all checks. `refused`: the problem that the gateway answered with.
+/// `failed`: the answer was a 5xx, or the upstream broke off.
+pub fn of_request(weight: Option<u64>, refused: Option<ProblemKind>, failed: bool) -> Option<Counts> {
+    use ProblemKind as P;
+    let of_upstream = matches!(refused, Some(P::UpstreamError | P::UpstreamUnavailable | P::UpstreamTimeout));
+    let refused = match (weight, refused) {
+        (Some(cost), refused) if refused.is_none() || of_upstream => {
+            let failures = u64::from(failed || of_upstream);
+            return Some(Counts { admitted: 1, cost, failures, ..Counts::default() });
         }
-    }
+        (_, None) => return None,
+        (_, Some(kind)) => match kind.status().as_u16() {
+            401 | 403 => Refused { auth: 1, ..Refused::default() },
+            429 => Refused { limit: 1, ..Refused::default() },
+            _ => Refused { other: 1, ..Refused::default() },
+        },
+    };
+    Some(Counts { refused, ..Counts::default() })
 }
 
 /// Sums by caller, of bounded size: whatever callers there are, nothing is lost but who they were.
@@ -140,6 +70,11 @@ impl Table {
     }
 
     pub(super) fn add(&mut self, caller: &Caller<'_>, counts: &Counts) {
+        self.change(caller, |row| row.add(counts));
+    }
+
+    /// Changes a caller's row, which is empty if there was none.
+    pub(super) fn change(&mut self, caller: &Caller<'_>, change: impl FnOnce(&mut Counts)) {
         let name = &mut self.name;
         name.clear();
         name.push_str(caller.tenant);
@@ -148,8 +83,12 @@ impl Table {
         name.push(SEPARATOR);
         name.push_str(caller.consumer);
         match self.rows.get_mut(name.as_str()) {
-            Some(row) => row.add(counts),
-            None => self.add_row(caller, counts),
+            Some(row) => change(row),
+            None => {
+                let mut counts = Counts::default();
+                change(&mut counts);
+                self.add_row(caller, &counts);
+            }
         }
     }
 
@@ -214,7 +153,7 @@ pub(super) mod tests {
     fn a_request_is_admitted_or_refused_or_nobodys() {
         use ProblemKind as P;
         let of = |weight, refused, failed| {
-            let counts = Counts::of_request(weight, refused, failed)?;
+            let counts = of_request(weight, refused, failed)?;
             let Refused { limit, auth, other } = counts.refused;
             Some([counts.admitted, counts.cost, counts.failures, limit, auth, other])
         };

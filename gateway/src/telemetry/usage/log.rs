@@ -396,7 +396,10 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::telemetry::usage::counts::{Caller, Counts, Table};
+    use crate::telemetry::usage::{
+        Counts,
+        counts::{Caller, Table},
+    };
 
     const RETAIN: u64 = 64 << 10;
 

@@ -1,10 +1,11 @@
 //! Usage: what each caller of each route of each tenant has used, second by second, for whoever bills and draws it.
 //!
-//! Requests are counted at their end, a WebSocket too. A request costs some 50 ns: its thread has a table of its own,
-//! whose lock nobody else asks for but once a second, for the moment in which a full table changes places with an
-//! empty one; names are put together in a buffer that stays, so that a caller's first request in a second is the only
-//! one that allocates. Everything else happens on a thread of its own: once a second it adds up the tables and
-//! appends what comes of it to a durable log (`log.rs`), where the control plane reads it and takes it over.
+//! Requests are counted at their end, a WebSocket too, with their status and how long they took. A request costs some
+//! 50 ns: its thread has a table of its own, whose lock nobody else asks for but once a second, for the moment in which a
+//! full table changes places with an empty one; names are put together in a buffer that stays, so that a caller's first
+//! request in a second is the only one that allocates. Everything else happens on a thread of its own: once a second it
+//! adds up the tables and appends what comes of it to a durable log (`log.rs`), where the control plane reads it and
+//! takes it over.
 //!
 //! What cannot be written, since the disk is full, say, stays in memory and is written with a later second.
 
@@ -28,8 +29,10 @@ use parking_lot::Mutex;
 use seiketsu_config::node::UsageLog;
 use tokio::{sync::watch, time::timeout};
 
+pub use seiketsu_config::push::usage::{Counts, Refused};
+
 pub use self::{
-    counts::{Caller, Counts, Refused},
+    counts::{Caller, of_request},
     cursor::{Cursor, NotACursor},
 };
 use self::{
@@ -89,6 +92,8 @@ struct Shared {
     writer: Mutex<Writer>,
     /// The sequence number of the next record. All before it can be read.
     next: watch::Sender<u64>,
+    /// Everything up to this record was taken over.
+    taken: watch::Sender<u64>,
     metrics: UsageMetrics,
     stop: AtomicBool,
 }
@@ -137,13 +142,14 @@ impl Usage {
         let path = state_dir.join("usage");
         let log = Log::open(&path, config.retain.get()).map_err(|source| UsageError::Open { path, source })?;
         let (pending, spare) = (Table::default(), Table::default());
-        let next = watch::Sender::new(log.next());
+        let (next, taken) = (watch::Sender::new(log.next()), watch::Sender::new(log.taken()));
         let writer = Writer { log, pending, spare, began: unix_now().as_secs(), failing: false, losing: false };
         let shared = Arc::new(Shared {
             // Two at least: one is locked while it is taken, and there is always another.
             shards: (0..shard_count(workers).max(2)).map(|_| Shard(Mutex::default())).collect(),
             writer: Mutex::new(writer),
             next,
+            taken,
             metrics,
             stop: AtomicBool::new(false),
         });
@@ -154,11 +160,20 @@ impl Usage {
 
     /// Adds a request, or several, to what a caller has used.
     pub fn count(&self, caller: &Caller<'_>, counts: &Counts) {
+        self.change(caller, |row| row.add(counts));
+    }
+
+    /// Adds a request with how it ended. `took`: of those whose latency counts.
+    pub fn count_request(&self, caller: &Caller<'_>, counts: &Counts, status: u16, took: Option<Duration>) {
+        self.change(caller, |row| row.add_request(counts, status, took));
+    }
+
+    fn change(&self, caller: &Caller<'_>, change: impl FnOnce(&mut Counts)) {
         let Some(running) = &self.running else { return };
         let shards = &running.shared.shards;
         let (own, mask) = (thread_index(), shards.len() - 1);
         let free = (0..shards.len()).find_map(|n| shards[(own + n) & mask].0.try_lock());
-        free.unwrap_or_else(|| shards[own & mask].0.lock()).add(caller, counts);
+        free.unwrap_or_else(|| shards[own & mask].0.lock()).change(caller, change);
     }
 
     /// Writes what was counted before. Blocks until it is durable, or cannot be.
@@ -190,6 +205,13 @@ impl Usage {
         let _ = timeout(patience, more).await;
     }
 
+    /// Returns as soon as all that was written is taken over, or when it has waited long enough.
+    pub async fn wait_until_taken(&self, patience: Duration) {
+        let Ok(shared) = self.shared() else { return };
+        let (next, mut taken) = (*shared.next.borrow(), shared.taken.subscribe());
+        let _ = timeout(patience, taken.wait_for(|taken| *taken + 1 >= next)).await;
+    }
+
     /// Lets the node forget everything up to this record: whoever asks for it has stored it. Blocks.
     pub fn take(&self, through: &Cursor) -> Result<Cursor, TakeoverError> {
         let shared = self.shared()?;
@@ -199,6 +221,7 @@ impl Usage {
         }
         check_end(&writer.log, through.sequence)?;
         writer.log.take(through.sequence)?;
+        shared.taken.send_replace(writer.log.taken());
         shared.show(&mut writer);
         Ok(Cursor { log: through.log.clone(), sequence: writer.log.taken() })
     }
@@ -303,7 +326,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{collections::HashMap, time::Instant};
 
-    use seiketsu_config::values::ByteSize;
+    use seiketsu_config::{push::usage as push, values::ByteSize};
     use serde_json::Value;
 
     use super::{counts::tests::sum, *};
@@ -316,6 +339,9 @@ mod tests {
         bytes_in: 3,
         bytes_out: 5,
         failures: 0,
+        given_back: 0,
+        statuses: push::Statuses([0; 5]),
+        latency_ms: push::Latency([0; 13]),
     };
 
     fn open(state_dir: &Path, metrics: &Metrics) -> Usage {

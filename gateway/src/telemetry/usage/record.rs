@@ -4,7 +4,9 @@ use std::io::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::counts::{Caller, Counts, Row};
+use seiketsu_config::push::usage::Counts;
+
+use super::counts::{Caller, Row};
 
 /// A line, in this order: that the sequence number comes first is how a line is known to be whole and in its place.
 #[derive(Serialize)]

@@ -17,7 +17,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use seiketsu_config::{
     push::{
         Applied, Document, FromNode, Heartbeat, Held, Hello, SCHEMAS, SUBSCRIBE_PATH, Sum, ToNode, Update, Welcome,
-        read_binary, read_text, write,
+        read_binary, read_text, usage::UsagePage, write,
     },
     values::Id,
 };
@@ -149,8 +149,25 @@ impl Session {
     }
 
     pub fn welcome(&mut self) {
-        let welcome = Welcome { store: Uuid::nil(), schema: SCHEMAS[0], heartbeat_seconds: 1 };
+        let welcome = Welcome { store: Uuid::nil(), schema: SCHEMAS[0], heartbeat_seconds: 1, usage: false };
         self.send(&ToNode::Welcome(welcome));
+    }
+
+    /// Welcomes it as one that takes usage.
+    pub fn welcome_usage(&mut self) {
+        let welcome = Welcome { store: Uuid::nil(), schema: SCHEMAS[0], heartbeat_seconds: 1, usage: true };
+        self.send(&ToNode::Welcome(welcome));
+    }
+
+    /// The next page of usage.
+    pub fn usage(&mut self) -> UsagePage {
+        loop {
+            match next(&mut self.socket).expect("a page of usage") {
+                FromNode::Usage(page) => return page,
+                FromNode::Hello(hello) => panic!("{hello:?}"),
+                _ => {}
+            }
+        }
     }
 
     pub fn send(&mut self, message: &ToNode) {
@@ -179,7 +196,7 @@ impl Session {
             match next(&mut self.socket).expect("an answer") {
                 FromNode::Applied(applied) => return applied,
                 FromNode::Heartbeat(_) | FromNode::Carried(_) => {}
-                FromNode::Hello(hello) => panic!("{hello:?}"),
+                other => panic!("{other:?}"),
             }
         }
     }

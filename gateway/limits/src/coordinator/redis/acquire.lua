@@ -1,6 +1,6 @@
 -- One exchange: several accounts of one tenant, each for itself. What it does with an account is what
--- `ledger.rs` does, number for number; the comments there say why. Numbers are integers below 2^53, which
--- doubles hold exactly.
+-- `ledger.rs` does, number for number; the comments there say why. What is told from elsewhere is for Redis alone:
+-- nothing else loses what it knows. Numbers are integers below 2^53, which doubles hold exactly.
 --
 -- LEASE_TIME, SLOT_LEASE_TIME, KEPT, SETTLED_AFTER, AGAIN, TOLD_WITHIN and TOLD_SOON are set before this text is loaded, in microseconds.
 --
@@ -11,7 +11,7 @@
 --           have not ended hold, all together; the time before which none of them ends; and of these leases, all
 --           together: units that come to them each microsecond, units promised until they end, what they want
 --   @name   the lease of a reporter: spent, out, ends, ended, the session and number of its last exchange, rate,
---           since, want
+--           since, want; that of `elsewhere`, of a quota, holds what was used by whom nobody has told yet
 -- ARGV: reporter, its session, number of the exchange, revision, gateways that are live, the ids of processes
 --   that all of these have told what they know of quotas; then for each
 --   account: kind, three numbers of its terms, spent, held, known, has ended, want, least, paced.
@@ -27,6 +27,8 @@ local DAY = 24 * 60 * 60 * 1000000
 local MOST_WANTED = 1000000
 
 local TOKENS_UNTIL_AGAIN = 2
+
+local ELSEWHERE = '@elsewhere'
 
 local reporter = '@' .. ARGV[1]
 local session = ARGV[2]
@@ -171,7 +173,7 @@ end
 -- The account as it was left; or a new one, if it is not there or of another kind. With the lease of this
 -- reporter; those of others are read only when one of them may have ended.
 local function load(request)
-  local found = redis.call('HMGET', request.key, 'run', 'terms', 'state', reporter)
+  local found = redis.call('HMGET', request.key, 'run', 'terms', 'state', reporter, ELSEWHERE)
   local run_text, terms_text, state_text, lease_text = found[1], found[2], found[3], found[4]
   if not terms_text then
     return open(request, request.known)
@@ -210,6 +212,9 @@ local function load(request)
   local is_back = kind ~= 'quota' and account.updated > ahead
   if lease_text then
     account.leases[reporter] = read_lease(lease_text)
+  end
+  if found[5] then
+    account.leases[ELSEWHERE] = read_lease(found[5])
   end
   if account.next_end <= now or is_back then
     read_leases(request, account)
@@ -438,6 +443,21 @@ local function exchange_quota(request, account)
     return OTHER_PERIOD, 0, 0, 0
   end
   local limit = account.terms[1]
+  local elsewhere = account.leases[ELSEWHERE]
+  if reporter == ELSEWHERE then
+    -- What all have used, as far as it is known there: at least that.
+    local untold = math.max(request.spent - account.value, 0) + (elsewhere and elsewhere.out or 0)
+    account.value = math.max(account.value, request.spent)
+    account.leases[ELSEWHERE] = own_lease(request.spent, untold, NEVER)
+    return NONE_UNTIL, 0, 0, math.max(limit - account.value, 0)
+  end
+  -- Who knew the account before it was lost, or was there before, tells of what was told already.
+  if elsewhere and not account.leases[reporter] and (request.known or request.has_ended) then
+    local covered = math.min(elsewhere.out, request.spent + request.held, account.value)
+    elsewhere.out = elsewhere.out - covered
+    elsewhere.changed = true
+    account.value = account.value - covered
+  end
   local lease = account.leases[reporter] or own_lease(0, 0, NEVER)
   local accounted = math.max(account.value + request.spent - lease.spent + request.held - lease.out, 0)
   if request.has_ended then

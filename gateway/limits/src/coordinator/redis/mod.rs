@@ -21,6 +21,7 @@
 
 pub mod address;
 pub mod dialer;
+pub mod elsewhere;
 mod link;
 pub mod script;
 mod shards;
@@ -42,6 +43,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
 
 use self::{
     address::RedisAddress,
+    elsewhere::{Account, Elsewhere, Looked},
     link::{Keeper, Link},
     statistics::{Counters, Statistics},
 };
@@ -50,10 +52,14 @@ use super::{Answer, Coordinator, CoordinatorError, Exchange};
 /// An exchange takes no longer than this.
 pub const EXCHANGE_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// What nobody has answered is asked again after this time.
+const ASKED_AGAIN: Duration = Duration::from_secs(2);
+
 /// The accounts in Redis. Needs a tokio runtime, and for TLS a default provider of rustls in the process.
 pub struct RedisCoordinator {
     address: RedisAddress,
     link: Arc<Link>,
+    looked: Looked,
     counters: Counters,
     /// Distinguishes the exchanges of this coordinator from those of another one with the same reporters.
     session: String,
@@ -74,6 +80,7 @@ impl RedisCoordinator {
         Self {
             address,
             link,
+            looked: Looked::default(),
             counters: Counters::default(),
             session: format!("{:08x}", fastrand::u32(..)),
             sent: AtomicU64::new(0),
@@ -85,6 +92,52 @@ impl RedisCoordinator {
     /// Whether there is a connection now.
     pub fn is_connected(&self) -> bool {
         self.link.is_connected()
+    }
+
+    /// Has quotas of tenants told from here, where Redis may have lost what was used. Once, and on this runtime.
+    pub fn ask(self: &Arc<Self>, elsewhere: Arc<dyn Elsewhere>, runtime: &Handle) {
+        if self.looked.elsewhere.set(elsewhere).is_err() {
+            return;
+        }
+        let weak = Arc::downgrade(self);
+        runtime.spawn(async move {
+            let mut ticks = tokio::time::interval(ASKED_AGAIN);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(this) = weak.upgrade() else { return };
+                for account in this.looked.take_waiting() {
+                    this.look(account).await;
+                }
+            }
+        });
+    }
+
+    /// Tells what is known elsewhere of an account, if Redis may know less.
+    async fn look(&self, account: Account) {
+        let (Some(elsewhere), Some(mut connection)) =
+            (self.looked.elsewhere.get(), self.link.connection(&account.tenant))
+        else {
+            return self.looked.forget(&account);
+        };
+        let arguments = script::whole(&account);
+        let may_lack = match timeout(EXCHANGE_TIMEOUT, script::WHOLE.run::<u64>(&mut connection, &arguments)).await {
+            Ok(Ok(may_lack)) => may_lack == 1,
+            Ok(Err(_)) | Err(_) => return self.looked.forget(&account),
+        };
+        if !may_lack {
+            return;
+        }
+        let Some(used) = elsewhere.used(&account.tenant, account.starts).await else {
+            return self.looked.wait(account);
+        };
+        match self.send(&account.told(used)).await {
+            Ok(_) if used > 0 => {
+                tracing::info!(tenant = %account.tenant, quota = %account.key, used, "Redis was told what was used of a quota");
+            }
+            Ok(_) => {}
+            Err(_) => self.looked.forget(&account),
+        }
     }
 
     pub fn statistics(&self) -> Statistics {
@@ -135,6 +188,9 @@ impl RedisCoordinator {
 #[async_trait]
 impl Coordinator for RedisCoordinator {
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
+        for account in self.looked.new_in(exchange, self.link.connections()) {
+            self.look(account).await;
+        }
         let started = Instant::now();
         let result = self.send(exchange).await;
         match &result {

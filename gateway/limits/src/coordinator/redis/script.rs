@@ -4,6 +4,7 @@ use std::{sync::LazyLock, time::Duration};
 
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, ServerErrorKind, aio::ConnectionLike};
 
+use super::elsewhere::{self, Account};
 use crate::{
     coordinator::{Answer, CoordinatorError, Exchange, LEASE_TIME, Outcome, Pace, Request, SLOT_LEASE_TIME},
     ledger::{AGAIN, KEPT, SETTLED_AFTER, TOLD_SOON, TOLD_WITHIN},
@@ -19,6 +20,8 @@ const NUMBERS_PER_ANSWER: usize = 7;
 pub(super) static ACQUIRE: LazyLock<Script> = LazyLock::new(|| Script::new(text()));
 
 pub(super) static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua").to_owned()));
+
+pub(super) static WHOLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("whole.lua").to_owned()));
 
 /// A script, called by its hash, and loaded where it is not known yet.
 pub(super) struct Script {
@@ -83,7 +86,7 @@ pub fn arguments(
     }
     let mut arguments = Vec::with_capacity(7 + accounts.len() * 12);
     arguments.push(accounts.len().to_string());
-    arguments.extend(accounts.iter().map(|account| format!("seiketsu:{{{tenant}}}:{}", account.key)));
+    arguments.extend(accounts.iter().map(|account| key(tenant, &account.key)));
     arguments.extend([reporter.to_string(), session.to_owned()]);
     arguments.extend([number, *revision, live.max(1)].map(exact));
     let has_quotas = accounts.iter().any(|account| matches!(account.terms, Terms::Quota { .. }));
@@ -92,6 +95,17 @@ pub fn arguments(
         add_account(&mut arguments, account);
     }
     Ok(arguments)
+}
+
+/// What the script is told that finds out whether an account may have less than was used.
+pub(super) fn whole(account: &Account) -> [String; 5] {
+    let Account { tenant, key: name, starts, .. } = account;
+    ["2".to_owned(), key(tenant, name), key(tenant, "known"), exact(*starts), exact(micros(elsewhere::KEPT))]
+}
+
+/// All of a tenant are on one server of a cluster.
+fn key(tenant: &str, name: &str) -> String {
+    format!("seiketsu:{{{tenant}}}:{name}")
 }
 
 fn add_account(arguments: &mut Vec<String>, account: &Request) {

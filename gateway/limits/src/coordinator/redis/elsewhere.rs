@@ -1,0 +1,170 @@
+//! What is known elsewhere of quotas: if Redis and the gateways' memory are lost at once, the counters are told from it
+//! what was used.
+//!
+//! Each period of each quota is looked at once over each connection, before it is first asked for. If Redis has known the tenant
+//! since before the period began, it knows all. Else it is asked for elsewhere, and a reporter of its own tells the answer: the
+//! account is at least that. Whoever tells later of what was before tells nothing new. While nobody
+//! answers, gateways go on, and it is told when somebody does.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+
+use crate::{
+    coordinator::{Exchange, Request},
+    terms::Terms,
+};
+
+/// The reporter's name. Those of gateways have dots in them.
+pub(super) const REPORTER: &str = "elsewhere";
+
+/// What is known of a tenant is kept so long after the last look: longer than any period.
+pub(super) const KEPT: Duration = Duration::from_hours(24 * 70);
+
+/// Accounts that are remembered to have been looked at. When there are more, all are looked at again.
+const MOST_SETTLED: usize = 1 << 20;
+
+/// Accounts that wait for an answer.
+const MOST_WAITING: usize = 1 << 16;
+
+/// Knows what tenants have used, from another place than their counters.
+#[async_trait]
+pub trait Elsewhere: fmt::Debug + Send + Sync {
+    /// What a tenant has used since a moment, in microseconds since 1970. None: it cannot be asked now.
+    async fn used(&self, tenant: &str, since: u64) -> Option<u64>;
+}
+
+/// Which accounts have been looked at.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub(super) elsewhere: OnceLock<Arc<dyn Elsewhere>>,
+    /// Over this many connections. With a new one, Redis may have lost everything.
+    connections: AtomicU64,
+    settled: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
+    waiting: Mutex<Vec<Account>>,
+}
+
+/// A tenant's quota of a period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) tenant: Arc<str>,
+    pub(super) key: Arc<str>,
+    pub(super) revision: u64,
+    pub(super) limit: u64,
+    pub(super) starts: u64,
+    pub(super) ends: u64,
+}
+
+impl Looked {
+    /// The accounts of an exchange that are looked at for the first time over this connection.
+    pub(super) fn new_in(&self, exchange: &Exchange, connections: u64) -> Vec<Account> {
+        if self.elsewhere.get().is_none() {
+            return Vec::new();
+        }
+        let quotas = exchange.accounts.iter().filter_map(|request| account(exchange, request));
+        let mut settled = self.settled.lock();
+        if self.connections.swap(connections, Relaxed) != connections || settled.len() >= MOST_SETTLED {
+            settled.clear();
+        }
+        quotas.filter(|account| settled.insert((Arc::clone(&account.tenant), Arc::clone(&account.key)))).collect()
+    }
+
+    /// Redis could not be asked: it is looked at again with the next exchange.
+    pub(super) fn forget(&self, account: &Account) {
+        self.settled.lock().remove(&(Arc::clone(&account.tenant), Arc::clone(&account.key)));
+    }
+
+    /// Nobody has answered.
+    pub(super) fn wait(&self, account: Account) {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() < MOST_WAITING {
+            waiting.push(account);
+        }
+    }
+
+    pub(super) fn take_waiting(&self) -> Vec<Account> {
+        std::mem::take(&mut *self.waiting.lock())
+    }
+}
+
+/// Of all that a tenant uses: nothing finer is known elsewhere.
+fn account(exchange: &Exchange, request: &Request) -> Option<Account> {
+    let Terms::Quota { limit, starts, ends } = request.terms else { return None };
+    let is_of_tenant = request.key.starts_with("day:") || request.key.starts_with("month:");
+    // Who tells of former processes does not know when the period began.
+    (is_of_tenant && starts > 0).then(|| Account {
+        tenant: Arc::clone(&exchange.tenant),
+        key: Arc::clone(&request.key),
+        revision: exchange.revision,
+        limit,
+        starts,
+        ends,
+    })
+}
+
+impl Account {
+    /// What is told of it.
+    pub(super) fn told(&self, used: u64) -> Exchange {
+        let Self { tenant, key, revision, limit, starts, ends } = self.clone();
+        let request = Request {
+            key,
+            terms: Terms::Quota { limit, starts, ends },
+            spent: used,
+            held: 0,
+            known: false,
+            has_ended: true,
+            want: 0,
+            least: 0,
+            paced: false,
+        };
+        Exchange { tenant, reporter: REPORTER.into(), revision, accounts: vec![request] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Nothing;
+
+    #[async_trait]
+    impl Elsewhere for Nothing {
+        async fn used(&self, _: &str, _: u64) -> Option<u64> {
+            None
+        }
+    }
+
+    #[test]
+    fn quotas_of_tenants_are_looked_at_once_and_nothing_else_is() {
+        let looked = Looked::default();
+        let request = |key: &str, starts| {
+            let account = Account { tenant: "acme".into(), key: key.into(), revision: 1, limit: 9, starts, ends: 99 };
+            account.told(0).accounts.remove(0)
+        };
+        let accounts =
+            vec![request("day:2026-05-31", 5), request("keyed/each/day:2026-05-31/00", 5), request("month:2026-05", 0)];
+        let exchange = Exchange { tenant: "acme".into(), reporter: "n.1".into(), revision: 1, accounts };
+        assert!(looked.new_in(&exchange, 1).is_empty(), "there is nobody to ask");
+        looked.elsewhere.set(Arc::new(Nothing)).unwrap();
+        let new = looked.new_in(&exchange, 1);
+        assert_eq!(new.iter().map(|account| &*account.key).collect::<Vec<_>>(), ["day:2026-05-31"]);
+        assert!(looked.new_in(&exchange, 1).is_empty());
+        looked.forget(&new[0]);
+        assert_eq!(looked.new_in(&exchange, 1), new);
+        assert_eq!((looked.new_in(&exchange, 2), looked.new_in(&exchange, 2).len()), (new.clone(), 0));
+        looked.wait(new[0].clone());
+        assert_eq!((looked.take_waiting(), looked.take_waiting().len()), (new, 0));
+    }
+}

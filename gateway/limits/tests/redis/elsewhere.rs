@@ -1,0 +1,186 @@
+//! Redis and gateways have lost what was used of a quota, and it is known elsewhere.
+
+use std::{
+    fmt::Write,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use seiketsu_limits::{
+    admission::{Applying, Decision, decide},
+    calendar::Calendar,
+    clock::Clock,
+    coordinator::{
+        Coordinator,
+        redis::{RedisCoordinator, elsewhere::Elsewhere},
+    },
+    holdings::{Holdings, Kind, Limit, Plan, Unreachable},
+    journal::Journal,
+    node::Node,
+    registry::Registry,
+};
+use tokio::runtime::Handle;
+
+use crate::support::{Server, address, until};
+
+const QUOTA: u64 = 100;
+
+/// Says that so much was used; below 0, nothing. And how often it has said something.
+#[derive(Debug, Default)]
+struct Known(AtomicI64, AtomicU64);
+
+#[async_trait]
+impl Elsewhere for Known {
+    async fn used(&self, tenant: &str, since: u64) -> Option<u64> {
+        assert_eq!((tenant, since), ("acme", period().1));
+        let used = u64::try_from(self.0.load(Ordering::Relaxed)).ok()?;
+        self.1.fetch_add(1, Ordering::Relaxed);
+        Some(used)
+    }
+}
+
+fn known(used: i64) -> Arc<Known> {
+    Arc::new(Known(used.into(), AtomicU64::new(0)))
+}
+
+struct Gateway {
+    registry: Arc<Registry>,
+    coordinator: Arc<RedisCoordinator>,
+    holdings: Arc<Holdings>,
+    _folder: tempfile::TempDir,
+}
+
+fn calendar() -> Calendar {
+    Calendar::months("UTC", 1).unwrap()
+}
+
+/// Its id, when it began and when it ends.
+fn period() -> (String, u64, u64) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
+    let period = calendar().period(now.try_into().unwrap());
+    (period.id.to_string(), period.starts, period.ends)
+}
+
+impl Gateway {
+    /// Its journal says that former processes took so many.
+    fn start(name: &str, server: &Server, elsewhere: Arc<Known>, remembers: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let mut lines = String::new();
+        if remembers > 0 {
+            let (id, _, ends) = period();
+            writeln!(lines, r#"{{"t":"acme","k":"month:{id}\t{name}.former.0","d":{remembers},"e":{ends}}}"#).unwrap();
+        }
+        std::fs::write(&path, lines).unwrap();
+        let runtime = Handle::current();
+        let coordinator = Arc::new(RedisCoordinator::start(address(&server.url()), name.into(), &runtime));
+        coordinator.ask(elsewhere, &runtime);
+        let journal = Journal::open(&path).unwrap();
+        let node = Node::start(coordinator.clone(), Some(journal), name, Clock::new(), &runtime);
+        let registry = Arc::new(Registry::new(node));
+        runtime.spawn(Registry::remind_after_losses(Arc::downgrade(&registry)));
+        let kind = Kind::Quota { limit: QUOTA, calendar: calendar() };
+        let limit = Limit { name: "month".into(), key: "month".into(), kind };
+        let plan = Plan { tenant: "acme".into(), revision: 1, limits: vec![limit], unreachable: Unreachable::Share };
+        let holdings = registry.holdings(plan);
+        Self { registry, coordinator, holdings, _folder: folder }
+    }
+
+    async fn decide(&self) -> Decision {
+        let places = self.holdings.places(|_| true);
+        decide(&[Applying::new(&self.holdings, &places)], 1, false, self.registry.node()).await
+    }
+}
+
+/// How many are admitted before the quota is certainly used up, by all of these in turn.
+async fn admitted(gateways: &[&Gateway]) -> u64 {
+    for gateway in gateways {
+        until("all", async || gateway.coordinator.live() == gateways.len() as u64).await;
+    }
+    let began = Instant::now();
+    let mut admitted = 0;
+    let mut used_up = vec![false; gateways.len()];
+    while !used_up.iter().all(|used_up| *used_up) {
+        assert!(began.elapsed() < Duration::from_mins(1), "{admitted} admitted, and the quota does not end");
+        for (gateway, used_up) in gateways.iter().zip(&mut used_up) {
+            match gateway.decide().await {
+                Decision::Admitted { .. } => admitted += 1,
+                // Until the end of the month, or nearly so.
+                Decision::Refused { wait, .. } => *used_up = wait > Duration::from_secs(40),
+                Decision::Unavailable => {}
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    admitted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_remembers_is_told_from_elsewhere_once_whoever_asks() {
+    let server = Server::start(&[]);
+    let known = known(60);
+    let gateways = [Gateway::start("one", &server, known.clone(), 0), Gateway::start("two", &server, known, 0)];
+    assert_eq!(admitted(&[&gateways[0], &gateways[1]]).await, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_remembers_is_a_part_of_it() {
+    let server = Server::start(&[]);
+    let known = known(60);
+    let gateways = [Gateway::start("one", &server, known.clone(), 30), Gateway::start("two", &server, known, 0)];
+    assert_eq!(admitted(&[&gateways[0], &gateways[1]]).await, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_that_is_remembered_than_known_elsewhere_counts() {
+    let server = Server::start(&[]);
+    let gateway = Gateway::start("one", &server, known(20), 70);
+    assert_eq!(admitted(&[&gateway]).await, 30);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_nobody_answers_gateways_go_on_and_it_is_told_later() {
+    let server = Server::start(&[]);
+    let known = known(-1);
+    let gateway = Gateway::start("one", &server, known.clone(), 0);
+    until("connected", async || gateway.coordinator.is_connected()).await;
+    let mut passed = 0;
+    until("some are admitted", async || {
+        passed += u64::from(matches!(gateway.decide().await, Decision::Admitted { .. }));
+        passed == 10
+    })
+    .await;
+    // Of those, elsewhere is known as well.
+    known.0.store(95, Ordering::Relaxed);
+    until("it is asked again", async || known.1.load(Ordering::Relaxed) > 0).await;
+    // What is at hand may still be spent, and what is asked for in this moment.
+    let more = admitted(&[&gateway]).await;
+    assert!(more <= 10, "{more}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_gateway_that_has_gone_took_is_told_when_redis_comes_back_empty() {
+    let mut server = Server::start(&[]);
+    let known = known(0);
+    let gateway = Gateway::start("one", &server, known.clone(), 0);
+    until("connected", async || gateway.coordinator.is_connected()).await;
+    let mut passed = 0;
+    until("some are admitted", async || {
+        passed += u64::from(matches!(gateway.decide().await, Decision::Admitted { .. }));
+        passed == 5
+    })
+    .await;
+    // With what another one took that is no more.
+    known.0.store(65, Ordering::Relaxed);
+    let before = gateway.coordinator.connections();
+    server.restart();
+    until("it is back", async || gateway.coordinator.is_connected() && gateway.coordinator.connections() > before)
+        .await;
+    // And what it held in that moment.
+    let more = admitted(&[&gateway]).await;
+    assert!((35..=36).contains(&more), "{more}");
+}

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod ctl;
+mod keeper;
 pub mod push;
 mod serve;
 pub mod settings;
@@ -27,8 +28,14 @@ pub async fn run(settings: &Settings) -> Result<()> {
     tracing::info!(address = %listener.local_addr()?, "listening");
     let state = api::AppState::new(store.clone(), settings.requests_per_second);
     let hub = push::Hub::new(store, state.registry())?;
-    let router = api::router(state).merge(hub.router());
-    serve::serve(listener, router, asked_to_end()?).await;
+    tokio::spawn(keeper::keep(state.store().clone()));
+    let router = api::router(state.clone()).merge(hub.router());
+    let asked_to_end = asked_to_end()?;
+    let stop = async {
+        asked_to_end.await;
+        state.end_streams();
+    };
+    serve::serve(listener, router, stop).await;
     // Last, so that those who wait for nodes get their answer.
     hub.drain().await;
     Ok(())

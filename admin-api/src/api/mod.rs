@@ -26,6 +26,8 @@ mod docs;
 mod etag;
 mod export_audit;
 mod export_configuration;
+mod follow_events;
+mod follow_events_socket;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -43,6 +45,7 @@ mod list_operators;
 mod list_revisions;
 mod list_tenants;
 mod list_tokens;
+mod live;
 mod livez;
 mod metrics;
 pub mod openapi;
@@ -90,6 +93,7 @@ pub struct AppState {
     requests: Arc<Limiter<Uuid>>,
     /// Requests of each address without a token that holds.
     failures: Arc<Limiter<IpAddr>>,
+    streams: Arc<live::Streams>,
 }
 
 impl AppState {
@@ -101,12 +105,18 @@ impl AppState {
             metrics: Arc::new(Metrics::new()),
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
+            streams: Arc::default(),
         }
     }
 
     /// For what else is measured in this process.
     pub fn registry(&self) -> &prometheus::Registry {
         self.metrics.registry()
+    }
+
+    /// Ends what would go on for ever, as the process is to end.
+    pub fn end_streams(&self) {
+        self.streams.close();
     }
 
     pub fn store(&self) -> &Store {
@@ -163,7 +173,9 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(list_operators::list_operators, create_operator::create_operator))
         .routes(routes!(get_operator::get_operator, put_operator::put_operator, delete_operator::delete_operator))
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
-        .routes(routes!(delete_token::delete_token));
+        .routes(routes!(delete_token::delete_token))
+        .routes(routes!(follow_events::follow_events))
+        .routes(routes!(follow_events_socket::follow_events_socket));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

@@ -77,6 +77,8 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("list_tokens", GET, "/tokens", Role::Auditor, Scope::All),
     of("create_token", POST, "/tokens", Role::Admin, Scope::All),
     of("delete_token", DELETE, "/tokens/{id}", Role::Admin, Scope::All),
+    of("follow_events", GET, "/events", Role::Viewer, Scope::Tenant),
+    of("follow_events_socket", GET, "/events/ws", Role::Viewer, Scope::Tenant),
 ];
 
 /// The operation of a method and a path as it is in the table. HEAD is a GET that is answered without a body.

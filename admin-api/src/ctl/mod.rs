@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod revisions;
 mod settings;
+mod tail;
 mod tenants;
 mod tokens;
 mod transfer;
@@ -80,6 +81,8 @@ enum Command {
     /// Tokens of operators and nodes.
     #[command(subcommand)]
     Tokens(tokens::Command),
+    /// Follow what happens, until it is interrupted.
+    Tail(tail::Arguments),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -142,6 +145,7 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Diff(arguments) => compare::run(arguments, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Tokens(command) => tokens::run(command, &client, output).await,
+        Command::Tail(arguments) => tail::run(arguments, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

@@ -8,6 +8,8 @@ mod connect;
 pub mod documents;
 mod entities;
 mod error;
+pub mod events;
+mod leader;
 pub mod gateway_config;
 mod migrations;
 pub mod nodes;
@@ -29,6 +31,7 @@ use uuid::Uuid;
 
 use self::entities::{control, revision_change, tenant};
 pub use self::{
+    leader::Leader,
     connect::StoreSettings,
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},
@@ -56,6 +59,7 @@ struct Inner {
     applied: watch::Sender<u64>,
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
+    events: events::Bus,
 }
 
 impl fmt::Debug for Store {
@@ -78,6 +82,7 @@ impl Store {
             newest: watch::Sender::new(number(control.revision)),
             applied: watch::Sender::new(0),
             turn: Mutex::new(()),
+            events: events::Bus::new(),
         }));
         connect::watch(&store);
         Ok(store)

@@ -75,6 +75,8 @@ fn calls(operator: &str, token: &str) -> Vec<Call> {
         call("list_tokens", "GET", "/tokens", None, viewer, Refused),
         call("create_token", "POST", "/tokens", Some(&node_token), worker, Refused),
         call("delete_token", "DELETE", &token, None, worker, Refused),
+        call("follow_events", "GET", "/events?follow=false&tenant=acme", None, None, Refused),
+        call("follow_events_socket", "GET", "/events/ws?tenant=acme", None, None, Refused),
     ]
 }
 

@@ -17,6 +17,7 @@
 mod access;
 mod audit;
 mod documents;
+mod events;
 mod hostile;
 mod operators;
 mod outages;

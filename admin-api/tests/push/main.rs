@@ -12,6 +12,7 @@
 mod admin;
 mod connections;
 mod ctl;
+mod events;
 mod gateway;
 mod node;
 mod postgres;

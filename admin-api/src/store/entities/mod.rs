@@ -6,6 +6,7 @@
 pub(crate) mod api_gateway_config;
 pub(crate) mod audit_log;
 pub(crate) mod control;
+pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod idempotency_key;
 pub(crate) mod node;

@@ -1,5 +1,6 @@
 //! The control plane of Seiketsu Gateway: what is configured, who may change it, who did, and what the nodes have of it.
 
+pub mod alerts;
 pub mod api;
 pub mod ctl;
 mod keeper;
@@ -22,6 +23,7 @@ pub async fn run(settings: &Settings) -> Result<()> {
     for file in store.first_tokens(&settings.state_dir).await? {
         tracing::info!(file = %file.display(), "a first token was made");
     }
+    store.first_alert_rules(alerts::first_rules()).await?;
     let listener = TcpListener::bind(settings.listen).await.with_context(|| {
         format!("cannot listen on {}: choose another --listen, or end what has it", settings.listen)
     })?;

@@ -45,6 +45,11 @@ impl Caller {
         }
     }
 
+    /// Of a tenant, or else of all.
+    pub(super) fn may_touch_what_is_of(&self, tenant: Option<&Id>) -> Result<(), Problem> {
+        tenant.map_or_else(|| self.may_touch_all(), |tenant| self.may_touch(tenant))
+    }
+
     fn may_touch_all(&self) -> Result<(), Problem> {
         match &self.operator.tenants {
             Some(_) => Err(Problem::new(Kind::Forbidden, "this is for operators of all tenants")),

@@ -11,13 +11,17 @@
 // Handlers are async, whether they wait for anything or not.
 #![allow(clippy::unused_async)]
 
+mod acknowledge_alert;
+mod alert_rule_body;
 mod body;
 mod caller;
 mod changes;
 mod configure_gateway;
+mod create_alert_rule;
 mod create_operator;
 mod create_tenant;
 mod create_token;
+mod delete_alert_rule;
 mod delete_operator;
 mod delete_tenant;
 mod delete_token;
@@ -28,6 +32,7 @@ mod export_audit;
 mod export_configuration;
 mod follow_events;
 mod follow_events_socket;
+mod get_alert_rule;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -39,6 +44,8 @@ mod get_tenant;
 mod idempotency;
 mod import_configuration;
 mod limit;
+mod list_alert_rules;
+mod list_alerts;
 mod list_audit;
 mod list_nodes;
 mod list_operators;
@@ -52,6 +59,7 @@ pub mod openapi;
 pub(crate) mod operations;
 mod page;
 mod problem;
+mod put_alert_rule;
 mod put_head;
 mod put_limits;
 mod put_operator;
@@ -175,7 +183,15 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
         .routes(routes!(delete_token::delete_token))
         .routes(routes!(follow_events::follow_events))
-        .routes(routes!(follow_events_socket::follow_events_socket));
+        .routes(routes!(follow_events_socket::follow_events_socket))
+        .routes(routes!(list_alerts::list_alerts))
+        .routes(routes!(acknowledge_alert::acknowledge_alert))
+        .routes(routes!(list_alert_rules::list_alert_rules, create_alert_rule::create_alert_rule))
+        .routes(routes!(
+            get_alert_rule::get_alert_rule,
+            put_alert_rule::put_alert_rule,
+            delete_alert_rule::delete_alert_rule
+        ));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

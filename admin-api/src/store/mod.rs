@@ -3,12 +3,16 @@
 //! Whatever changes takes its turn at one locked row (`writing`), so that changes, revisions and audit entries have one
 //! order; a change, its revision and its audit entry are one transaction. Documents are written by [`documents`] alone.
 
+pub mod alert_rules;
+pub mod alerts;
 pub mod audit;
 mod connect;
+mod cursors;
 pub mod documents;
 mod entities;
 mod error;
 pub mod events;
+pub mod keeping;
 mod leader;
 pub mod gateway_config;
 mod migrations;

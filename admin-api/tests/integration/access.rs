@@ -25,7 +25,7 @@ enum Elsewhere {
     AboutNone,
 }
 
-fn calls(operator: &str, token: &str) -> Vec<Call> {
+fn calls(operator: &str, token: &str, rule: &str, alert: &str) -> Vec<Call> {
     use Elsewhere::{AboutNone, Refused, WithoutIt};
     let (viewer, auditor, worker) = (Some("viewer"), Some("auditor"), Some("operator"));
     let limits = json!({ "tenant": "acme", "rate_limit_rpm": 5 });
@@ -42,6 +42,8 @@ fn calls(operator: &str, token: &str) -> Vec<Call> {
     };
     let operator = format!("/operators/{operator}");
     let token = format!("/tokens/{token}");
+    let new_rule = crate::alerts::expiring("somebody", Some("acme"), 20);
+    let rule = format!("/alerts/rules/{rule}");
     vec![
         call("list_tenants", "GET", "/tenants", None, None, WithoutIt),
         call("create_tenant", "POST", "/tenants", Some(&tenant("acme")), auditor, Refused),
@@ -77,6 +79,13 @@ fn calls(operator: &str, token: &str) -> Vec<Call> {
         call("delete_token", "DELETE", &token, None, worker, Refused),
         call("follow_events", "GET", "/events?follow=false&tenant=acme", None, None, Refused),
         call("follow_events_socket", "GET", "/events/ws?tenant=acme", None, None, Refused),
+        call("list_alerts", "GET", "/alerts", None, None, WithoutIt),
+        call("acknowledge_alert", "POST", &format!("/alerts/{alert}/acknowledge"), None, auditor, Refused),
+        call("list_alert_rules", "GET", "/alerts/rules", None, None, WithoutIt),
+        call("create_alert_rule", "POST", "/alerts/rules", Some(&new_rule), auditor, Refused),
+        call("get_alert_rule", "GET", &rule, None, None, Refused),
+        call("put_alert_rule", "PUT", &rule, Some(&new_rule), auditor, Refused),
+        call("delete_alert_rule", "DELETE", &rule, None, auditor, Refused),
     ]
 }
 
@@ -103,13 +112,17 @@ fn world() -> World {
     let operator = operator["id"].as_str().unwrap();
     let token = json!({ "kind": "operator", "name": "victim", "operator": operator });
     let token = owner.post("/tokens", &token).is(201).json();
-    let calls = calls(operator, token["id"].as_str().unwrap());
+    let rule = owner.post("/alerts/rules", &crate::alerts::expiring("acme-keys", Some("acme"), 30)).is(201).json();
+    owner.put("/tenants/acme", &crate::alerts::with_key("acme", 10)).is(200);
+    let alert = crate::alerts::alert_of(&owner, "acme-keys");
+    let id = |value: &Value| value["id"].as_str().unwrap().to_owned();
+    let calls = calls(operator, &id(&token), &id(&rule), &id(&alert));
     World { database, admin, calls }
 }
 
 /// Everything that a refused call could have changed.
 fn state(client: &Client) -> Vec<Value> {
-    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens"];
+    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/alerts/rules"];
     lists.map(|path| client.get(path).is(200).json()).to_vec()
 }
 

@@ -15,6 +15,7 @@
 )]
 
 mod access;
+mod alerts;
 mod audit;
 mod documents;
 mod events;

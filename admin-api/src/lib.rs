@@ -1,8 +1,10 @@
 //! The control plane of Seiketsu Gateway: what is configured, who may change it, who did, and what the nodes have of it.
 
+pub mod alerts;
 pub mod api;
 mod background;
 pub mod ctl;
+mod keeper;
 pub mod push;
 mod serve;
 pub mod settings;
@@ -42,6 +44,7 @@ async fn serve(settings: &Settings) -> Result<()> {
     for file in store.first_tokens(&settings.state_dir).await? {
         tracing::info!(file = %file.display(), "a first token was made");
     }
+    store.first_alert_rules(alerts::first_rules()).await?;
     let listener = TcpListener::bind(settings.listen).await.with_context(|| {
         format!("cannot listen on {}: choose another --listen, or end what has it", settings.listen)
     })?;
@@ -52,8 +55,14 @@ async fn serve(settings: &Settings) -> Result<()> {
     }
     let _background = Background::start(&store, &settings.usage);
     let hub = push::Hub::new(store, state.registry())?;
-    let router = api::router(state).merge(hub.router());
-    serve::serve(listener, router, asked_to_end()?).await;
+    tokio::spawn(keeper::keep(state.store().clone()));
+    let router = api::router(state.clone()).merge(hub.router());
+    let asked_to_end = asked_to_end()?;
+    let stop = async {
+        asked_to_end.await;
+        state.end_streams();
+    };
+    serve::serve(listener, router, stop).await;
     // Last, so that those who wait for nodes get their answer.
     hub.drain().await;
     Ok(())

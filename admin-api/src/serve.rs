@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
 
@@ -41,9 +41,13 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (connection, ending) = (connection(stream, peer, &router), ending.clone());
+                let hang_up = HangUp::default();
+                let (connection, ending) = (connection(stream, peer, &router, &hang_up), ending.clone());
                 tokio::spawn(async move {
-                    run(connection, ending).await;
+                    tokio::select! {
+                        () = run(connection, ending) => {}
+                        () = hang_up.0.notified() => {}
+                    }
                     drop(permit);
                 });
             }
@@ -57,6 +61,16 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
     let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
     if timeout(GRACE, connections.acquire_many(all)).await.is_err() {
         tracing::warn!("requests were still under way at the end");
+    }
+}
+
+/// Ends a connection whose client does not read: what has to be written to it would never be.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HangUp(Arc<Notify>);
+
+impl HangUp {
+    pub(crate) fn now(&self) {
+        self.0.notify_one();
     }
 }
 
@@ -78,14 +92,15 @@ async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
     }
 }
 
-fn connection(stream: TcpStream, peer: SocketAddr, router: &Router) -> Connection {
+fn connection(stream: TcpStream, peer: SocketAddr, router: &Router, hang_up: &HangUp) -> Connection {
     let _ = stream.set_nodelay(true);
+    let service = WithPeer { router: router.clone(), peer, hang_up: hang_up.clone() };
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_FIELDS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(WithPeer { router: router.clone(), peer }))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .with_upgrades()
 }
 
@@ -94,6 +109,7 @@ fn connection(stream: TcpStream, peer: SocketAddr, router: &Router) -> Connectio
 struct WithPeer {
     router: Router,
     peer: SocketAddr,
+    hang_up: HangUp,
 }
 
 impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
@@ -108,6 +124,7 @@ impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
 
     fn call(&mut self, mut request: http::Request<hyper::body::Incoming>) -> Self::Future {
         request.extensions_mut().insert(ConnectInfo(self.peer));
+        request.extensions_mut().insert(self.hang_up.clone());
         tower_service::Service::call(&mut self.router, request)
     }
 }

@@ -56,6 +56,11 @@ impl Caller {
         }
     }
 
+    /// Of a tenant, or else of all.
+    pub(super) fn may_touch_what_is_of(&self, tenant: Option<&Id>) -> Result<(), Problem> {
+        tenant.map_or_else(|| self.may_touch_all(), |tenant| self.may_touch(tenant))
+    }
+
     fn may_touch_all(&self) -> Result<(), Problem> {
         match &self.operator.tenants {
             Some(_) => Err(Problem::new(Kind::Forbidden, "this is for operators of all tenants")),
@@ -134,7 +139,7 @@ fn too_many(seconds: u64) -> Problem {
 }
 
 /// RFC 6750 §2.1.
-fn bearer(headers: &HeaderMap) -> Option<SecretString> {
+pub(super) fn bearer(headers: &HeaderMap) -> Option<SecretString> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let (value, None) = (values.next()?, values.next()) else { return None };
     let (scheme, token) = value.to_str().ok()?.split_once(' ')?;

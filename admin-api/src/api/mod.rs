@@ -11,6 +11,8 @@
 // Handlers are async, whether they wait for anything or not.
 #![allow(clippy::unused_async)]
 
+mod acknowledge_alert;
+mod alert_rule_body;
 mod body;
 mod caller;
 mod changes;
@@ -22,6 +24,8 @@ mod create_tenant;
 mod create_token;
 mod delete_consumer;
 mod delete_key;
+mod create_alert_rule;
+mod delete_alert_rule;
 mod delete_operator;
 mod delete_route;
 mod delete_service;
@@ -35,6 +39,9 @@ mod export_configuration;
 mod get_consumer;
 mod export_usage;
 mod get_analytics;
+mod follow_events;
+mod follow_events_socket;
+mod get_alert_rule;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -50,6 +57,8 @@ mod get_warming;
 mod idempotency;
 mod import_configuration;
 mod limit;
+mod list_alert_rules;
+mod list_alerts;
 mod list_audit;
 mod list_consumers;
 mod list_keys;
@@ -63,6 +72,7 @@ mod list_services;
 mod list_tenants;
 mod list_tokens;
 mod list_usage;
+mod live;
 mod livez;
 mod made_key;
 mod metrics;
@@ -72,6 +82,7 @@ mod page;
 mod part;
 mod problem;
 mod purge_cache;
+mod put_alert_rule;
 mod put_head;
 mod put_limits;
 mod put_operator;
@@ -121,6 +132,7 @@ pub struct AppState {
     failures: Arc<Limiter<IpAddr>>,
     /// What performance is measured by.
     objectives: Objectives,
+    streams: Arc<live::Streams>,
 }
 
 impl AppState {
@@ -133,12 +145,18 @@ impl AppState {
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
             objectives,
+            streams: Arc::default(),
         }
     }
 
     /// For what else is measured in this process.
     pub fn registry(&self) -> &prometheus::Registry {
         self.metrics.registry()
+    }
+
+    /// Ends what would go on for ever, as the process is to end.
+    pub fn end_streams(&self) {
+        self.streams.close();
     }
 
     pub fn store(&self) -> &Store {
@@ -213,7 +231,17 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(list_usage::list_usage))
         .routes(routes!(export_usage::export_usage))
         .routes(routes!(list_performance::list_performance))
-        .routes(routes!(list_objectives::list_objectives));
+        .routes(routes!(list_objectives::list_objectives))
+        .routes(routes!(follow_events::follow_events))
+        .routes(routes!(follow_events_socket::follow_events_socket))
+        .routes(routes!(list_alerts::list_alerts))
+        .routes(routes!(acknowledge_alert::acknowledge_alert))
+        .routes(routes!(list_alert_rules::list_alert_rules, create_alert_rule::create_alert_rule))
+        .routes(routes!(
+            get_alert_rule::get_alert_rule,
+            put_alert_rule::put_alert_rule,
+            delete_alert_rule::delete_alert_rule
+        ));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

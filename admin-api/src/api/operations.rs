@@ -103,6 +103,15 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("export_usage", GET, "/usage/export", Role::Viewer, Scope::Tenant),
     of("list_performance", GET, "/performance", Role::Viewer, Scope::Tenant),
     of("list_objectives", GET, "/performance/objectives", Role::Viewer, Scope::Tenant),
+    of("follow_events", GET, "/events", Role::Viewer, Scope::Tenant),
+    of("follow_events_socket", GET, "/events/ws", Role::Viewer, Scope::Tenant),
+    of("list_alerts", GET, "/alerts", Role::Viewer, Scope::Tenant),
+    of("acknowledge_alert", POST, "/alerts/{id}/acknowledge", Role::Operator, Scope::Tenant),
+    of("list_alert_rules", GET, "/alerts/rules", Role::Viewer, Scope::Tenant),
+    of("create_alert_rule", POST, "/alerts/rules", Role::Operator, Scope::Tenant),
+    of("get_alert_rule", GET, "/alerts/rules/{id}", Role::Viewer, Scope::Tenant),
+    of("put_alert_rule", PUT, "/alerts/rules/{id}", Role::Operator, Scope::Tenant),
+    of("delete_alert_rule", DELETE, "/alerts/rules/{id}", Role::Operator, Scope::Tenant),
 ];
 
 /// The operation of a method and a path as it is in the table. HEAD is a GET that is answered without a body.

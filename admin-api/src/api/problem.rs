@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::etag;
-use crate::store::{Invalid, StoreError, StoredDocument, WriteError, operators::ManageError};
+use crate::store::{Invalid, StoreError, StoredDocument, WriteError, keeping::KeepError, operators::ManageError};
 
 pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -248,6 +248,24 @@ impl From<ManageError> for Problem {
             }
             error @ ManageError::Above(_) => Self::new(Kind::Forbidden, error.to_string()),
             ManageError::KeyUsed | ManageError::Repeated(_) => Self::key_used(),
+        }
+    }
+}
+
+impl From<KeepError> for Problem {
+    fn from(error: KeepError) -> Self {
+        match error {
+            KeepError::Store(error) => error.into(),
+            KeepError::Missing(what) => Self::not_found(what),
+            error @ (KeepError::Exists(_) | KeepError::State(_)) => Self::new(Kind::Conflict, error.to_string()),
+            KeepError::Changed { expected, revision, current } => {
+                let detail =
+                    format!("it was to be changed as it was in revision {expected}, and has been changed since");
+                let mut problem = Self::new(Kind::Changed, detail).with("given", json!({ "revision": expected }));
+                problem.etag = Some(revision);
+                problem.with("current", current)
+            }
+            KeepError::KeyUsed | KeepError::Repeated(_) => Self::key_used(),
         }
     }
 }

@@ -109,6 +109,11 @@ impl Problem {
         }
     }
 
+    /// Whether the same may well succeed later.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self.status, 429 | 500..)
+    }
+
     fn is_not_applied_everywhere(&self) -> bool {
         self.kind.ends_with("not-applied-everywhere")
     }

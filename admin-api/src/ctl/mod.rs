@@ -20,6 +20,7 @@ mod secrets;
 mod routes;
 mod services;
 mod settings;
+mod tail;
 mod tenants;
 mod tokens;
 mod transfer;
@@ -108,6 +109,8 @@ enum Command {
     Warm(cache::Warm),
     /// What tenants have used of their quotas, or what the callers of one did.
     Usage(usage::Arguments),
+    /// Follow what happens, until it is interrupted.
+    Tail(tail::Arguments),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -178,6 +181,7 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Purge(arguments) => cache::purge(arguments, &client, output).await,
         Command::Warm(arguments) => cache::warm(arguments, &client, output).await,
         Command::Usage(arguments) => usage::run(arguments, &client, output).await,
+        Command::Tail(arguments) => tail::run(arguments, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

@@ -35,6 +35,18 @@ impl Output {
         Ok(io::stdout().write_all(told.as_bytes())?)
     }
 
+    /// One of many that come one by one: a line of JSON, or of what `text` makes of it.
+    pub(super) fn line(&self, value: &Value, text: impl FnOnce(&Value) -> String) -> Result<(), Failure> {
+        let told = match self.format {
+            Format::Json => value.to_string(),
+            Format::Text => printable(&text(value)).replace('\n', " "),
+        };
+        let mut out = io::stdout().lock();
+        writeln!(out, "{told}")?;
+        // Whoever reads it shall have it now.
+        Ok(out.flush()?)
+    }
+
     /// An error, as it is written to standard error.
     pub(super) fn failure(&self, failure: &Failure) -> String {
         match (self.format, failure) {

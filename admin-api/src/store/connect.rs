@@ -10,12 +10,13 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Inner, Store, StoreError, entities::control, number, secrets::KeySource};
+use super::{Inner, Store, StoreError, entities::control, events, number, secrets::KeySource};
 
 /// Channels of Postgres. What is said there is only that there is something to read.
 pub(super) const REVISION_CHANNEL: &str = "seiketsu_revision";
 pub(super) const APPLIED_CHANNEL: &str = "seiketsu_applied";
 pub(super) const ORDER_CHANNEL: &str = "seiketsu_order";
+pub(super) const EVENT_CHANNEL: &str = "seiketsu_event";
 
 const CONNECTIONS: u32 = 16;
 
@@ -86,6 +87,7 @@ fn postgres(url: &str, acquire: Duration) -> Result<DatabaseConnection, StoreErr
 pub(super) fn watch(store: &Store) {
     let weak = std::sync::Arc::downgrade(&store.0);
     tokio::spawn(poll(weak.clone()));
+    tokio::spawn(events::relay(weak.clone()));
     if store.0.database.get_database_backend() == DbBackend::Postgres {
         tokio::spawn(listen(weak));
     }
@@ -135,7 +137,7 @@ async fn hear(store: &Weak<Inner>) -> Result<(), sqlx::Error> {
     let Some(inner) = store.upgrade() else { return Ok(()) };
     let mut listener = PgListener::connect_with(inner.database.get_postgres_connection_pool()).await?;
     drop(inner);
-    listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL, ORDER_CHANNEL]).await?;
+    listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL, ORDER_CHANNEL, EVENT_CHANNEL]).await?;
     loop {
         let heard = listener.recv().await?;
         let Some(inner) = store.upgrade() else { return Ok(()) };
@@ -146,6 +148,7 @@ async fn hear(store: &Weak<Inner>) -> Result<(), sqlx::Error> {
                     Store(inner).learn_orders(newest);
                 }
             }
+            EVENT_CHANNEL => Store(inner).learn_event(),
             _ => {
                 if let Ok(revision) = heard.payload().parse() {
                     Store(inner).learn(revision);

@@ -21,12 +21,13 @@ use seiketsu_config::{
     values::Id,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{
     Author, BATCH, Invalid, Once, PATIENCE, PATIENCE_FOR_ALL, Remembered, Store, StoreError, audit,
     entities::{api_gateway_config, host, revision, revision_change, tenant},
+    events::{EventKind, NewEvent},
     gateway_config::GatewayConfig,
     head_of, number, signed, stored,
     tables::{self, Differences},
@@ -364,6 +365,15 @@ impl Writing<'_> {
             _ => None,
         };
         self.audit(by, entry).await?;
+        let mut told = NewEvent::new(
+            EventKind::Revision,
+            json!({
+                "revision": next, "author": by.name, "action": by.action, "reason": reason,
+                "changed": changes.len(), "head": head_changed,
+            }),
+        );
+        told.tenants = (!written.changed.is_empty()).then(|| written.changed.iter().map(Id::to_string).collect());
+        self.events.push(told);
         self.append(by, reason, changes).await?;
         if let Some((once, answer)) = once {
             self.remember(by, once, answer(&written)).await?;

@@ -3,12 +3,18 @@
 //! Whatever changes takes its turn at one locked row (`writing`), so that changes, revisions and audit entries have one
 //! order; a change, its revision and its audit entry are one transaction. Documents are written by [`documents`] alone.
 
+pub mod alert_rules;
+pub mod alerts;
 pub mod audit;
 mod connect;
 pub mod consumers;
+mod cursors;
 pub mod documents;
 mod entities;
 mod error;
+pub mod events;
+pub mod keeping;
+mod leader;
 pub mod gateway_config;
 pub mod keys;
 mod migrations;
@@ -45,6 +51,7 @@ use uuid::Uuid;
 
 use self::entities::{control, revision_change, tenant};
 pub use self::{
+    leader::Leader,
     connect::StoreSettings,
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},
@@ -82,6 +89,7 @@ struct Inner {
     /// Pages of usage that are written at a time.
     usage_writers: Semaphore,
     replica: OnceLock<Arc<replica::Replica>>,
+    events: events::Bus,
 }
 
 impl fmt::Debug for Store {
@@ -110,6 +118,7 @@ impl Store {
             keys: RwLock::new(keys),
             usage_writers: Semaphore::new(USAGE_WRITERS),
             replica: OnceLock::new(),
+            events: events::Bus::new(),
         }));
         connect::watch(&store);
         Ok(store)

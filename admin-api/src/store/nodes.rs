@@ -9,13 +9,22 @@ use seiketsu_config::{
     values::Id,
 };
 use serde::Serialize;
+use serde_json::json;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
-use super::{PATIENCE, Store, StoreError, entities::node, id_of, number, signed, within};
+use super::{
+    PATIENCE, Store, StoreError,
+    entities::node,
+    events::{EventKind, NewEvent},
+    id_of, number, signed, within,
+};
 
 /// A node that has said nothing for so long is gone.
 const GONE_AFTER: Duration = Duration::seconds(3 * HEARTBEAT_SECONDS.cast_signed());
+
+/// Of one answer, more refused documents than these are not told one by one.
+const MOST_REFUSED: usize = 100;
 
 /// How long a node's twin is told of. They come by turns, again and again, as long as both run.
 const TWIN_REMEMBERED: Duration = Duration::minutes(10);
@@ -91,9 +100,11 @@ impl Store {
         within(PATIENCE, async {
             let _turn = self.0.turn.lock().await;
             insert.exec_without_returning(&self.0.database).await?;
-            Ok(())
+            Ok::<_, StoreError>(())
         })
-        .await
+        .await?;
+        let told = json!({ "node": hello.node, "version": hello.version, "region": hello.region });
+        self.tell(vec![NewEvent::new(EventKind::NodeConnected, told)]).await
     }
 
     /// A node has answered an update. Whoever waits for it is told.
@@ -105,11 +116,17 @@ impl Store {
             heard_at: Set(OffsetDateTime::now_utc()),
             ..Default::default()
         };
-        within(PATIENCE, async {
+        let before = within(PATIENCE, async {
+            let before = node::Entity::find_by_id(node.to_string()).one(&self.0.database).await?;
             self.node_heard_of(node, run, heard).await?;
-            self.notify_applied().await
+            self.notify_applied().await?;
+            before.filter(|before| before.run == run).map(|before| node_of(before, OffsetDateTime::now_utc())).transpose()
         })
-        .await
+        .await?;
+        match before {
+            Some(before) => self.tell(what_is_new(&before, applied)).await,
+            None => Ok(()),
+        }
     }
 
     /// A node has sent a heartbeat.
@@ -131,12 +148,14 @@ impl Store {
             .filter(node::Column::Id.eq(node.as_str()))
             .filter(node::Column::Run.eq(run))
             .filter(node::Column::Replica.eq(replica));
-        within(PATIENCE, async {
+        let left = within(PATIENCE, async {
             let _turn = self.0.turn.lock().await;
-            update.exec(&self.0.database).await?;
-            Ok(())
+            Ok::<_, StoreError>(update.exec(&self.0.database).await?.rows_affected)
         })
-        .await
+        .await?;
+        // It may be connected elsewhere already.
+        let told = (left > 0).then(|| NewEvent::new(EventKind::NodeLeft, json!({ "node": node })));
+        self.tell(told.into_iter().collect()).await
     }
 
     /// Another process with the same id runs as well.
@@ -177,6 +196,21 @@ impl Store {
         let now = OffsetDateTime::now_utc();
         within(PATIENCE, async { find.one(&self.0.database).await?.map(|row| node_of(row, now)).transpose() }).await
     }
+}
+
+/// A node repeats its answers; what it has said already is not told again.
+fn what_is_new(before: &NodeRow, applied: &Applied) -> Vec<NewEvent> {
+    let mut told = Vec::new();
+    let Applied { revision, refused, .. } = applied;
+    if before.revision != *revision {
+        let detail = json!({ "node": before.id, "revision": revision, "refused": refused.len() });
+        told.push(NewEvent::new(EventKind::NodeApplied, detail));
+    }
+    for refused in refused.iter().filter(|refused| !before.refused.contains(refused)).take(MOST_REFUSED) {
+        let detail = json!({ "node": before.id, "revision": revision, "errors": refused.errors });
+        told.push(NewEvent::about(EventKind::NodeRefused, refused.tenant.as_ref().map(Id::as_str), detail));
+    }
+    told
 }
 
 fn node_of(row: node::Model, now: OffsetDateTime) -> Result<NodeRow, StoreError> {

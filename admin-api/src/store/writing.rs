@@ -7,6 +7,7 @@ use sea_orm::{
     QueryFilter, Set, Statement, TransactionTrait, sea_query::Expr,
 };
 use seiketsu_config::push::Sum;
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tokio::sync::MutexGuard;
@@ -17,6 +18,7 @@ use super::{
     connect::{APPLIED_CHANNEL, REVISION_CHANNEL},
     documents::HeadDocument,
     entities::{control, idempotency_key},
+    events::{self, EventKind, NewEvent},
     number,
 };
 
@@ -73,6 +75,8 @@ pub(super) struct Writing<'a> {
     pub(super) transaction: DatabaseTransaction,
     pub(super) control: control::Model,
     pub(super) now: OffsetDateTime,
+    /// What is told when it is finished.
+    pub(super) events: Vec<NewEvent>,
     _turn: MutexGuard<'a, ()>,
 }
 
@@ -90,7 +94,7 @@ impl Store {
         // Whole microseconds: that is what Postgres keeps.
         let now = OffsetDateTime::now_utc();
         let now = now.replace_nanosecond(now.microsecond() * 1000).unwrap_or(now);
-        Ok(Writing { store: self, transaction, control, now, _turn: turn })
+        Ok(Writing { store: self, transaction, control, now, events: Vec::new(), _turn: turn })
     }
 
     /// Tells all replicas that a node has applied something.
@@ -132,7 +136,13 @@ impl Writing<'_> {
     }
 
     pub(super) async fn audit(&mut self, by: &Author, entry: audit::Entry<'_>) -> Result<(), StoreError> {
+        let refused = entry.outcome == audit::Outcome::Refused;
         let row = audit::next(&self.control, self.now, by, entry);
+        if refused {
+            let audit::AuditRow { number, actor, address, action, detail, .. } = row.clone().into();
+            let told = json!({ "entry": number, "actor": actor, "address": address, "action": action, "detail": detail });
+            self.events.push(NewEvent::about(EventKind::AuditRefused, row.tenant.as_deref(), told));
+        }
         self.control.audit_number = row.number;
         self.control.audit_hash.clone_from(&row.hash);
         super::entities::audit_log::Entity::insert(row.into_active_model())
@@ -143,7 +153,8 @@ impl Writing<'_> {
 
     /// Makes it so, and known.
     pub(super) async fn finish(self) -> Result<(), StoreError> {
-        let Self { store, transaction, control, .. } = self;
+        let Self { store, transaction, control, now, events, .. } = self;
+        let is_told = !events.is_empty();
         let revision = number(control.revision);
         control.into_active_model().reset_all().update(&transaction).await?;
         if transaction.get_database_backend() == DbBackend::Postgres {
@@ -152,8 +163,12 @@ impl Writing<'_> {
             let values = [REVISION_CHANNEL.into(), revision.to_string().into()];
             transaction.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, notify, values)).await?;
         }
+        events::emit(&transaction, now, events).await?;
         transaction.commit().await?;
         store.learn(revision);
+        if is_told {
+            store.learn_event();
+        }
         Ok(())
     }
 }

@@ -25,7 +25,18 @@ enum Elsewhere {
     AboutNone,
 }
 
-fn calls(operator: &str, token: &str, key: &str, list: &str) -> Vec<Call> {
+/// Ids of what was made to be called about.
+struct Made {
+    operator: String,
+    token: String,
+    key: String,
+    list: String,
+    rule: String,
+    alert: String,
+}
+
+fn calls(made: &Made) -> Vec<Call> {
+    let Made { operator, token, key, list, rule, alert } = made;
     use Elsewhere::{AboutNone, Refused, WithoutIt};
     let (viewer, auditor, worker) = (Some("viewer"), Some("auditor"), Some("operator"));
     let limits = json!({ "tenant": "acme", "rate_limit_rpm": 5 });
@@ -46,6 +57,8 @@ fn calls(operator: &str, token: &str, key: &str, list: &str) -> Vec<Call> {
     };
     let operator = format!("/operators/{operator}");
     let token = format!("/tokens/{token}");
+    let new_rule = crate::alerts::expiring("somebody", Some("acme"), 20);
+    let rule = format!("/alerts/rules/{rule}");
     vec![
         call("list_tenants", "GET", "/tenants", None, None, WithoutIt),
         call("create_tenant", "POST", "/tenants", Some(&tenant("acme")), auditor, Refused),
@@ -105,6 +118,15 @@ fn calls(operator: &str, token: &str, key: &str, list: &str) -> Vec<Call> {
         call("export_usage", "GET", "/usage/export?tenant=acme", None, None, Refused),
         call("list_performance", "GET", "/performance?tenant=acme", None, None, Refused),
         call("list_objectives", "GET", "/performance/objectives", None, None, WithoutIt),
+        call("follow_events", "GET", "/events?follow=false&tenant=acme", None, None, Refused),
+        call("follow_events_socket", "GET", "/events/ws?tenant=acme", None, None, Refused),
+        call("list_alerts", "GET", "/alerts", None, None, WithoutIt),
+        call("acknowledge_alert", "POST", &format!("/alerts/{alert}/acknowledge"), None, auditor, Refused),
+        call("list_alert_rules", "GET", "/alerts/rules", None, None, WithoutIt),
+        call("create_alert_rule", "POST", "/alerts/rules", Some(&new_rule), auditor, Refused),
+        call("get_alert_rule", "GET", &rule, None, None, Refused),
+        call("put_alert_rule", "PUT", &rule, Some(&new_rule), auditor, Refused),
+        call("delete_alert_rule", "DELETE", &rule, None, auditor, Refused),
     ]
 }
 
@@ -131,18 +153,27 @@ fn world() -> World {
     let operator = operator["id"].as_str().unwrap();
     let token = json!({ "kind": "operator", "name": "victim", "operator": operator });
     let token = owner.post("/tokens", &token).is(201).json();
-    owner.post("/consumers", &json!({ "tenant": "acme", "id": "app" })).is(201);
+    let rule = owner.post("/alerts/rules", &crate::alerts::expiring("acme-keys", Some("acme"), 30)).is(201).json();
+    owner.put("/tenants/acme", &crate::alerts::with_key("acme", 10)).is(200);
+    let alert = crate::alerts::alert_of(&owner, "acme-keys");
     let key = owner.post("/keys", &json!({ "tenant": "acme", "consumer": "app" })).is(201).json();
     let list = json!({ "tenant": "acme", "urls": ["http://acme.example/"] });
     let list = owner.post("/cache/warm", &list).is(202).json();
     let id = |value: &Value| value["id"].as_str().unwrap().to_owned();
-    let calls = calls(operator, &id(&token), &id(&key), &id(&list));
+    let calls = calls(&Made {
+        operator: operator.to_owned(),
+        token: id(&token),
+        key: id(&key),
+        list: id(&list),
+        rule: id(&rule),
+        alert: id(&alert),
+    });
     World { database, admin, calls }
 }
 
 /// Everything that a refused call could have changed.
 fn state(client: &Client) -> Vec<Value> {
-    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/consumers", "/keys"];
+    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/consumers", "/keys", "/alerts/rules"];
     lists.map(|path| client.get(path).is(200).json()).to_vec()
 }
 

@@ -15,8 +15,10 @@
 )]
 
 mod access;
+mod alerts;
 mod audit;
 mod documents;
+mod events;
 mod hostile;
 mod keys;
 mod operators;

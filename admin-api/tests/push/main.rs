@@ -13,6 +13,7 @@ mod admin;
 mod caches;
 mod connections;
 mod ctl;
+mod events;
 mod gateway;
 mod keys;
 mod node;

@@ -3,12 +3,16 @@
 //! Derived code makes them public whatever they are; nothing outside the store sees them.
 #![allow(unreachable_pub)]
 
+pub(crate) mod alert;
+pub(crate) mod alert_rule;
 pub(crate) mod api_gateway_config;
 pub(crate) mod api_key;
 pub(crate) mod audit_log;
 pub(crate) mod consumer;
 pub(crate) mod control;
 pub(crate) mod endpoint;
+pub(crate) mod cursor;
+pub(crate) mod event;
 pub(crate) mod host;
 pub(crate) mod idempotency_key;
 pub(crate) mod node;

@@ -14,6 +14,8 @@ const STEPS: &[&str] = &[
     include_str!("0002_sealing_keys.sql"),
     include_str!("0020_usage.sql"),
     include_str!("0021_performance.sql"),
+    include_str!("0010_events.sql"),
+    include_str!("0011_alerts.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.

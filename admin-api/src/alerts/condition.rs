@@ -1,0 +1,237 @@
+//! What can be watched. A further kind is a variant here, a line in [`Condition::look`], and a function of what it looks at.
+
+use seiketsu_config::values::Id;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Facts, expiry, nodes, service};
+use crate::store::{
+    StoreError,
+    alert_rules::{RuleSettings, Severity},
+    alerts::Found,
+};
+
+/// What has to be so for an alert. Where there is `for_seconds`, it has to have been so for that long.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Condition {
+    /// A node has gone without having said that it ends.
+    NodeGone {
+        #[serde(default = "half_a_minute")]
+        for_seconds: u32,
+        /// After that it counts as taken away.
+        #[serde(default = "three_days")]
+        forget_hours: u32,
+    },
+    /// A node is connected, and not ready.
+    NodeNotReady {
+        #[serde(default = "minute")]
+        for_seconds: u32,
+    },
+    /// A node refuses a document.
+    NodeRefuses {
+        #[serde(default = "half_a_minute")]
+        for_seconds: u32,
+    },
+    /// A node has not come to the newest revision.
+    NodeBehind {
+        #[serde(default = "minute")]
+        for_seconds: u32,
+    },
+    /// A region has no node that is connected.
+    RegionWithoutNode {
+        #[serde(default = "half_a_minute")]
+        for_seconds: u32,
+        /// Absent: every region that a node was heard of from within `forget_hours`.
+        #[serde(default)]
+        #[schema(value_type = Option<String>)]
+        region: Option<Id>,
+        #[serde(default = "three_days")]
+        forget_hours: u32,
+    },
+    /// The audit trail is not what it was when it was written.
+    AuditFault {
+        /// How often all of it is looked at.
+        #[serde(default = "hour_in_minutes")]
+        every_minutes: u32,
+    },
+    /// Calls of this API without a token that holds: more than `count` within `window_seconds`.
+    LoginFailures {
+        #[serde(default = "hundred")]
+        count: u32,
+        #[serde(default = "five_minutes")]
+        window_seconds: u32,
+    },
+    /// A token, or an API key of a tenant, expires.
+    Expiring {
+        #[serde(default = "fortnight")]
+        within_days: u32,
+    },
+    /// The store does not take what is written, or takes its time.
+    StoreWrites {
+        /// So many trials, of one in each second, have failed within `window_seconds`.
+        #[serde(default = "three")]
+        failures: u32,
+        #[serde(default = "five_minutes")]
+        window_seconds: u32,
+        /// The last trials of ten seconds took longer than that, in the median.
+        #[serde(default = "second")]
+        slower_than_milliseconds: u32,
+    },
+}
+
+const fn three() -> u32 {
+    3
+}
+const fn fortnight() -> u32 {
+    14
+}
+const fn half_a_minute() -> u32 {
+    30
+}
+const fn minute() -> u32 {
+    60
+}
+const fn hour_in_minutes() -> u32 {
+    60
+}
+const fn three_days() -> u32 {
+    72
+}
+const fn hundred() -> u32 {
+    100
+}
+const fn five_minutes() -> u32 {
+    300
+}
+const fn second() -> u32 {
+    1000
+}
+
+/// The longest time that something may have to last, and the longest window.
+const MOST_SECONDS: u32 = 24 * 3600;
+
+impl Condition {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NodeGone { .. } => "node_gone",
+            Self::NodeNotReady { .. } => "node_not_ready",
+            Self::NodeRefuses { .. } => "node_refuses",
+            Self::NodeBehind { .. } => "node_behind",
+            Self::RegionWithoutNode { .. } => "region_without_node",
+            Self::AuditFault { .. } => "audit_fault",
+            Self::LoginFailures { .. } => "login_failures",
+            Self::Expiring { .. } => "expiring",
+            Self::StoreWrites { .. } => "store_writes",
+        }
+    }
+
+    /// Whether it can be watched for one tenant.
+    pub fn concerns_tenants(&self) -> bool {
+        matches!(self, Self::NodeRefuses { .. } | Self::Expiring { .. })
+    }
+
+    /// For how long it has to be so.
+    pub(super) fn for_seconds(&self) -> u32 {
+        match self {
+            Self::NodeGone { for_seconds, .. }
+            | Self::NodeNotReady { for_seconds }
+            | Self::NodeRefuses { for_seconds }
+            | Self::NodeBehind { for_seconds }
+            | Self::RegionWithoutNode { for_seconds, .. } => *for_seconds,
+            _ => 0,
+        }
+    }
+
+    /// What of it is out of bounds: the place, and what to do.
+    pub fn fault(&self) -> Option<(&'static str, String)> {
+        let within = |name, value: u32, least, most| {
+            (!(least..=most).contains(&value)).then(|| (name, format!("write {least} to {most}")))
+        };
+        match self {
+            Self::NodeGone { forget_hours, .. } | Self::RegionWithoutNode { forget_hours, .. } => {
+                within("forget_hours", *forget_hours, 1, 24 * 365)
+            }
+            Self::AuditFault { every_minutes } => within("every_minutes", *every_minutes, 1, 24 * 60),
+            Self::LoginFailures { count, window_seconds } => within("count", *count, 1, 10_000)
+                .or_else(|| within("window_seconds", *window_seconds, 1, MOST_SECONDS)),
+            Self::Expiring { within_days } => within("within_days", *within_days, 1, 366),
+            Self::StoreWrites { failures, window_seconds, slower_than_milliseconds } => {
+                within("failures", *failures, 1, 1000)
+                    .or_else(|| within("window_seconds", *window_seconds, 1, 3600))
+                    .or_else(|| within("slower_than_milliseconds", *slower_than_milliseconds, 1, 60_000))
+            }
+            _ => None,
+        }
+        .or_else(|| within("for_seconds", self.for_seconds(), 0, MOST_SECONDS))
+    }
+
+    /// What is so right now.
+    pub(super) async fn look(&self, facts: &mut Facts<'_>) -> Result<Vec<Found>, StoreError> {
+        Ok(match self {
+            Self::NodeGone { forget_hours, .. } => nodes::gone(facts, *forget_hours),
+            Self::NodeNotReady { .. } => nodes::not_ready(facts),
+            Self::NodeRefuses { .. } => nodes::refuses(facts),
+            Self::NodeBehind { .. } => nodes::behind(facts),
+            Self::RegionWithoutNode { region, forget_hours, .. } => {
+                nodes::region_without(facts, region.as_ref(), *forget_hours)
+            }
+            Self::AuditFault { every_minutes } => service::audit_fault(facts, *every_minutes).await,
+            Self::LoginFailures { count, window_seconds } => {
+                service::login_failures(facts, *count, *window_seconds).await?
+            }
+            Self::Expiring { within_days } => expiry::expiring(facts, *within_days).await?,
+            Self::StoreWrites { failures, window_seconds, slower_than_milliseconds } => {
+                service::store_writes(facts, *failures, *window_seconds, *slower_than_milliseconds)
+            }
+        })
+    }
+}
+
+/// What a new store watches.
+pub fn first_rules() -> Vec<RuleSettings> {
+    use Severity::{Critical, Warning};
+    let read = |kind: &str| serde_json::from_value(serde_json::json!({ "kind": kind })).ok();
+    [
+        ("node-gone", "node_gone", Warning),
+        ("node-not-ready", "node_not_ready", Warning),
+        ("node-refuses", "node_refuses", Warning),
+        ("node-behind", "node_behind", Warning),
+        ("region-without-node", "region_without_node", Critical),
+        ("audit-fault", "audit_fault", Critical),
+        ("login-failures", "login_failures", Warning),
+        ("expiring", "expiring", Warning),
+        ("store-writes", "store_writes", Critical),
+    ]
+    .into_iter()
+    .filter_map(|(name, kind, severity)| {
+        let name = name.parse().ok()?;
+        Some(RuleSettings { name, condition: read(kind)?, severity, tenant: None, enabled: true })
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_first_rule_is_within_bounds_and_read_as_it_was_written() {
+        let rules = first_rules();
+        assert_eq!(rules.len(), 9);
+        for rule in rules {
+            assert_eq!(rule.condition.fault(), None, "{}", rule.name);
+            let written = serde_json::to_value(&rule.condition).unwrap();
+            assert_eq!(written["kind"], rule.condition.kind());
+            assert_eq!(serde_json::from_value::<Condition>(written).unwrap(), rule.condition);
+        }
+        let read = |value| serde_json::from_value::<Condition>(value);
+        assert!(read(json!({ "kind": "node_gone", "x": 1 })).is_err() && read(json!({ "kind": "x" })).is_err());
+        let condition = read(json!({ "kind": "expiring", "within_days": 0 })).unwrap();
+        assert_eq!(condition.fault().unwrap().0, "within_days");
+    }
+}

@@ -1,0 +1,212 @@
+//! Looks at what rules watch, round by round, and opens and resolves alerts. One replica does: the leader.
+
+mod condition;
+mod expiry;
+mod nodes;
+mod service;
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+pub use self::condition::{Condition, first_rules};
+use self::{expiry::Keys, service::Service};
+use crate::store::{
+    Store, StoreError,
+    alert_rules::AlertRule,
+    alerts::{Alert, Found, Turn},
+    nodes::NodeRow,
+};
+
+/// Of one rule, no more subjects than these have an alert at a time: the first by name.
+const MOST_SUBJECTS: usize = 200;
+
+/// Rules that are looked at.
+const MOST_RULES: u64 = 1000;
+
+/// What is known in a round.
+pub(crate) struct Facts<'a> {
+    store: &'a Store,
+    now: OffsetDateTime,
+    nodes: Vec<NodeRow>,
+    newest: u64,
+    keys: &'a mut Keys,
+    service: &'a mut Service,
+}
+
+/// From round to round.
+pub(crate) struct Evaluator {
+    store: Store,
+    /// Since when it is so, what has to last for an alert.
+    since: HashMap<(Uuid, String), Instant>,
+    keys: Keys,
+    service: Service,
+}
+
+impl Evaluator {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, since: HashMap::new(), keys: Keys::default(), service: Service::default() }
+    }
+
+    /// Another replica leads: what was seen here is old when this one does again.
+    pub(crate) fn forget(&mut self) {
+        self.since.clear();
+    }
+
+    /// Every replica does: whichever leads when the store is back knows that it was away.
+    pub(crate) async fn try_store(&mut self) {
+        self.service.try_store(&self.store).await;
+    }
+
+    pub(crate) async fn round(&mut self) -> Result<(), StoreError> {
+        let rules = self.store.alert_rules(None, None, MOST_RULES).await?;
+        let unresolved = self.store.unresolved_alerts().await?;
+        let newest = *self.store.newest().borrow();
+        let mut facts = Facts {
+            store: &self.store,
+            now: OffsetDateTime::now_utc(),
+            nodes: self.store.nodes().await?,
+            newest,
+            keys: &mut self.keys,
+            service: &mut self.service,
+        };
+        let mut looked = Vec::new();
+        let mut failed = None;
+        for rule in rules.into_iter().filter(|rule| rule.enabled) {
+            match rule.condition.look(&mut facts).await {
+                Ok(mut found) => {
+                    found.retain(|found| rule.tenant.is_none() || found.tenant == rule.tenant);
+                    found.sort_unstable_by(|one, other| one.subject.cmp(&other.subject));
+                    found.dedup_by(|one, other| one.subject == other.subject);
+                    found.truncate(MOST_SUBJECTS);
+                    looked.push((rule, Some(found)));
+                }
+                // What it has found before stays: it is not known whether it is so still.
+                Err(error) => {
+                    failed = Some(error);
+                    looked.push((rule, None));
+                }
+            }
+        }
+        let turn = turn(looked, unresolved, &mut self.since, Instant::now());
+        if !turn.open.is_empty() || !turn.resolve.is_empty() {
+            for (rule, found) in &turn.open {
+                tracing::warn!(rule = %rule.name, subject = found.subject, summary = found.summary, "an alert opens");
+            }
+            self.store.turn_alerts(turn).await?;
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// What is to be opened and resolved: `looked` has what each rule finds right now, none where that is not known.
+fn turn(
+    looked: Vec<(AlertRule, Option<Vec<Found>>)>,
+    unresolved: Vec<Alert>,
+    since: &mut HashMap<(Uuid, String), Instant>,
+    now: Instant,
+) -> Turn {
+    let there: HashSet<(Uuid, &str)> = unresolved.iter().map(|alert| (alert.rule_id, &*alert.subject)).collect();
+    let (mut seen, mut unknown) = (HashSet::new(), HashSet::new());
+    let mut open = Vec::new();
+    for (rule, found) in looked {
+        let Some(found) = found else {
+            unknown.insert(rule.id);
+            continue;
+        };
+        let lasting = Duration::from_secs(rule.condition.for_seconds().into());
+        for found in found {
+            let key = (rule.id, found.subject.clone());
+            let begun = *since.entry(key.clone()).or_insert(now);
+            if now.duration_since(begun) >= lasting && !there.contains(&(rule.id, &*found.subject)) {
+                open.push((rule.clone(), found));
+            }
+            seen.insert(key);
+        }
+    }
+    since.retain(|key, _| seen.contains(key) || unknown.contains(&key.0));
+    let is_over = |alert: &Alert| {
+        !unknown.contains(&alert.rule_id) && !seen.contains(&(alert.rule_id, alert.subject.clone()))
+    };
+    drop(there);
+    Turn { open, resolve: unresolved.into_iter().filter(is_over).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::store::{alert_rules::Severity, alerts::AlertState};
+
+    fn rule(id: u128, for_seconds: u32) -> AlertRule {
+        AlertRule {
+            id: Uuid::from_u128(id),
+            name: "r".parse().unwrap(),
+            condition: Condition::NodeNotReady { for_seconds },
+            severity: Severity::Warning,
+            tenant: None,
+            enabled: true,
+            revision: 1,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn found(subject: &str) -> Found {
+        Found { subject: subject.to_owned(), tenant: None, summary: String::new() }
+    }
+
+    fn alert(rule: &AlertRule, found: Found) -> Alert {
+        Alert {
+            id: Uuid::nil(),
+            rule_id: rule.id,
+            rule: rule.name.clone(),
+            kind: String::new(),
+            severity: rule.severity,
+            subject: found.subject,
+            tenant: None,
+            state: AlertState::Open,
+            summary: String::new(),
+            opened_at: OffsetDateTime::UNIX_EPOCH,
+            acknowledged_at: None,
+            acknowledged_by: None,
+            resolved_at: None,
+        }
+    }
+
+    proptest! {
+        /// Each round tells for each of three subjects whether it is so, or that nothing is known.
+        #[test]
+        fn there_is_one_alert_for_what_lasts_and_none_for_what_does_not(
+            rounds in prop::collection::vec(prop::option::weighted(0.8, prop::array::uniform3(any::<bool>())), 1..40),
+            lasting in 0_u32..4,
+        ) {
+            let rule = rule(1, lasting);
+            let start = Instant::now();
+            let (mut since, mut there) = (HashMap::new(), Vec::<Alert>::new());
+            let mut begun: [Option<u64>; 3] = [None; 3];
+            for (second, round) in (0_u64..).zip(rounds) {
+                let now = start + Duration::from_secs(second);
+                let so = round.map(|so| (0..3).filter(|subject| so[*subject]).map(|subject| found(&subject.to_string())).collect());
+                let turn = turn(vec![(rule.clone(), so)], there.clone(), &mut since, now);
+                there.retain(|alert| !turn.resolve.contains(alert));
+                there.extend(turn.open.into_iter().map(|(rule, found)| alert(&rule, found)));
+                let Some(so) = round else { continue };
+                for subject in 0..3 {
+                    begun[subject] = so[subject].then(|| begun[subject].unwrap_or(second));
+                    let expected = usize::from(begun[subject].is_some_and(|begun| second - begun >= u64::from(lasting)));
+                    let open = there.iter().filter(|alert| alert.subject == subject.to_string()).count();
+                    prop_assert_eq!(open, expected, "subject {} in second {}", subject, second);
+                }
+            }
+            // Without the rule, all are over.
+            prop_assert_eq!(turn(Vec::new(), there.clone(), &mut since, start).resolve.len(), there.len());
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What is wrong with the control plane itself: its trail, its store, and who tries to get in.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use time::OffsetDateTime;
+use tokio::task::JoinHandle;
+
+use super::Facts;
+use crate::store::{
+    Store, StoreError,
+    alerts::{Found, RefusedLogin},
+    audit::Verdict,
+};
+
+/// The longest window of trials.
+const TRIALS_KEPT: Duration = Duration::from_hours(1);
+
+/// Trials by whose median the store is slow.
+const RECENT: usize = 10;
+
+/// Refused logins that are kept.
+const MOST_LOGINS: usize = 100_000;
+
+/// The cursor that is written to try the store.
+const TRIAL: &str = "trial";
+
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    trials: VecDeque<Trial>,
+    logins: Logins,
+    audit: Audit,
+}
+
+/// Something was written.
+#[derive(Debug, Clone, Copy)]
+struct Trial {
+    at: Instant,
+    /// None: it failed.
+    took: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Logins {
+    refused: VecDeque<RefusedLogin>,
+    /// The last entry that was read; none, if none was yet.
+    last: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Audit {
+    running: Option<JoinHandle<Result<Verdict, StoreError>>>,
+    ended: Option<Instant>,
+    verdict: Option<Verdict>,
+}
+
+impl Service {
+    pub(super) async fn try_store(&mut self, store: &Store) {
+        let at = Instant::now();
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let done = store.mark(TRIAL, now.try_into().unwrap_or_default()).await;
+        if let Err(error) = &done {
+            tracing::warn!(%error, "a trial of the store failed");
+        }
+        self.trials.push_back(Trial { at, took: done.is_ok().then(|| at.elapsed()) });
+        while self.trials.front().is_some_and(|trial| trial.at.elapsed() > TRIALS_KEPT) {
+            self.trials.pop_front();
+        }
+    }
+}
+
+pub(super) fn store_writes(facts: &Facts<'_>, failures: u32, window_seconds: u32, slower_than: u32) -> Vec<Found> {
+    let found = |subject: &str, summary: String| Found { subject: subject.to_owned(), tenant: None, summary };
+    let trials = &facts.service.trials;
+    let mut all = Vec::new();
+    let window = Duration::from_secs(window_seconds.into());
+    let failed = trials.iter().filter(|trial| trial.took.is_none() && trial.at.elapsed() < window).count();
+    if failed >= failures as usize {
+        let summary = format!("at least {failures} trials of writing to the store failed within {window_seconds} s");
+        all.push(found("failed writes", summary));
+    }
+    let mut recent: Vec<Duration> = trials.iter().rev().filter_map(|trial| trial.took).take(RECENT).collect();
+    recent.sort_unstable();
+    let median = recent.get(recent.len() / 2).copied().unwrap_or_default();
+    if recent.len() == RECENT && median > Duration::from_millis(slower_than.into()) {
+        all.push(found("slow writes", format!("writing to the store takes longer than {slower_than} ms")));
+    }
+    all
+}
+
+pub(super) async fn login_failures(
+    facts: &mut Facts<'_>,
+    count: u32,
+    window_seconds: u32,
+) -> Result<Vec<Found>, StoreError> {
+    let Logins { refused, last } = &mut facts.service.logins;
+    let new = facts.store.refused_logins(*last).await?;
+    *last = Some(new.last().map_or(last.unwrap_or_default(), |login| login.entry));
+    refused.extend(new);
+    while refused.len() > MOST_LOGINS {
+        refused.pop_front();
+    }
+    let since = facts.now - Duration::from_secs(window_seconds.into());
+    let mut addresses: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut all = 0;
+    for login in refused.iter().rev().take_while(|login| login.at >= since) {
+        *addresses.entry(login.address.as_deref().unwrap_or("unknown")).or_default() += 1;
+        all += 1;
+    }
+    if all <= count {
+        return Ok(Vec::new());
+    }
+    let most = addresses.iter().max_by_key(|(_, times)| **times).map_or("unknown", |(address, _)| address);
+    let summary = format!(
+        "more than {count} calls without a token that holds within {window_seconds} s, most of them from {most}"
+    );
+    Ok(vec![Found { subject: "logins".to_owned(), tenant: None, summary }])
+}
+
+/// It takes its time: it is begun in one round and looked at in a later one.
+pub(super) async fn audit_fault(facts: &mut Facts<'_>, every_minutes: u32) -> Vec<Found> {
+    let audit = &mut facts.service.audit;
+    if audit.running.as_ref().is_some_and(JoinHandle::is_finished)
+        && let Some(running) = audit.running.take()
+    {
+        match running.await {
+            Ok(Ok(verdict)) => audit.verdict = Some(verdict),
+            Ok(Err(error)) => tracing::warn!(%error, "the audit trail cannot be verified"),
+            Err(error) => tracing::error!(%error, "verifying the audit trail ended in a fault"),
+        }
+        audit.ended = Some(Instant::now());
+    }
+    let every = Duration::from_mins(every_minutes.into());
+    if audit.running.is_none() && audit.ended.is_none_or(|ended| ended.elapsed() >= every) {
+        let store = facts.store.clone();
+        audit.running = Some(tokio::spawn(async move { store.verify_audit().await }));
+    }
+    let fault = audit.verdict.as_ref().and_then(|verdict| verdict.faults.first());
+    let told = |fault: &crate::store::audit::Fault| Found {
+        subject: "audit trail".to_owned(),
+        tenant: None,
+        summary: format!("the audit trail is not intact: entry {}: {}", fault.number, fault.what),
+    };
+    fault.map(told).into_iter().collect()
+}

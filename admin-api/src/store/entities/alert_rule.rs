@@ -1,0 +1,23 @@
+//! What is watched.
+
+use sea_orm::entity::prelude::*;
+use time::OffsetDateTime;
+
+#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "alert_rules")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub name: String,
+    pub condition: String,
+    pub severity: String,
+    pub tenant: Option<String>,
+    pub enabled: bool,
+    pub revision: i64,
+    pub created_at: OffsetDateTime,
+}
+
+#[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

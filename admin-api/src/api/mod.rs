@@ -11,6 +11,7 @@
 // Handlers are async, whether they wait for anything or not.
 #![allow(clippy::unused_async)]
 
+mod answers;
 mod body;
 mod caller;
 mod changes;

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod ctl;
+mod edge;
 pub mod push;
 mod serve;
 pub mod settings;
@@ -17,6 +18,8 @@ use self::{settings::Settings, store::Store};
 /// Serves until it is asked to end (SIGTERM, SIGINT).
 pub async fn run(settings: &Settings) -> Result<()> {
     create_state_dir(&settings.state_dir)?;
+    let edge = settings.edge.start(settings.listen).await?;
+    let node_certificates_required = settings.edge.requires_node_certificates()?;
     let store = Store::connect(&settings.store()).await.context("the store cannot be opened")?;
     for file in store.first_tokens(&settings.state_dir).await? {
         tracing::info!(file = %file.display(), "a first token was made");
@@ -26,9 +29,9 @@ pub async fn run(settings: &Settings) -> Result<()> {
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let state = api::AppState::new(store.clone(), settings.requests_per_second);
-    let hub = push::Hub::new(store, state.registry())?;
+    let hub = push::Hub::new(store, state.registry(), node_certificates_required)?;
     let router = api::router(state).merge(hub.router());
-    serve::serve(listener, router, asked_to_end()?).await;
+    serve::serve(listener, edge, router, asked_to_end()?).await;
     // Last, so that those who wait for nodes get their answer.
     hub.drain().await;
     Ok(())

@@ -9,10 +9,13 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
     time::{sleep, timeout},
 };
+
+use crate::edge::{self, Edge, NodeCertificate};
 
 const MAX_CONNECTIONS: usize = 1024;
 /// To the end of a request's head, and for idle connections.
@@ -25,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is done; then ends what is under way.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(listener: TcpListener, edge: Edge, router: Router, stop: impl Future<Output = ()>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (end, ending) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
@@ -41,9 +44,10 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (connection, ending) = (connection(stream, peer, &router), ending.clone());
+                let service = WithPeer { router: router.clone(), peer, edge: edge.clone(), certificate: None };
+                let ending = ending.clone();
                 tokio::spawn(async move {
-                    run(connection, ending).await;
+                    attend(stream, service, ending).await;
                     drop(permit);
                 });
             }
@@ -60,10 +64,27 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
     }
 }
 
-type Connection = http1::UpgradeableConnection<TokioIo<TcpStream>, TowerToHyperService<WithPeer>>;
+/// With TLS, if there is any.
+async fn attend(stream: TcpStream, service: WithPeer, mut ending: watch::Receiver<()>) {
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = service.edge.tls.clone() else { return run(connection(stream, service), ending).await };
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        _ = ending.changed() => return,
+    };
+    match accepted {
+        Ok((stream, certificate)) => run(connection(stream, WithPeer { certificate, ..service }), ending).await,
+        Err(error) => tracing::debug!(peer = %service.peer, %error, "a handshake failed"),
+    }
+}
+
+type Connection<S> = http1::UpgradeableConnection<TokioIo<S>, TowerToHyperService<WithPeer>>;
 
 /// To its end, or to the end of the request under way when the process is to end.
-async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
+async fn run<S>(connection: Connection<S>, mut ending: watch::Receiver<()>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -78,14 +99,13 @@ async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
     }
 }
 
-fn connection(stream: TcpStream, peer: SocketAddr, router: &Router) -> Connection {
-    let _ = stream.set_nodelay(true);
+fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, service: WithPeer) -> Connection<S> {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_FIELDS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(WithPeer { router: router.clone(), peer }))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .with_upgrades()
 }
 
@@ -94,6 +114,9 @@ fn connection(stream: TcpStream, peer: SocketAddr, router: &Router) -> Connectio
 struct WithPeer {
     router: Router,
     peer: SocketAddr,
+    edge: Edge,
+    /// What the client has shown in the handshake.
+    certificate: Option<NodeCertificate>,
 }
 
 impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
@@ -107,7 +130,11 @@ impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
     }
 
     fn call(&mut self, mut request: http::Request<hyper::body::Incoming>) -> Self::Future {
-        request.extensions_mut().insert(ConnectInfo(self.peer));
+        let client = edge::client(request.headers(), self.peer.ip(), &self.edge.trusted_proxies);
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(client, self.peer.port())));
+        if let Some(certificate) = &self.certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
         tower_service::Service::call(&mut self.router, request)
     }
 }

@@ -5,13 +5,13 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Parser;
 use secrecy::SecretString;
 
-use crate::store::StoreSettings;
+use crate::{edge::EdgeSettings, store::StoreSettings};
 
 /// The control plane of Seiketsu Gateway: keeps the configuration of all gateways and pushes every change to them.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "seiketsu-admin", version)]
 pub struct Settings {
-    /// Where it listens. Keep it off the public network, or behind TLS.
+    /// Where it listens: with TLS, or on this machine only.
     #[arg(long, env = "SEIKETSU_ADMIN_LISTEN", default_value = "127.0.0.1:9080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
@@ -31,6 +31,9 @@ pub struct Settings {
     #[arg(long, env = "SEIKETSU_ADMIN_REQUESTS_PER_SECOND", default_value_t = 200, value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub requests_per_second: u32,
+
+    #[command(flatten)]
+    pub edge: EdgeSettings,
 }
 
 impl Settings {

@@ -165,7 +165,8 @@ mod tests {
         }
         assert!(operations > 30);
         let statuses = |path: &str, method: &str| {
-            let responses = document["paths"][format!("/api/enterprise{path}")][method]["responses"].as_object().unwrap();
+            let responses =
+                document["paths"][format!("/api/enterprise{path}")][method]["responses"].as_object().unwrap();
             responses.keys().map(|status| status.parse().unwrap()).collect::<Vec<u16>>()
         };
         assert_eq!(statuses("/nodes", "get"), [200, 401, 403, 429, 500, 503]);

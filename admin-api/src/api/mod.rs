@@ -56,6 +56,7 @@ mod put_operator;
 mod put_tenant;
 mod readyz;
 mod rollback;
+mod unknown_tokens;
 mod validate;
 mod verify_audit;
 mod wait;
@@ -74,7 +75,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
-use self::{limit::Limiter, metrics::Metrics};
+use self::{limit::Limiter, metrics::Metrics, unknown_tokens::UnknownTokens};
 use crate::store::Store;
 
 /// Where the operations are.
@@ -91,6 +92,7 @@ pub struct AppState {
     requests: Arc<Limiter<Uuid>>,
     /// Requests of each address without a token that holds.
     failures: Arc<Limiter<IpAddr>>,
+    unknown: Arc<UnknownTokens>,
 }
 
 impl AppState {
@@ -102,6 +104,7 @@ impl AppState {
             metrics: Arc::new(Metrics::new()),
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
+            unknown: Arc::default(),
         }
     }
 
@@ -174,6 +177,7 @@ async fn around(State(state): State<AppState>, mut request: Request, next: Next)
     let id = Uuid::now_v7().to_string();
     request.extensions_mut().insert(RequestId(id.clone()));
     let operation = metrics::operation(&request);
+    let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
     // In a task of its own: a fault in one request ends that request only, and one whose client goes away is finished.
     let mut response = match tokio::spawn(next.run(request)).await {
         Ok(response) => response,
@@ -190,6 +194,11 @@ async fn around(State(state): State<AppState>, mut request: Request, next: Next)
     }
     for (name, value) in SECURITY {
         headers.entry(name).or_insert(value);
+    }
+    if is_coded {
+        // A length may have been sent too, by which a proxy in front could see another end of the body, and another request
+        // behind it (RFC 9112 §6.3).
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     state.metrics.observe(operation, response.status(), start.elapsed());
     response

@@ -12,8 +12,10 @@ use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use secrecy::SecretString;
-use seiketsu_config::push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome};
+use seiketsu_config::{
+    push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome},
+    values::Id,
+};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
@@ -22,6 +24,7 @@ use uuid::Uuid;
 
 use super::{
     Hub, Shared,
+    proof::Proof,
     seats::{Before, Taken},
     updates::{Prepared, length, message},
 };
@@ -83,8 +86,10 @@ enum End {
     NoAnswer,
     #[error("another connection of this node took its place")]
     Replaced,
-    #[error("the token was revoked")]
+    #[error("the token was revoked, or the certificate has expired")]
     Revoked,
+    #[error("the certificate is not for a node {node}: give the node its id, or a certificate that names it")]
+    Foreign { node: Id },
     #[error("this replica ends")]
     Draining,
     #[error("the store cannot be reached")]
@@ -105,6 +110,7 @@ impl End {
             Self::NoAnswer => "no_answer",
             Self::Replaced => "replaced",
             Self::Revoked => "revoked",
+            Self::Foreign { .. } => "foreign",
             Self::Draining => "draining",
             Self::Store(_) => "store",
         }
@@ -126,12 +132,12 @@ impl End {
 }
 
 /// Serves a node until its connection ends.
-pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
+pub(super) async fn serve(hub: Hub, socket: WebSocket, proof: Proof) {
     let shared = &*hub.0;
     let _connection = shared.seats.enter();
     let (mut sink, mut stream) = socket.split();
-    let end = match greet(shared, &mut stream).await {
-        Ok(hello) => attend(shared, &mut sink, &mut stream, &hello, &token).await,
+    let end = match greet(shared, &mut stream, &proof).await {
+        Ok(hello) => attend(shared, &mut sink, &mut stream, &hello, &proof).await,
         Err(end) => {
             tracing::warn!(%end, "a node was not admitted");
             end
@@ -144,12 +150,15 @@ pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
     }
 }
 
-async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
+async fn greet(shared: &Shared, stream: &mut Stream, proof: &Proof) -> Result<Hello, End> {
     let first = tokio::select! {
         first = timeout(HELLO_TIMEOUT, next(stream)) => first.map_err(|_| End::NoHello)??,
         () = drained(shared) => return Err(End::Draining),
     };
     let FromNode::Hello(hello) = first else { return Err(End::Order) };
+    if !proof.is_for(&hello.node) {
+        return Err(End::Foreign { node: hello.node });
+    }
     // The highest that both know; ours are few.
     if hello.schemas.iter().any(|schema| SCHEMAS.contains(schema)) {
         Ok(hello)
@@ -158,7 +167,7 @@ async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
     }
 }
 
-async fn attend(shared: &Shared, sink: &mut Sink, stream: &mut Stream, hello: &Hello, token: &SecretString) -> End {
+async fn attend(shared: &Shared, sink: &mut Sink, stream: &mut Stream, hello: &Hello, proof: &Proof) -> End {
     let (mut taken, before) = shared.seats.take(hello);
     let Hello { node, run, version, .. } = hello;
     match before {
@@ -169,7 +178,7 @@ async fn attend(shared: &Shared, sink: &mut Sink, stream: &mut Stream, hello: &H
     let holds = hello.holds.map(|held| held.revision);
     tracing::info!(%node, %run, %version, ?holds, "a node is connected");
     shared.metrics.nodes.inc();
-    let end = Box::pin(exchange(shared, sink, stream, hello, token, &mut taken)).await;
+    let end = Box::pin(exchange(shared, sink, stream, hello, proof, &mut taken)).await;
     shared.metrics.nodes.dec();
     match &end {
         End::Closed | End::Draining => tracing::info!(%node, %run, %end, "a node is gone"),
@@ -190,7 +199,7 @@ async fn exchange(
     sink: &mut Sink,
     stream: &mut Stream,
     hello: &Hello,
-    token: &SecretString,
+    proof: &Proof,
     taken: &mut Taken<'_>,
 ) -> End {
     // What it holds need not be in force: that is known when it has answered the first update.
@@ -200,7 +209,7 @@ async fn exchange(
     }
     let (answers, answered) = mpsc::channel(ANSWERS);
     tokio::select! {
-        end = ended(listen(shared, stream, hello, token, &answers)) => end,
+        end = ended(listen(shared, stream, hello, proof, &answers)) => end,
         end = ended(tell(shared, sink, hello, answered)) => end,
         _ = &mut taken.lost => End::Replaced,
         () = drained(shared) => End::Draining,
@@ -238,7 +247,7 @@ async fn listen(
     shared: &Shared,
     stream: &mut Stream,
     hello: &Hello,
-    token: &SecretString,
+    proof: &Proof,
     answers: &mpsc::Sender<Applied>,
 ) -> Result<Infallible, End> {
     let Hello { node, run, .. } = hello;
@@ -266,7 +275,7 @@ async fn listen(
                 }
                 if looked_up.elapsed() > LOOK_UP_INTERVAL {
                     looked_up = Instant::now();
-                    look_up(shared, hello, token).await?;
+                    look_up(shared, hello, proof).await?;
                 }
             }
         }
@@ -283,8 +292,8 @@ async fn listen(
 }
 
 /// Whether the node may stay. While the store cannot be asked, it does.
-async fn look_up(shared: &Shared, hello: &Hello, token: &SecretString) -> Result<(), End> {
-    if let Ok(None) = shared.store.node_token(token).await {
+async fn look_up(shared: &Shared, hello: &Hello, proof: &Proof) -> Result<(), End> {
+    if !proof.holds(shared).await {
         return Err(End::Revoked);
     }
     match shared.store.node(&hello.node).await {

@@ -17,7 +17,9 @@
 mod access;
 mod audit;
 mod documents;
+mod edge;
 mod hostile;
+mod hostile_wire;
 mod operators;
 mod outages;
 mod revisions;

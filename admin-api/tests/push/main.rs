@@ -16,5 +16,6 @@ mod gateway;
 mod node;
 mod postgres;
 mod replicas;
+mod tls;
 mod updates;
 mod waiting;

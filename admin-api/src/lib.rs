@@ -4,6 +4,7 @@ pub mod alerts;
 pub mod api;
 mod background;
 pub mod ctl;
+mod edge;
 mod keeper;
 pub mod push;
 mod serve;
@@ -40,6 +41,8 @@ async fn rewrap_keys(settings: &Settings, previous: &Path) -> Result<()> {
 
 /// Serves until it is asked to end (SIGTERM, SIGINT).
 async fn serve(settings: &Settings) -> Result<()> {
+    let edge = settings.edge.start(settings.listen).await?;
+    let node_certificates_required = settings.edge.requires_node_certificates()?;
     let store = Store::connect(&settings.store()).await.context("the store cannot be opened")?;
     for file in store.first_tokens(&settings.state_dir).await? {
         tracing::info!(file = %file.display(), "a first token was made");
@@ -54,7 +57,7 @@ async fn serve(settings: &Settings) -> Result<()> {
         store.read_from(&replica, state.registry())?;
     }
     let _background = Background::start(&store, &settings.usage);
-    let hub = push::Hub::new(store, state.registry())?;
+    let hub = push::Hub::new(store, state.registry(), node_certificates_required)?;
     tokio::spawn(keeper::keep(state.store().clone()));
     let router = api::router(state.clone()).merge(hub.router());
     let asked_to_end = asked_to_end()?;
@@ -62,7 +65,7 @@ async fn serve(settings: &Settings) -> Result<()> {
         asked_to_end.await;
         state.end_streams();
     };
-    serve::serve(listener, router, stop).await;
+    serve::serve(listener, edge, router, stop).await;
     // Last, so that those who wait for nodes get their answer.
     hub.drain().await;
     Ok(())

@@ -9,10 +9,13 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, Semaphore, watch},
     time::{sleep, timeout},
 };
+
+use crate::edge::{self, Edge, NodeCertificate};
 
 const MAX_CONNECTIONS: usize = 1024;
 /// To the end of a request's head, and for idle connections.
@@ -25,7 +28,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const GRACE: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is done; then ends what is under way.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(listener: TcpListener, edge: Edge, router: Router, stop: impl Future<Output = ()>) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (end, ending) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
@@ -42,10 +45,12 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
         match accepted {
             Ok((stream, peer)) => {
                 let hang_up = HangUp::default();
-                let (connection, ending) = (connection(stream, peer, &router, &hang_up), ending.clone());
+                let service =
+                    WithPeer { router: router.clone(), peer, edge: edge.clone(), certificate: None, hang_up: hang_up.clone() };
+                let ending = ending.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = run(connection, ending) => {}
+                        () = attend(stream, service, ending) => {}
                         () = hang_up.0.notified() => {}
                     }
                     drop(permit);
@@ -74,10 +79,27 @@ impl HangUp {
     }
 }
 
-type Connection = http1::UpgradeableConnection<TokioIo<TcpStream>, TowerToHyperService<WithPeer>>;
+/// With TLS, if there is any.
+async fn attend(stream: TcpStream, service: WithPeer, mut ending: watch::Receiver<()>) {
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = service.edge.tls.clone() else { return run(connection(stream, service), ending).await };
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        _ = ending.changed() => return,
+    };
+    match accepted {
+        Ok((stream, certificate)) => run(connection(stream, WithPeer { certificate, ..service }), ending).await,
+        Err(error) => tracing::debug!(peer = %service.peer, %error, "a handshake failed"),
+    }
+}
+
+type Connection<S> = http1::UpgradeableConnection<TokioIo<S>, TowerToHyperService<WithPeer>>;
 
 /// To its end, or to the end of the request under way when the process is to end.
-async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
+async fn run<S>(connection: Connection<S>, mut ending: watch::Receiver<()>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -92,9 +114,7 @@ async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
     }
 }
 
-fn connection(stream: TcpStream, peer: SocketAddr, router: &Router, hang_up: &HangUp) -> Connection {
-    let _ = stream.set_nodelay(true);
-    let service = WithPeer { router: router.clone(), peer, hang_up: hang_up.clone() };
+fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, service: WithPeer) -> Connection<S> {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -110,6 +130,9 @@ struct WithPeer {
     router: Router,
     peer: SocketAddr,
     hang_up: HangUp,
+    edge: Edge,
+    /// What the client has shown in the handshake.
+    certificate: Option<NodeCertificate>,
 }
 
 impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
@@ -123,7 +146,11 @@ impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {
     }
 
     fn call(&mut self, mut request: http::Request<hyper::body::Incoming>) -> Self::Future {
-        request.extensions_mut().insert(ConnectInfo(self.peer));
+        let client = edge::client(request.headers(), self.peer.ip(), &self.edge.trusted_proxies);
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(client, self.peer.port())));
+        if let Some(certificate) = &self.certificate {
+            request.extensions_mut().insert(certificate.clone());
+        }
         request.extensions_mut().insert(self.hang_up.clone());
         tower_service::Service::call(&mut self.router, request)
     }

@@ -5,13 +5,16 @@ use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::store::{StoreSettings, performance::Objectives, replica::ReplicaSettings, secrets::KeySource, usage::Retention};
+use crate::{
+    edge::EdgeSettings,
+    store::{StoreSettings, performance::Objectives, replica::ReplicaSettings, secrets::KeySource, usage::Retention},
+};
 
 /// The control plane of Seiketsu Gateway: keeps the configuration of all gateways and pushes every change to them.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "seiketsu-admin", version)]
 pub struct Settings {
-    /// Where it listens. Keep it off the public network, or behind TLS.
+    /// Where it listens: with TLS, or on this machine only.
     #[arg(long, env = "SEIKETSU_ADMIN_LISTEN", default_value = "127.0.0.1:9080", value_name = "ADDRESS")]
     pub listen: SocketAddr,
 
@@ -39,6 +42,9 @@ pub struct Settings {
 
     #[command(flatten)]
     pub usage: UsageSettings,
+
+    #[command(flatten)]
+    pub edge: EdgeSettings,
 
     /// None: serve.
     #[command(subcommand)]

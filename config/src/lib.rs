@@ -9,6 +9,7 @@
 pub mod cache;
 pub mod check;
 pub mod error;
+pub mod forwarded;
 pub mod layers;
 pub mod limits;
 pub mod load;

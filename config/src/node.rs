@@ -117,8 +117,13 @@ pub struct ControlPlane {
     #[serde(deserialize_with = "url")]
     #[schemars(with = "String")]
     pub url: Url,
-    /// What the node shows to be let in. Read anew for each connection.
-    pub token: SecretRef,
+    /// What the node shows to be let in; it needs none with a certificate. Read anew for each connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<SecretRef>,
+    /// Or beside it: a client certificate that names the node's id, of an authority that the control plane knows. Read anew
+    /// for each connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateFiles>,
     /// PEM file of the authorities that its certificate must come from. Default: those of the system. Read anew for
     /// each connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,7 +16,7 @@ use secrecy::SecretString;
 use seiketsu_config::values::Id;
 
 use super::{
-    AppState, BASE, Problem, RequestId,
+    AppState, BASE, Problem, RequestId, limit,
     operations::{self, Operation, Scope},
     problem::Kind,
 };
@@ -24,6 +24,7 @@ use crate::store::{
     Author,
     audit::Entry,
     operators::{Operator, Role},
+    tokens::{self, TokenKind},
 };
 
 /// The operator who calls, and what they call.
@@ -109,12 +110,17 @@ async fn admit(
     headers: &HeaderMap,
     author: &mut Author,
 ) -> Result<Caller, Problem> {
-    let address = author.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
-    // Whoever tries tokens is slowed down before the store is asked.
-    state.failures.peek(address).map_err(too_many)?;
-    let found = match bearer(headers) {
-        Some(token) => state.store.operator_token(&token).await?,
-        None => None,
+    let address = limit::network(author.address.unwrap_or(IpAddr::from([0, 0, 0, 0])));
+    // The token comes first: others behind the same address, who try tokens, must not lock out one that holds.
+    let found = match bearer(headers).filter(|token| tokens::is_formed(TokenKind::Operator, token)) {
+        Some(token) if !state.unknown.has(&token) => {
+            let found = state.store.operator_token(&token).await?;
+            if found.is_none() {
+                state.unknown.add(&token);
+            }
+            found
+        }
+        _ => None,
     };
     let Some((operator, token)) = found else {
         state.failures.take(address).map_err(too_many)?;

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     hash::Hash,
+    net::{IpAddr, Ipv6Addr},
     time::{Duration, Instant},
 };
 
@@ -31,15 +32,10 @@ impl<K: Hash + Eq> Limiter<K> {
 
     /// Takes a token; else tells for how many seconds there will be none.
     pub(super) fn take(&self, caller: K) -> Result<(), u64> {
-        self.at(caller, Instant::now(), 1.0)
+        self.at(caller, Instant::now())
     }
 
-    /// Whether there is a token, without taking it.
-    pub(super) fn peek(&self, caller: K) -> Result<(), u64> {
-        self.at(caller, Instant::now(), 0.0)
-    }
-
-    fn at(&self, caller: K, now: Instant, cost: f64) -> Result<(), u64> {
+    fn at(&self, caller: K, now: Instant) -> Result<(), u64> {
         let mut callers = self.callers.lock();
         if callers.len() > MANY {
             callers.retain(|_, bucket| self.tokens(bucket, now) < self.burst);
@@ -50,7 +46,7 @@ impl<K: Hash + Eq> Limiter<K> {
             let wait = Duration::from_secs_f64((1.0 - tokens) / self.per_second);
             return Err(wait.as_secs() + 1);
         }
-        *bucket = Bucket { tokens: tokens - cost, at: now };
+        *bucket = Bucket { tokens: tokens - 1.0, at: now };
         Ok(())
     }
 
@@ -59,18 +55,36 @@ impl<K: Hash + Eq> Limiter<K> {
     }
 }
 
+/// Whose address it is, for limits: of IPv6 a client has a /64, and may call from any address in it.
+pub(super) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn the_addresses_of_one_network_are_one_caller() {
+        let of = |text: &str| network(text.parse().unwrap()).to_string();
+        assert_eq!([of("2001:db8:1:2:3:4:5:6"), of("2001:db8:1:2::")], ["2001:db8:1:2::", "2001:db8:1:2::"]);
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!([of("192.0.2.1"), of("::ffff:192.0.2.1")], ["192.0.2.1", "192.0.2.1"]);
+    }
 
     #[test]
     fn a_caller_gets_its_burst_and_then_its_rate() {
         let limiter = Limiter::new(2, 3);
         let start = Instant::now();
-        let passed = |millis, caller| limiter.at(caller, start + Duration::from_millis(millis), 1.0).is_ok();
+        let passed = |millis, caller| limiter.at(caller, start + Duration::from_millis(millis)).is_ok();
         assert_eq!([0, 0, 0, 0].map(|at| passed(at, "a")), [true, true, true, false]);
         assert!(passed(0, "b"));
         assert_eq!([400, 500, 500, 1000].map(|at| passed(at, "a")), [false, true, false, true]);
-        assert_eq!(limiter.at("a", start + Duration::from_secs(1), 1.0), Err(1));
+        assert_eq!(limiter.at("a", start + Duration::from_secs(1)), Err(1));
     }
 }

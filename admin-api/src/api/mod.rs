@@ -13,6 +13,7 @@
 
 mod acknowledge_alert;
 mod alert_rule_body;
+mod answers;
 mod body;
 mod caller;
 mod changes;
@@ -94,6 +95,7 @@ mod rollback;
 mod rotate_secrets;
 mod rotate_key;
 mod span;
+mod unknown_tokens;
 mod validate;
 mod verify_audit;
 mod wait;
@@ -113,7 +115,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
-use self::{limit::Limiter, metrics::Metrics};
+use self::{limit::Limiter, metrics::Metrics, unknown_tokens::UnknownTokens};
 use crate::store::{Store, performance::Objectives};
 
 /// Where the operations are.
@@ -133,6 +135,7 @@ pub struct AppState {
     /// What performance is measured by.
     objectives: Objectives,
     streams: Arc<live::Streams>,
+    unknown: Arc<UnknownTokens>,
 }
 
 impl AppState {
@@ -146,6 +149,7 @@ impl AppState {
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
             objectives,
             streams: Arc::default(),
+            unknown: Arc::default(),
         }
     }
 
@@ -251,6 +255,7 @@ async fn around(State(state): State<AppState>, mut request: Request, next: Next)
     let id = Uuid::now_v7().to_string();
     request.extensions_mut().insert(RequestId(id.clone()));
     let operation = metrics::operation(&request);
+    let is_coded = request.headers().contains_key(header::TRANSFER_ENCODING);
     // In a task of its own: a fault in one request ends that request only, and one whose client goes away is finished.
     let mut response = match tokio::spawn(next.run(request)).await {
         Ok(response) => response,
@@ -267,6 +272,11 @@ async fn around(State(state): State<AppState>, mut request: Request, next: Next)
     }
     for (name, value) in SECURITY {
         headers.entry(name).or_insert(value);
+    }
+    if is_coded {
+        // A length may have been sent too, by which a proxy in front could see another end of the body, and another request
+        // behind it (RFC 9112 §6.3).
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     state.metrics.observe(operation, response.status(), start.elapsed());
     response

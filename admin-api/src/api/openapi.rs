@@ -13,6 +13,7 @@ use utoipa::{
     openapi::{RefOr, Schema},
 };
 
+use super::answers;
 use crate::store;
 
 /// The description.
@@ -34,6 +35,7 @@ pub fn document() -> Value {
     if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
         schemas.extend(configuration_schemas());
     }
+    answers::describe(&mut document);
     document
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Connection {
     #[arg(long, global = true, env = "SEIKETSU_TOKEN_FILE", value_name = "FILE")]
     pub(super) token_file: Option<PathBuf>,
     /// PEM file of the authorities that the server's certificate may come from, beside those of the system.
-    #[arg(long, global = true, env = "SEIKETSU_ADMIN_CA", value_name = "FILE")]
+    #[arg(long, visible_alias = "ca-file", global = true, env = "SEIKETSU_ADMIN_CA", value_name = "FILE")]
     pub(super) ca: Option<PathBuf>,
     /// Send the token without TLS to another machine, where everybody on the way can read it.
     #[arg(long, global = true)]

@@ -7,6 +7,7 @@
 
 mod metrics;
 mod orders;
+mod proof;
 mod seats;
 mod session;
 mod updates;
@@ -15,21 +16,20 @@ mod usage;
 use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::any,
 };
 use prometheus::Registry;
-use secrecy::SecretString;
 use seiketsu_config::push;
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
-use self::{metrics::Metrics, seats::Seats, updates::Updates};
-use crate::{api::Kind, store::Store};
+use self::{metrics::Metrics, proof::Proof, seats::Seats, updates::Updates};
+use crate::{api::Kind, edge::NodeCertificate, store::Store};
 
 /// The largest message of a node, as it comes over the connection: room for errors of very many tenants.
 const MOST_RECEIVED_BYTES: usize = 16 << 20;
@@ -49,6 +49,7 @@ struct Shared {
     updates: Updates,
     seats: Seats,
     draining: watch::Sender<bool>,
+    certificates_required: bool,
 }
 
 impl fmt::Debug for Hub {
@@ -58,8 +59,8 @@ impl fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// Its metrics go to `registry`.
-    pub fn new(store: Store, registry: &Registry) -> prometheus::Result<Self> {
+    /// Its metrics go to `registry`. With `certificates_required` a token alone lets no node in.
+    pub fn new(store: Store, registry: &Registry, certificates_required: bool) -> prometheus::Result<Self> {
         let metrics = Metrics::new(registry)?;
         Ok(Self(Arc::new(Shared {
             updates: Updates::new(store.clone(), metrics.prepared.clone()),
@@ -68,6 +69,7 @@ impl Hub {
             metrics,
             seats: Seats::default(),
             draining: watch::Sender::new(false),
+            certificates_required,
         })))
     }
 
@@ -88,19 +90,13 @@ impl Hub {
 async fn subscribe(
     State(hub): State<Hub>,
     headers: HeaderMap,
+    certificate: Option<Extension<NodeCertificate>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
-    let Some(token) = bearer(&headers) else {
-        return refuse(Kind::Unauthenticated, "a node shows its token: Authorization: Bearer …");
+    let proof = match Proof::of(&hub.0, &headers, certificate.map(|Extension(certificate)| certificate)).await {
+        Ok(proof) => proof,
+        Err((kind, detail)) => return refuse(kind, detail),
     };
-    match hub.0.store.node_token(&token).await {
-        Ok(Some(_)) => {}
-        Ok(None) => return refuse(Kind::Unauthenticated, "the token is not that of a node, or is revoked"),
-        Err(error) => {
-            tracing::error!(%error, "cannot look up the token of a node");
-            return refuse(Kind::Unavailable, "the store cannot be reached; try again");
-        }
-    }
     if *hub.0.draining.borrow() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
@@ -108,15 +104,9 @@ async fn subscribe(
         Ok(upgrade) => upgrade
             .max_message_size(MOST_RECEIVED_BYTES)
             .max_frame_size(MOST_RECEIVED_BYTES)
-            .on_upgrade(move |socket| session::serve(hub, socket, token)),
+            .on_upgrade(move |socket| session::serve(hub, socket, proof)),
         Err(rejection) => rejection.into_response(),
     }
-}
-
-/// RFC 6750, section 2.1.
-fn bearer(headers: &HeaderMap) -> Option<SecretString> {
-    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned().into())
 }
 
 fn refuse(kind: Kind, detail: &str) -> Response {

@@ -12,8 +12,10 @@ use futures::{
     SinkExt, StreamExt,
     stream::{SplitSink, SplitStream},
 };
-use secrecy::SecretString;
-use seiketsu_config::push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome};
+use seiketsu_config::{
+    push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome},
+    values::Id,
+};
 use tokio::{
     sync::{Mutex, mpsc},
     time::{sleep, timeout},
@@ -22,6 +24,7 @@ use uuid::Uuid;
 
 use super::{
     Hub, Shared, orders,
+    proof::Proof,
     seats::{Before, Taken},
     updates::{Prepared, length, message},
     usage::{self, Said},
@@ -87,8 +90,10 @@ pub(super) enum End {
     Replaced,
     #[error("the node sends usage before the last of it was taken")]
     UsageAhead,
-    #[error("the token was revoked")]
+    #[error("the token was revoked, or the certificate has expired")]
     Revoked,
+    #[error("the certificate is not for a node {node}: give the node its id, or a certificate that names it")]
+    Foreign { node: Id },
     #[error("this replica ends")]
     Draining,
     #[error("the store cannot be reached")]
@@ -109,6 +114,7 @@ impl End {
             Self::NoAnswer => "no_answer",
             Self::Replaced => "replaced",
             Self::Revoked => "revoked",
+            Self::Foreign { .. } => "foreign",
             Self::Draining => "draining",
             Self::Store(_) => "store",
         }
@@ -130,13 +136,13 @@ impl End {
 }
 
 /// Serves a node until its connection ends.
-pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
+pub(super) async fn serve(hub: Hub, socket: WebSocket, proof: Proof) {
     let shared = &*hub.0;
     let _connection = shared.seats.enter();
     let (sink, mut stream) = socket.split();
     let sink = Sink::new(sink);
-    let end = match greet(shared, &mut stream).await {
-        Ok(hello) => attend(shared, &sink, &mut stream, &hello, &token).await,
+    let end = match greet(shared, &mut stream, &proof).await {
+        Ok(hello) => attend(shared, &sink, &mut stream, &hello, &proof).await,
         Err(end) => {
             tracing::warn!(%end, "a node was not admitted");
             end
@@ -149,12 +155,15 @@ pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
     }
 }
 
-async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
+async fn greet(shared: &Shared, stream: &mut Stream, proof: &Proof) -> Result<Hello, End> {
     let first = tokio::select! {
         first = timeout(HELLO_TIMEOUT, next(stream)) => first.map_err(|_| End::NoHello)??,
         () = drained(shared) => return Err(End::Draining),
     };
     let FromNode::Hello(hello) = first else { return Err(End::Order) };
+    if !proof.is_for(&hello.node) {
+        return Err(End::Foreign { node: hello.node });
+    }
     // The highest that both know; ours are few.
     if hello.schemas.iter().any(|schema| SCHEMAS.contains(schema)) {
         Ok(hello)
@@ -163,7 +172,7 @@ async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
     }
 }
 
-async fn attend(shared: &Shared, sink: &Sink, stream: &mut Stream, hello: &Hello, token: &SecretString) -> End {
+async fn attend(shared: &Shared, sink: &Sink, stream: &mut Stream, hello: &Hello, proof: &Proof) -> End {
     let (mut taken, before) = shared.seats.take(hello);
     let Hello { node, run, version, .. } = hello;
     match before {
@@ -174,7 +183,7 @@ async fn attend(shared: &Shared, sink: &Sink, stream: &mut Stream, hello: &Hello
     let holds = hello.holds.map(|held| held.revision);
     tracing::info!(%node, %run, %version, ?holds, "a node is connected");
     shared.metrics.nodes.inc();
-    let end = Box::pin(exchange(shared, sink, stream, hello, token, &mut taken)).await;
+    let end = Box::pin(exchange(shared, sink, stream, hello, proof, &mut taken)).await;
     shared.metrics.nodes.dec();
     match &end {
         End::Closed | End::Draining => tracing::info!(%node, %run, %end, "a node is gone"),
@@ -195,7 +204,7 @@ async fn exchange(
     sink: &Sink,
     stream: &mut Stream,
     hello: &Hello,
-    token: &SecretString,
+    proof: &Proof,
     taken: &mut Taken<'_>,
 ) -> End {
     // What it holds need not be in force: that is known when it has answered the first update.
@@ -213,7 +222,7 @@ async fn exchange(
     }
     let (usage, said) = usage::queue();
     tokio::select! {
-        end = ended(listen(shared, stream, hello, token, &answers, &usage)) => end,
+        end = ended(listen(shared, stream, hello, proof, &answers, &usage)) => end,
         end = ended(tell(shared, sink, hello, answered)) => end,
         end = ended(orders::pass_on(shared, sink, hello, former)) => end,
         end = ended(usage::answer(shared, sink, hello, said)) => end,
@@ -258,7 +267,7 @@ async fn listen(
     shared: &Shared,
     stream: &mut Stream,
     hello: &Hello,
-    token: &SecretString,
+    proof: &Proof,
     answers: &mpsc::Sender<Applied>,
     usage: &usage::Queue,
 ) -> Result<Infallible, End> {
@@ -290,7 +299,7 @@ async fn listen(
                 }
                 if looked_up.elapsed() > LOOK_UP_INTERVAL {
                     looked_up = Instant::now();
-                    look_up(shared, hello, token).await?;
+                    look_up(shared, hello, proof).await?;
                 }
             }
         }
@@ -307,8 +316,8 @@ async fn listen(
 }
 
 /// Whether the node may stay. While the store cannot be asked, it does.
-async fn look_up(shared: &Shared, hello: &Hello, token: &SecretString) -> Result<(), End> {
-    if let Ok(None) = shared.store.node_token(token).await {
+async fn look_up(shared: &Shared, hello: &Hello, proof: &Proof) -> Result<(), End> {
+    if !proof.holds(shared).await {
         return Err(End::Revoked);
     }
     match shared.store.node(&hello.node).await {

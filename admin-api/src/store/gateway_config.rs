@@ -31,7 +31,7 @@ const MINUTE: Span = Span::from_secs(60);
 
 /// Every column. What is absent is the column's default; `null` is unlimited.
 #[derive(Debug, Clone, PartialEq, Deserialize, Serialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct GatewayConfig {
     pub rate_limit_rpm: Option<u64>,
     pub burst_limit: Option<u64>,

@@ -29,6 +29,9 @@ use super::{
     writing::hex,
 };
 
+/// Behind the prefix: 32 random bytes in base64, without padding.
+const TOKEN_CHARACTERS: usize = 43;
+
 /// Whom a token is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -98,6 +101,9 @@ impl Store {
     }
 
     async fn token(&self, kind: TokenKind, token: &SecretString) -> Result<Option<TokenRow>, StoreError> {
+        if !is_formed(kind, token) {
+            return Ok(None);
+        }
         let find = token::Entity::find()
             .filter(token::Column::Hash.eq(hash(token)))
             .filter(token::Column::Kind.eq(kind.as_str()));
@@ -234,6 +240,13 @@ fn generate(kind: TokenKind) -> Result<SecretString, StoreError> {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).map_err(|_| StoreError::NoRandomness)?;
     Ok(format!("{}{}", kind.prefix(), URL_SAFE_NO_PAD.encode(bytes)).into())
+}
+
+/// Whether it has the form of a token of this kind: the store need not be asked for others.
+pub(crate) fn is_formed(kind: TokenKind, token: &SecretString) -> bool {
+    let random = token.expose_secret().strip_prefix(kind.prefix());
+    let is_of_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    random.is_some_and(|random| random.len() == TOKEN_CHARACTERS && random.bytes().all(is_of_alphabet))
 }
 
 fn hash(token: &SecretString) -> String {

@@ -21,6 +21,8 @@ mod documents;
 mod events;
 mod hostile;
 mod keys;
+mod edge;
+mod hostile_wire;
 mod operators;
 mod outages;
 mod replica;

@@ -20,6 +20,7 @@ mod node;
 mod postgres;
 mod quotas;
 mod replicas;
+mod tls;
 mod updates;
 mod usage;
 mod waiting;

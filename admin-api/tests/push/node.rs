@@ -12,7 +12,13 @@ use seiketsu_config::{
     values::Id,
 };
 use serde_json::Value;
-use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{
@@ -88,8 +94,8 @@ impl Holdings {
 }
 
 /// A connection, message by message.
-pub struct Connection {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+pub struct Connection<S = MaybeTlsStream<TcpStream>> {
+    pub socket: WebSocketStream<S>,
 }
 
 impl Connection {
@@ -126,7 +132,9 @@ impl Connection {
             other => panic!("{other:?}"),
         }
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     pub async fn say(&mut self, message: FromNode) {
         let frame = match push::write(&message).unwrap() {
             Frame::Text(text) => Message::text(text),

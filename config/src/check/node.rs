@@ -113,6 +113,10 @@ fn control_plane(at: At<'_>, settings: &ControlPlane, findings: &mut Findings) {
     } else if url.scheme() == "http" && !is_this_machine(url) && !settings.insecure_plain_http {
         findings.add(place, url, Rule::ControlPlaneNotSecure);
     }
+    if settings.token.is_none() && settings.certificate.is_none() {
+        let rule = Rule::Empty { what: "what the node shows", add: "a token, or a certificate" };
+        findings.add_without_value(at.key("token"), rule);
+    }
     for (key, path) in [("ca", &settings.ca), ("files", &settings.files)] {
         not_empty(at.key(key), path.as_ref(), findings);
     }

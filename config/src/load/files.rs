@@ -105,11 +105,12 @@ impl<'a> Resolver<'a> {
     }
 
     fn control_plane(&self, settings: &mut ControlPlane) {
-        for secret in [Some(&mut settings.token), settings.unseal_key.as_mut()].into_iter().flatten() {
+        for secret in [settings.token.as_mut(), settings.unseal_key.as_mut()].into_iter().flatten() {
             if let SecretRef::File(path) = secret {
                 self.path(path);
             }
         }
+        settings.certificate.iter_mut().for_each(|files| self.certificate(files));
         settings.ca.iter_mut().for_each(|path| self.path(path));
         self.path(settings.files.get_or_insert_with(|| self.folder.to_owned()));
     }

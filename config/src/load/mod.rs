@@ -291,7 +291,7 @@ tenants:
         let text = "control_plane: {url: 'https://admin.example', token: '${file:token}', ca: ca.pem}\n";
         let node = super::node(text, Path::new("/etc/gateway/node.yaml")).unwrap();
         let settings = node.control_plane.unwrap();
-        assert_eq!(settings.token.to_string(), "${file:/etc/gateway/token}");
+        assert_eq!(settings.token.as_ref().unwrap().to_string(), "${file:/etc/gateway/token}");
         assert_eq!(settings.ca.unwrap(), Path::new("/etc/gateway/ca.pem"));
         assert_eq!(settings.files.unwrap(), Path::new("/etc/gateway"));
     }

@@ -71,12 +71,19 @@ fn source(node: &mut NodeConfig, arguments: &Arguments, folder: &Path) -> Result
             settings.url = url;
         } else {
             let token = token.clone().ok_or(BootstrapError::NoToken)?;
-            let (files, ca, unseal_key) = (Some(folder.to_owned()), None, None);
-            node.control_plane = Some(ControlPlane { url, token, ca, files, unseal_key, insecure_plain_http: false });
+            node.control_plane = Some(ControlPlane {
+                url,
+                token: Some(token),
+                certificate: None,
+                ca: None,
+                files: Some(folder.to_owned()),
+                unseal_key: None,
+                insecure_plain_http: false,
+            });
         }
     }
     if let Some(settings) = &mut node.control_plane {
-        settings.token = token.unwrap_or_else(|| settings.token.clone());
+        settings.token = token.or(settings.token.take());
         settings.unseal_key = secret(UNSEAL_KEY).or(settings.unseal_key.take());
     } else if node.tenants.is_none() {
         node.tenants = Some(folder.join(DEFAULT_TENANTS));

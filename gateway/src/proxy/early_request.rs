@@ -4,6 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use http::{HeaderMap, HeaderName, Method, Version, header, request};
 use pingora_proxy::Session;
+use seiketsu_config::forwarded;
 use seiketsu_identity::forged::{self, is_spelled};
 
 use super::{RequestContext, Shared, context, parts};
@@ -97,27 +98,10 @@ fn is_forwarding(name: &str) -> bool {
     }
 }
 
-/// The address that the first trusted proxy was called from: the last in the list that is not itself one
-/// of ours. What stands before it was written by somebody we do not know.
 fn forwarded_for(fields: &HeaderMap, peer: IpAddr, shared: &Shared) -> IpAddr {
     let lines = fields.get_all(X_FORWARDED_FOR);
     let list: Vec<&str> = lines.iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(',')).collect();
-    let mut client = peer;
-    for entry in list.iter().rev() {
-        let Some(address) = parse_address(entry.trim()) else { break };
-        client = address;
-        if !shared.trusts(address) {
-            break;
-        }
-    }
-    client
-}
-
-/// An address, also with a port or in brackets, as some proxies write it.
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-    let address = bare.parse().ok().or_else(|| text.parse::<std::net::SocketAddr>().ok().map(|s| s.ip()));
-    address.map(|address: IpAddr| address.to_canonical())
+    forwarded::client(list, peer, |address| shared.trusts(address))
 }
 
 fn sent_request_id(fields: &HeaderMap) -> Option<RequestId> {
@@ -186,7 +170,7 @@ mod tests {
             ("unknown", None),
             ("", None),
         ] {
-            assert_eq!(parse_address(text).map(|a| a.to_string()).as_deref(), expected, "{text:?}");
+            assert_eq!(forwarded::address(text).map(|a| a.to_string()).as_deref(), expected, "{text:?}");
         }
     }
 }

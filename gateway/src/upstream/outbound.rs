@@ -27,7 +27,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
 use rustls::ClientConfig;
-use seiketsu_config::tenant::UpstreamProtocol;
+use seiketsu_config::tenant::{UpstreamProtocol, UpstreamTls};
 use tokio::{runtime::Handle, sync::Semaphore};
 use tower_service::Service;
 
@@ -38,7 +38,7 @@ use super::{
     pool::UpstreamPool,
     profile::Profile,
     resolver::{LookupError, Resolver},
-    tls::{SystemRoots, TlsError, server_name, trusting_client_config},
+    tls::{SystemRoots, TlsError, TlsMaterial, server_name, trusting_client_config},
 };
 
 /// For one address of a host; the next is tried after it.
@@ -267,9 +267,9 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// For connections that become WebSockets; trusts only the authorities of this PEM file, if there is one. Blocks.
-    pub fn for_websockets(resolver: Resolver, ca: Option<&Path>, roots: &SystemRoots) -> Result<Self, TlsError> {
-        let tls = trusting_client_config(ca, &[b"http/1.1"], roots).map(Arc::new)?;
+    /// For connections that become WebSockets. Blocks.
+    pub fn for_websockets(resolver: Resolver, tls: &UpstreamTls, roots: &SystemRoots) -> Result<Self, TlsError> {
+        let tls = TlsMaterial::load(tls, &[b"http/1.1"], roots)?.client_config;
         Ok(Self { resolver, tls, server_name: None })
     }
 

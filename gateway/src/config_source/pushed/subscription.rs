@@ -26,6 +26,7 @@ use seiketsu_config::{
         write,
     },
     secret::{SecretError, SecretRef},
+    tenant::UpstreamTls,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -117,8 +118,8 @@ pub(in crate::config_source) enum SubscriptionError {
     Ca(#[from] TlsError),
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    #[error("the control plane refuses the token from {token} ({status}): make a node token and write it there")]
-    Unauthorised { token: SecretRef, status: StatusCode },
+    #[error("the control plane refuses {shown} ({status}): make a node token and write it there")]
+    Unauthorised { shown: String, status: StatusCode },
     #[error("what answers there is no control plane, or one that cannot serve now: {0}")]
     Status(StatusCode),
     #[error("the connection broke off: {0}")]
@@ -149,7 +150,7 @@ pub(in crate::config_source) enum SubscriptionError {
 
 /// What a connection is made with, read anew for each.
 pub(in crate::config_source) struct Credentials {
-    bearer: HeaderValue,
+    bearer: Option<HeaderValue>,
     connector: Connector,
 }
 
@@ -160,15 +161,26 @@ impl Credentials {
         resolver: &Resolver,
         roots: &SystemRoots,
     ) -> Result<Self, SubscriptionError> {
-        let token = settings.token.read()?;
-        let bearer = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()));
-        let is_visible =
-            !token.expose_secret().is_empty() && token.expose_secret().bytes().all(|b| b.is_ascii_graphic());
-        let mut bearer =
-            bearer.ok().filter(|_| is_visible).ok_or_else(|| SubscriptionError::TokenForm(settings.token.clone()))?;
-        bearer.set_sensitive(true);
-        Ok(Self { bearer, connector: Connector::for_websockets(resolver.clone(), settings.ca.as_deref(), roots)? })
+        let tls = UpstreamTls {
+            ca: settings.ca.clone(),
+            client_certificate: settings.certificate.clone(),
+            ..UpstreamTls::default()
+        };
+        Ok(Self {
+            bearer: settings.token.as_ref().map(bearer).transpose()?,
+            connector: Connector::for_websockets(resolver.clone(), &tls, roots)?,
+        })
     }
+}
+
+fn bearer(from: &SecretRef) -> Result<HeaderValue, SubscriptionError> {
+    let token = from.read()?;
+    let token = token.expose_secret();
+    let is_visible = !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic());
+    let bearer = HeaderValue::try_from(format!("Bearer {token}"));
+    let mut bearer = bearer.ok().filter(|_| is_visible).ok_or_else(|| SubscriptionError::TokenForm(from.clone()))?;
+    bearer.set_sensitive(true);
+    Ok(bearer)
 }
 
 impl fmt::Debug for Credentials {
@@ -339,7 +351,11 @@ impl Task {
         let status = answer.status();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                SubscriptionError::Unauthorised { token: self.settings.token.clone(), status }
+                let shown = match &self.settings.token {
+                    Some(token) => format!("the token from {token}"),
+                    None => "a node with this certificate and without a token".to_owned(),
+                };
+                SubscriptionError::Unauthorised { shown, status }
             }
             status => SubscriptionError::Status(status),
         }
@@ -428,14 +444,19 @@ impl Task {
     }
 }
 
-/// The request to become a WebSocket, with the node's token.
-fn request(uri: &Uri, bearer: HeaderValue) -> Result<tungstenite::handshake::client::Request, SubscriptionError> {
+/// The request to become a WebSocket, with the node's token, if it has one.
+fn request(
+    uri: &Uri,
+    bearer: Option<HeaderValue>,
+) -> Result<tungstenite::handshake::client::Request, SubscriptionError> {
     let mut parts = uri.clone().into_parts();
     parts.path_and_query = Some(PathAndQuery::from_static(SUBSCRIBE_PATH));
     let is_tls = uri.scheme_str() == Some("https");
     parts.scheme = if is_tls { "wss" } else { "ws" }.parse().ok();
     let mut request = Uri::from_parts(parts).map_err(http::Error::from)?.into_client_request()?;
-    request.headers_mut().insert(header::AUTHORIZATION, bearer);
+    if let Some(bearer) = bearer {
+        request.headers_mut().insert(header::AUTHORIZATION, bearer);
+    }
     Ok(request)
 }
 
@@ -551,7 +572,7 @@ mod tests {
         let bearer = |text: &str| {
             let mut value = HeaderValue::try_from(text).unwrap();
             value.set_sensitive(true);
-            value
+            Some(value)
         };
         for (url, uri) in [
             ("https://admin.example:9080/", "wss://admin.example:9080/internal/v1/subscribe"),

@@ -1,7 +1,9 @@
 //! The control plane of Seiketsu Gateway: what is configured, who may change it, who did, and what the nodes have of it.
 
 pub mod api;
+mod crowd;
 pub mod ctl;
+mod patient;
 pub mod push;
 mod serve;
 pub mod settings;
@@ -25,10 +27,15 @@ pub async fn run(settings: &Settings) -> Result<()> {
         format!("cannot listen on {}: choose another --listen, or end what has it", settings.listen)
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
+    tokio::spawn(push::departed::forget(store.clone(), settings.forget_nodes_after.get()));
+    let bounds = serve::Bounds {
+        per_address: settings.connections_per_address.into(),
+        write_timeout: settings.write_timeout.get(),
+    };
     let state = api::AppState::new(store.clone(), settings.requests_per_second);
     let hub = push::Hub::new(store, state.registry())?;
     let router = api::router(state).merge(hub.router());
-    serve::serve(listener, router, asked_to_end()?).await;
+    serve::serve(listener, router, bounds, asked_to_end()?).await;
     // Last, so that those who wait for nodes get their answer.
     hub.drain().await;
     Ok(())

@@ -14,6 +14,8 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use crate::{crowd::Crowd, patient::Patient};
+
 const MAX_CONNECTIONS: usize = 1024;
 /// To the end of a request's head, and for idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,8 +26,18 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What requests under way have to end when the process is to end.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// What clients may have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Connections of one address.
+    pub(crate) per_address: usize,
+    /// How long a client may take nothing of an answer.
+    pub(crate) write_timeout: Duration,
+}
+
 /// Serves until `stop` is done; then ends what is under way.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(listener: TcpListener, router: Router, bounds: Bounds, stop: impl Future<Output = ()>) {
+    let crowd = Crowd::new(bounds.per_address);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (end, ending) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
@@ -41,10 +53,16 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
         };
         match accepted {
             Ok((stream, peer)) => {
+                let Some(member) = crowd.enter(peer.ip()) else {
+                    tracing::debug!(%peer, "the address has as many connections as it may have");
+                    continue;
+                };
+                let _ = stream.set_nodelay(true);
+                let stream = Patient::new(stream, bounds.write_timeout);
                 let (connection, ending) = (connection(stream, peer, &router), ending.clone());
                 tokio::spawn(async move {
                     run(connection, ending).await;
-                    drop(permit);
+                    drop((permit, member));
                 });
             }
             Err(error) => {
@@ -60,7 +78,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: impl Futu
     }
 }
 
-type Connection = http1::UpgradeableConnection<TokioIo<TcpStream>, TowerToHyperService<WithPeer>>;
+type Connection = http1::UpgradeableConnection<TokioIo<Patient<TcpStream>>, TowerToHyperService<WithPeer>>;
 
 /// To its end, or to the end of the request under way when the process is to end.
 async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
@@ -78,8 +96,7 @@ async fn run(connection: Connection, mut ending: watch::Receiver<()>) {
     }
 }
 
-fn connection(stream: TcpStream, peer: SocketAddr, router: &Router) -> Connection {
-    let _ = stream.set_nodelay(true);
+fn connection(stream: Patient<TcpStream>, peer: SocketAddr, router: &Router) -> Connection {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)

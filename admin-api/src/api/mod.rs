@@ -18,6 +18,7 @@ mod configure_gateway;
 mod create_operator;
 mod create_tenant;
 mod create_token;
+mod delete_node;
 mod delete_operator;
 mod delete_tenant;
 mod delete_token;
@@ -155,7 +156,7 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(diff_revisions::diff_revisions))
         .routes(routes!(rollback::rollback))
         .routes(routes!(list_nodes::list_nodes))
-        .routes(routes!(get_node::get_node))
+        .routes(routes!(get_node::get_node, delete_node::delete_node))
         .routes(routes!(get_status::get_status))
         .routes(routes!(list_audit::list_audit))
         .routes(routes!(verify_audit::verify_audit))

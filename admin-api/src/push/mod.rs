@@ -5,6 +5,7 @@
 //! `updates`, where that which several nodes lack is read, written and compressed once. `seats` knows which
 //! connection is the node's.
 
+pub(crate) mod departed;
 mod metrics;
 mod seats;
 mod session;
@@ -91,14 +92,14 @@ async fn subscribe(
     let Some(token) = bearer(&headers) else {
         return refuse(Kind::Unauthenticated, "a node shows its token: Authorization: Bearer …");
     };
-    match hub.0.store.node_token(&token).await {
-        Ok(Some(_)) => {}
+    let row = match hub.0.store.node_token(&token).await {
+        Ok(Some(row)) => row,
         Ok(None) => return refuse(Kind::Unauthenticated, "the token is not that of a node, or is revoked"),
         Err(error) => {
             tracing::error!(%error, "cannot look up the token of a node");
             return refuse(Kind::Unavailable, "the store cannot be reached; try again");
         }
-    }
+    };
     if *hub.0.draining.borrow() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     }
@@ -106,7 +107,7 @@ async fn subscribe(
         Ok(upgrade) => upgrade
             .max_message_size(MOST_RECEIVED_BYTES)
             .max_frame_size(MOST_RECEIVED_BYTES)
-            .on_upgrade(move |socket| session::serve(hub, socket, token)),
+            .on_upgrade(move |socket| session::serve(hub, socket, token, row)),
         Err(rejection) => rejection.into_response(),
     }
 }

@@ -13,7 +13,10 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use secrecy::SecretString;
-use seiketsu_config::push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome};
+use seiketsu_config::{
+    push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome},
+    values::Id,
+};
 use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
@@ -25,7 +28,7 @@ use super::{
     seats::{Before, Taken},
     updates::{Prepared, length, message},
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, tokens::TokenRow};
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,6 +56,9 @@ const ANSWERS: usize = 8;
 
 /// A node that refuses a document may come to like it, when a file is there that was missing. It is asked this often.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Documents that a node refuses and the log tells of, of one answer.
+const MOST_LOGGED: usize = 100;
 
 /// The longest reason that a close frame can carry (RFC 6455, section 5.5).
 const MOST_REASON_BYTES: usize = 123;
@@ -85,6 +91,10 @@ enum End {
     Replaced,
     #[error("the token was revoked")]
     Revoked,
+    #[error("the token is for the node {0} alone")]
+    OtherNode(Id),
+    #[error("the store was set back, or is another: all is sent anew")]
+    OtherStore,
     #[error("this replica ends")]
     Draining,
     #[error("the store cannot be reached")]
@@ -105,6 +115,8 @@ impl End {
             Self::NoAnswer => "no_answer",
             Self::Replaced => "replaced",
             Self::Revoked => "revoked",
+            Self::OtherNode(_) => "other_node",
+            Self::OtherStore => "other_store",
             Self::Draining => "draining",
             Self::Store(_) => "store",
         }
@@ -116,7 +128,7 @@ impl End {
             Self::Closed | Self::Broken(_) => return None,
             Self::Unreadable(_) | Self::Order => close_code::PROTOCOL,
             Self::Draining => close_code::AWAY,
-            Self::Store(_) => close_code::AGAIN,
+            Self::Store(_) | Self::OtherStore => close_code::AGAIN,
             _ => close_code::POLICY,
         };
         let mut reason = self.to_string();
@@ -126,11 +138,11 @@ impl End {
 }
 
 /// Serves a node until its connection ends.
-pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
+pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString, row: TokenRow) {
     let shared = &*hub.0;
     let _connection = shared.seats.enter();
     let (mut sink, mut stream) = socket.split();
-    let end = match greet(shared, &mut stream).await {
+    let end = match greet(shared, &mut stream, row.node.as_ref()).await {
         Ok(hello) => attend(shared, &mut sink, &mut stream, &hello, &token).await,
         Err(end) => {
             tracing::warn!(%end, "a node was not admitted");
@@ -144,12 +156,16 @@ pub(super) async fn serve(hub: Hub, socket: WebSocket, token: SecretString) {
     }
 }
 
-async fn greet(shared: &Shared, stream: &mut Stream) -> Result<Hello, End> {
+/// `bound_to`: the one node that the token is for.
+async fn greet(shared: &Shared, stream: &mut Stream, bound_to: Option<&Id>) -> Result<Hello, End> {
     let first = tokio::select! {
         first = timeout(HELLO_TIMEOUT, next(stream)) => first.map_err(|_| End::NoHello)??,
         () = drained(shared) => return Err(End::Draining),
     };
     let FromNode::Hello(hello) = first else { return Err(End::Order) };
+    if let Some(node) = bound_to.filter(|node| **node != hello.node) {
+        return Err(End::OtherNode(node.clone()));
+    }
     // The highest that both know; ours are few.
     if hello.schemas.iter().any(|schema| SCHEMAS.contains(schema)) {
         Ok(hello)
@@ -193,6 +209,7 @@ async fn exchange(
     token: &SecretString,
     taken: &mut Taken<'_>,
 ) -> End {
+    let mut other_store = shared.store.other_store();
     // What it holds need not be in force: that is known when it has answered the first update.
     let connected = Hello { holds: None, ..hello.clone() };
     if let Err(error) = shared.store.node_connected(&connected, shared.replica).await {
@@ -200,8 +217,10 @@ async fn exchange(
     }
     let (answers, answered) = mpsc::channel(ANSWERS);
     tokio::select! {
-        end = ended(listen(shared, stream, hello, token, &answers)) => end,
+        end = ended(listen(shared, stream, hello, &answers)) => end,
         end = ended(tell(shared, sink, hello, answered)) => end,
+        end = ended(look_up(shared, token)) => end,
+        _ = other_store.changed() => End::OtherStore,
         _ = &mut taken.lost => End::Replaced,
         () = drained(shared) => End::Draining,
     }
@@ -238,7 +257,6 @@ async fn listen(
     shared: &Shared,
     stream: &mut Stream,
     hello: &Hello,
-    token: &SecretString,
     answers: &mpsc::Sender<Applied>,
 ) -> Result<Infallible, End> {
     let Hello { node, run, .. } = hello;
@@ -250,9 +268,14 @@ async fn listen(
         match timeout(SILENCE, next(stream)).await.map_err(|_| End::Silent)?? {
             FromNode::Hello(_) => return Err(End::Order),
             FromNode::Applied(applied) => {
-                for refused in &applied.refused {
+                for refused in applied.refused.iter().take(MOST_LOGGED) {
                     let tenant = refused.tenant.as_ref().map_or("(head)", |tenant| tenant.as_str());
                     tracing::warn!(%node, tenant, errors = ?refused.errors, "a node refuses a document");
+                }
+                let unlogged = applied.refused.len().saturating_sub(MOST_LOGGED) as u64;
+                let more = applied.refused_more.saturating_add(unlogged);
+                if more > 0 {
+                    tracing::warn!(%node, more, "a node refuses so many more documents");
                 }
                 // The next update need not wait for the store.
                 let _ = answers.send(applied.clone()).await;
@@ -264,11 +287,11 @@ async fn listen(
                 if let Err(error) = shared.store.node_heard(node, *run, &heartbeat).await {
                     tracing::warn!(%node, %error, "cannot note that the node was heard of");
                 }
-                if looked_up.elapsed() > LOOK_UP_INTERVAL {
-                    looked_up = Instant::now();
-                    look_up(shared, hello, token).await?;
-                }
             }
+        }
+        if looked_up.elapsed() > LOOK_UP_INTERVAL {
+            looked_up = Instant::now();
+            look_for_twin(shared, hello).await?;
         }
         if let Some(applied) = &unreported {
             match shared.store.node_applied(node, *run, applied).await {
@@ -282,14 +305,22 @@ async fn listen(
     }
 }
 
-/// Whether the node may stay. While the store cannot be asked, it does.
-async fn look_up(shared: &Shared, hello: &Hello, token: &SecretString) -> Result<(), End> {
-    if let Ok(None) = shared.store.node_token(token).await {
-        return Err(End::Revoked);
+/// Looks whether the token still holds, whatever the node says or does not say. While the store cannot be asked, it does.
+async fn look_up(shared: &Shared, token: &SecretString) -> Result<Infallible, End> {
+    let mut revoked = shared.store.revoked();
+    loop {
+        if let Ok(None) = shared.store.node_token(token).await {
+            return Err(End::Revoked);
+        }
+        // At once, if one was removed by this replica.
+        let _ = timeout(LOOK_UP_INTERVAL, revoked.changed()).await;
     }
+}
+
+/// Whether another replica has a node of this name. This one is there, as it has just said something.
+async fn look_for_twin(shared: &Shared, hello: &Hello) -> Result<(), End> {
     match shared.store.node(&hello.node).await {
         Ok(Some(row)) if row.run != hello.run => {
-            // This one is there, as its heartbeat tells, and the other one came after it.
             tell_of_twins(shared, hello, row.run).await;
             Err(End::Replaced)
         }

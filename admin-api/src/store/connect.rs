@@ -1,16 +1,25 @@
 //! The connection, and what comes over it unasked: that another replica has written.
 
-use std::{str::FromStr, sync::Weak, time::Duration};
+use std::{
+    io,
+    str::FromStr,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
-use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, SqlxPostgresConnector};
+use parking_lot::Mutex;
+use sea_orm::{DatabaseConnection, DbBackend, SqlxPostgresConnector};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions,
+    ConnectOptions, Connection, PgConnection,
+    pool::PoolConnectionMetadata,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Inner, Store, StoreError, entities::control, number};
+use tokio::time::{sleep, timeout};
+
+use super::{Inner, Store, StoreError};
 
 /// Channels of Postgres. What is said there is only that there is something to read.
 pub(super) const REVISION_CHANNEL: &str = "seiketsu_revision";
@@ -21,8 +30,18 @@ const CONNECTIONS: u32 = 16;
 /// To get a connection, or make one. Less than a request waits altogether.
 const ACQUIRE: Duration = Duration::from_millis(1500);
 
-/// How often the revision is read, in case a notification is lost.
+/// To answer whether the connection is there at all. A network that drops what is sent says nothing for a quarter of an
+/// hour.
+const PING: Duration = Duration::from_millis(500);
+
+/// A connection that was used a moment ago is not asked.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How often the state is read, in case a notification is lost.
 const POLL: Duration = Duration::from_secs(1);
+
+/// How long nothing may be heard before it is asked whether anything could be.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Where the store is.
 #[derive(Debug, Clone)]
@@ -69,13 +88,50 @@ fn postgres(url: &str) -> Result<DatabaseConnection, StoreError> {
             ("idle_in_transaction_session_timeout", "60s"),
         ])
         .disable_statement_logging();
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(ACQUIRE).connect_lazy_with(options);
+    let cut = Arc::default();
+    let pool = PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE)
+        // Its own test waits as long as it takes.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, used| Box::pin(is_there(connection, used, Arc::clone(&cut))))
+        .after_release(|connection, _| Box::pin(async { ping(connection).await.map(|()| true) }))
+        .connect_lazy_with(options);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
-/// Keeps the store's idea of the newest revision up to date for as long as somebody holds the store.
+/// Whether a connection can be used that was idle. An error closes it without another word to the server.
+async fn is_there(
+    connection: &mut PgConnection,
+    used: PoolConnectionMetadata,
+    cut: Arc<Mutex<Option<Instant>>>,
+) -> Result<bool, sqlx::Error> {
+    // What cut one connection off has cut off those that were there then.
+    let is_older = cut.lock().is_some_and(|cut| used.age > cut.elapsed());
+    if is_older {
+        return Err(silent());
+    }
+    if used.idle_for < FRESH {
+        return Ok(true);
+    }
+    if let Err(error) = ping(connection).await {
+        *cut.lock() = Some(Instant::now());
+        return Err(error);
+    }
+    Ok(true)
+}
+
+async fn ping(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    timeout(PING, connection.ping()).await.unwrap_or_else(|_| Err(silent()))
+}
+
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server does not answer"))
+}
+
+/// Keeps the store's idea of its newest state up to date for as long as somebody holds the store.
 pub(super) fn watch(store: &Store) {
-    let weak = std::sync::Arc::downgrade(&store.0);
+    let weak = Arc::downgrade(&store.0);
     tokio::spawn(poll(weak.clone()));
     if store.0.database.get_database_backend() == DbBackend::Postgres {
         tokio::spawn(listen(weak));
@@ -83,20 +139,21 @@ pub(super) fn watch(store: &Store) {
 }
 
 async fn poll(store: Weak<Inner>) {
+    let Some(told) = store.upgrade().map(|inner| Arc::clone(&inner.look_again)) else { return };
     let mut reachable = true;
     loop {
-        tokio::time::sleep(POLL).await;
+        let _ = timeout(POLL, told.notified()).await;
         let Some(inner) = store.upgrade() else { return };
-        let read = control::Entity::find().one(&inner.database).await;
-        match &read {
-            Ok(Some(control)) => Store(inner).learn(number(control.revision)),
+        let store = Store(inner);
+        // Bounded: the store answers within its patience or not at all.
+        let looked = store.look().await;
+        match &looked {
             Err(error) if reachable => tracing::warn!(%error, "the store cannot be reached"),
-            Ok(None) | Err(_) => {}
+            Ok(()) if !reachable => tracing::info!("the store can be reached again"),
+            _ => {}
         }
-        if read.is_ok() && !reachable {
-            tracing::info!("the store can be reached again");
-        }
-        reachable = read.is_ok();
+        reachable = looked.is_ok();
+        store.write_nodes().await;
     }
 }
 
@@ -107,25 +164,31 @@ async fn listen(store: Weak<Inner>) {
         if store.strong_count() == 0 {
             return;
         }
-        tokio::time::sleep(POLL).await;
+        sleep(POLL).await;
     }
 }
 
 async fn hear(store: &Weak<Inner>) -> Result<(), sqlx::Error> {
     let Some(inner) = store.upgrade() else { return Ok(()) };
-    let mut listener = PgListener::connect_with(inner.database.get_postgres_connection_pool()).await?;
+    let pool = inner.database.get_postgres_connection_pool();
+    let begin = async {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL]).await?;
+        Ok::<_, sqlx::Error>(listener)
+    };
+    let mut listener = timeout(ACQUIRE, begin).await.unwrap_or_else(|_| Err(silent()))?;
     drop(inner);
-    listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL]).await?;
     loop {
-        let heard = listener.recv().await?;
+        let Ok(heard) = timeout(QUIET, listener.recv()).await else {
+            let asked = sqlx::query("SELECT 1").execute(&mut listener);
+            timeout(ACQUIRE, asked).await.unwrap_or_else(|_| Err(silent()))?;
+            continue;
+        };
+        let channel = heard?.channel().to_owned();
         let Some(inner) = store.upgrade() else { return Ok(()) };
-        match heard.channel() {
+        match channel.as_str() {
             APPLIED_CHANNEL => Store(inner).learn_applied(),
-            _ => {
-                if let Ok(revision) = heard.payload().parse() {
-                    Store(inner).learn(revision);
-                }
-            }
+            _ => inner.look_again.notify_one(),
         }
     }
 }

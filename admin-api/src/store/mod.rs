@@ -9,7 +9,9 @@ pub mod documents;
 mod entities;
 mod error;
 pub mod gateway_config;
+mod known;
 mod migrations;
+mod node_memory;
 pub mod nodes;
 pub mod operators;
 pub mod revisions;
@@ -23,16 +25,19 @@ use sea_orm::{
     AccessMode, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
     IsolationLevel, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
 };
-use seiketsu_config::{push, values::Id};
-use tokio::sync::{Mutex, watch};
-use uuid::Uuid;
+use seiketsu_config::values::Id;
+use tokio::sync::{Mutex, Notify, watch};
 
-use self::entities::{control, revision_change, tenant};
 pub use self::{
     connect::StoreSettings,
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},
     writing::{Author, Once, Remembered},
+};
+use self::{
+    entities::{control, revision_change, tenant},
+    known::Known,
+    node_memory::NodeMemory,
 };
 
 /// How long an ordinary request waits for the store. Whoever asks shall be told soon that it is away.
@@ -50,17 +55,22 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     database: DatabaseConnection,
-    id: Uuid,
-    newest: watch::Sender<u64>,
+    known: Known,
+    /// There may be something new.
+    look_again: Arc<Notify>,
     /// Moved on whenever a node has applied something.
     applied: watch::Sender<u64>,
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
+    /// On SQLite, whose only process this is.
+    nodes: Option<NodeMemory>,
+    /// Moved on whenever a token was removed here.
+    revoked: watch::Sender<u64>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("id", &self.0.id).finish_non_exhaustive()
+        f.debug_struct("Store").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
@@ -72,25 +82,18 @@ impl Store {
         migrations::run(&transaction).await?;
         let control = writing::control_or_first(&transaction).await?;
         transaction.commit().await?;
+        let is_alone = database.get_database_backend() == DbBackend::Sqlite;
         let store = Self(Arc::new(Inner {
             database,
-            id: control.store,
-            newest: watch::Sender::new(number(control.revision)),
+            known: Known::new(known::state_of(&control)?),
+            look_again: Arc::default(),
+            nodes: is_alone.then(NodeMemory::default),
+            revoked: watch::Sender::new(0),
             applied: watch::Sender::new(0),
             turn: Mutex::new(()),
         }));
         connect::watch(&store);
         Ok(store)
-    }
-
-    /// Which store this is; made when its tables were. Revisions of another one mean nothing.
-    pub fn id(&self) -> Uuid {
-        self.0.id
-    }
-
-    /// The newest revision that this process knows of.
-    pub fn newest(&self) -> watch::Receiver<u64> {
-        self.0.newest.subscribe()
     }
 
     /// Changes whenever a node, of this replica or another one, has applied something.
@@ -127,8 +130,7 @@ impl Store {
     async fn read_changes(&self, since: Option<u64>) -> Result<Changes, StoreError> {
         let transaction = self.snapshot().await?;
         let control = self.control(&transaction).await?;
-        let sum = control.sum.parse().map_err(|why| StoreError::corrupt("the sum of all documents", &why))?;
-        let to = push::Held { store: self.0.id, revision: number(control.revision), sum };
+        let to = known::state_of(&control)?;
         let after = since.map(signed);
         let mut put = Vec::new();
         if after.is_none_or(|after| after < control.revision) {
@@ -171,15 +173,6 @@ impl Store {
             // With its log of writes, a transaction of SQLite always does.
             _ => self.0.database.begin().await?,
         })
-    }
-
-    /// Another replica, or this one, has come to this revision.
-    fn learn(&self, revision: u64) {
-        self.0.newest.send_if_modified(|newest| {
-            let newer = revision > *newest;
-            *newest = revision.max(*newest);
-            newer
-        });
     }
 
     fn learn_applied(&self) {

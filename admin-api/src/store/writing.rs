@@ -17,7 +17,7 @@ use super::{
     connect::{APPLIED_CHANNEL, REVISION_CHANNEL},
     documents::HeadDocument,
     entities::{control, idempotency_key},
-    number,
+    known,
 };
 
 /// How long an answer is kept for the case that its request is repeated.
@@ -143,17 +143,17 @@ impl Writing<'_> {
 
     /// Makes it so, and known.
     pub(super) async fn finish(self) -> Result<(), StoreError> {
+        let state = known::state_of(&self.control)?;
         let Self { store, transaction, control, .. } = self;
-        let revision = number(control.revision);
         control.into_active_model().reset_all().update(&transaction).await?;
         if transaction.get_database_backend() == DbBackend::Postgres {
             // Heard only if the transaction is committed.
             let notify = "SELECT pg_notify($1, $2)";
-            let values = [REVISION_CHANNEL.into(), revision.to_string().into()];
+            let values = [REVISION_CHANNEL.into(), state.revision.to_string().into()];
             transaction.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, notify, values)).await?;
         }
         transaction.commit().await?;
-        store.learn(revision);
+        store.learn(state);
         Ok(())
     }
 }

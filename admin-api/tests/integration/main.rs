@@ -16,6 +16,7 @@
 
 mod access;
 mod audit;
+mod cuts;
 mod documents;
 mod hostile;
 mod operators;

@@ -16,5 +16,7 @@ mod gateway;
 mod node;
 mod postgres;
 mod replicas;
+mod restores;
+mod tokens;
 mod updates;
 mod waiting;

@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::StoreError;
 
-const STEPS: &[&str] = &[include_str!("0001_first.sql")];
+const STEPS: &[&str] = &[include_str!("0001_first.sql"), include_str!("0002_nodes.sql")];
 
 /// Any number that nothing else locks.
 const LOCK: i64 = 0x5e1e_7500;
@@ -16,7 +16,13 @@ const LOCK: i64 = 0x5e1e_7500;
 pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<(), StoreError> {
     let backend = transaction.get_database_backend();
     if backend == DbBackend::Postgres {
+        // Longer than requests may: another replica may be at it, with very many rows. Not for ever, and for a table that
+        // somebody else holds not for long: all others would queue behind this one.
+        transaction
+            .execute_unprepared("SET LOCAL lock_timeout = '5min'; SET LOCAL statement_timeout = '10min'")
+            .await?;
         transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
+        transaction.execute_unprepared("SET LOCAL lock_timeout = '10s'").await?;
     }
     transaction.execute_unprepared("CREATE TABLE IF NOT EXISTS schema_steps (number INTEGER PRIMARY KEY)").await?;
     let last =

@@ -3,9 +3,11 @@
 pub mod alerts;
 pub mod api;
 mod background;
+mod crowd;
 pub mod ctl;
 mod edge;
 mod keeper;
+mod patient;
 pub mod push;
 mod serve;
 pub mod settings;
@@ -52,6 +54,11 @@ async fn serve(settings: &Settings) -> Result<()> {
         format!("cannot listen on {}: choose another --listen, or end what has it", settings.listen)
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
+    tokio::spawn(push::departed::forget(store.clone(), settings.forget_nodes_after.get()));
+    let bounds = serve::Bounds {
+        per_address: settings.connections_per_address.into(),
+        write_timeout: settings.write_timeout.get(),
+    };
     let state = api::AppState::new(store.clone(), settings.requests_per_second, settings.usage.objectives());
     if let Some(replica) = settings.usage.replica() {
         store.read_from(&replica, state.registry())?;
@@ -65,7 +72,7 @@ async fn serve(settings: &Settings) -> Result<()> {
         asked_to_end.await;
         state.end_streams();
     };
-    serve::serve(listener, edge, router, stop).await;
+    serve::serve(listener, edge, router, bounds, stop).await;
     // Last, so that those who wait for nodes get their answer.
     hub.drain().await;
     Ok(())

@@ -15,7 +15,11 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use crate::edge::{self, Edge, NodeCertificate};
+use crate::{
+    crowd::Crowd,
+    edge::{self, Edge, NodeCertificate},
+    patient::Patient,
+};
 
 const MAX_CONNECTIONS: usize = 1024;
 /// To the end of a request's head, and for idle connections.
@@ -27,8 +31,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// What requests under way have to end when the process is to end.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// What clients may have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Connections of one address.
+    pub(crate) per_address: usize,
+    /// How long a client may take nothing of an answer.
+    pub(crate) write_timeout: Duration,
+}
+
 /// Serves until `stop` is done; then ends what is under way.
-pub(crate) async fn serve(listener: TcpListener, edge: Edge, router: Router, stop: impl Future<Output = ()>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    edge: Edge,
+    router: Router,
+    bounds: Bounds,
+    stop: impl Future<Output = ()>,
+) {
+    let crowd = Crowd::new(bounds.per_address);
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let (end, ending) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
@@ -44,16 +64,29 @@ pub(crate) async fn serve(listener: TcpListener, edge: Edge, router: Router, sto
         };
         match accepted {
             Ok((stream, peer)) => {
+                // Behind a proxy, all clients have its address.
+                let is_proxy = edge.trusts(peer.ip());
+                let member = (!is_proxy).then(|| crowd.enter(peer.ip()));
+                if let Some(None) = member {
+                    tracing::debug!(%peer, "the address has as many connections as it may have");
+                    continue;
+                }
                 let hang_up = HangUp::default();
-                let service =
-                    WithPeer { router: router.clone(), peer, edge: edge.clone(), certificate: None, hang_up: hang_up.clone() };
+                let service = WithPeer {
+                    router: router.clone(),
+                    peer,
+                    edge: edge.clone(),
+                    certificate: None,
+                    write_timeout: bounds.write_timeout,
+                    hang_up: hang_up.clone(),
+                };
                 let ending = ending.clone();
                 tokio::spawn(async move {
                     tokio::select! {
                         () = attend(stream, service, ending) => {}
                         () = hang_up.0.notified() => {}
                     }
-                    drop(permit);
+                    drop((permit, member));
                 });
             }
             Err(error) => {
@@ -93,7 +126,7 @@ async fn attend(stream: TcpStream, service: WithPeer, mut ending: watch::Receive
     }
 }
 
-type Connection<S> = http1::UpgradeableConnection<TokioIo<S>, TowerToHyperService<WithPeer>>;
+type Connection<S> = http1::UpgradeableConnection<TokioIo<Patient<S>>, TowerToHyperService<WithPeer>>;
 
 /// To its end, or to the end of the request under way when the process is to end.
 async fn run<S>(connection: Connection<S>, mut ending: watch::Receiver<()>)
@@ -120,7 +153,7 @@ fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, ser
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_FIELDS)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .serve_connection(TokioIo::new(Patient::new(stream, service.write_timeout)), TowerToHyperService::new(service))
         .with_upgrades()
 }
 
@@ -133,6 +166,7 @@ struct WithPeer {
     edge: Edge,
     /// What the client has shown in the handshake.
     certificate: Option<NodeCertificate>,
+    write_timeout: Duration,
 }
 
 impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {

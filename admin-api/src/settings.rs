@@ -4,6 +4,7 @@ use std::{env, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 use secrecy::SecretString;
+use seiketsu_config::values::Span;
 
 use crate::{
     edge::EdgeSettings,
@@ -39,6 +40,19 @@ pub struct Settings {
     #[arg(long, env = "SEIKETSU_ADMIN_REQUESTS_PER_SECOND", default_value_t = 200, value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub requests_per_second: u32,
+
+    /// How many connections one address may have. Of IPv6, a network of 64 bits.
+    #[arg(long, env = "SEIKETSU_ADMIN_CONNECTIONS_PER_ADDRESS", default_value_t = 512, value_name = "NUMBER")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..))]
+    pub connections_per_address: u16,
+
+    /// How long a client may take nothing of what it is sent before it is cut off.
+    #[arg(long, env = "SEIKETSU_ADMIN_WRITE_TIMEOUT", default_value = "30s", value_name = "TIME")]
+    pub write_timeout: Span,
+
+    /// Nodes that were not heard of for so long are forgotten.
+    #[arg(long, env = "SEIKETSU_ADMIN_FORGET_NODES_AFTER", default_value = "7d", value_name = "TIME")]
+    pub forget_nodes_after: Span,
 
     #[command(flatten)]
     pub usage: UsageSettings,

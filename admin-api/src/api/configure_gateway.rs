@@ -14,7 +14,7 @@ use super::{
     body::{Json, QueryOf},
     caller::Caller,
     etag::IfMatch,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     problem::ProblemDocument,
     wait::{Wait, WaitQuery, WriteAnswer},
 };
@@ -118,7 +118,7 @@ pub(super) async fn configure_gateway(
     let (tenant, columns) = value.into_columns();
     match state.store.edit(&caller.author, &tenant, expected, once, |tenant| columns.apply(tenant)).await {
         Ok(written) => Ok(axum::Json(wait.complete(&state, written.into()).await?).into_response()),
-        Err(WriteError::Repeated(before)) => Ok(again(before)),
+        Err(WriteError::Repeated(before)) => wait.again(&state, before).await,
         Err(error) => Err(error.into()),
     }
 }

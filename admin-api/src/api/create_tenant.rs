@@ -12,7 +12,7 @@ use super::{
     body::{Json, QueryOf},
     caller::Caller,
     etag,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     openapi::TenantDocument,
     problem::ProblemDocument,
     wait::{Wait, WaitQuery, WriteAnswer},
@@ -47,7 +47,7 @@ pub(super) async fn create_tenant(
     let change = ChangeSet { put: vec![tenant], ..ChangeSet::default() };
     let written = match state.store.write_once(&caller.author, change, Some(Expected::Absent(id.clone())), once).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return Ok(again(before)),
+        Err(WriteError::Repeated(before)) => return wait.again(&state, before).await,
         Err(error) => return Err(error.into()),
     };
     let answer = wait.complete(&state, written.into()).await?;

@@ -6,6 +6,7 @@ use axum::{
 };
 use http::StatusCode;
 use secrecy::ExposeSecret;
+use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -35,6 +36,10 @@ pub(super) struct TokenBody {
     name: String,
     /// Whose it is; for tokens of operators.
     operator: Option<Uuid>,
+    /// The one node that it is for; for tokens of nodes. Absent: it is for any node, as fleets need it whose nodes come and
+    /// go. Whoever has such a token can take the place of each of them.
+    #[schema(value_type = Option<String>)]
+    node: Option<Id>,
     /// Until when it holds. Absent: until it is deleted.
     #[serde(default, with = "time::serde::rfc3339::option")]
     #[schema(value_type = Option<String>, format = DateTime)]
@@ -83,7 +88,7 @@ pub(super) async fn create_token(
 
 impl TokenBody {
     fn checked(self) -> Result<NewToken, Problem> {
-        let Self { kind, name, operator, expires_at } = self;
+        let Self { kind, name, operator, node, expires_at } = self;
         if !(1..=LONGEST_NAME).contains(&name.chars().count()) || name.chars().any(char::is_control) {
             let fix = "write what the token is for, in 1 to 100 characters of one line";
             return Err(Problem::invalid_at(
@@ -105,9 +110,12 @@ impl TokenBody {
             }
             _ => {}
         }
+        if kind == TokenKind::Operator && node.is_some() {
+            return Err(Problem::invalid_at("node", "a token of an operator is for no node", Some("remove it")));
+        }
         if expires_at.is_some_and(|expires| expires <= OffsetDateTime::now_utc()) {
             return Err(Problem::invalid_at("expires_at", "it lies in the past", Some("write a time to come")));
         }
-        Ok(NewToken { kind, name, operator, expires_at })
+        Ok(NewToken { kind, name, operator, node, expires_at })
     }
 }

@@ -17,7 +17,7 @@ use super::{
     AppState, Problem,
     body::{QueryOf, Yaml},
     caller::Caller,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     openapi::ConfigurationText,
     problem::{Kind, ProblemDocument},
     wait::{Wait, WaitFor, WriteAnswer},
@@ -34,7 +34,7 @@ pub(super) struct ImportQuery {
     dry_run: bool,
     /// Kept with the revision.
     reason: Option<String>,
-    /// `applied`: answer when all live nodes have applied the change.
+    /// `applied`: answer when all nodes have applied the change that are live or were a moment ago.
     #[param(inline)]
     wait: Option<WaitFor>,
     /// For how long: `500ms` to `60s`, usually `5s`.
@@ -77,7 +77,7 @@ pub(super) async fn import_configuration(
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
     let written = match state.store.write_once(&caller.author, change, None, once).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return Ok(again(before)),
+        Err(WriteError::Repeated(before)) => return wait.again(&state, before).await,
         Err(error) => return Err(error.into()),
     };
     let answer = WriteAnswer { dry_run: query.dry_run, ..written.into() };

@@ -5,7 +5,7 @@ use axum::{Json, extract::State};
 use super::{AppState, Problem, page::Page, problem::ProblemDocument};
 use crate::store::nodes::NodeRow;
 
-/// All nodes that have ever connected, in the order of their names.
+/// All nodes that were heard of in the last days, in the order of their names.
 #[utoipa::path(
     get, path = "/nodes", tag = "nodes",
     responses(

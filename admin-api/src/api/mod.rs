@@ -27,6 +27,7 @@ mod delete_consumer;
 mod delete_key;
 mod create_alert_rule;
 mod delete_alert_rule;
+mod delete_node;
 mod delete_operator;
 mod delete_route;
 mod delete_service;
@@ -209,7 +210,7 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(diff_revisions::diff_revisions))
         .routes(routes!(rollback::rollback))
         .routes(routes!(list_nodes::list_nodes))
-        .routes(routes!(get_node::get_node))
+        .routes(routes!(get_node::get_node, delete_node::delete_node))
         .routes(routes!(get_status::get_status))
         .routes(routes!(list_audit::list_audit))
         .routes(routes!(verify_audit::verify_audit))

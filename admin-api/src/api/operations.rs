@@ -65,6 +65,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("rollback", POST, "/revisions/{number}/rollback", Role::Admin, Scope::All),
     of("list_nodes", GET, "/nodes", Role::Viewer, Scope::All),
     of("get_node", GET, "/nodes/{id}", Role::Viewer, Scope::All),
+    of("delete_node", DELETE, "/nodes/{id}", Role::Admin, Scope::All),
     of("get_status", GET, "/status", Role::Viewer, Scope::Tenant),
     of("list_audit", GET, "/audit", Role::Auditor, Scope::Tenant),
     of("verify_audit", GET, "/audit/verify", Role::Auditor, Scope::All),

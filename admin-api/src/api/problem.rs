@@ -238,7 +238,9 @@ impl From<ManageError> for Problem {
         match error {
             ManageError::Store(error) => error.into(),
             ManageError::Missing(what) => Self::not_found(what),
-            error @ (ManageError::Exists(_) | ManageError::LastOwner) => Self::new(Kind::Conflict, error.to_string()),
+            error @ (ManageError::Exists(_) | ManageError::LastOwner | ManageError::NodeIsLive(_)) => {
+                Self::new(Kind::Conflict, error.to_string())
+            }
             ManageError::Changed { expected, current } => {
                 let detail =
                     format!("it was to be changed as it was in revision {expected}, and has been changed since");

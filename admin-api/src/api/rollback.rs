@@ -11,7 +11,7 @@ use super::{
     AppState, Problem,
     body::{PathOf, QueryOf},
     caller::Caller,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     problem::ProblemDocument,
     wait::{Wait, WaitFor, WriteAnswer},
 };
@@ -23,7 +23,7 @@ use crate::store::{Answer, WriteError, Written};
 pub(super) struct RollbackQuery {
     /// Kept with the revision.
     reason: Option<String>,
-    /// `applied`: answer when all live nodes have applied the change.
+    /// `applied`: answer when all nodes have applied the change that are live or were a moment ago.
     #[param(inline)]
     wait: Option<WaitFor>,
     /// For how long: `500ms` to `60s`, usually `5s`.
@@ -55,7 +55,7 @@ pub(super) async fn rollback(
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
     match state.store.rollback(&caller.author, number, query.reason, once).await {
         Ok(written) => Ok(axum::Json(wait.complete(&state, written.into()).await?).into_response()),
-        Err(WriteError::Repeated(before)) => Ok(again(before)),
+        Err(WriteError::Repeated(before)) => wait.again(&state, before).await,
         Err(error) => Err(error.into()),
     }
 }

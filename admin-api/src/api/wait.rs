@@ -1,7 +1,10 @@
-//! `?wait=applied`: the answer comes when all live nodes have what was written, and says which have not.
+//! `?wait=applied`: the answer comes when all nodes have what was written, and says which have not. Those count that are
+//! live, and those that were a moment ago and have not said that they end: they come back, and may serve meanwhile.
 
 use std::{collections::HashSet, time::Duration};
 
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
 use seiketsu_config::{
     push::Refused,
     values::{Id, Span},
@@ -10,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use utoipa::ToSchema;
 
-use super::{AppState, Problem, problem::Kind};
-use crate::store::{Written, nodes::NodeRow};
+use super::{AppState, Problem, idempotency, problem::Kind};
+use crate::store::{Remembered, Written, nodes::NodeRow};
 
 const USUAL: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_mins(1);
@@ -24,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(200);
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
 pub(super) struct WaitQuery {
-    /// `applied`: answer when all live nodes have applied the change.
+    /// `applied`: answer when all nodes have applied the change that are live or were a moment ago.
     #[param(inline)]
     pub(super) wait: Option<WaitFor>,
     /// For how long: `500ms` to `60s`, usually `5s`. Then 504 names the nodes that have not; the change stands.
@@ -38,7 +41,7 @@ pub(super) enum WaitFor {
 }
 
 /// What was written.
-#[derive(Debug, Clone, Serialize, ToSchema)]
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub(super) struct WriteAnswer {
     /// The revision that it made; the one that there is, if it changed nothing.
     pub(super) revision: u64,
@@ -48,37 +51,47 @@ pub(super) struct WriteAnswer {
     /// Whether what stands beside the tenants was changed.
     pub(super) head: bool,
     /// Nothing was written: this is what would be.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(default, skip_serializing_if = "is_false")]
     pub(super) dry_run: bool,
     /// With `?wait=applied`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) applied: Option<AppliedBy>,
 }
 
 /// Who has it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct AppliedBy {
-    /// Live nodes that have applied it.
+    /// Nodes that have applied it. None, and none missing: no node is known to be there.
     #[schema(value_type = Vec<String>)]
     nodes: Vec<Id>,
     missing: Vec<Missing>,
 }
 
-/// A live node that has not.
+/// A node that has not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub(super) struct Missing {
     #[schema(value_type = String)]
     node: Id,
+    /// Whether it is connected. One that is not was there a moment ago.
+    live: bool,
     /// What is in force there.
     revision: u64,
     /// What it refused of the change, and why.
     #[schema(value_type = Vec<Object>)]
     refused: Vec<Refused>,
+    /// How many more documents it has refused than it has named: some of the change may be among them.
+    #[serde(skip_serializing_if = "is_zero")]
+    refused_more: u64,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // What serde asks for.
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // What serde asks for.
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 impl From<Written> for WriteAnswer {
@@ -101,12 +114,14 @@ impl Wait {
     /// Completes the answer, when the nodes have what was written.
     pub(super) async fn complete(self, state: &AppState, answer: WriteAnswer) -> Result<WriteAnswer, Problem> {
         let Some(timeout) = self.0 else { return Ok(answer) };
+        // Revisions of nodes count only if they are of the store as it is now.
+        state.store.look().await?;
         let deadline = Instant::now() + timeout;
         let mut applied = state.store.applied();
         loop {
             applied.mark_unchanged();
             let now = standing(&state.store.nodes().await?, &answer);
-            let settled = now.missing.iter().all(|missing| !missing.refused.is_empty());
+            let settled = now.missing.iter().all(|missing| missing.refused_more > 0 || !missing.refused.is_empty());
             if now.missing.is_empty() {
                 return Ok(WriteAnswer { applied: Some(now), ..answer });
             }
@@ -132,7 +147,20 @@ pub(super) fn patience(timeout: Option<&str>) -> Result<Duration, Problem> {
     Ok(span.get())
 }
 
-/// Which of the live nodes have it.
+impl Wait {
+    /// The answer to a request that is repeated, which waits as the first one did.
+    pub(super) async fn again(self, state: &AppState, before: Remembered) -> Result<Response, Problem> {
+        let status = StatusCode::from_u16(before.status).unwrap_or(StatusCode::OK);
+        match serde_json::from_str(&before.answer) {
+            Ok(answer) if self.0.is_some() => {
+                Ok((status, axum::Json(self.complete(state, answer).await?)).into_response())
+            }
+            _ => Ok(idempotency::again(before)),
+        }
+    }
+}
+
+/// Which of the nodes have it that are awaited.
 fn standing(nodes: &[NodeRow], answer: &WriteAnswer) -> AppliedBy {
     let changed: HashSet<&Id> = answer.changed.iter().collect();
     let concerns = |refused: &Refused| match &refused.tenant {
@@ -140,13 +168,21 @@ fn standing(nodes: &[NodeRow], answer: &WriteAnswer) -> AppliedBy {
         None => answer.head,
     };
     let mut standing = AppliedBy::default();
-    for node in nodes.iter().filter(|node| node.live) {
-        let has = node.revision >= answer.revision;
+    for node in nodes.iter().filter(|node| node.awaited) {
+        let has = node.live && node.revision >= answer.revision;
         let refused: Vec<Refused> = node.refused.iter().filter(|one| has && concerns(one)).cloned().collect();
-        if has && refused.is_empty() {
+        let refused_more = if has { node.refused_more } else { 0 };
+        if has && refused.is_empty() && refused_more == 0 {
             standing.nodes.push(node.id.clone());
         } else {
-            standing.missing.push(Missing { node: node.id.clone(), revision: node.revision, refused });
+            let NodeRow { id, live, revision, .. } = node;
+            standing.missing.push(Missing {
+                node: id.clone(),
+                live: *live,
+                revision: *revision,
+                refused,
+                refused_more,
+            });
         }
     }
     standing
@@ -175,6 +211,7 @@ mod tests {
         NodeRow {
             id: id.parse().unwrap(),
             live,
+            awaited: live,
             run: Uuid::nil(),
             version: String::new(),
             region: None,
@@ -186,6 +223,7 @@ mod tests {
             ready: true,
             draining: false,
             refused: refused.collect(),
+            refused_more: 0,
             twin: false,
         }
     }

@@ -1,6 +1,7 @@
 //! `gatewayctl tokens`
 
 use clap::{Args, Subcommand, ValueEnum};
+use seiketsu_config::values::Id;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -32,6 +33,9 @@ pub(super) struct Create {
     /// Whose it is, for tokens of operators: the operator's id.
     #[arg(long, required_if_eq("kind", "operator"))]
     operator: Option<Uuid>,
+    /// The one node that it is for, for tokens of nodes. Without it, the token is for any node.
+    #[arg(long, conflicts_with = "operator")]
+    node: Option<Id>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -45,8 +49,8 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
         Command::List => {
             let tokens = Value::Array(all_pages(client, || Ask::get("/tokens")).await?);
             output.show(&tokens, |tokens| {
-                let names = ["/id", "/kind", "/name", "/operator", "/created_at", "/expires_at"];
-                table(&["ID", "KIND", "NAME", "OPERATOR", "CREATED", "EXPIRES"], &rows(tokens, &names))
+                let names = ["/id", "/kind", "/name", "/operator", "/node", "/created_at", "/expires_at"];
+                table(&["ID", "KIND", "NAME", "OPERATOR", "NODE", "CREATED", "EXPIRES"], &rows(tokens, &names))
             })?;
         }
         Command::Create(create) => {
@@ -54,7 +58,7 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
                 Kind::Operator => "operator",
                 Kind::Node => "node",
             };
-            let body = json!({ "kind": kind, "name": create.name, "operator": create.operator });
+            let body = json!({ "kind": kind, "name": create.name, "operator": create.operator, "node": create.node });
             let answer = client.json(Ask::post("/tokens").json(&body)).await?;
             // The one place that shows one: it was made for this.
             output.show(&answer, |answer| cell(&answer["token"]))?;

@@ -3,7 +3,8 @@
 mod client;
 mod tls;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr}, path::PathBuf, sync::Arc};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
@@ -56,6 +57,13 @@ pub enum NodeCertificates {
 pub(crate) struct Edge {
     pub(crate) tls: Option<Tls>,
     pub(crate) trusted_proxies: Arc<[IpNet]>,
+}
+
+impl Edge {
+    /// Whether the address is that of a proxy in front.
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&address))
+    }
 }
 
 impl EdgeSettings {

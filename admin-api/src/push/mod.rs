@@ -5,6 +5,7 @@
 //! `updates`, where that which several nodes lack is read, written and compressed once; `orders` passes on what nodes are
 //! to do at once. `seats` knows which connection is the node's.
 
+pub(crate) mod departed;
 mod metrics;
 mod orders;
 mod proof;

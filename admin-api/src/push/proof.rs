@@ -7,11 +7,12 @@ use seiketsu_config::values::Id;
 use super::Shared;
 use crate::{api::Kind, edge::NodeCertificate};
 
-pub(super) enum Proof {
-    Token(SecretString),
-    Certificate(NodeCertificate),
-    /// Where certificates are required, and a token came too: both have to hold.
-    Both(SecretString, NodeCertificate),
+/// A certificate, a token, or both; what is there has to hold.
+pub(super) struct Proof {
+    token: Option<SecretString>,
+    /// The one node that the token is for.
+    bound_to: Option<Id>,
+    certificate: Option<NodeCertificate>,
 }
 
 impl Proof {
@@ -24,17 +25,18 @@ impl Proof {
         if certificate.is_none() && shared.certificates_required {
             return Err((Kind::Unauthenticated, "a node shows a certificate here, of an authority in --client-ca"));
         }
-        let proof = match (bearer(headers), certificate) {
-            (Some(token), None) => Self::Token(token),
-            (None, Some(certificate)) => Self::Certificate(certificate),
-            (Some(token), Some(certificate)) => Self::Both(token, certificate),
-            (None, None) => {
-                return Err((Kind::Unauthenticated, "a node shows its token: Authorization: Bearer …"));
-            }
+        let mut proof = Self { token: bearer(headers), bound_to: None, certificate };
+        let Some(token) = &proof.token else {
+            return match proof.certificate {
+                Some(_) => Ok(proof),
+                None => Err((Kind::Unauthenticated, "a node shows its token: Authorization: Bearer …")),
+            };
         };
-        let Some(token) = proof.token() else { return Ok(proof) };
         match shared.store.node_token(token).await {
-            Ok(Some(_)) => Ok(proof),
+            Ok(Some(row)) => {
+                proof.bound_to = row.node;
+                Ok(proof)
+            }
             Ok(None) => Err((Kind::Unauthenticated, "the token is not that of a node, or is revoked")),
             Err(error) => {
                 tracing::error!(%error, "cannot look up the token of a node");
@@ -43,29 +45,22 @@ impl Proof {
         }
     }
 
-    fn token(&self) -> Option<&SecretString> {
-        match self {
-            Self::Token(token) | Self::Both(token, _) => Some(token),
-            Self::Certificate(_) => None,
-        }
+    /// The one node that the token is for, if it is for one.
+    pub(super) fn bound_to(&self) -> Option<&Id> {
+        self.bound_to.as_ref()
     }
 
-    /// Whether the node may have this id. A certificate says which; a token does not.
+    /// Whether the certificate, if there is one, is for this node.
     pub(super) fn is_for(&self, node: &Id) -> bool {
-        match self {
-            Self::Token(_) => true,
-            Self::Certificate(certificate) | Self::Both(_, certificate) => certificate.is_for(node),
-        }
+        self.certificate.as_ref().is_none_or(|certificate| certificate.is_for(node))
     }
 
     /// Whether it still holds. While the store cannot be asked, a token does.
     pub(super) async fn holds(&self, shared: &Shared) -> bool {
-        if let Self::Certificate(certificate) | Self::Both(_, certificate) = self
-            && !certificate.holds()
-        {
+        if self.certificate.as_ref().is_some_and(|certificate| !certificate.holds()) {
             return false;
         }
-        match self.token() {
+        match &self.token {
             Some(token) => !matches!(shared.store.node_token(token).await, Ok(None)),
             None => true,
         }

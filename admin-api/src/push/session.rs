@@ -29,7 +29,7 @@ use super::{
     updates::{Prepared, length, message},
     usage::{self, Said},
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, tokens::TokenRow};
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -57,6 +57,9 @@ const ANSWERS: usize = 8;
 
 /// A node that refuses a document may come to like it, when a file is there that was missing. It is asked this often.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Documents that a node refuses and the log tells of, of one answer.
+const MOST_LOGGED: usize = 100;
 
 /// The longest reason that a close frame can carry (RFC 6455, section 5.5).
 const MOST_REASON_BYTES: usize = 123;
@@ -94,6 +97,10 @@ pub(super) enum End {
     Revoked,
     #[error("the certificate is not for a node {node}: give the node its id, or a certificate that names it")]
     Foreign { node: Id },
+    #[error("the token is for the node {0} alone")]
+    OtherNode(Id),
+    #[error("the store was set back, or is another: all is sent anew")]
+    OtherStore,
     #[error("this replica ends")]
     Draining,
     #[error("the store cannot be reached")]
@@ -115,6 +122,8 @@ impl End {
             Self::Replaced => "replaced",
             Self::Revoked => "revoked",
             Self::Foreign { .. } => "foreign",
+            Self::OtherNode(_) => "other_node",
+            Self::OtherStore => "other_store",
             Self::Draining => "draining",
             Self::Store(_) => "store",
         }
@@ -126,7 +135,7 @@ impl End {
             Self::Closed | Self::Broken(_) => return None,
             Self::Unreadable(_) | Self::Order | Self::UsageAhead => close_code::PROTOCOL,
             Self::Draining => close_code::AWAY,
-            Self::Store(_) => close_code::AGAIN,
+            Self::Store(_) | Self::OtherStore => close_code::AGAIN,
             _ => close_code::POLICY,
         };
         let mut reason = self.to_string();
@@ -161,6 +170,9 @@ async fn greet(shared: &Shared, stream: &mut Stream, proof: &Proof) -> Result<He
         () = drained(shared) => return Err(End::Draining),
     };
     let FromNode::Hello(hello) = first else { return Err(End::Order) };
+    if let Some(node) = proof.bound_to().filter(|node| **node != hello.node) {
+        return Err(End::OtherNode(node.clone()));
+    }
     if !proof.is_for(&hello.node) {
         return Err(End::Foreign { node: hello.node });
     }
@@ -207,6 +219,7 @@ async fn exchange(
     proof: &Proof,
     taken: &mut Taken<'_>,
 ) -> End {
+    let mut other_store = shared.store.other_store();
     // What it holds need not be in force: that is known when it has answered the first update.
     let connected = Hello { holds: None, ..hello.clone() };
     let former = match shared.store.node(&hello.node).await {
@@ -222,10 +235,12 @@ async fn exchange(
     }
     let (usage, said) = usage::queue();
     tokio::select! {
-        end = ended(listen(shared, stream, hello, proof, &answers, &usage)) => end,
+        end = ended(listen(shared, stream, hello, &answers, &usage)) => end,
         end = ended(tell(shared, sink, hello, answered)) => end,
         end = ended(orders::pass_on(shared, sink, hello, former)) => end,
         end = ended(usage::answer(shared, sink, hello, said)) => end,
+        end = ended(look_up(shared, proof)) => end,
+        _ = other_store.changed() => End::OtherStore,
         _ = &mut taken.lost => End::Replaced,
         () = drained(shared) => End::Draining,
     }
@@ -267,7 +282,6 @@ async fn listen(
     shared: &Shared,
     stream: &mut Stream,
     hello: &Hello,
-    proof: &Proof,
     answers: &mpsc::Sender<Applied>,
     usage: &usage::Queue,
 ) -> Result<Infallible, End> {
@@ -282,9 +296,14 @@ async fn listen(
             FromNode::Usage(page) => usage::take(usage, Said::Page(page))?,
             FromNode::AskUsed(ask) => usage::take(usage, Said::Ask(ask))?,
             FromNode::Applied(applied) => {
-                for refused in &applied.refused {
+                for refused in applied.refused.iter().take(MOST_LOGGED) {
                     let tenant = refused.tenant.as_ref().map_or("(head)", |tenant| tenant.as_str());
                     tracing::warn!(%node, tenant, errors = ?refused.errors, "a node refuses a document");
+                }
+                let unlogged = applied.refused.len().saturating_sub(MOST_LOGGED) as u64;
+                let more = applied.refused_more.saturating_add(unlogged);
+                if more > 0 {
+                    tracing::warn!(%node, more, "a node refuses so many more documents");
                 }
                 // The next update need not wait for the store.
                 let _ = answers.send(applied.clone()).await;
@@ -297,11 +316,11 @@ async fn listen(
                 if let Err(error) = shared.store.node_heard(node, *run, &heartbeat).await {
                     tracing::warn!(%node, %error, "cannot note that the node was heard of");
                 }
-                if looked_up.elapsed() > LOOK_UP_INTERVAL {
-                    looked_up = Instant::now();
-                    look_up(shared, hello, proof).await?;
-                }
             }
+        }
+        if looked_up.elapsed() > LOOK_UP_INTERVAL {
+            looked_up = Instant::now();
+            look_for_twin(shared, hello).await?;
         }
         if let Some(applied) = &unreported {
             match shared.store.node_applied(node, *run, applied).await {
@@ -315,14 +334,22 @@ async fn listen(
     }
 }
 
-/// Whether the node may stay. While the store cannot be asked, it does.
-async fn look_up(shared: &Shared, hello: &Hello, proof: &Proof) -> Result<(), End> {
-    if !proof.holds(shared).await {
-        return Err(End::Revoked);
+/// Looks whether what the node was let in with still holds, whatever the node says or does not say.
+async fn look_up(shared: &Shared, proof: &Proof) -> Result<Infallible, End> {
+    let mut revoked = shared.store.revoked();
+    loop {
+        if !proof.holds(shared).await {
+            return Err(End::Revoked);
+        }
+        // At once, if a token was removed by this replica.
+        let _ = timeout(LOOK_UP_INTERVAL, revoked.changed()).await;
     }
+}
+
+/// Whether another replica has a node of this name. This one is there, as it has just said something.
+async fn look_for_twin(shared: &Shared, hello: &Hello) -> Result<(), End> {
     match shared.store.node(&hello.node).await {
         Ok(Some(row)) if row.run != hello.run => {
-            // This one is there, as its heartbeat tells, and the other one came after it.
             tell_of_twins(shared, hello, row.run).await;
             Err(End::Replaced)
         }

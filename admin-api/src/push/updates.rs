@@ -15,6 +15,7 @@ use prometheus::IntCounter;
 use seiketsu_config::push::{self, Document, Frame, FrameError, Held, ToNode, Update};
 use serde_json::value::RawValue;
 use tokio::task::JoinError;
+use uuid::Uuid;
 
 use crate::store::{Changes, Store, StoreError, StoredDocument};
 
@@ -54,9 +55,10 @@ pub(super) struct Updates {
     recent: Mutex<Recent>,
 }
 
-/// Updates to the newest revision, by the revision that they follow upon.
+/// Updates to the newest revision of a store, by the revision that they follow upon.
 #[derive(Default)]
 struct Recent {
+    store: Uuid,
     newest: u64,
     slots: HashMap<Option<u64>, Slot>,
 }
@@ -81,15 +83,16 @@ impl Updates {
         let held = held.filter(|held| held.store == self.store.id() && held.revision <= newest);
         let Some(held) = held else { return self.shared(None, newest).await };
         let update = self.shared(Some(held.revision), newest).await?;
-        // Where nothing has changed since, the sums tell whether both mean the same.
-        if update.to.revision == held.revision && update.to.sum != held.sum {
+        // Where nothing has changed since, the sums tell whether both mean the same; else the node sees whether the update
+        // leads to the sum that it should.
+        if update.to.store != held.store || update.to.revision == held.revision && update.to.sum != held.sum {
             return self.shared(None, newest).await;
         }
         Ok(update)
     }
 
     async fn shared(&self, after: Option<u64>, newest: u64) -> Result<Arc<Prepared>, UpdateError> {
-        let slot = self.recent.lock().slot(after, newest);
+        let slot = self.recent.lock().slot(self.store.id(), after, newest);
         let mut kept = slot.lock().await;
         if let Some(update) = kept.update.upgrade() {
             return Ok(update);
@@ -118,7 +121,10 @@ impl Updates {
 }
 
 impl Recent {
-    fn slot(&mut self, after: Option<u64>, newest: u64) -> Slot {
+    fn slot(&mut self, store: Uuid, after: Option<u64>, newest: u64) -> Slot {
+        if store != self.store {
+            *self = Self { store, ..Self::default() };
+        }
         if newest > self.newest || self.slots.len() >= MOST_SLOTS {
             self.slots.clear();
             self.newest = self.newest.max(newest);
@@ -174,7 +180,6 @@ pub(super) fn message(frame: Frame) -> Message {
 #[cfg(test)]
 mod tests {
     use seiketsu_config::push::Sum;
-    use uuid::Uuid;
 
     use super::*;
 
@@ -214,6 +219,18 @@ mod tests {
         assert_eq!(parts.iter().filter(|part| part.head.is_some()).count(), 1);
         assert_eq!(parts.iter().map(|part| part.gone.len()).sum::<usize>(), 1);
         assert!(parts.iter().all(|part| (part.nonce, part.after, part.to.revision) == (9, Some(3), 7)));
+    }
+
+    #[test]
+    fn what_was_made_of_another_store_is_not_sent_though_the_revisions_are_the_same() {
+        let mut recent = Recent::default();
+        let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let slot = recent.slot(one, Some(3), 7);
+        assert!(Arc::ptr_eq(&slot, &recent.slot(one, Some(3), 7)));
+        let set_back = recent.slot(other, Some(3), 5);
+        assert!(!Arc::ptr_eq(&slot, &set_back));
+        assert!(Arc::ptr_eq(&set_back, &recent.slot(other, Some(3), 5)));
+        assert!(!Arc::ptr_eq(&set_back, &recent.slot(other, Some(3), 6)));
     }
 
     #[test]

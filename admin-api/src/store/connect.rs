@@ -1,13 +1,24 @@
 //! The connection, and what comes over it unasked: that another replica has written.
 
-use std::{str::FromStr, sync::Weak, time::Duration};
+use std::{
+    io,
+    str::FromStr,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
-use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, SqlxPostgresConnector};
+use parking_lot::Mutex;
+use sea_orm::{DatabaseConnection, DbBackend, EntityTrait, QuerySelect, SqlxPostgresConnector};
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    ConnectOptions,
+    ConnectOptions, Connection, PgConnection,
+    pool::PoolConnectionMetadata,
     postgres::{PgConnectOptions, PgListener, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
 };
 
 use super::{Inner, Store, StoreError, entities::control, events, number, secrets::KeySource};
@@ -24,8 +35,18 @@ const CONNECTIONS: u32 = 16;
 const ACQUIRE: Duration = Duration::from_millis(1500);
 const ACQUIRE_OF_REPLICA: Duration = Duration::from_millis(500);
 
-/// How often the revision is read, in case a notification is lost.
+/// To answer whether the connection is there at all. A network that drops what is sent says nothing for a quarter of an
+/// hour.
+const PING: Duration = Duration::from_millis(500);
+
+/// A connection that was used a moment ago is not asked.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// How often the state is read, in case a notification is lost.
 const POLL: Duration = Duration::from_secs(1);
+
+/// How long nothing may be heard before it is asked whether anything could be.
+const QUIET: Duration = Duration::from_secs(5);
 
 /// Where the store is.
 #[derive(Debug, Clone)]
@@ -79,47 +100,95 @@ fn postgres(url: &str, acquire: Duration) -> Result<DatabaseConnection, StoreErr
             ("idle_in_transaction_session_timeout", "60s"),
         ])
         .disable_statement_logging();
-    let pool = PgPoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(acquire).connect_lazy_with(options);
+    let cut = Arc::default();
+    let pool = PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(acquire)
+        // Its own test waits as long as it takes.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, used| Box::pin(is_there(connection, used, Arc::clone(&cut))))
+        .after_release(|connection, _| Box::pin(async { ping(connection).await.map(|()| true) }))
+        .connect_lazy_with(options);
     Ok(SqlxPostgresConnector::from_sqlx_postgres_pool(pool))
 }
 
-/// Keeps the store's idea of the newest revision up to date for as long as somebody holds the store.
-pub(super) fn watch(store: &Store) {
-    let weak = std::sync::Arc::downgrade(&store.0);
+/// Whether a connection can be used that was idle. An error closes it without another word to the server.
+async fn is_there(
+    connection: &mut PgConnection,
+    used: PoolConnectionMetadata,
+    cut: Arc<Mutex<Option<Instant>>>,
+) -> Result<bool, sqlx::Error> {
+    // What cut one connection off has cut off those that were there then.
+    let is_older = cut.lock().is_some_and(|cut| used.age > cut.elapsed());
+    if is_older {
+        return Err(silent());
+    }
+    if used.idle_for < FRESH {
+        return Ok(true);
+    }
+    if let Err(error) = ping(connection).await {
+        *cut.lock() = Some(Instant::now());
+        return Err(error);
+    }
+    Ok(true)
+}
+
+async fn ping(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    timeout(PING, connection.ping()).await.unwrap_or_else(|_| Err(silent()))
+}
+
+fn silent() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, "the server does not answer"))
+}
+
+/// Keeps the store's idea of its newest state up to date for as long as somebody holds the store.
+pub(super) fn watch(store: &Store, told: mpsc::Receiver<events::NewEvent>) {
+    let weak = Arc::downgrade(&store.0);
     tokio::spawn(poll(weak.clone()));
     tokio::spawn(events::relay(weak.clone()));
+    tokio::spawn(events::write_told(weak.clone(), told));
     if store.0.database.get_database_backend() == DbBackend::Postgres {
         tokio::spawn(listen(weak));
     }
 }
 
 async fn poll(store: Weak<Inner>) {
-    let (mut reachable, mut opens) = (true, true);
+    let Some(told) = store.upgrade().map(|inner| Arc::clone(&inner.look_again)) else { return };
+    let (mut reachable, mut opens, mut caught_up) = (true, true, Instant::now());
     loop {
-        tokio::time::sleep(POLL).await;
+        let _ = timeout(POLL, told.notified()).await;
         let Some(inner) = store.upgrade() else { return };
-        let read = control::Entity::find().one(&inner.database).await;
-        match &read {
-            Ok(Some(control)) => {
-                let store = Store(inner);
-                store.learn(number(control.revision));
-                let learned = store.learn_keys(&store.0.database).await;
-                if let Err(error) = &learned
-                    && opens
-                {
-                    tracing::error!(%error, "what is sealed from now on cannot be opened here");
-                }
-                opens = learned.is_ok();
-                store.learn_orders(number(control.orders));
-            }
+        let store = Store(inner);
+        // Bounded: the store answers within its patience or not at all.
+        let looked = store.look().await;
+        match &looked {
             Err(error) if reachable => tracing::warn!(%error, "the store cannot be reached"),
-            Ok(None) | Err(_) => {}
+            Ok(()) if !reachable => tracing::info!("the store can be reached again"),
+            _ => {}
         }
-        if read.is_ok() && !reachable {
-            tracing::info!("the store can be reached again");
+        reachable = looked.is_ok();
+        store.write_nodes().await;
+        // What is told of a change must not wait for what changes rarely.
+        if reachable && caught_up.elapsed() >= POLL {
+            caught_up = Instant::now();
+            opens = catch_up(&store, opens).await;
         }
-        reachable = read.is_ok();
     }
+}
+
+/// Keys and orders that other replicas have made. Whether the keys can be used here, as they could before or not.
+async fn catch_up(store: &Store, opened: bool) -> bool {
+    let learned = store.learn_keys(&store.0.database).await;
+    if let Err(error) = &learned
+        && opened
+    {
+        tracing::error!(%error, "what is sealed from now on cannot be opened here");
+    }
+    let newest = control::Entity::find().select_only().column(control::Column::Orders);
+    if let Ok(Some(newest)) = newest.into_tuple().one(&store.0.database).await {
+        store.learn_orders(number(newest));
+    }
+    learned.is_ok()
 }
 
 async fn listen(store: Weak<Inner>) {
@@ -129,17 +198,27 @@ async fn listen(store: Weak<Inner>) {
         if store.strong_count() == 0 {
             return;
         }
-        tokio::time::sleep(POLL).await;
+        sleep(POLL).await;
     }
 }
 
 async fn hear(store: &Weak<Inner>) -> Result<(), sqlx::Error> {
     let Some(inner) = store.upgrade() else { return Ok(()) };
-    let mut listener = PgListener::connect_with(inner.database.get_postgres_connection_pool()).await?;
+    let pool = inner.database.get_postgres_connection_pool();
+    let begin = async {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL, ORDER_CHANNEL, EVENT_CHANNEL]).await?;
+        Ok::<_, sqlx::Error>(listener)
+    };
+    let mut listener = timeout(ACQUIRE, begin).await.unwrap_or_else(|_| Err(silent()))?;
     drop(inner);
-    listener.listen_all([REVISION_CHANNEL, APPLIED_CHANNEL, ORDER_CHANNEL, EVENT_CHANNEL]).await?;
     loop {
-        let heard = listener.recv().await?;
+        let Ok(heard) = timeout(QUIET, listener.recv()).await else {
+            let asked = sqlx::query("SELECT 1").execute(&mut listener);
+            timeout(ACQUIRE, asked).await.unwrap_or_else(|_| Err(silent()))?;
+            continue;
+        };
+        let heard = heard?;
         let Some(inner) = store.upgrade() else { return Ok(()) };
         match heard.channel() {
             APPLIED_CHANNEL => Store(inner).learn_applied(),
@@ -149,11 +228,7 @@ async fn hear(store: &Weak<Inner>) -> Result<(), sqlx::Error> {
                 }
             }
             EVENT_CHANNEL => Store(inner).learn_event(),
-            _ => {
-                if let Ok(revision) = heard.payload().parse() {
-                    Store(inner).learn(revision);
-                }
-            }
+            _ => inner.look_again.notify_one(),
         }
     }
 }

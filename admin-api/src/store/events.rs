@@ -21,10 +21,10 @@ use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
-    BATCH, Inner, PATIENCE, Store, StoreError, connect::EVENT_CHANNEL, entities::event, number, operators::Role,
+    BATCH, Inner, PATIENCE, PATIENCE_FOR_ALL, Store, StoreError, connect::EVENT_CHANNEL, entities::event, number, operators::Role,
     signed, within,
 };
 
@@ -205,11 +205,15 @@ pub(super) struct Bus {
     wake: watch::Sender<()>,
     out: broadcast::Sender<Arc<Event>>,
     newest: AtomicU64,
+    told: mpsc::Sender<NewEvent>,
 }
 
 impl Bus {
-    pub(super) fn new() -> Self {
-        Self { wake: watch::Sender::new(()), out: broadcast::Sender::new(BEHIND), newest: AtomicU64::new(0) }
+    /// And what is to be given to [`write_told`].
+    pub(super) fn new() -> (Self, mpsc::Receiver<NewEvent>) {
+        let (told, to_write) = mpsc::channel(BEHIND);
+        let (wake, out) = (watch::Sender::new(()), broadcast::Sender::new(BEHIND));
+        (Self { wake, out, newest: AtomicU64::new(0), told }, to_write)
     }
 
     pub(super) fn wake(&self) {
@@ -258,6 +262,17 @@ async fn hand_out(store: &Store, last: Option<u64>) -> Result<u64, StoreError> {
     }
 }
 
+/// Writes what is told of nodes, as much at a time as there is, for as long as somebody holds the store.
+pub(super) async fn write_told(store: Weak<Inner>, mut told: mpsc::Receiver<NewEvent>) {
+    let mut events = Vec::new();
+    while told.recv_many(&mut events, BATCH).await > 0 {
+        let Some(inner) = store.upgrade() else { return };
+        if let Err(error) = Store(inner).write_events(std::mem::take(&mut events)).await {
+            tracing::warn!(%error, "events of nodes are not told");
+        }
+    }
+}
+
 impl Store {
     /// Events after a number, the oldest first.
     pub async fn events_after(&self, after: u64, most: u64) -> Result<Vec<Event>, StoreError> {
@@ -297,13 +312,18 @@ impl Store {
         .await
     }
 
-    /// What happens to nodes. It is written after that what it tells of: a node's answer is not held up by it, and that a
-    /// server falls in between loses no more than a line.
-    pub(super) async fn tell(&self, events: Vec<NewEvent>) -> Result<(), StoreError> {
-        if events.is_empty() {
-            return Ok(());
+    /// What happens to nodes. It is written later and by itself ([`write_told`]): no node waits for it, and that a server
+    /// falls in between loses no more than a line.
+    pub(super) fn tell(&self, events: impl IntoIterator<Item = NewEvent>) {
+        for event in events {
+            if let Err(error) = self.0.events.told.try_send(event) {
+                tracing::warn!(%error, "an event is not told");
+            }
         }
-        within(PATIENCE, async {
+    }
+
+    async fn write_events(&self, events: Vec<NewEvent>) -> Result<(), StoreError> {
+        within(PATIENCE_FOR_ALL, async {
             let _turn = self.0.turn.lock().await;
             let transaction = self.0.database.begin().await?;
             if transaction.get_database_backend() == DbBackend::Postgres {

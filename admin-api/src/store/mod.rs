@@ -17,7 +17,9 @@ pub mod keeping;
 mod leader;
 pub mod gateway_config;
 pub mod keys;
+mod known;
 mod migrations;
+mod node_memory;
 pub mod nodes;
 pub mod operators;
 pub mod orders;
@@ -45,11 +47,9 @@ use sea_orm::{
     AccessMode, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
     IsolationLevel, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
 };
-use seiketsu_config::{push, values::Id};
-use tokio::sync::{Mutex, Semaphore, watch};
-use uuid::Uuid;
+use seiketsu_config::values::Id;
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 
-use self::entities::{control, revision_change, tenant};
 pub use self::{
     leader::Leader,
     connect::StoreSettings,
@@ -57,6 +57,11 @@ pub use self::{
     error::{Invalid, StoreError},
     place::{Place, Seen},
     writing::{Author, Once, Remembered},
+};
+use self::{
+    entities::{control, revision_change, tenant},
+    known::Known,
+    node_memory::NodeMemory,
 };
 
 /// How long an ordinary request waits for the store. Whoever asks shall be told soon that it is away.
@@ -77,8 +82,9 @@ pub struct Store(Arc<Inner>);
 
 struct Inner {
     database: DatabaseConnection,
-    id: Uuid,
-    newest: watch::Sender<u64>,
+    known: Known,
+    /// There may be something new.
+    look_again: Arc<Notify>,
     /// Moved on whenever a node has applied something.
     applied: watch::Sender<u64>,
     /// The number of the newest order.
@@ -90,11 +96,15 @@ struct Inner {
     usage_writers: Semaphore,
     replica: OnceLock<Arc<replica::Replica>>,
     events: events::Bus,
+    /// On SQLite, whose only process this is.
+    nodes: Option<NodeMemory>,
+    /// Moved on whenever a token was removed here.
+    revoked: watch::Sender<u64>,
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Store").field("id", &self.0.id).finish_non_exhaustive()
+        f.debug_struct("Store").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
@@ -108,30 +118,24 @@ impl Store {
         let keys = secrets::open_or_first(&transaction, &settings.key).await?;
         secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
         transaction.commit().await?;
+        let is_alone = database.get_database_backend() == DbBackend::Sqlite;
+        let (events, told) = events::Bus::new();
         let store = Self(Arc::new(Inner {
             database,
-            id: control.store,
-            newest: watch::Sender::new(number(control.revision)),
+            known: Known::new(known::state_of(&control)?),
+            look_again: Arc::default(),
             applied: watch::Sender::new(0),
             orders: watch::Sender::new(number(control.orders)),
             turn: Mutex::new(()),
             keys: RwLock::new(keys),
             usage_writers: Semaphore::new(USAGE_WRITERS),
             replica: OnceLock::new(),
-            events: events::Bus::new(),
+            events,
+            nodes: is_alone.then(NodeMemory::default),
+            revoked: watch::Sender::new(0),
         }));
-        connect::watch(&store);
+        connect::watch(&store, told);
         Ok(store)
-    }
-
-    /// Which store this is; made when its tables were. Revisions of another one mean nothing.
-    pub fn id(&self) -> Uuid {
-        self.0.id
-    }
-
-    /// The newest revision that this process knows of.
-    pub fn newest(&self) -> watch::Receiver<u64> {
-        self.0.newest.subscribe()
     }
 
     /// Changes whenever a node, of this replica or another one, has applied something.
@@ -168,8 +172,7 @@ impl Store {
     async fn read_changes(&self, since: Option<u64>) -> Result<Changes, StoreError> {
         let transaction = self.snapshot().await?;
         let control = self.control(&transaction).await?;
-        let sum = control.sum.parse().map_err(|why| StoreError::corrupt("the sum of all documents", &why))?;
-        let to = push::Held { store: self.0.id, revision: number(control.revision), sum };
+        let to = known::state_of(&control)?;
         let after = since.map(signed);
         let mut put = Vec::new();
         if after.is_none_or(|after| after < control.revision) {
@@ -212,15 +215,6 @@ impl Store {
             // With its log of writes, a transaction of SQLite always does.
             _ => self.0.database.begin().await?,
         })
-    }
-
-    /// Another replica, or this one, has come to this revision.
-    fn learn(&self, revision: u64) {
-        self.0.newest.send_if_modified(|newest| {
-            let newer = revision > *newest;
-            *newest = revision.max(*newest);
-            newer
-        });
     }
 
     fn learn_applied(&self) {

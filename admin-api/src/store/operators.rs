@@ -87,6 +87,8 @@ pub enum ManageError {
     Exists(Id),
     #[error("it was changed in the meantime: revision {expected} was expected")]
     Changed { expected: u64, current: Box<Operator> },
+    #[error("the node {0} is connected: end it first")]
+    NodeIsLive(Id),
     #[error("one owner of all tenants must remain")]
     LastOwner,
     #[error("that is for an operator who is {} at least", .0.as_str())]

@@ -19,11 +19,13 @@ use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{
     Author, Once, PATIENCE, Store, StoreError, audit,
     entities::{operator, token},
+    id_of,
     operators::{AnswerOf, ManageError, Operator, Role, not_above, operator_of},
     within,
     writing::hex,
@@ -65,6 +67,9 @@ pub struct TokenRow {
     pub kind: TokenKind,
     pub name: String,
     pub operator: Option<Uuid>,
+    /// The one node that it is for. None: it is for any node.
+    #[schema(value_type = Option<String>)]
+    pub node: Option<Id>,
     #[serde(with = "time::serde::rfc3339")]
     #[schema(value_type = String, format = DateTime)]
     pub created_at: OffsetDateTime,
@@ -80,6 +85,8 @@ pub struct NewToken {
     pub name: String,
     /// For a token of an operator.
     pub operator: Option<Uuid>,
+    /// For a token of one node.
+    pub node: Option<Id>,
     pub expires_at: Option<OffsetDateTime>,
 }
 
@@ -110,6 +117,11 @@ impl Store {
         let Some(row) = find.one(&self.0.database).await? else { return Ok(None) };
         let expired = row.expires_at.is_some_and(|expires| expires <= OffsetDateTime::now_utc());
         if expired { Ok(None) } else { token_of(row).map(Some) }
+    }
+
+    /// Changes whenever a token was removed by this replica.
+    pub fn revoked(&self) -> watch::Receiver<u64> {
+        self.0.revoked.subscribe()
     }
 
     /// Tokens after an id, in the order they were made in.
@@ -167,7 +179,9 @@ impl Store {
             let token = token_of(row.clone())?;
             row.delete(&writing.transaction).await.map_err(StoreError::from)?;
             writing.audit(by, audit::Entry::done().with("token", shown(&token))).await?;
-            Ok(writing.finish().await?)
+            writing.finish().await?;
+            self.0.revoked.send_modify(|times| *times += 1);
+            Ok(())
         })
         .await
     }
@@ -193,13 +207,15 @@ impl Store {
                 kind: TokenKind::Operator,
                 name: "first owner".to_owned(),
                 operator: Some(id),
+                node: None,
                 expires_at: None,
             };
             written.push(writing.first_token(&by, new, folder.join("admin-token")).await?);
         }
         let nodes = token::Entity::find().filter(token::Column::Kind.eq(TokenKind::Node.as_str()));
         if nodes.count(&writing.transaction).await? == 0 {
-            let new = NewToken { kind: TokenKind::Node, name: "nodes".to_owned(), operator: None, expires_at: None };
+            let (kind, name) = (TokenKind::Node, "nodes".to_owned());
+            let new = NewToken { kind, name, operator: None, node: None, expires_at: None };
             written.push(writing.first_token(&by, new, folder.join("node-token")).await?);
         }
         if !written.is_empty() {
@@ -262,6 +278,7 @@ fn row(new: NewToken, secret: &SecretString, now: OffsetDateTime) -> token::Mode
         hash: hash(secret),
         created_at: now,
         expires_at: new.expires_at,
+        node: new.node.map(|node| node.to_string()),
     }
 }
 
@@ -272,6 +289,7 @@ fn token_of(row: token::Model) -> Result<TokenRow, StoreError> {
         kind: kind.ok_or_else(|| StoreError::corrupt("the kind of a token", &row.kind))?,
         name: row.name,
         operator: row.operator_id,
+        node: row.node.as_deref().map(id_of).transpose()?,
         created_at: row.created_at,
         expires_at: row.expires_at,
     })

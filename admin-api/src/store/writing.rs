@@ -19,7 +19,7 @@ use super::{
     documents::HeadDocument,
     entities::{control, idempotency_key},
     events::{self, EventKind, NewEvent},
-    number,
+    known,
 };
 
 /// How long an answer is kept for the case that its request is repeated.
@@ -153,19 +153,19 @@ impl Writing<'_> {
 
     /// Makes it so, and known.
     pub(super) async fn finish(self) -> Result<(), StoreError> {
+        let state = known::state_of(&self.control)?;
         let Self { store, transaction, control, now, events, .. } = self;
         let is_told = !events.is_empty();
-        let revision = number(control.revision);
         control.into_active_model().reset_all().update(&transaction).await?;
         if transaction.get_database_backend() == DbBackend::Postgres {
             // Heard only if the transaction is committed.
             let notify = "SELECT pg_notify($1, $2)";
-            let values = [REVISION_CHANNEL.into(), revision.to_string().into()];
+            let values = [REVISION_CHANNEL.into(), state.revision.to_string().into()];
             transaction.execute_raw(Statement::from_sql_and_values(DbBackend::Postgres, notify, values)).await?;
         }
         events::emit(&transaction, now, events).await?;
         transaction.commit().await?;
-        store.learn(revision);
+        store.learn(state);
         if is_told {
             store.learn_event();
         }

@@ -80,6 +80,7 @@ fn calls(made: &Made) -> Vec<Call> {
         call("rollback", "POST", "/revisions/0/rollback", None, worker, Refused),
         call("list_nodes", "GET", "/nodes", None, None, Refused),
         call("get_node", "GET", "/nodes/eu-1", None, None, Refused),
+        call("delete_node", "DELETE", "/nodes/eu-1", None, worker, Refused),
         call("get_status", "GET", "/status", None, None, WithoutIt),
         call("list_audit", "GET", "/audit?tenant=acme", None, viewer, Refused),
         call("verify_audit", "GET", "/audit/verify", None, viewer, Refused),

@@ -1,8 +1,13 @@
 //! What must not be sent: a clear refusal each time, and nothing changed.
 
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
 use serde_json::{Value, json};
 
-use crate::support::{Client, Database, on_both, tenant};
+use crate::support::{Admin, Client, Database, on_both, tenant, wait_until};
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 
@@ -90,6 +95,7 @@ fn what_cannot_be_meant_is_refused_with_its_place() {
             json!({ "kind": "operator", "name": "x" }),
             json!({ "kind": "node", "name": "" }),
             json!({ "kind": "node", "name": "a\nb" }),
+            json!({ "kind": "node", "name": "x", "node": "No Such Name" }),
             json!({ "kind": "node", "name": "x", "expires_at": "yesterday" }),
             json!({ "kind": "node", "name": "x", "expires_at": "2001-01-01T00:00:00Z" }),
         ] {
@@ -226,6 +232,48 @@ fn what_is_not_there_is_told_as_a_problem_too() {
     client.send("BREW", "/tenants", &[], b"").is_problem(405, ":method-not-allowed");
     let head = client.send("HEAD", "/status", &[], b"").is(200);
     assert!(head.body.is_empty());
+}
+
+#[test]
+fn an_address_has_so_many_connections_and_who_takes_no_answer_loses_its_own() {
+    let database = Database::sqlite();
+    let setup = database.admin();
+    // More than the system takes for a client that does not read.
+    for number in 0..12 {
+        let mut large = tenant(&format!("large-{number}"));
+        let route = |route: usize| {
+            let path = format!("/{route}/{}", "segment".repeat(25));
+            json!({ "id": format!("route-{route}"), "match": { "path": path }, "upstream": "own" })
+        };
+        large["routes"] = (0..2500).map(route).collect();
+        setup.client().put(&format!("/tenants/large-{number}"), &large).is(200);
+    }
+    let arguments = ["--connections-per-address", "1", "--write-timeout", "1s"];
+    let admin = Admin::start(&database, tempfile::tempdir().unwrap(), &arguments);
+    let is_served = || {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.starts_with("HTTP/1.1 200")
+    };
+    assert!(is_served());
+    let mut slow = None;
+    wait_until("the one before is gone", || {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let token = setup.token.as_str();
+        let request =
+            format!("GET /api/enterprise/export HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        let begun = stream.read_exact(&mut first).is_ok() && &first == b"HTTP/1.1 200";
+        slow = begun.then_some(stream);
+        begun
+    });
+    assert!(!is_served(), "it has its one connection");
+    // It takes nothing more, and does not close either.
+    wait_until("it is cut off", is_served);
+    drop(slow);
 }
 
 on_both! {

@@ -17,6 +17,7 @@
 mod access;
 mod alerts;
 mod audit;
+mod cuts;
 mod documents;
 mod events;
 mod hostile;

@@ -109,7 +109,7 @@ on_both! {
             store.node_connected(&hello, replica).await.unwrap();
             let node = &store.nodes().await.unwrap()[0];
             assert_eq!((node.live, node.ready, node.revision, node.replica), (true, false, 0, Some(replica)));
-            let applied = Applied { nonce: 1, revision: 7, refused: Vec::new(), lost: false };
+            let applied = Applied { nonce: 1, revision: 7, refused: Vec::new(), refused_more: 0, lost: false };
             let mut told = store.applied();
             store.node_applied(&hello.node, hello.run, &applied).await.unwrap();
             assert!(told.has_changed().unwrap());
@@ -133,6 +133,60 @@ on_both! {
         });
     }
 
+    fn nodes_are_heard_of_while_very_much_is_written(database) {
+        run(async {
+            let store = open(database).await;
+            let hello = Hello {
+                node: id("eu-1"),
+                run: Uuid::now_v7(),
+                version: "0.1.0".to_owned(),
+                region: None,
+                zone: None,
+                schemas: vec![1],
+                holds: None,
+            };
+            store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
+            let names: Vec<String> = (0..3000).map(|number| format!("t{number}")).collect();
+            let change = put(&names.iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>());
+            let writing = { let store = store.clone(); tokio::spawn(async move { store.write(&by(), change, None).await }) };
+            // The write has begun when it holds its turn: another one does not get it.
+            let heartbeat = Heartbeat { revision: 0, ready: true, draining: false };
+            let mut heard = 0;
+            while !writing.is_finished() {
+                let before = store.node(&hello.node).await.unwrap().unwrap().heard_at;
+                store.node_heard(&hello.node, hello.run, &heartbeat).await.unwrap();
+                let node = store.node(&hello.node).await.unwrap().unwrap();
+                assert!(node.live && node.ready && node.heard_at >= before);
+                heard += usize::from(!writing.is_finished());
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(writing.await.unwrap().unwrap().changed.len(), 3000);
+            assert!(heard > 3, "{heard}");
+        });
+    }
+
+    fn nodes_that_were_not_heard_of_for_long_are_forgotten(database) {
+        let admin = support::Admin::start(database, tempfile::tempdir().unwrap(), &["--forget-nodes-after", "2s"]);
+        run(async {
+            // Another replica, to which it was connected.
+            let store = open(database).await;
+            let hello = Hello {
+                node: id("eu-1"),
+                run: Uuid::now_v7(),
+                version: "0.1.0".to_owned(),
+                region: None,
+                zone: None,
+                schemas: vec![1],
+                holds: None,
+            };
+            store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
+        });
+        let client = admin.client();
+        client.get("/nodes/eu-1").is(200);
+        support::wait_until("it is forgotten", || client.get("/nodes/eu-1").status == 404);
+        assert_eq!(database.number("SELECT CAST(COUNT(*) AS BIGINT) AS number FROM nodes"), 0);
+    }
+
     fn a_token_for_nodes_is_none_for_operators(database) {
         run(async {
             let store = open(database).await;
@@ -149,6 +203,35 @@ on_both! {
             assert_eq!(store.operator_token(&operator).await.unwrap().unwrap().0.name, id("owner"));
         });
     }
+}
+
+#[test]
+fn a_replica_that_starts_waits_for_one_that_brings_the_tables_up_to_date() {
+    let database = Database::postgres();
+    run(async {
+        use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
+        let other = sea_orm::Database::connect(database.url()).await.unwrap();
+        let migrating = other.begin().await.unwrap();
+        let lock = 0x5e1e_7500_i64;
+        migrating.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({lock})")).await.unwrap();
+        let url = database.url();
+        let starting = tokio::spawn(async move { Store::connect(&StoreSettings { url: url.into() }).await.is_ok() });
+        // Longer than any request may wait for a lock.
+        let waits = "SELECT CAST(COUNT(*) AS BIGINT) AS number FROM pg_stat_activity \
+                     WHERE wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '2s'";
+        let until = std::time::Instant::now() + support::PATIENCE;
+        loop {
+            let ask = sea_orm::Statement::from_string(other.get_database_backend(), waits);
+            let row = other.query_one_raw(ask).await.unwrap().unwrap();
+            if row.try_get::<i64>("", "number").unwrap() > 0 {
+                break;
+            }
+            assert!(!starting.is_finished() && std::time::Instant::now() < until, "it does not wait");
+            tokio::task::yield_now().await;
+        }
+        migrating.commit().await.unwrap();
+        assert!(starting.await.unwrap());
+    });
 }
 
 #[test]

@@ -34,7 +34,7 @@ on_both! {
         let applied = |node: &Hello, revision: u64, refused: &[&str]| {
             let errors = vec!["no such upstream".to_owned()];
             let refused = refused.iter().map(|id| Refused { tenant: Some(id.parse().unwrap()), errors: errors.clone() });
-            let applied = Applied { nonce: 1, revision, refused: refused.collect(), lost: false };
+            let applied = Applied { nonce: 1, revision, refused: refused.collect(), refused_more: 0, lost: false };
             runtime.block_on(replica.node_applied(&node.node, node.run, &applied)).unwrap();
         };
         let connect = || {
@@ -62,13 +62,38 @@ on_both! {
         let late = client.put("/gateway/limits?wait=applied&timeout=300ms", &limits);
         let late = late.is_problem(504, ":not-applied-everywhere");
         assert_eq!((&late["revision"], &late["applied"]["nodes"]), (&json!(3), &json!(["eu"])));
-        assert_eq!(late["applied"]["missing"], json!([{ "node": "us", "revision": 0, "refused": [] }]));
+        assert_eq!(late["applied"]["missing"], json!([{ "node": "us", "live": true, "revision": 0, "refused": [] }]));
         assert_eq!(client.get("/gateway/configure?tenant=acme").json()["rate_limit_rpm"], 6);
+
+        // Whoever repeats a request waits as well: that it was written is not that it is applied.
+        connect();
+        let once = || {
+            let headers = [("content-type", "application/json"), ("idempotency-key", "once")];
+            let body = tenant("globex").to_string();
+            client.send("POST", "/tenants?wait=applied&timeout=300ms", &headers, body.as_bytes())
+        };
+        once().is_problem(504, ":not-applied-everywhere");
+        once().is_problem(504, ":not-applied-everywhere");
+        for node in [&eu, &us] {
+            applied(node, 4, &[]);
+        }
+        let repeated = once().is(201).json();
+        assert_eq!((&repeated["revision"], &repeated["applied"]["nodes"]), (&json!(4), &json!(["eu", "us"])));
+
+        // What a node refuses and does not name may be what was written.
+        connect();
+        applied(&eu, 5, &[]);
+        let much = Applied { nonce: 1, revision: 5, refused: Vec::new(), refused_more: 9, lost: false };
+        runtime.block_on(replica.node_applied(&us.node, us.run, &much)).unwrap();
+        let limits = json!({ "tenant": "acme", "rate_limit_rpm": 8 });
+        let unknown = client.put("/gateway/limits?wait=applied&timeout=20s", &limits);
+        let unknown = unknown.is_problem(504, ":not-applied-everywhere");
+        assert_eq!(unknown["applied"]["missing"][0]["refused_more"], 9);
 
         // One that refuses it is named at once.
         connect();
-        applied(&eu, 4, &[]);
-        applied(&us, 4, &["acme"]);
+        applied(&eu, 6, &[]);
+        applied(&us, 6, &["acme"]);
         let limits = json!({ "tenant": "acme", "rate_limit_rpm": 7 });
         let refused = client.put("/gateway/limits?wait=applied&timeout=20s", &limits);
         let refused = refused.is_problem(504, ":not-applied-everywhere");

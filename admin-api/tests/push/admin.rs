@@ -142,6 +142,20 @@ impl Admin {
         self.ask("PUT", &format!("/tenants/{id}{query}"), Some(tenant.clone())).await
     }
 
+    /// A new token for nodes; `node` is the one that it is for. Gives it and its id.
+    pub async fn new_node_token(&self, node: Option<&str>) -> (String, String) {
+        let body = json!({ "kind": "node", "name": "test", "node": node });
+        let answer = self.ask("POST", "/tokens", Some(body)).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        let answer = answer.json();
+        (answer["token"].as_str().unwrap().to_owned(), answer["id"].as_str().unwrap().to_owned())
+    }
+
+    /// The store's own address, where it is not given.
+    pub fn sqlite(&self) -> String {
+        format!("sqlite:{}", self.folder.path().join("admin.db").display())
+    }
+
     pub async fn metrics(&self) -> String {
         exchange(self.address, "GET", "/metrics", "", "").await.expect("an answer").text
     }
@@ -180,6 +194,14 @@ fn spawn(folder: &Path, address: SocketAddr, database: Option<&str>) -> Process 
         command.env("DATABASE_URL", url);
     }
     Process(command.spawn().unwrap())
+}
+
+/// As somebody who has got at the database itself.
+pub async fn execute(database: &str, sql: &str) {
+    use sea_orm::ConnectionTrait as _;
+    let database = sea_orm::Database::connect(database).await.unwrap();
+    database.execute_unprepared(sql).await.unwrap();
+    database.close().await.unwrap();
 }
 
 /// One request on a connection of its own; none, if nobody answers.

@@ -142,7 +142,7 @@ async fn who_waits_gets_an_exit_code_of_its_own_if_a_node_has_not_applied_it() {
     assert_eq!(good.holdings.borrow().requests_per_minute("acme"), Some(9));
 
     let refuses = Some(("acme".to_owned(), "no such file: keys/acme".to_owned()));
-    let _bad = Running::start_with(&admin, &hello("bad"), Manner { refuses, is_deaf: false }).await;
+    let _bad = Running::start_with(&admin, &hello("bad"), Manner { refuses, ..Manner::default() }).await;
     let waited = admin.ctl(&["limits", "set", "acme", "--rpm", "8", "--wait=1s"]);
     assert_eq!(code(&waited), 3, "{waited:?}");
     let told = err(&waited);

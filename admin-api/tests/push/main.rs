@@ -21,6 +21,8 @@ mod postgres;
 mod quotas;
 mod replicas;
 mod tls;
+mod restores;
+mod tokens;
 mod updates;
 mod usage;
 mod waiting;

@@ -67,6 +67,11 @@ impl Holdings {
 
     /// Takes all parts of an update, and checks that they lead to what they say.
     pub fn take(&mut self, parts: Vec<Update>) {
+        assert!(self.take_if_it_fits(parts), "the sum is of what the node holds");
+    }
+
+    /// Whether they did. As a gateway, which then is lost.
+    pub fn take_if_it_fits(&mut self, parts: Vec<Update>) -> bool {
         for (index, part) in parts.iter().enumerate() {
             assert_eq!(part.more, index + 1 < parts.len());
             assert_eq!((part.nonce, part.to), (parts[0].nonce, parts[0].to));
@@ -89,7 +94,7 @@ impl Holdings {
             .documents
             .iter()
             .fold(Sum::default(), |sum, (tenant, content)| sum.with(Sum::of(tenant.as_ref(), content)));
-        assert_eq!(Some(sum), self.held.map(|held| held.sum), "the sum is of what the node holds");
+        self.held.is_some_and(|held| held.sum == sum)
     }
 }
 
@@ -125,7 +130,11 @@ impl Connection {
 
     /// Says hello and is welcome.
     pub async fn greet(admin: &Admin, hello: &Hello) -> (Self, Welcome) {
-        let mut connection = Self::open(admin, Some(&admin.node_token)).await.unwrap();
+        Self::greet_with(admin, &admin.node_token, hello).await
+    }
+
+    pub async fn greet_with(admin: &Admin, token: &str, hello: &Hello) -> (Self, Welcome) {
+        let mut connection = Self::open(admin, Some(token)).await.unwrap();
         connection.say(FromNode::Hello(hello.clone())).await;
         match connection.next().await {
             Ok(ToNode::Welcome(welcome)) => (connection, welcome),
@@ -199,7 +208,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 }
 
 pub fn applied(nonce: u64, revision: u64) -> Applied {
-    Applied { nonce, revision, refused: Vec::new(), lost: false }
+    Applied { nonce, revision, refused: Vec::new(), refused_more: 0, lost: false }
 }
 
 fn copy(update: &Update) -> Update {
@@ -214,6 +223,8 @@ pub struct Manner {
     pub refuses: Option<(String, String)>,
     /// It answers no update.
     pub is_deaf: bool,
+    /// It says goodbye and ends.
+    pub leaves: bool,
 }
 
 /// A node that runs until it is dropped: it applies what it is sent, and says that it is there.
@@ -244,6 +255,12 @@ impl Running {
         running
     }
 
+    /// Says goodbye and ends.
+    pub async fn leave(mut self) {
+        self.manner.lock().unwrap().leaves = true;
+        timeout(PATIENCE, &mut self.task).await.expect("in time").unwrap();
+    }
+
     pub async fn comes_to(&mut self, revision: u64) -> Holdings {
         self.comes_to_hold(|holdings| holdings.revision() >= revision).await
     }
@@ -260,7 +277,11 @@ async fn live(mut connection: Connection, sender: watch::Sender<Holdings>, manne
         let message = tokio::select! {
             _ = heartbeat.tick() => {
                 let revision = sender.borrow().revision();
-                connection.say(FromNode::Heartbeat(Heartbeat { revision, ready: true, draining: false })).await;
+                let draining = manner.lock().unwrap().leaves;
+                connection.say(FromNode::Heartbeat(Heartbeat { revision, ready: true, draining })).await;
+                if draining {
+                    return;
+                }
                 continue;
             }
             message = connection.socket.next() => message,
@@ -289,7 +310,13 @@ async fn live(mut connection: Connection, sender: watch::Sender<Holdings>, manne
             .map(|(tenant, error)| Refused { tenant: Some(tenant.parse().unwrap()), errors: vec![error] });
         let revision = sender.borrow().revision();
         connection
-            .say(FromNode::Applied(Applied { nonce, revision, refused: refused.into_iter().collect(), lost: false }))
+            .say(FromNode::Applied(Applied {
+                nonce,
+                revision,
+                refused: refused.into_iter().collect(),
+                refused_more: 0,
+                lost: false,
+            }))
             .await;
     }
 }

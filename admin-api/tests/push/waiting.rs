@@ -1,10 +1,11 @@
 //! `?wait=applied`: what it says is so.
 
+use seiketsu_config::push::{FromNode, Heartbeat};
 use serde_json::json;
 
 use crate::{
     admin::{Admin, eventually, tenant},
-    node::{Manner, Running, hello},
+    node::{Connection, Holdings, Manner, Running, hello},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -35,7 +36,7 @@ async fn who_waits_in_vain_is_told_which_node_refuses_and_which_is_behind() {
     let before = admin.put(&tenant("acme", 1), "").await.revision();
     let mut good = Running::start(&admin, "good").await;
     let refuses = Some(("acme".to_owned(), "no such file: key".to_owned()));
-    let mut refusing = Running::start_with(&admin, &hello("refusing"), Manner { refuses, is_deaf: false }).await;
+    let mut refusing = Running::start_with(&admin, &hello("refusing"), Manner { refuses, ..Manner::default() }).await;
     let mut behind = Running::start(&admin, "behind").await;
     for node in [&mut good, &mut refusing, &mut behind] {
         node.comes_to(before).await;
@@ -56,8 +57,7 @@ async fn who_waits_in_vain_is_told_which_node_refuses_and_which_is_behind() {
     assert_eq!(admin.get("/tenants/acme").await["policies"]["limits"]["rate"]["requests"], 2);
 
     // The refusal of one tenant does not hold up who changes another.
-    behind.manner.lock().unwrap().is_deaf = false;
-    drop(behind);
+    behind.leave().await;
     let answer = admin.put(&tenant("globex", 2), "?wait=applied&timeout=20s").await;
     assert_eq!(answer.status, 200, "{answer:?}");
 }
@@ -67,7 +67,7 @@ async fn a_node_that_refuses_something_is_asked_again_until_it_does_not() {
     let admin = Admin::start().await;
     admin.put(&tenant("acme", 1), "").await.revision();
     let refuses = Some(("acme".to_owned(), "no such file: key".to_owned()));
-    let node = Running::start_with(&admin, &hello("n1"), Manner { refuses, is_deaf: false }).await;
+    let node = Running::start_with(&admin, &hello("n1"), Manner { refuses, ..Manner::default() }).await;
     let refused = async |count: usize| {
         eventually(async || admin.get("/nodes/n1").await["refused"].as_array().map(Vec::len) == Some(count)).await
     };
@@ -75,4 +75,53 @@ async fn a_node_that_refuses_something_is_asked_again_until_it_does_not() {
     // The file is there now, and nothing else has changed.
     node.manner.lock().unwrap().refuses = None;
     assert!(refused(0).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_between_two_connections_is_waited_for_and_one_that_said_goodbye_is_not() {
+    let admin = Admin::start().await;
+    let mut holdings = Holdings::default();
+    for node in ["n1", "n2"] {
+        let (mut connection, _) = Connection::greet(&admin, &hello(node)).await;
+        connection.apply(&mut holdings).await;
+        if node == "n2" {
+            connection.say(FromNode::Heartbeat(Heartbeat { revision: 0, ready: true, draining: true })).await;
+        }
+    }
+    let gone = async || {
+        let nodes = admin.get("/nodes").await["items"].clone();
+        nodes.as_array().unwrap().iter().all(|node| node["live"] == false) && nodes[1]["draining"] == true
+    };
+    assert!(eventually(gone).await, "{}", admin.get("/nodes").await);
+    let answer = admin.put(&tenant("acme", 1), "?wait=applied&timeout=500ms").await;
+    assert_eq!(answer.status, 504, "{answer:?}");
+    let missing = answer.json()["applied"]["missing"].clone();
+    assert_eq!(
+        (missing.as_array().map(Vec::len), &missing[0]["node"], &missing[0]["live"]),
+        (Some(1), &json!("n1"), &json!(false))
+    );
+
+    let changed = tenant("acme", 2);
+    let (answer, _back) = tokio::join!(admin.put(&changed, "?wait=applied&timeout=20s"), async {
+        // It is written, and waited for.
+        assert!(eventually(async || admin.get("/status").await["revision"] == 2).await);
+        Running::start(&admin, "n1").await
+    });
+    assert_eq!((answer.status, &answer.json()["applied"]["nodes"]), (200, &json!(["n1"])), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_gone_for_good_can_be_forgotten_and_one_that_is_there_cannot() {
+    let admin = Admin::start().await;
+    let (mut connection, _) = Connection::greet(&admin, &hello("n1")).await;
+    connection.apply(&mut Holdings::default()).await;
+    let there = admin.ask("DELETE", "/nodes/n1", None).await;
+    assert_eq!(there.status, 409, "{there:?}");
+    drop(connection);
+    assert!(eventually(async || admin.get("/nodes/n1").await["live"] == false).await);
+    assert_eq!(admin.ctl(&["nodes", "n1", "--forget"]).status.code(), Some(0));
+    assert_eq!(admin.ask("GET", "/nodes/n1", None).await.status, 404);
+    assert_eq!(admin.ask("DELETE", "/nodes/n1", None).await.status, 404);
+    let answer = admin.put(&tenant("acme", 1), "?wait=applied&timeout=20s").await;
+    assert_eq!((answer.status, &answer.json()["applied"]["nodes"]), (200, &json!([])), "{answer:?}");
 }

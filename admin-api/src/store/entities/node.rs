@@ -20,6 +20,8 @@ pub struct Model {
     pub draining: bool,
     pub refused: String,
     pub twin_seen_at: Option<OffsetDateTime>,
+    pub store: Option<Uuid>,
+    pub refused_more: i64,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

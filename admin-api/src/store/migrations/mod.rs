@@ -16,6 +16,7 @@ const STEPS: &[&str] = &[
     include_str!("0021_performance.sql"),
     include_str!("0010_events.sql"),
     include_str!("0011_alerts.sql"),
+    include_str!("0002_nodes.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.
@@ -32,7 +33,13 @@ pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<(), StoreEr
 async fn take(transaction: &DatabaseTransaction, steps: &[&str]) -> Result<(), StoreError> {
     let backend = transaction.get_database_backend();
     if backend == DbBackend::Postgres {
+        // Longer than requests may: another replica may be at it, with very many rows. Not for ever, and for a table that
+        // somebody else holds not for long: all others would queue behind this one.
+        transaction
+            .execute_unprepared("SET LOCAL lock_timeout = '5min'; SET LOCAL statement_timeout = '10min'")
+            .await?;
         transaction.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({LOCK})")).await?;
+        transaction.execute_unprepared("SET LOCAL lock_timeout = '10s'").await?;
     }
     transaction.execute_unprepared("CREATE TABLE IF NOT EXISTS schema_steps (number INTEGER PRIMARY KEY)").await?;
     let last =

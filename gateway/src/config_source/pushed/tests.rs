@@ -360,6 +360,7 @@ fn limits_of_another_store_and_of_one_that_was_set_back_hold_though_their_revisi
         let config = serde_json::to_value(&*tenant.config).unwrap();
         (config["policies"]["limits"]["rate"]["requests"].as_u64(), tenant.limits_since.revision)
     };
+    store.change(&[(None, Some(head(&["shared"])))]);
     for requests in 1..10 {
         store.change(&[(Some("a"), Some(with_rate("a", requests))), (Some("same"), Some(with_rate("same", 7)))]);
     }
@@ -367,7 +368,11 @@ fn limits_of_another_store_and_of_one_that_was_set_back_hold_though_their_revisi
     let mut highest = in_force(&node).1;
     // A lower revision that follows upon it means nothing: see `an_update_that_does_not_follow_changes_nothing`.
     let mut other = Store { id: Uuid::from_u128(1), ..Store::default() };
-    other.change(&[(Some("a"), Some(with_rate("a", 100))), (Some("same"), Some(with_rate("same", 7)))]);
+    other.change(&[
+        (None, Some(head(&["shared"]))),
+        (Some("a"), Some(with_rate("a", 100))),
+        (Some("same"), Some(with_rate("same", 7))),
+    ]);
     let mut set_back = other.clone();
     other.change(&[(Some("a"), Some(with_rate("a", 200)))]);
     set_back.documents.insert(Some("a".to_owned()), (1, with_rate("a", 300)));

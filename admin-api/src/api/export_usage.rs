@@ -105,7 +105,9 @@ pub(super) async fn export_usage(
     let lines = futures::stream::unfold(begin, move |(rows, state, filter, titles)| async move {
         let rows = rows?;
         let mut text = titles.to_vec();
-        rows.iter().for_each(|row| write(&mut text, row, format));
+        for row in &rows {
+            write(&mut text, row, format);
+        }
         let more = match rows.last().filter(|_| rows.len() == AT_ONCE) {
             None => None,
             Some(last) => match state.store.usage_rows(&filter, Some(last), AT_ONCE).await {

@@ -8,6 +8,9 @@ use crate::store::usage::Step;
 /// Steps in a span.
 const MOST_STEPS: i64 = 10_000;
 
+/// 9999-12-31T00:00:00Z: the last day that has a next one.
+const LAST: i64 = 253_402_214_400;
+
 /// From the beginning of one step to that of another, as Unix times.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
@@ -21,7 +24,7 @@ pub(super) fn moment(name: &str, text: Option<&str>) -> Result<Option<OffsetDate
         // A plus sign that nobody has escaped is a space by now.
         OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339)
             .ok()
-            .filter(|moment| (0..=253_402_300_799).contains(&moment.unix_timestamp()))
+            .filter(|moment| (0..=LAST).contains(&moment.unix_timestamp()))
             .ok_or_else(|| Problem::bad_request(format!("{name}: write a moment as in 2026-05-31T14:00:00Z")))
     };
     text.map(read).transpose()

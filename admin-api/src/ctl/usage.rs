@@ -79,7 +79,7 @@ fn series(told: &Value) -> String {
     }
     let totals = &told["totals"];
     let mut total: Vec<String> = names.iter().map(|name| cell(totals.pointer(name).unwrap_or(&Value::Null))).collect();
-    total[0] = "total".to_owned();
+    "total".clone_into(&mut total[0]);
     total.push(at_most(&totals["latency_ms"]["p99"]));
     lines.push(total);
     let titles = ["FROM", "REQUESTS", "ADMITTED", "OVER LIMIT", "ERRORS", "BYTES IN", "BYTES OUT", "P99 MS"];

@@ -57,7 +57,7 @@ pub(super) async fn answer(
                 Ok(answer) => break answer,
                 // The node waits, and loses nothing.
                 Err(error) => {
-                    tracing::warn!(node = %hello.node, %error, "usage cannot be stored or read; trying again")
+                    tracing::warn!(node = %hello.node, %error, "usage cannot be stored or read; trying again");
                 }
             }
             sleep(retry).await;

@@ -130,7 +130,7 @@ async fn watch(store: Weak<Inner>, replica: Arc<Replica>) {
             match looked {
                 Ok(_) if is_near => tracing::info!("the replica is near enough: usage is read from it"),
                 Ok(_) => {
-                    tracing::warn!(most = ?replica.most_lag, "the replica lags too far: usage is read from the primary")
+                    tracing::warn!(most = ?replica.most_lag, "the replica lags too far: usage is read from the primary");
                 }
                 Err(error) => tracing::warn!(%error, "the replica cannot be used: usage is read from the primary"),
             }

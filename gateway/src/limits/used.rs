@@ -20,12 +20,15 @@ const PATIENCE: Duration = Duration::from_millis(250);
 /// Questions under way. All tenants may come at once, after a loss.
 const AT_ONCE: usize = 16;
 
+/// Who waits for what a tenant has used since a moment.
+type Waiting = HashMap<(Id, u64), Vec<oneshot::Sender<u64>>>;
+
 /// What the control plane says tenants have used.
 #[derive(Debug)]
 pub(crate) struct UsedBefore {
     /// Where questions go, while the control plane is connected and answers them.
     connection: Mutex<Option<mpsc::UnboundedSender<AskUsed>>>,
-    waiting: Mutex<HashMap<(Id, u64), Vec<oneshot::Sender<u64>>>>,
+    waiting: Mutex<Waiting>,
     questions: Semaphore,
 }
 

@@ -320,7 +320,7 @@ async fn used_since(
 ) -> Result<BTreeMap<String, u64>, StoreError> {
     let mut used = BTreeMap::new();
     for tenants in tenants.chunks(crate::store::BATCH) {
-        let hour = Step::Hour.start(since + HOUR - 1);
+        let hour = Step::Hour.start(since.saturating_add(HOUR - 1));
         let mut condition = Where { sql: String::new(), values: vec![hour.into(), since.into()] };
         condition.sql.push_str("(step = 3600 AND since >= $1 OR step = 60 AND since >= $2 AND since < $1)");
         condition.and_tenants(tenants.iter().map(String::as_str));

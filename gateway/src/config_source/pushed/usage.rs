@@ -33,7 +33,7 @@ impl Sending {
             match send(&usage, &replies, taken).await {
                 Ok(()) | Err(TakeoverError::Off) => {}
                 Err(error) => {
-                    tracing::error!(%error, "usage is not sent to the control plane until the next connection")
+                    tracing::error!(%error, "usage is not sent to the control plane until the next connection");
                 }
             }
         }))

@@ -82,14 +82,12 @@ impl Table {
         name.push_str(caller.route);
         name.push(SEPARATOR);
         name.push_str(caller.consumer);
-        match self.rows.get_mut(name.as_str()) {
-            Some(row) => change(row),
-            None => {
-                let mut counts = Counts::default();
-                change(&mut counts);
-                self.add_row(caller, &counts);
-            }
+        if let Some(row) = self.rows.get_mut(name.as_str()) {
+            return change(row);
         }
+        let mut counts = Counts::default();
+        change(&mut counts);
+        self.add_row(caller, &counts);
     }
 
     #[cold]

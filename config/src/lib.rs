@@ -16,6 +16,7 @@ pub mod load;
 pub mod node;
 pub mod path;
 pub mod policy;
+pub mod problem;
 pub mod push;
 pub mod regular;
 pub mod schema;

@@ -6,49 +6,24 @@
 use std::borrow::Cow;
 
 use axum::response::{IntoResponse, Response};
-use http::{HeaderValue, StatusCode, header};
-use seiketsu_config::error::ConfigErrors;
-use serde::Serialize;
+use http::{HeaderValue, header};
+use seiketsu_config::{
+    error::ConfigErrors,
+    problem::{Details, MEDIA_TYPE},
+};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use super::etag;
 use crate::store::{Invalid, StoreError, StoredDocument, WriteError, keeping::KeepError, operators::ManageError};
 
-pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
+pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static(MEDIA_TYPE);
 
-macro_rules! kinds {
-    ($($(#[$doc:meta])* $kind:ident = $status:ident, $type_uri:literal, $title:literal, $remedy:literal;)+) => {
-        /// What went wrong, with one type, title and status each.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Kind {
-            $($(#[$doc])* $kind,)+
-        }
+seiketsu_config::problem_kinds! {
+    /// What went wrong, with one type, title and status each.
+    pub enum Kind;
 
-        impl Kind {
-            pub const ALL: &[Self] = &[$(Self::$kind),+];
-
-            pub const fn type_uri(self) -> &'static str {
-                match self { $(Self::$kind => $type_uri,)+ }
-            }
-
-            pub const fn title(self) -> &'static str {
-                match self { $(Self::$kind => $title,)+ }
-            }
-
-            pub const fn status(self) -> StatusCode {
-                match self { $(Self::$kind => StatusCode::$status,)+ }
-            }
-
-            /// What the caller can do about it.
-            pub const fn remedy(self) -> &'static str {
-                match self { $(Self::$kind => $remedy,)+ }
-            }
-        }
-    };
-}
-
-kinds! {
     /// It cannot be read.
     BadRequest = BAD_REQUEST, "urn:seiketsu:problem:bad-request", "The request is malformed",
         "Correct the request; `detail` says which part cannot be read.";
@@ -99,7 +74,7 @@ pub struct Problem {
 }
 
 /// The shape of every error (RFC 9457). Further members belong to the type.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, ToSchema)]
 #[schema(as = Problem)]
 pub(crate) struct ProblemDocument {
     /// Decide by this: it stays the same from release to release.
@@ -111,9 +86,16 @@ pub(crate) struct ProblemDocument {
     detail: Cow<'static, str>,
     /// The request's id, as in `X-Request-Id`.
     instance: String,
-    #[serde(flatten)]
     #[schema(ignore)]
     members: Map<String, Value>,
+}
+
+impl Serialize for ProblemDocument {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { r#type: type_uri, title, status, detail, instance, members } = self;
+        let details = Details { type_uri, title, status: *status, detail, instance: Some(instance) };
+        details.serialize(serializer, members.iter().map(|(name, value)| (name.as_str(), value)))
+    }
 }
 
 impl Problem {

@@ -7,50 +7,18 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::{HeaderValue, StatusCode};
+use http::HeaderValue;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
-use serde::{Serialize, ser::SerializeMap};
+use seiketsu_config::problem::{Details, MEDIA_TYPE};
+use serde::Serialize;
 use serde_json::Value;
 
-/// The media type of a problem (RFC 9457 §6.1).
-pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
+pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static(MEDIA_TYPE);
 
-macro_rules! problem_kinds {
-    ($($(#[$doc:meta])* $kind:ident = $status:ident, $type_uri:literal, $title:literal, $remedy:literal;)+) => {
-        /// What went wrong, as a stable kind with one type URI, one title and one status.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum ProblemKind {
-            $($(#[$doc])* $kind,)+
-        }
+seiketsu_config::problem_kinds! {
+    /// What went wrong, as a stable kind with one type URI, one title and one status.
+    pub enum ProblemKind;
 
-        impl ProblemKind {
-            pub const ALL: &[Self] = &[$(Self::$kind),+];
-
-            /// The `type` member: a URI that identifies the kind (RFC 9457 §3.1.1).
-            pub const fn type_uri(self) -> &'static str {
-                match self { $(Self::$kind => $type_uri,)+ }
-            }
-
-            /// The `title` member: the same for every occurrence (RFC 9457 §3.1.3).
-            pub const fn title(self) -> &'static str {
-                match self { $(Self::$kind => $title,)+ }
-            }
-
-            /// The status of the response, also the `status` member.
-            pub const fn status(self) -> StatusCode {
-                match self { $(Self::$kind => StatusCode::$status,)+ }
-            }
-
-            /// What a client developer can do about it.
-            pub const fn remedy(self) -> &'static str {
-                match self { $(Self::$kind => $remedy,)+ }
-            }
-        }
-    };
-}
-
-problem_kinds! {
     /// The head of the request is malformed: request line, header field, path or host.
     BadRequest = BAD_REQUEST, "urn:seiketsu:problem:bad-request", "The request is malformed",
         "Correct the request; `detail` says which part cannot be read.";
@@ -214,20 +182,14 @@ impl<'a> Problem<'a> {
 
 impl Serialize for Problem<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut members = serializer.serialize_map(None)?;
-        members.serialize_entry("type", self.kind.type_uri())?;
-        members.serialize_entry("title", self.kind.title())?;
-        members.serialize_entry("status", &self.kind.status().as_u16())?;
-        if !self.detail.is_empty() {
-            members.serialize_entry("detail", &self.detail)?;
-        }
-        if let Some(instance) = self.instance {
-            members.serialize_entry("instance", instance)?;
-        }
-        for (name, value) in &self.extensions {
-            members.serialize_entry(name, value)?;
-        }
-        members.end()
+        let details = Details {
+            type_uri: self.kind.type_uri(),
+            title: self.kind.title(),
+            status: self.kind.status().as_u16(),
+            detail: &self.detail,
+            instance: self.instance,
+        };
+        details.serialize(serializer, self.extensions.iter().map(|(name, value)| (*name, value)))
     }
 }
 

@@ -96,7 +96,7 @@ impl EdgeSettings {
 
 /// A network, or a single address.
 fn network(text: &str) -> Result<IpNet, String> {
-    let single = || text.parse().ok().map(|address: std::net::IpAddr| IpNet::from(address));
+    let single = || text.parse().ok().map(|address: IpAddr| IpNet::from(address));
     let told = || format!("{text:?} is no network: write one like 10.0.0.0/8 or 2001:db8::/32");
     text.parse().ok().or_else(single).ok_or_else(told)
 }

@@ -29,7 +29,7 @@ use super::{
     updates::{Prepared, length, message},
     usage::{self, Said},
 };
-use crate::store::{StoreError, tokens::TokenRow};
+use crate::store::StoreError;
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -247,7 +247,12 @@ async fn exchange(
 }
 
 async fn welcome(shared: &Shared, sink: &Sink) -> Result<(), End> {
-    let welcome = Welcome { store: shared.store.id(), schema: SCHEMAS[0], heartbeat_seconds: push::HEARTBEAT_SECONDS };
+    let welcome = Welcome {
+        store: shared.store.id(),
+        schema: SCHEMAS[0],
+        heartbeat_seconds: push::HEARTBEAT_SECONDS,
+        usage: true,
+    };
     send(sink, message(push::write(&ToNode::Welcome(welcome))?)).await
 }
 

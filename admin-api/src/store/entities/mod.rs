@@ -23,8 +23,6 @@ pub(crate) mod revision_change;
 pub(crate) mod sealing_key;
 pub(crate) mod order;
 pub(crate) mod order_answer;
-pub(crate) mod revision;
-pub(crate) mod revision_change;
 pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod tenant;

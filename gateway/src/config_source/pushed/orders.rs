@@ -87,5 +87,5 @@ fn warmed(id: Uuid, progress: Progress) -> Carried {
 
 /// Whether somebody may hear it: nobody does if the connection has ended.
 fn say(replies: &Replies, carried: Carried) -> bool {
-    replies.send(Reply::Say(FromNode::Carried(carried))).is_ok()
+    replies.replies.send(Reply::Say(FromNode::Carried(carried))).is_ok()
 }

@@ -198,7 +198,9 @@ async fn documented(store: &Store) -> Lists {
             }
         }
     }
-    lists.iter_mut().for_each(|list| list.sort_unstable());
+    for list in &mut lists {
+        list.sort_unstable();
+    }
     lists
 }
 
@@ -246,7 +248,9 @@ on_both! {
                         places.sort_by_key(|place| place.split_once('/').unwrap());
                         prop_assert!(list.iter().map(|line| line.split(' ').next().unwrap()).eq(places));
                     }
-                    listed.iter_mut().for_each(|list| list.sort_unstable());
+                    for list in &mut listed {
+                        list.sort_unstable();
+                    }
                     prop_assert_eq!(listed, documented, "after {:?}", step);
                 }
                 Ok(())

@@ -161,26 +161,3 @@ async fn while_nobody_answers_gateways_go_on_and_it_is_told_later() {
     let more = admitted(&[&gateway]).await;
     assert!(more <= 10, "{more}");
 }
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_gateway_that_has_gone_took_is_told_when_redis_comes_back_empty() {
-    let mut server = Server::start(&[]);
-    let known = known(0);
-    let gateway = Gateway::start("one", &server, known.clone(), 0);
-    until("connected", async || gateway.coordinator.is_connected()).await;
-    let mut passed = 0;
-    until("some are admitted", async || {
-        passed += u64::from(matches!(gateway.decide().await, Decision::Admitted { .. }));
-        passed == 5
-    })
-    .await;
-    // With what another one took that is no more.
-    known.0.store(65, Ordering::Relaxed);
-    let before = gateway.coordinator.connections();
-    server.restart();
-    until("it is back", async || gateway.coordinator.is_connected() && gateway.coordinator.connections() > before)
-        .await;
-    // And what it held in that moment.
-    let more = admitted(&[&gateway]).await;
-    assert!((35..=36).contains(&more), "{more}");
-}

@@ -1,7 +1,7 @@
 //! What is known elsewhere of quotas: if Redis and the gateways' memory are lost at once, the counters are told from it
 //! what was used.
 //!
-//! Each period of each quota is looked at once over each connection, before it is first asked for. If Redis has known the tenant
+//! Each period of each quota is looked at once by each process, before it is first asked for. If Redis has known the tenant
 //! since before the period began, it knows all. Else it is asked for elsewhere, and a reporter of its own tells the answer: the
 //! account is at least that. Whoever tells later of what was before tells nothing new. While nobody
 //! answers, gateways go on, and it is told when somebody does.
@@ -9,10 +9,7 @@
 use std::{
     collections::HashSet,
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -47,8 +44,6 @@ pub trait Elsewhere: fmt::Debug + Send + Sync {
 #[derive(Debug, Default)]
 pub(super) struct Looked {
     pub(super) elsewhere: OnceLock<Arc<dyn Elsewhere>>,
-    /// Over this many connections. With a new one, Redis may have lost everything.
-    connections: AtomicU64,
     settled: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
     waiting: Mutex<Vec<Account>>,
 }
@@ -65,14 +60,14 @@ pub(super) struct Account {
 }
 
 impl Looked {
-    /// The accounts of an exchange that are looked at for the first time over this connection.
-    pub(super) fn new_in(&self, exchange: &Exchange, connections: u64) -> Vec<Account> {
+    /// The accounts of an exchange that are looked at for the first time.
+    pub(super) fn new_in(&self, exchange: &Exchange) -> Vec<Account> {
         if self.elsewhere.get().is_none() {
             return Vec::new();
         }
         let quotas = exchange.accounts.iter().filter_map(|request| account(exchange, request));
         let mut settled = self.settled.lock();
-        if self.connections.swap(connections, Relaxed) != connections || settled.len() >= MOST_SETTLED {
+        if settled.len() >= MOST_SETTLED {
             settled.clear();
         }
         quotas.filter(|account| settled.insert((Arc::clone(&account.tenant), Arc::clone(&account.key)))).collect()
@@ -156,14 +151,13 @@ mod tests {
         let accounts =
             vec![request("day:2026-05-31", 5), request("keyed/each/day:2026-05-31/00", 5), request("month:2026-05", 0)];
         let exchange = Exchange { tenant: "acme".into(), reporter: "n.1".into(), revision: 1, accounts };
-        assert!(looked.new_in(&exchange, 1).is_empty(), "there is nobody to ask");
+        assert!(looked.new_in(&exchange).is_empty(), "there is nobody to ask");
         looked.elsewhere.set(Arc::new(Nothing)).unwrap();
-        let new = looked.new_in(&exchange, 1);
+        let new = looked.new_in(&exchange);
         assert_eq!(new.iter().map(|account| &*account.key).collect::<Vec<_>>(), ["day:2026-05-31"]);
-        assert!(looked.new_in(&exchange, 1).is_empty());
+        assert!(looked.new_in(&exchange).is_empty());
         looked.forget(&new[0]);
-        assert_eq!(looked.new_in(&exchange, 1), new);
-        assert_eq!((looked.new_in(&exchange, 2), looked.new_in(&exchange, 2).len()), (new.clone(), 0));
+        assert_eq!(looked.new_in(&exchange), new);
         looked.wait(new[0].clone());
         assert_eq!((looked.take_waiting(), looked.take_waiting().len()), (new, 0));
     }

@@ -188,7 +188,7 @@ impl RedisCoordinator {
 #[async_trait]
 impl Coordinator for RedisCoordinator {
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
-        for account in self.looked.new_in(exchange, self.link.connections()) {
+        for account in self.looked.new_in(exchange) {
             self.look(account).await;
         }
         let started = Instant::now();

@@ -24,4 +24,5 @@ mod revisions;
 mod secrets;
 mod store;
 mod support;
+mod trust;
 mod waiting;

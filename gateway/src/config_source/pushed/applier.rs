@@ -14,7 +14,10 @@ use std::{
 use seiketsu_config::{
     check::Rule,
     layers::SharedLayers,
-    load::{CONTROL_PLANE, files_of_head, files_of_tenant, parallel, pushed_head, pushed_tenant, pushed_tenant_fits},
+    load::{
+        CONTROL_PLANE, files_of_head, files_of_tenant, head_leads_out, parallel, pushed_head, pushed_tenant,
+        pushed_tenant_fits, tenant_leads_out,
+    },
     node::ControlPlane,
     push::{Applied, FrameError, Held, Refused, Update},
     tenant::{Tenant, TenantHead},
@@ -410,7 +413,8 @@ impl Applier {
         let head = next_head.as_ref().map_or_else(|| self.head.head.clone(), |next| next.head.clone());
         let read = self.read(&todo, &head, next_head.is_some());
         let gone_ids: BTreeSet<Id> = gone.keys().cloned().collect();
-        let Made { ready, refused, prepared, mut keys } = compile(compiler, read, &head, &gone_ids, &snapshot);
+        let Made { ready, refused, prepared, mut keys } =
+            compile(compiler, read, &head, &self.folder, &gone_ids, &snapshot);
         outcome.changed =
             !(ready.is_empty() && gone.is_empty() && next_head.is_none() && snapshot.revision() == revision)
                 || prepared.iter().any(Prepared::is_change);
@@ -507,6 +511,10 @@ impl Applier {
         let next = next.and_then(|head| {
             if self.head.sent.is_some() && same_but_for_revision(&self.head.head, &head) && !again {
                 return Ok(None);
+            }
+            let out = head_leads_out(&head, &self.folder);
+            if !out.is_empty() {
+                return Err((out, files_of_head(&head).into_iter().map(Path::to_owned).collect()));
             }
             let layers = Arc::new(SharedLayers::new(&head));
             let (compiler, wrong) = HeadCompiler::new(parts, &owner(), origin, &head, layers.clone());
@@ -704,13 +712,18 @@ fn compile(
     mut compiler: HeadCompiler<'_>,
     read: Vec<(Id, Read)>,
     head: &TenantHead,
+    folder: &Path,
     gone: &BTreeSet<Id>,
     snapshot: &Snapshot<CompiledTenant>,
 ) -> Made {
     let (mut ready, mut refused) = (BTreeMap::new(), BTreeMap::new());
     for (id, read) in read {
         let compiled = read.map_err(Refusal::of_document).and_then(|(sent, tenant)| {
-            let compiled = compiler.whole_tenant(&tenant, head.revision.max(sent.revision));
+            let out = tenant_leads_out(&tenant, folder);
+            let compiled = match out.is_empty() {
+                true => compiler.whole_tenant(&tenant, head.revision.max(sent.revision)),
+                false => Err(out),
+            };
             let entry = compiled.map_err(|errors| Refusal {
                 refers_to: files_of_tenant(&tenant)
                     .into_iter()

@@ -128,7 +128,8 @@ pub struct ControlPlane {
     /// each connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// Where relative paths in what it sends begin: certificates, keys, documents. Default: the folder of the node file.
+    /// Where `files/` is, with what it may name: certificates, keys and documents of a tenant in `files/<tenant>/`, those
+    /// that all share in `files/_shared/`. Default: the folder of the node file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<PathBuf>,
     /// What is kept of it on disk is sealed with this key, 64 hexadecimal digits. Default: one made under `state_dir` at

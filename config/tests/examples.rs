@@ -81,8 +81,7 @@ fn the_demo_is_what_the_readme_says() {
     let node = load::node_file(&examples().join("demo-node.yaml")).unwrap();
     let control_plane = node.control_plane.expect("the tenants are in the control plane");
     assert_eq!(control_plane.url.as_str(), "http://127.0.0.1:9080/");
-    // What they refer to is where the file has it that they come from.
-    assert_eq!(control_plane.files.as_deref().map(|files| files.join("demo-tenants.yaml").exists()), Some(true));
+    assert_eq!(control_plane.files, Some(examples().join("../../var/demo-keys")));
     assert!(node.egress.allow_loopback && node.tls.development_certificate);
     let file = load::tenants_file(&examples().join("demo-tenants.yaml")).unwrap();
     let hosts: Vec<_> = file.tenants.iter().flat_map(|tenant| &tenant.hosts).map(ToString::to_string).collect();
@@ -105,7 +104,7 @@ fn the_demo_is_what_the_readme_says() {
         let KeySource::Key(SecretRef::File(path)) = &tenant.consumers[0].keys[0].source else {
             panic!("the key of {} is not in a file", tenant.id);
         };
-        assert_eq!(*path, examples().join(format!("../../var/demo-keys/{}", tenant.id)));
+        assert_eq!(*path, examples().join(format!("files/{}/key", tenant.id)));
     }
 }
 

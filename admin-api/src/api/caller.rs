@@ -62,6 +62,11 @@ impl Caller {
         tenant.map_or_else(|| self.may_touch_all(), |tenant| self.may_touch(tenant))
     }
 
+    /// Whether the operator is for named tenants only.
+    pub(super) fn is_scoped(&self) -> bool {
+        self.operator.tenants.is_some()
+    }
+
     fn may_touch_all(&self) -> Result<(), Problem> {
         match &self.operator.tenants {
             Some(_) => Err(Problem::new(Kind::Forbidden, "this is for operators of all tenants")),

@@ -44,7 +44,7 @@ pub(super) async fn create_tenant(
     let once = key.once(&text);
     let answer = |written: &Written| kept(StatusCode::CREATED, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
-    let change = ChangeSet { put: vec![tenant], ..ChangeSet::default() };
+    let change = ChangeSet { put: vec![tenant], own_hosts_only: caller.is_scoped(), ..ChangeSet::default() };
     let written = match state.store.write_once(&caller.author, change, Some(Expected::Absent(id.clone())), once).await {
         Ok(written) => written,
         Err(WriteError::Repeated(before)) => return wait.again(&state, before).await,

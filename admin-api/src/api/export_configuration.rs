@@ -6,18 +6,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use http::header;
+use http::{HeaderValue, header};
 use seiketsu_config::values::Id;
 use serde::Serialize;
 
-use super::{AppState, Problem, caller::Caller, openapi::ConfigurationText, problem::ProblemDocument};
+use super::{AppState, Problem, caller::Caller, etag, openapi::ConfigurationText, problem::ProblemDocument};
 use crate::store::{Changes, StoreError, StoredDocument, audit::Entry};
 
 /// Secrets are references and hashes: nothing has to be masked.
 #[utoipa::path(
     get, path = "/export", tag = "configuration",
     responses(
-        (status = 200, description = "The file", body = ConfigurationText, content_type = "application/yaml"),
+        (status = 200, description = "The file", body = ConfigurationText, content_type = "application/yaml", headers(("ETag" = String))),
         (status = "default", description = "What went wrong", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
@@ -34,7 +34,11 @@ pub(super) async fn export_configuration(State(state): State<AppState>, caller: 
     let tenants = put.into_iter().map(|stored| tenant(&stored));
     let parts = std::iter::once(Ok(Bytes::from(start))).chain(tenants);
     let body = Body::from_stream(futures::stream::iter(parts));
-    Ok(([(header::CONTENT_TYPE, "application/yaml")], body).into_response())
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("application/yaml")),
+        (header::ETAG, etag::value(to.revision)),
+    ];
+    Ok((headers, body).into_response())
 }
 
 fn tenant(stored: &StoredDocument) -> Result<Bytes, StoreError> {

@@ -6,7 +6,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use seiketsu_config::{
     load,
     tenant::{Tenant, TenantHead},
@@ -17,12 +17,13 @@ use super::{
     AppState, Problem,
     body::{QueryOf, Yaml},
     caller::Caller,
+    etag::{self, IfMatch},
     idempotency::{Key, kept},
     openapi::ConfigurationText,
     problem::{Kind, ProblemDocument},
     wait::{Wait, WaitFor, WriteAnswer},
 };
-use crate::store::{Answer, ChangeSet, HeadDocument, WriteError, Written};
+use crate::store::{Answer, ChangeSet, Expected, HeadDocument, WriteError, Written};
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
@@ -46,11 +47,12 @@ pub(super) struct ImportQuery {
 #[utoipa::path(
     post, path = "/import", tag = "configuration", params(
         ImportQuery,
+        ("If-Match" = Option<String>, Header, description = "Only if nothing was changed since the export with this ETag"),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes it safe to repeat the request"),
     ),
     request_body(content = ConfigurationText, content_type = "application/yaml"),
     responses(
-        (status = 200, description = "It is so", body = WriteAnswer),
+        (status = 200, description = "It is so", body = WriteAnswer, headers(("ETag" = String))),
         (status = "default", description = "What went wrong", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
@@ -58,6 +60,7 @@ pub(super) async fn import_configuration(
     State(state): State<AppState>,
     caller: Caller,
     key: Key,
+    IfMatch(expected): IfMatch,
     QueryOf(query): QueryOf<ImportQuery>,
     body: Yaml,
 ) -> Result<Response, Problem> {
@@ -70,19 +73,23 @@ pub(super) async fn import_configuration(
         put,
         remove_others: query.replace,
         reason: query.reason,
+        own_hosts_only: false,
         dry_run: query.dry_run,
         ..ChangeSet::default()
     };
     let answer = |written: &Written| kept(StatusCode::OK, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
-    let written = match state.store.write_once(&caller.author, change, None, once).await {
+    let written = match state.store.write_once(&caller.author, change, expected.map(Expected::Newest), once).await {
         Ok(written) => written,
         Err(WriteError::Repeated(before)) => return wait.again(&state, before).await,
         Err(error) => return Err(error.into()),
     };
     let answer = WriteAnswer { dry_run: query.dry_run, ..written.into() };
-    let answer = if query.dry_run { answer } else { wait.complete(&state, answer).await? };
-    Ok(axum::Json(answer).into_response())
+    if query.dry_run {
+        return Ok(axum::Json(answer).into_response());
+    }
+    let answer = wait.complete(&state, answer).await?;
+    Ok(([(header::ETAG, etag::value(answer.revision))], axum::Json(answer)).into_response())
 }
 
 /// Reads and checks a file of tenants; off the threads that serve requests, since it may be large.

@@ -204,6 +204,19 @@ impl From<WriteError> for Problem {
                 problem.etag = current.as_ref().map(|current| current.revision);
                 problem.with("current", current.map_or(Value::Null, |current| version(&current)))
             }
+            WriteError::ChangedSince { expected, newest } => {
+                let detail = format!("nothing was to be changed since revision {expected}, and the newest is {newest}");
+                let mut problem = Self::new(Kind::Changed, detail).with("given", json!({ "revision": expected }));
+                problem.etag = Some(newest);
+                problem.with("current", json!({ "revision": newest }))
+            }
+            WriteError::HostOfOthers { host, pattern } => {
+                let detail = format!(
+                    "the host {host} and {pattern} of another tenant reach into each other: an operator of all tenants may \
+                     decide that"
+                );
+                Self::new(Kind::Conflict, detail).with("host", host).with("pattern", pattern)
+            }
             WriteError::Exists(id) => Self::new(Kind::Conflict, format!("there is a tenant {id} already")),
             WriteError::Missing(id) => Self::new(Kind::NotFound, format!("there is no tenant {id}")),
             error @ WriteError::NotInTenant { .. } => Self::new(Kind::NotFound, error.to_string()),

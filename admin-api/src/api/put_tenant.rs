@@ -46,7 +46,7 @@ pub(super) async fn put_tenant(
         return Err(Problem::invalid_at("id", detail, Some("write the same name in both; tenants are not renamed")));
     }
     let expected = expected.map(|revision| Expected::Revision { tenant: Some(id.clone()), revision });
-    let change = ChangeSet { put: vec![tenant], ..ChangeSet::default() };
+    let change = ChangeSet { put: vec![tenant], own_hosts_only: caller.is_scoped(), ..ChangeSet::default() };
     let written = state.store.write(&caller.author, change, expected).await?;
     let revision = if written.is_change() {
         Some(written.revision)

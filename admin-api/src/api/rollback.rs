@@ -4,13 +4,14 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use serde::Deserialize;
 
 use super::{
     AppState, Problem,
     body::{PathOf, QueryOf},
     caller::Caller,
+    etag::{self, IfMatch},
     idempotency::{Key, kept},
     problem::ProblemDocument,
     wait::{Wait, WaitFor, WriteAnswer},
@@ -35,10 +36,11 @@ pub(super) struct RollbackQuery {
     post, path = "/revisions/{number}/rollback", tag = "revisions", params(
         ("number" = u64, Path, description = "The revision; 0 is the empty store"),
         RollbackQuery,
+        ("If-Match" = Option<String>, Header, description = "Only if nothing was changed since the revision of this ETag"),
         ("Idempotency-Key" = Option<String>, Header, description = "Makes it safe to repeat the request"),
     ),
     responses(
-        (status = 200, description = "It is so", body = WriteAnswer),
+        (status = 200, description = "It is so", body = WriteAnswer, headers(("ETag" = String))),
         (status = "default", description = "What went wrong", body = ProblemDocument, content_type = "application/problem+json"),
     ),
 )]
@@ -46,6 +48,7 @@ pub(super) async fn rollback(
     State(state): State<AppState>,
     caller: Caller,
     key: Key,
+    IfMatch(expected): IfMatch,
     PathOf(number): PathOf<u64>,
     QueryOf(query): QueryOf<RollbackQuery>,
 ) -> Result<Response, Problem> {
@@ -53,8 +56,11 @@ pub(super) async fn rollback(
     let once = key.once(&[]);
     let answer = |written: &Written| kept(StatusCode::OK, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
-    match state.store.rollback(&caller.author, number, query.reason, once).await {
-        Ok(written) => Ok(axum::Json(wait.complete(&state, written.into()).await?).into_response()),
+    match state.store.rollback(&caller.author, number, expected, query.reason, once).await {
+        Ok(written) => {
+            let answer = wait.complete(&state, written.into()).await?;
+            Ok(([(header::ETAG, etag::value(answer.revision))], axum::Json(answer)).into_response())
+        }
         Err(WriteError::Repeated(before)) => wait.again(&state, before).await,
         Err(error) => Err(error.into()),
     }

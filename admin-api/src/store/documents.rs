@@ -18,7 +18,7 @@ use seiketsu_config::{
     policy::{Plans, Policies},
     push::{Held, Sum},
     tenant::{Tenant, TenantHead, Upstream},
-    values::Id,
+    values::{HostPattern, Id},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -31,6 +31,7 @@ use super::{
     gateway_config::GatewayConfig,
     head_of, number, signed, stored,
     tables::{self, Differences},
+    tenants::patterns,
     within,
     writing::Writing,
 };
@@ -123,6 +124,9 @@ pub struct ChangeSet {
     pub reason: Option<String>,
     /// What else is kept with it in the audit trail.
     pub note: Map<String, Value>,
+    /// No host of theirs may reach into a wildcard of another tenant, nor a wildcard over others' hosts. For operators who
+    /// are not for all tenants.
+    pub own_hosts_only: bool,
     /// Do everything, and then leave it.
     pub dry_run: bool,
 }
@@ -136,6 +140,8 @@ pub enum Expected {
     Absent(Id),
     /// There is such a tenant.
     Present(Id),
+    /// Nothing at all was changed since this revision.
+    Newest(u64),
 }
 
 /// What was written.
@@ -164,6 +170,12 @@ pub enum WriteError {
     Invalid(Vec<Invalid>),
     #[error("it was changed in the meantime: revision {expected} was expected")]
     Changed { expected: u64, current: Option<Box<StoredDocument>> },
+    #[error(
+        "the configuration was changed in the meantime: revision {expected} was expected, and {newest} is the newest"
+    )]
+    ChangedSince { expected: u64, newest: u64 },
+    #[error("the host {host} and {pattern} of another tenant reach into each other")]
+    HostOfOthers { host: String, pattern: String },
     #[error("there is a tenant {0} already")]
     Exists(Id),
     #[error("there is no tenant {0}")]
@@ -286,9 +298,13 @@ impl Writing<'_> {
         Ok(find.one(&self.transaction).await?)
     }
 
-    async fn expect(&self, expected: Option<&Expected>) -> Result<(), WriteError> {
+    pub(super) async fn expect(&self, expected: Option<&Expected>) -> Result<(), WriteError> {
         let (id, revision) = match expected {
             None => return Ok(()),
+            Some(Expected::Newest(expected)) => {
+                let (expected, newest) = (*expected, number(self.control.revision));
+                return if expected == newest { Ok(()) } else { Err(WriteError::ChangedSince { expected, newest }) };
+            }
             Some(Expected::Revision { tenant: None, revision }) if signed(*revision) == self.control.head_revision => {
                 return Ok(());
             }
@@ -318,7 +334,7 @@ impl Writing<'_> {
         change: ChangeSet,
         once: Option<(&Once, Answer<'_>)>,
     ) -> Result<Written, WriteError> {
-        let ChangeSet { head, put, remove, remove_others, reason, note, dry_run } = change;
+        let ChangeSet { head, put, remove, remove_others, reason, note, own_hosts_only, dry_run } = change;
         let head = head.map(|head| (head.to_json(), head)).filter(|(content, _)| *content != self.control.head);
         let (put, gone, mut changes) = self.differences(put, remove, remove_others).await?;
         let Some(next) = (head.is_some() || !changes.is_empty()).then_some(self.control.revision + 1) else {
@@ -331,6 +347,9 @@ impl Writing<'_> {
         };
         let changed_head = head.as_ref().map(|(_, head)| head.clone());
         self.validate(changed_head, &put, &gone).await?;
+        if own_hosts_only {
+            self.reaches_into_no_other(&put).await?;
+        }
 
         let mut sum: Sum = self.control.sum.parse().map_err(|why| StoreError::corrupt("the sum", &why))?;
         let head_changed = head.is_some();
@@ -466,9 +485,14 @@ impl Writing<'_> {
         let head = Arc::new(TenantHead::from(head));
         let mut invalid = Vec::new();
         if head_changed {
-            invalid.extend(check::head(&head).iter().map(|problem| Invalid::new(None, problem)));
+            let problems = check::head(&head).into_iter().chain(check::confined_head(&head));
+            invalid.extend(problems.map(|problem| Invalid::new(None, &problem)));
         }
         let tenants: Vec<Arc<Tenant>> = put.iter().map(|put| Arc::clone(&put.tenant)).collect();
+        for tenant in &tenants {
+            let foreign = check::confined_tenant(tenant);
+            invalid.extend(foreign.iter().map(|problem| Invalid::new(Some(&tenant.id), problem)));
+        }
         invalid.extend(checked(Arc::clone(&head), tenants).await?);
         if head_changed && invalid.is_empty() {
             let mut others: HashSet<&str> = put.iter().map(|put| put.tenant.id.as_str()).collect();
@@ -493,6 +517,31 @@ impl Writing<'_> {
             invalid.extend(checked(Arc::clone(head), others).await?);
         }
         Ok(invalid)
+    }
+
+    /// Whoever serves a host below another tenant's wildcard takes its callers, and their credentials.
+    async fn reaches_into_no_other(&self, put: &[Put]) -> Result<(), WriteError> {
+        let find = |condition| host::Entity::find().filter(condition).all(&self.transaction);
+        for put in put {
+            let own = find(host::Column::TenantId.eq(put.id)).await.map_err(StoreError::from)?;
+            let is_new = |pattern: &&HostPattern| !own.iter().any(|row| row.pattern == pattern.to_string());
+            for pattern in put.tenant.hosts.iter().filter(is_new) {
+                let mut others =
+                    find(host::Column::Pattern.is_in(patterns(pattern))).await.map_err(StoreError::from)?;
+                if pattern.is_wildcard() {
+                    let below = format!(".{}", pattern.name());
+                    let found = find(host::Column::Pattern.ends_with(&below)).await.map_err(StoreError::from)?;
+                    // In SQL, `_` stands for any character.
+                    others.extend(found.into_iter().filter(|row| row.pattern.ends_with(&below)));
+                }
+                // The same pattern is told of as every taken host is.
+                let is_others = |row: &host::Model| row.tenant_id != put.id && row.pattern != pattern.to_string();
+                if let Some(other) = others.into_iter().find(is_others) {
+                    return Err(WriteError::HostOfOthers { host: pattern.to_string(), pattern: other.pattern });
+                }
+            }
+        }
+        Ok(())
     }
 
     async fn remove(&self, gone: &[tenant::Model]) -> Result<(), StoreError> {

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::IntoCondition,
 };
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Author, Once, PATIENCE, Remembered, Store, StoreError, WriteError, audit, entities::operator, id_of, number,
-    within, writing::Writing,
+    Author, Once, PATIENCE, Remembered, Store, StoreError, WriteError, audit,
+    entities::{operator, token},
+    id_of, number, within,
+    writing::Writing,
 };
 
 /// What an operator may do; each role may do all that those before it may.
@@ -89,7 +91,7 @@ pub enum ManageError {
     Changed { expected: u64, current: Box<Operator> },
     #[error("the node {0} is connected: end it first")]
     NodeIsLive(Id),
-    #[error("one owner of all tenants must remain")]
+    #[error("one owner of all tenants must remain, with a token that holds: nobody could let anybody in any more")]
     LastOwner,
     #[error("that is for an operator who is {} at least", .0.as_str())]
     Above(Role),
@@ -255,18 +257,25 @@ impl Writing<'_> {
         if !is_owner(operator) {
             return Ok(());
         }
-        let others = operator::Entity::find()
+        self.leaves_a_token(operator::Column::Id.ne(operator.id)).await
+    }
+
+    /// Whether any owner of all tenants has a token that holds, of those that are left.
+    pub(super) async fn leaves_a_token(&self, left: impl IntoCondition) -> Result<(), ManageError> {
+        let tokens = token::Entity::find()
+            .inner_join(operator::Entity)
             .filter(operator::Column::Role.eq(Role::Owner.as_str()))
             .filter(operator::Column::Tenants.is_null())
-            .filter(operator::Column::Id.ne(operator.id));
-        match others.count(&self.transaction).await.map_err(StoreError::from)? {
+            .filter(Condition::any().add(token::Column::ExpiresAt.is_null()).add(token::Column::ExpiresAt.gt(self.now)))
+            .filter(left);
+        match tokens.count(&self.transaction).await.map_err(StoreError::from)? {
             0 => Err(ManageError::LastOwner),
             _ => Ok(()),
         }
     }
 }
 
-fn is_owner(operator: &Operator) -> bool {
+pub(super) fn is_owner(operator: &Operator) -> bool {
     operator.role == Role::Owner && operator.tenants.is_none()
 }
 

@@ -8,7 +8,8 @@ use serde::Serialize;
 use time::OffsetDateTime;
 
 use super::{
-    Author, BATCH, ChangeSet, Once, PATIENCE, PATIENCE_FOR_ALL, Store, StoreError, StoredDocument, WriteError, Written,
+    Author, BATCH, ChangeSet, Expected, Once, PATIENCE, PATIENCE_FOR_ALL, Store, StoreError, StoredDocument,
+    WriteError, Written,
     documents::Answer,
     entities::{revision, revision_change},
     id_of, number, signed, within,
@@ -97,11 +98,13 @@ impl Store {
         &self,
         by: &Author,
         revision: u64,
+        expected: Option<u64>,
         reason: Option<String>,
         once: Option<(&Once, Answer<'_>)>,
     ) -> Result<Written, WriteError> {
         within(PATIENCE_FOR_ALL, async {
             let writing = self.begin(by, once).await?;
+            writing.expect(expected.map(Expected::Newest).as_ref()).await?;
             let newest = number(writing.control.revision);
             if revision > newest {
                 return Err(WriteError::NoRevision(revision));

@@ -67,7 +67,7 @@ fn among(only: Option<&BTreeSet<Id>>) -> sea_orm::Select<tenant::Entity> {
 }
 
 /// Whatever may match a host: itself, and a wildcard for each of the domains above it.
-fn patterns(host: &HostPattern) -> Vec<String> {
+pub(super) fn patterns(host: &HostPattern) -> Vec<String> {
     let mut patterns = vec![host.to_string()];
     let mut rest = host.name();
     while let Some((_, above)) = rest.split_once('.') {

@@ -26,7 +26,7 @@ use super::{
     Author, Once, PATIENCE, Store, StoreError, audit,
     entities::{operator, token},
     id_of,
-    operators::{AnswerOf, ManageError, Operator, Role, not_above, operator_of},
+    operators::{AnswerOf, ManageError, Operator, Role, is_owner, not_above, operator_of},
     within,
     writing::hex,
 };
@@ -173,7 +173,11 @@ impl Store {
             if let Some(operator) = row.operator_id {
                 let operator = operator::Entity::find_by_id(operator).one(&writing.transaction).await;
                 if let Some(operator) = operator.map_err(StoreError::from)? {
-                    not_above(role, operator_of(operator)?.role)?;
+                    let operator = operator_of(operator)?;
+                    not_above(role, operator.role)?;
+                    if is_owner(&operator) {
+                        writing.leaves_a_token(token::Column::Id.ne(id)).await?;
+                    }
                 }
             }
             let token = token_of(row.clone())?;

@@ -33,4 +33,5 @@ mod store;
 mod support;
 mod tables;
 mod usage;
+mod trust;
 mod waiting;

@@ -23,7 +23,7 @@ tenants:
   policies: { limits: { rate: { requests: 1000, per: 1m, burst: 100 }, quotas: { daily: 5000 } } }
   consumers:
   - id: app
-    keys: [{ prefix: testacme, key: '${file:keys/acme}' }]
+    keys: [{ prefix: testacme, key: '${file:files/acme/key}' }]
   routes:
   - { id: all, match: { path: '/{*rest}' }, upstream: demo }
 - id: globex
@@ -86,7 +86,7 @@ async fn what_was_exported_is_what_was_imported() {
         assert_eq!(done(&admin.ctl(&["diff", file])), "", "{file}");
     }
     // References to secrets stay references, and begin where they did.
-    assert!(fs::read_to_string(&exported).unwrap().contains("${file:keys/acme}"));
+    assert!(fs::read_to_string(&exported).unwrap().contains("${file:files/acme/key}"));
     let before = json_of(&admin.ctl(&["revisions", "list", "--output", "json"]));
     done(&admin.ctl(&["import", &exported, "--replace"]));
     assert_eq!(json_of(&admin.ctl(&["revisions", "list", "--output", "json"])), before, "nothing has changed");

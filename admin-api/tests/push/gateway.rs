@@ -167,10 +167,11 @@ async fn a_gateway_that_cannot_serve_a_tenant_is_named_and_serves_the_others() {
     let folder = tempfile::tempdir().unwrap();
     let gateway = Gateway::start(&admin, &folder.path().join("one")).await;
     let mut broken = served("globex", origin.address);
-    broken["consumers"] = json!([{ "id": "app", "keys": [{ "prefix": "testglobex", "key": "${file:keys/globex}" }] }]);
+    broken["consumers"] =
+        json!([{ "id": "app", "keys": [{ "prefix": "testglobex", "key": "${file:files/globex/key}" }] }]);
     let answer = admin.put(&broken, "?wait=applied&timeout=2s").await;
     assert_eq!(answer.status, 504, "{answer:?}");
-    assert!(answer.text.contains("keys/globex") && answer.text.contains("\"one\""), "{answer:?}");
+    assert!(answer.text.contains("files/globex/key") && answer.text.contains("\"one\""), "{answer:?}");
     let answer = admin.put(&served("initech", origin.address), "?wait=applied&timeout=20s").await;
     assert!(answer.status < 300, "{answer:?}");
     for (host, status) in [("acme.test", 200), ("initech.test", 200), ("globex.test", 404)] {

@@ -4,6 +4,7 @@
 //! [`Member`] tells of what two tenants may not both have.
 
 mod cache;
+mod confinement;
 mod forms;
 mod limits;
 mod node;
@@ -15,7 +16,11 @@ mod unique;
 mod upstream;
 
 pub(crate) use self::unique::duplicates;
-pub use self::{rule::Rule, unique::Member};
+pub use self::{
+    confinement::{confined_head, confined_tenant, files_for, variables_for},
+    rule::Rule,
+    unique::Member,
+};
 use crate::{
     node::NodeConfig,
     path::{At, ConfigPath},

@@ -152,6 +152,14 @@ rules! {
     OpenApiVersion "openapi_version",
         "this is not an OpenAPI 3.1 document", "write openapi: 3.1.0 and convert the document";
 
+    // Documents of the control plane.
+    ForeignFile { folder: String } "foreign_file",
+        "the control plane may name files below {folder} here, and no others", format!("put the file below {folder} of the folder that control_plane.files of the nodes names, and write its path as in {folder}/name");
+    ForeignVariable { prefix: String } "foreign_variable",
+        "the control plane may name variables here that begin with {prefix}, and no others", format!("set it on the nodes as {prefix}NAME, or refer to a file");
+    NoVariables { folder: String } "no_variables",
+        "environment variables are for tenants whose names have only letters, digits and single hyphens", format!("refer to a file below {folder}");
+
     // Nodes.
     NoListener "no_listener",
         "the node listens nowhere", "add an address to listeners.http or listeners.https";

@@ -5,6 +5,7 @@
 //! file of the plain form); what the form lets pass is then checked as a whole, and all that is wrong
 //! is told at once.
 
+mod confined;
 mod files;
 mod locate;
 pub mod parallel;
@@ -20,6 +21,7 @@ use std::{
 
 use serde::de::DeserializeOwned;
 
+pub use self::confined::{head_leads_out, tenant_leads_out};
 pub use self::files::{files_of_head, files_of_tenant};
 pub use self::parsed::{Difference, ParsedTenants, clashes, tenants_with};
 pub use self::pushed::{CONTROL_PLANE, pushed_head, pushed_tenant, pushed_tenant_fits};

@@ -24,6 +24,10 @@ pub const CONTROL_PLANE: &str = "control plane";
 pub fn pushed_tenant(content: &str, head: &TenantHead, folder: &Path) -> Result<Tenant, ConfigErrors> {
     let mut tenant: Tenant = read(content)?;
     pushed_tenant_fits(&tenant, head)?;
+    let foreign = check::confined_tenant(&tenant);
+    if !foreign.is_empty() {
+        return Err(errors(foreign.into_iter().map(Fault::from).collect(), Some(&tenant)));
+    }
     Resolver::in_folder(folder).tenant(&mut tenant);
     Ok(tenant)
 }
@@ -41,7 +45,8 @@ pub fn pushed_tenant_fits(tenant: &Tenant, head: &TenantHead) -> Result<(), Conf
 pub fn pushed_head(content: &str, revision: u64, folder: &Path) -> Result<TenantHead, ConfigErrors> {
     let document: HeadDocument = read(content)?;
     let mut head = document.into_head(revision);
-    let problems = check::head(&head);
+    let mut problems = check::head(&head);
+    problems.extend(check::confined_head(&head));
     if !problems.is_empty() {
         return Err(errors(problems.into_iter().map(Fault::from).collect(), None));
     }
@@ -103,7 +108,7 @@ mod tests {
         json!({
             "id": "acme",
             "hosts": ["acme.example"],
-            "consumers": [{ "id": "app", "keys": [{ "prefix": "abcdefgh", "key": "${file:keys/app}" }] }],
+            "consumers": [{ "id": "app", "keys": [{ "prefix": "abcdefgh", "key": "${file:files/acme/keys/app}" }] }],
             "routes": [{ "id": "all", "match": { "path": "/{*rest}" }, "upstream": "shared" }],
         })
     }
@@ -115,7 +120,7 @@ mod tests {
     #[test]
     fn paths_begin_at_the_folder_of_the_node() {
         let read = pushed_tenant(&tenant().to_string(), &head(), Path::new("conf")).unwrap();
-        assert_eq!(format!("{:?}", read.consumers[0].keys[0].source), r#"Key(File("conf/keys/app"))"#);
+        assert_eq!(format!("{:?}", read.consumers[0].keys[0].source), r#"Key(File("conf/files/acme/keys/app"))"#);
         assert_eq!(head().revision, 3);
     }
 

@@ -386,8 +386,8 @@ fn demo_node(tenants: &str) -> String {
     let control_plane = "control_plane:
   url: http://127.0.0.1:9080
   token: ${file:../../var/admin/node-token}
-  # Where relative paths in tenants begin.
-  files: .
+  # Here is files/<tenant>/ with the files that the tenant's document may name.
+  files: ../../var/demo-keys
 ";
     with(example("demo-node.yaml"), &[(control_plane, format!("tenants: {tenants}\n"))])
 }
@@ -402,7 +402,8 @@ fn the_demo_does_what_the_readme_says() {
     let folder = project("demo-tenants.yaml", &text);
     let test = std::env::current_exe().unwrap();
     let credentials = test.parent().and_then(Path::parent).unwrap().join("seiketsu-demo-credentials");
-    let keys = folder.path().join("var/demo-keys");
+    // Beside the file that names them.
+    let keys = folder.path().join("config/examples");
     assert!(Command::new(credentials).arg("--folder").arg(&keys).status().unwrap().success());
     let secret = |name: &str| fs::read_to_string(keys.join(name)).unwrap().trim().to_owned();
     fs::write(folder.path().join("config/examples/node.yaml"), demo_node("demo-tenants.yaml")).unwrap();

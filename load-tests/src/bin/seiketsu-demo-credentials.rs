@@ -39,7 +39,11 @@ fn main() -> Result<()> {
         write(&folder.join("acme.jwt"), &token)?;
         write(&folder.join("acme-jwks.json"), &jwks)?;
     }
-    Ok(())
+    // Where documents of the control plane may name them.
+    for tenant in TENANTS {
+        copy(&folder.join(tenant), &folder.join("files").join(tenant).join("key"))?;
+    }
+    copy(&folder.join("acme-jwks.json"), &folder.join("files/acme/jwks.json"))
 }
 
 fn issuer_and_token() -> Result<(String, String)> {
@@ -73,6 +77,13 @@ fn random_text(length: usize) -> Result<String> {
 
 fn write_once(path: &Path, content: impl FnOnce() -> Result<String>) -> Result<()> {
     if path.exists() { Ok(()) } else { write(path, &content()?) }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let made = to.parent().map_or(Ok(()), fs::create_dir_all);
+    // With its permissions.
+    let copied = made.and_then(|()| fs::copy(from, to));
+    copied.map(drop).with_context(|| format!("cannot write {}", to.display()))
 }
 
 fn write(path: &Path, content: &str) -> Result<()> {

@@ -324,10 +324,11 @@ fn a_host_stays_with_who_had_it_after_a_restart_too() {
 #[test]
 fn a_file_that_a_tenant_refers_to_is_read_again_when_it_is_another() {
     let (mut store, mut node) = (Store::default(), Node::new());
-    let key = node.folder.path().join("key");
+    let key = node.folder.path().join("files/a/key");
+    fs::create_dir_all(key.parent().unwrap()).unwrap();
     let with_key = json!({
         "id": "a", "hosts": ["a.example"], "routes": [],
-        "consumers": [{ "id": "app", "keys": [{ "prefix": "abcdefgh", "key": "${file:key}" }] }],
+        "consumers": [{ "id": "app", "keys": [{ "prefix": "abcdefgh", "key": "${file:files/a/key}" }] }],
     });
     store.change(&[(Some("a"), Some(with_key.to_string()))]);
     let applied = node.take(store.update(None));
@@ -410,6 +411,35 @@ fn revisions_that_were_given_twice_are_told_apart_by_their_sums() {
     let applied = node.take(again.update(None));
     assert_eq!((applied.lost, names(&applied), node.hosts("a")), (false, vec![], vec!["a.example".to_owned()]));
     assert_eq!((node.hosts("b").len(), node.hosts("c").len()), (1, 1));
+#[test]
+fn a_tenant_names_nothing_of_the_node_but_what_is_there_for_it() {
+    let (mut store, mut node) = (Store::default(), Node::new());
+    let file = |path: &str| node.folder.path().join(path);
+    let (own, secret) = (file("files/a/key"), file("secret"));
+    fs::create_dir_all(own.parent().unwrap()).unwrap();
+    fs::write(&secret, "sk_abcdefgh_0123456789abcdefghijklmnopqrstuv").unwrap();
+    let naming = |reference: &str| {
+        let key = json!({ "prefix": "abcdefgh", "key": reference });
+        json!({ "id": "a", "hosts": ["a.example"], "routes": [], "consumers": [{ "id": "app", "keys": [key] }] })
+            .to_string()
+    };
+    for reference in ["${file:secret}", "${file:files/a/../../secret}", "${file:files/b/key}", "${env:PATH}"] {
+        store.change(&[(Some("a"), Some(naming(reference)))]);
+        let applied = node.take(store.update(None));
+        assert!(applied.refused[0].errors[0].contains("consumers[0].keys[0].key"), "{applied:?}");
+    }
+    let absolute = naming(&format!("${{file:{}}}", secret.display()));
+    store.change(&[(Some("a"), Some(absolute))]);
+    assert_eq!(names(&node.take(store.update(None))), ["a"]);
+    // A link is no way out either, until the file itself is there.
+    std::os::unix::fs::symlink(&secret, &own).unwrap();
+    store.change(&[(Some("a"), Some(naming("${file:files/a/key}")))]);
+    let applied = node.take(store.update(None));
+    assert!(applied.refused[0].errors[0].contains("is a link that leads out of"), "{applied:?}");
+    fs::remove_file(&own).unwrap();
+    fs::copy(&secret, &own).unwrap();
+    node.looks_until(|node| node.status().errors.is_empty());
+    assert_eq!(node.hosts("a"), ["a.example"]);
 }
 
 /// A node that held `a` and `b` and is started again, with this copy altered meanwhile.

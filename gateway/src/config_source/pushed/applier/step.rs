@@ -10,7 +10,10 @@ use std::{
 use seiketsu_config::{
     check::Rule,
     layers::SharedLayers,
-    load::{CONTROL_PLANE, files_of_head, files_of_tenant, parallel, pushed_head, pushed_tenant, pushed_tenant_fits},
+    load::{
+        CONTROL_PLANE, files_of_head, files_of_tenant, head_leads_out, parallel, pushed_head, pushed_tenant,
+        pushed_tenant_fits, tenant_leads_out,
+    },
     tenant::{Tenant, TenantHead},
     values::Id,
 };
@@ -127,7 +130,7 @@ impl Applier {
         let gone_ids: BTreeSet<Id> = gone.keys().cloned().collect();
         let head_revision = next_head.as_ref().map_or(self.head.revision, |next| next.revision);
         let number = |sent: &Sent| self.numbering.of_limits(head_revision.max(sent.revision));
-        let made = compile(compiler, read, &head, &gone_ids, &snapshot, &number);
+        let made = compile(compiler, read, &head, &self.folder, &gone_ids, &snapshot, &number);
         let Made { ready, refused, prepared, mut keys } = made;
         outcome.changed =
             !(ready.is_empty() && gone.is_empty() && next_head.is_none() && snapshot.revision() == revision)
@@ -228,6 +231,10 @@ impl Applier {
         let next = next.and_then(|head| {
             if self.head.sent.is_some() && same_but_for_revision(&self.head.head, &head) && !again {
                 return Ok(None);
+            }
+            let out = head_leads_out(&head, &self.folder);
+            if !out.is_empty() {
+                return Err((out, files_of_head(&head).into_iter().map(Path::to_owned).collect()));
             }
             let layers = Arc::new(SharedLayers::new(&head));
             let (compiler, wrong) = HeadCompiler::new(parts, &owner(), origin, &head, layers.clone());
@@ -336,6 +343,7 @@ fn compile(
     mut compiler: HeadCompiler<'_>,
     read: Vec<(Id, Read)>,
     head: &TenantHead,
+    folder: &Path,
     gone: &BTreeSet<Id>,
     snapshot: &Snapshot<CompiledTenant>,
     number: &impl Fn(&Sent) -> u64,
@@ -343,7 +351,9 @@ fn compile(
     let (mut ready, mut refused) = (BTreeMap::new(), BTreeMap::new());
     for (id, read) in read {
         let compiled = read.map_err(Refusal::of_document).and_then(|(sent, tenant)| {
-            let compiled = compiler.whole_tenant(&tenant, number(&sent));
+            let out = tenant_leads_out(&tenant, folder);
+            let compiled =
+                if out.is_empty() { compiler.whole_tenant(&tenant, number(&sent)) } else { Err(out) };
             let entry = compiled.map_err(|errors| Refusal {
                 refers_to: files_of_tenant(&tenant)
                     .into_iter()

@@ -79,8 +79,8 @@ fn a_head_that_is_none_or_too_large_is_refused_and_others_are_served_on() {
         ("GET /\0 HTTP/1.1\r\nhost: a\r\n\r\n".to_owned(), &[400]),
         (line("/livez", &many), &[431]),
         // The answer can be lost on the way, since not all that was sent is read.
-        (line("/livez", &format!("x: {}\r\n", "y".repeat(100 << 10))), &[0, 431]),
-        (line(&format!("/{}", "y".repeat(100 << 10)), ""), &[0, 414, 431]),
+        (line("/livez", &format!("x: {}\r\n", "y".repeat(1 << 20))), &[0, 431]),
+        (line(&format!("/{}", "y".repeat(1 << 20)), ""), &[0, 414, 431]),
         (line("/livez", "expect: nonsense\r\n"), &[200, 417]),
         (
             "POST /api/enterprise/tenants HTTP/1.1\r\nhost: a\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n{}"

@@ -14,11 +14,30 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use anyhow::{Context as _, Result};
 use tokio::{net::TcpListener, signal::unix::SignalKind};
 
-use self::{settings::Settings, store::Store};
+use self::{
+    settings::{Command, Settings},
+    store::{Store, StoreSettings, secrets::KeySource},
+};
 
-/// Serves until it is asked to end (SIGTERM, SIGINT).
+/// Does what it is told to: serves, in most cases.
 pub async fn run(settings: &Settings) -> Result<()> {
     create_state_dir(&settings.state_dir)?;
+    match &settings.command {
+        None => serve(settings).await,
+        Some(Command::RewrapKeys { previous_key_file }) => rewrap_keys(settings, previous_key_file).await,
+    }
+}
+
+async fn rewrap_keys(settings: &Settings, previous: &Path) -> Result<()> {
+    let store = StoreSettings { key: KeySource::File(previous.to_owned()), ..settings.store() };
+    let store = Store::connect(&store).await.context("the store cannot be opened with the previous key")?;
+    let keys = store.rewrap_keys(&settings.key()).await?;
+    tracing::info!(keys, "the data keys are wrapped with the new key: start all replicas with that");
+    Ok(())
+}
+
+/// Serves until it is asked to end (SIGTERM, SIGINT).
+async fn serve(settings: &Settings) -> Result<()> {
     let store = Store::connect(&settings.store()).await.context("the store cannot be opened")?;
     for file in store.first_tokens(&settings.state_dir).await? {
         tracing::info!(file = %file.display(), "a first token was made");

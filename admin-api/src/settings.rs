@@ -1,11 +1,11 @@
 //! What the control plane is told at its start: by flags, or by the environment.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{env, net::SocketAddr, path::PathBuf};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use secrecy::SecretString;
 
-use crate::store::StoreSettings;
+use crate::store::{StoreSettings, secrets::KeySource};
 
 /// The control plane of Seiketsu Gateway: keeps the configuration of all gateways and pushes every change to them.
 #[derive(Debug, Clone, Parser)]
@@ -23,6 +23,11 @@ pub struct Settings {
     #[arg(long, env = "SEIKETSU_ADMIN_STATE_DIR", default_value = "var/admin", value_name = "FOLDER")]
     pub state_dir: PathBuf,
 
+    /// File with the key that the data keys of the store are wrapped with: 32 bytes in hex or base64; all replicas need the
+    /// same. Default: `SEIKETSU_ADMIN_KEY`, or else `sealing-key` in the state folder, which the first start makes.
+    #[arg(long, env = "SEIKETSU_ADMIN_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+
     /// What is logged, as in `info` or `seiketsu_admin_api=debug,warn`.
     #[arg(long, env = "SEIKETSU_ADMIN_LOG", default_value = "info,sqlx=warn", value_name = "FILTER")]
     pub log: String,
@@ -31,11 +36,37 @@ pub struct Settings {
     #[arg(long, env = "SEIKETSU_ADMIN_REQUESTS_PER_SECOND", default_value_t = 200, value_name = "NUMBER")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub requests_per_second: u32,
+
+    /// None: serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What is done instead of serving.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Wrap the data keys of the store with another key, that of --key-file, and end.
+    RewrapKeys {
+        /// File with the key that they are wrapped with now.
+        #[arg(long, value_name = "FILE")]
+        previous_key_file: PathBuf,
+    },
 }
 
 impl Settings {
     pub fn store(&self) -> StoreSettings {
         let beside = || format!("sqlite:{}", self.state_dir.join("admin.db").display()).into();
-        StoreSettings { url: self.database_url.clone().unwrap_or_else(beside) }
+        StoreSettings { url: self.database_url.clone().unwrap_or_else(beside), key: self.key() }
+    }
+
+    pub(crate) fn key(&self) -> KeySource {
+        if let Some(path) = &self.key_file {
+            return KeySource::File(path.clone());
+        }
+        // Not a flag: everybody on the machine sees those.
+        match env::var("SEIKETSU_ADMIN_KEY") {
+            Ok(key) if !key.is_empty() => KeySource::Given(key.into()),
+            _ => KeySource::Made(self.state_dir.join("sealing-key")),
+        }
     }
 }

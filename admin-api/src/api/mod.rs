@@ -66,6 +66,7 @@ mod put_operator;
 mod put_tenant;
 mod readyz;
 mod rollback;
+mod rotate_secrets;
 mod validate;
 mod verify_audit;
 mod wait;
@@ -191,7 +192,8 @@ fn operations_router() -> OpenApiRouter<AppState> {
             get_alert_rule::get_alert_rule,
             put_alert_rule::put_alert_rule,
             delete_alert_rule::delete_alert_rule
-        ));
+        ))
+        .routes(routes!(rotate_secrets::rotate_secrets));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

@@ -86,6 +86,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("get_alert_rule", GET, "/alerts/rules/{id}", Role::Viewer, Scope::Tenant),
     of("put_alert_rule", PUT, "/alerts/rules/{id}", Role::Operator, Scope::Tenant),
     of("delete_alert_rule", DELETE, "/alerts/rules/{id}", Role::Operator, Scope::Tenant),
+    of("rotate_secrets", POST, "/secrets/rotate", Role::Owner, Scope::All),
 ];
 
 /// The operation of a method and a path as it is in the table. HEAD is a GET that is answered without a body.

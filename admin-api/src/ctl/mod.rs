@@ -13,6 +13,7 @@ mod nodes;
 mod output;
 mod progress;
 mod revisions;
+mod secrets;
 mod settings;
 mod tail;
 mod tenants;
@@ -83,6 +84,9 @@ enum Command {
     Tokens(tokens::Command),
     /// Follow what happens, until it is interrupted.
     Tail(tail::Arguments),
+    /// Secrets in the store.
+    #[command(subcommand)]
+    Secrets(secrets::Command),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -146,6 +150,7 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Tokens(command) => tokens::run(command, &client, output).await,
         Command::Tail(arguments) => tail::run(arguments, &client, output).await,
+        Command::Secrets(command) => secrets::run(command, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

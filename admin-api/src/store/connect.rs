@@ -10,7 +10,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Inner, Store, StoreError, entities::control, events, number};
+use super::{Inner, Store, StoreError, entities::control, events, number, secrets::KeySource};
 
 /// Channels of Postgres. What is said there is only that there is something to read.
 pub(super) const REVISION_CHANNEL: &str = "seiketsu_revision";
@@ -30,6 +30,8 @@ const POLL: Duration = Duration::from_secs(1);
 pub struct StoreSettings {
     /// `sqlite:PATH`, or `postgres://USER:PASSWORD@HOST/DATABASE`. It may hold a password.
     pub url: SecretString,
+    /// What the data keys are wrapped with.
+    pub key: KeySource,
 }
 
 pub(super) fn open(settings: &StoreSettings) -> Result<DatabaseConnection, StoreError> {
@@ -85,13 +87,23 @@ pub(super) fn watch(store: &Store) {
 }
 
 async fn poll(store: Weak<Inner>) {
-    let mut reachable = true;
+    let (mut reachable, mut opens) = (true, true);
     loop {
         tokio::time::sleep(POLL).await;
         let Some(inner) = store.upgrade() else { return };
         let read = control::Entity::find().one(&inner.database).await;
         match &read {
-            Ok(Some(control)) => Store(inner).learn(number(control.revision)),
+            Ok(Some(control)) => {
+                let store = Store(inner);
+                store.learn(number(control.revision));
+                let learned = store.learn_keys(&store.0.database).await;
+                if let Err(error) = &learned
+                    && opens
+                {
+                    tracing::error!(%error, "what is sealed from now on cannot be opened here");
+                }
+                opens = learned.is_ok();
+            }
             Err(error) if reachable => tracing::warn!(%error, "the store cannot be reached"),
             Ok(None) | Err(_) => {}
         }

@@ -4,6 +4,7 @@ use std::{error::Error, fmt, io, path::PathBuf, time::Duration};
 
 use sea_orm::{DbErr, RuntimeErr};
 use seiketsu_config::{check::Problem, values::Id};
+use uuid::Uuid;
 
 /// Why the store gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,19 @@ pub enum StoreError {
     Url { url: String },
     #[error("cannot write {path}: {source}; see that the folder exists and belongs to this user")]
     File { path: PathBuf, source: io::Error },
+    #[error("the key from {from}, which the data keys of the store are wrapped with, cannot be read: {why}")]
+    Key { from: String, why: String },
+    #[error(
+        "the data keys of the store do not open with the key that was given: give the one that they were wrapped with, \
+         which is the same for all replicas (--key-file or SEIKETSU_ADMIN_KEY; the first replica has made \
+         `sealing-key` in its state folder if it was given none). To replace it: seiketsu-admin --key-file NEW \
+         rewrap-keys --previous-key-file OLD"
+    )]
+    WrongKey,
+    #[error("{column} of {table} {row} was not sealed for this place, or was altered")]
+    Sealed { table: &'static str, column: &'static str, row: String },
+    #[error("it is sealed with the key {0}, which another replica has made a moment ago, or which is missing")]
+    UnknownKey(Uuid),
     #[error("the system gives no random numbers")]
     NoRandomness,
 }
@@ -29,7 +43,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the same request may well succeed later.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Slow(_))
+        matches!(self, Self::Unreachable(_) | Self::Slow(_) | Self::UnknownKey(_))
     }
 
     pub(crate) fn corrupt(what: impl Into<String>, why: &impl fmt::Display) -> Self {

@@ -19,12 +19,14 @@ mod migrations;
 pub mod nodes;
 pub mod operators;
 pub mod revisions;
+pub mod secrets;
 pub mod tenants;
 pub mod tokens;
 mod writing;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use sea_orm::{
     AccessMode, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
     IsolationLevel, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
@@ -64,6 +66,7 @@ struct Inner {
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
     events: events::Bus,
+    keys: RwLock<secrets::Keys>,
 }
 
 impl fmt::Debug for Store {
@@ -79,6 +82,8 @@ impl Store {
         let transaction = database.begin().await?;
         migrations::run(&transaction).await?;
         let control = writing::control_or_first(&transaction).await?;
+        let keys = secrets::open_or_first(&transaction, &settings.key).await?;
+        secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
         transaction.commit().await?;
         let store = Self(Arc::new(Inner {
             database,
@@ -87,6 +92,7 @@ impl Store {
             applied: watch::Sender::new(0),
             turn: Mutex::new(()),
             events: events::Bus::new(),
+            keys: RwLock::new(keys),
         }));
         connect::watch(&store);
         Ok(store)

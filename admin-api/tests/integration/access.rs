@@ -86,6 +86,7 @@ fn calls(operator: &str, token: &str, rule: &str, alert: &str) -> Vec<Call> {
         call("get_alert_rule", "GET", &rule, None, None, Refused),
         call("put_alert_rule", "PUT", &rule, Some(&new_rule), auditor, Refused),
         call("delete_alert_rule", "DELETE", &rule, None, auditor, Refused),
+        call("rotate_secrets", "POST", "/secrets/rotate", None, Some("admin"), Refused),
     ]
 }
 

@@ -23,6 +23,7 @@ mod hostile;
 mod operators;
 mod outages;
 mod revisions;
+mod secrets;
 mod store;
 mod support;
 mod waiting;

@@ -1,7 +1,9 @@
 //! What the hub gets of the store.
 
 use secrecy::SecretString;
-use seiketsu_admin_api::store::{Author, ChangeSet, Changes, HeadDocument, Store, StoreSettings, StoredDocument};
+use seiketsu_admin_api::store::{
+    Author, ChangeSet, Changes, HeadDocument, Store, StoreSettings, StoredDocument, secrets::KeySource,
+};
 use seiketsu_config::{
     push::{Applied, Heartbeat, Hello, Sum},
     tenant::Tenant,
@@ -16,7 +18,9 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn open(database: &Database) -> Store {
-    Store::connect(&StoreSettings { url: database.url().into() }).await.unwrap()
+    Store::connect(&StoreSettings { url: database.url().into(), key: KeySource::Given(support::KEY.into()) })
+        .await
+        .unwrap()
 }
 
 fn by() -> Author {
@@ -150,6 +154,10 @@ fn the_tables_of_a_later_release_are_left_alone() {
     let database = Database::sqlite();
     run(async { drop(open(&database).await) });
     database.execute("INSERT INTO schema_steps (number) VALUES (99)");
-    let refused = run(async { Store::connect(&StoreSettings { url: database.url().into() }).await.unwrap_err() });
+    let refused = run(async {
+        Store::connect(&StoreSettings { url: database.url().into(), key: KeySource::Given(support::KEY.into()) })
+            .await
+            .unwrap_err()
+    });
     assert!(refused.to_string().contains("newer release"), "{refused}");
 }

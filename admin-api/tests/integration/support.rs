@@ -17,6 +17,9 @@ use tempfile::TempDir;
 /// Nothing here takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What all replicas wrap their keys with, unless a test says otherwise.
+pub const KEY: &str = "5e1e75005e1e75005e1e75005e1e75005e1e75005e1e75005e1e75005e1e7500";
+
 /// Each test on both stores: `on_both! { fn promise(database) { … } }`.
 macro_rules! on_both {
     ($($(#[$meta:meta])* fn $name:ident($database:ident) $body:block)+) => {$(
@@ -95,13 +98,17 @@ impl Database {
 
     /// As somebody who has got at the database itself.
     pub fn execute(&self, sql: &str) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            use sea_orm::ConnectionTrait as _;
-            let database = sea_orm::Database::connect(self.url()).await.unwrap();
-            database.execute_unprepared(sql).await.unwrap();
-            database.close().await.unwrap();
-        });
+        // Beside a runtime that a test may be in.
+        let execute = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                use sea_orm::ConnectionTrait as _;
+                let database = sea_orm::Database::connect(self.url()).await.unwrap();
+                database.execute_unprepared(sql).await.unwrap();
+                database.close().await.unwrap();
+            });
+        };
+        std::thread::scope(|scope| scope.spawn(execute).join().unwrap());
     }
 
     /// What a statement gives as `number`.
@@ -115,6 +122,23 @@ impl Database {
             database.close().await.unwrap();
             row.try_get("", "number").unwrap()
         })
+    }
+
+    /// What a statement gives as `one` and `two`, both text.
+    pub fn pairs(&self, sql: &str) -> Vec<(String, String)> {
+        // Beside a runtime that a test may be in.
+        let read = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                use sea_orm::ConnectionTrait as _;
+                let database = sea_orm::Database::connect(self.url()).await.unwrap();
+                let statement = sea_orm::Statement::from_string(database.get_database_backend(), sql);
+                let rows = database.query_all_raw(statement).await.unwrap();
+                database.close().await.unwrap();
+                rows.iter().map(|row| (row.try_get("", "one").unwrap(), row.try_get("", "two").unwrap())).collect()
+            })
+        };
+        std::thread::scope(|scope| scope.spawn(read).join().unwrap())
     }
 
     pub fn admin(&self) -> Admin {
@@ -241,7 +265,8 @@ impl Admin {
             .arg(folder)
             .args(arguments)
             .env("DATABASE_URL", database.url())
-            // A flag goes before it.
+            // Flags go before these.
+            .env("SEIKETSU_ADMIN_KEY", KEY)
             .env("SEIKETSU_ADMIN_REQUESTS_PER_SECOND", "100000")
             .stderr(Stdio::piped())
             .stdout(Stdio::null())

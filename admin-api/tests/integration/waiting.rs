@@ -2,12 +2,12 @@
 
 use std::thread;
 
-use seiketsu_admin_api::store::{Store, StoreSettings};
+use seiketsu_admin_api::store::{Store, StoreSettings, secrets::KeySource};
 use seiketsu_config::push::{Applied, Hello, Refused};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{on_both, tenant};
+use crate::support::{KEY, on_both, tenant};
 
 on_both! {
     fn a_change_is_waited_for_until_all_live_nodes_have_it(database) {
@@ -18,7 +18,7 @@ on_both! {
 
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         // Another replica, to which the nodes are connected.
-        let replica = runtime.block_on(Store::connect(&StoreSettings { url: database.url().into() })).unwrap();
+        let replica = runtime.block_on(Store::connect(&StoreSettings { url: database.url().into(), key: KeySource::Given(KEY.into()) })).unwrap();
         let node = |name: &str| Hello {
             node: name.parse().unwrap(),
             run: Uuid::now_v7(),

@@ -171,6 +171,8 @@ fn spawn(folder: &Path, address: SocketAddr, database: Option<&str>) -> Process 
         .args(["--listen", &address.to_string(), "--state-dir"])
         .arg(folder)
         .env_remove("DATABASE_URL")
+        // The same for all replicas.
+        .env("SEIKETSU_ADMIN_KEY", "5e1e7500".repeat(8))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log);

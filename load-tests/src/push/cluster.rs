@@ -104,6 +104,8 @@ fn start_replica(program: &Path, folder: &Path, database: &str) -> anyhow::Resul
     let address = free_address()?;
     let mut start = command(program, None);
     start.args(["--listen", &address.to_string(), "--state-dir"]).arg(folder).env("DATABASE_URL", database);
+    // The same for all replicas.
+    start.env("SEIKETSU_ADMIN_KEY", "5e1e7500".repeat(8));
     // One who changes as fast as it goes is no usual client.
     start.args(["--requests-per-second", "1000000"]);
     let mut server = Server::start("a replica", start, &folder.join("admin.log"))?;

@@ -7,7 +7,12 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::StoreError;
 
-const STEPS: &[&str] = &[include_str!("0001_first.sql"), include_str!("0010_events.sql"), include_str!("0011_alerts.sql")];
+const STEPS: &[&str] = &[
+    include_str!("0001_first.sql"),
+    include_str!("0002_sealing_keys.sql"),
+    include_str!("0010_events.sql"),
+    include_str!("0011_alerts.sql"),
+];
 
 /// Any number that nothing else locks.
 const LOCK: i64 = 0x5e1e_7500;

@@ -1,0 +1,30 @@
+//! Secrets that the control plane makes for itself.
+
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use sea_orm::{DatabaseTransaction, EntityTrait, IntoActiveModel as _};
+use secrecy::SecretString;
+
+use super::{Keys, Place};
+use crate::store::{StoreError, entities::own_secret};
+
+/// What the entries of the audit trail are hashed with.
+pub(in crate::store) const AUDIT_CHAIN: &str = "audit-chain";
+
+/// A secret of this name: 32 random bytes in base64url, made when it is first asked for.
+pub(in crate::store) async fn open_or_make(
+    transaction: &DatabaseTransaction,
+    keys: &Keys,
+    name: &str,
+) -> Result<SecretString, StoreError> {
+    let place = Place { tenant: "", table: "own_secrets", column: "secret", row: name };
+    if let Some(row) = own_secret::Entity::find_by_id(name.to_owned()).one(transaction).await? {
+        return keys.open(place, &row.secret);
+    }
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).map_err(|_| StoreError::NoRandomness)?;
+    let secret = SecretString::from(URL_SAFE_NO_PAD.encode(bytes));
+    let row = own_secret::Model { name: name.to_owned(), secret: keys.seal(place, &secret)? };
+    own_secret::Entity::insert(row.into_active_model()).exec_without_returning(transaction).await?;
+    Ok(secret)
+}

@@ -4,10 +4,13 @@ pub mod alerts;
 pub mod api;
 pub mod ctl;
 mod keeper;
+pub mod outbound;
 pub mod push;
 mod serve;
 pub mod settings;
+mod siem;
 pub mod store;
+pub mod webhooks;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -47,9 +50,11 @@ async fn serve(settings: &Settings) -> Result<()> {
         format!("cannot listen on {}: choose another --listen, or end what has it", settings.listen)
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
-    let state = api::AppState::new(store.clone(), settings.requests_per_second);
+    let outbound = outbound::Outbound::new(&settings.outbound())?;
+    let state = api::AppState::new(store.clone(), outbound.clone(), settings.requests_per_second);
     let hub = push::Hub::new(store, state.registry())?;
-    tokio::spawn(keeper::keep(state.store().clone()));
+    tokio::spawn(keeper::keep(state.store().clone(), settings.outbound()));
+    tokio::spawn(webhooks::deliver(state.store().clone(), outbound, settings.webhook_schedule()));
     let router = api::router(state.clone()).merge(hub.router());
     let asked_to_end = asked_to_end()?;
     let stop = async {

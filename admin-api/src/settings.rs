@@ -4,8 +4,13 @@ use std::{env, net::SocketAddr, path::PathBuf};
 
 use clap::{Parser, Subcommand};
 use secrecy::SecretString;
+use seiketsu_config::values::Span;
 
-use crate::store::{StoreSettings, secrets::KeySource};
+use crate::{
+    outbound::OutboundSettings,
+    store::{StoreSettings, secrets::KeySource},
+    webhooks::Schedule,
+};
 
 /// The control plane of Seiketsu Gateway: keeps the configuration of all gateways and pushes every change to them.
 #[derive(Debug, Clone, Parser)]
@@ -37,6 +42,24 @@ pub struct Settings {
     #[arg(value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub requests_per_second: u32,
 
+    /// Webhooks may also be without TLS, and at addresses of private networks, which only this machine or network has: for
+    /// development, and where nobody can make webhooks who may not reach those anyway.
+    #[arg(long, env = "SEIKETSU_ADMIN_OUTBOUND_ALLOW_PRIVATE")]
+    pub outbound_allow_private: bool,
+
+    /// PEM file of authorities for webhooks and the like, beside those of the system.
+    #[arg(long, env = "SEIKETSU_ADMIN_OUTBOUND_CA", value_name = "FILE")]
+    pub outbound_ca: Option<PathBuf>,
+
+    /// The pauses before a webhook is tried again, until it is not any more.
+    #[arg(long, env = "SEIKETSU_ADMIN_WEBHOOK_PAUSES", value_delimiter = ',', value_name = "TIMES")]
+    #[arg(default_value = "5s,5m,30m,2h,5h,8h,8h")]
+    pub webhook_pauses: Vec<Span>,
+
+    /// A webhook that has taken nothing for as long is disabled.
+    #[arg(long, env = "SEIKETSU_ADMIN_WEBHOOK_DISABLE_AFTER", default_value = "3d", value_name = "TIME")]
+    pub webhook_disable_after: Span,
+
     /// None: serve.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -57,6 +80,15 @@ impl Settings {
     pub fn store(&self) -> StoreSettings {
         let beside = || format!("sqlite:{}", self.state_dir.join("admin.db").display()).into();
         StoreSettings { url: self.database_url.clone().unwrap_or_else(beside), key: self.key() }
+    }
+
+    pub fn outbound(&self) -> OutboundSettings {
+        OutboundSettings { allow_private: self.outbound_allow_private, ca: self.outbound_ca.clone() }
+    }
+
+    pub fn webhook_schedule(&self) -> Schedule {
+        let pauses = self.webhook_pauses.iter().map(|pause| pause.get()).collect();
+        Schedule { pauses, disable_after: self.webhook_disable_after.get() }
     }
 
     pub(crate) fn key(&self) -> KeySource {

@@ -19,12 +19,16 @@ mod changes;
 mod configure_gateway;
 mod create_alert_rule;
 mod create_operator;
+mod create_siem_sink;
 mod create_tenant;
 mod create_token;
+mod create_webhook;
 mod delete_alert_rule;
 mod delete_operator;
+mod delete_siem_sink;
 mod delete_tenant;
 mod delete_token;
+mod delete_webhook;
 mod diff_revisions;
 mod docs;
 mod etag;
@@ -39,19 +43,24 @@ mod get_head;
 mod get_node;
 mod get_operator;
 mod get_revision;
+mod get_siem_sink;
 mod get_status;
 mod get_tenant;
+mod get_webhook;
 mod idempotency;
 mod import_configuration;
 mod limit;
 mod list_alert_rules;
 mod list_alerts;
 mod list_audit;
+mod list_deliveries;
 mod list_nodes;
 mod list_operators;
 mod list_revisions;
+mod list_siem_sinks;
 mod list_tenants;
 mod list_tokens;
+mod list_webhooks;
 mod live;
 mod livez;
 mod metrics;
@@ -63,13 +72,20 @@ mod put_alert_rule;
 mod put_head;
 mod put_limits;
 mod put_operator;
+mod put_siem_sink;
 mod put_tenant;
+mod put_webhook;
 mod readyz;
+mod replay_delivery;
 mod rollback;
 mod rotate_secrets;
+mod rotate_webhook_secret;
+mod siem_sink_body;
+mod test_webhook;
 mod validate;
 mod verify_audit;
 mod wait;
+mod webhook_body;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -86,7 +102,7 @@ use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
 use self::{limit::Limiter, metrics::Metrics};
-use crate::store::Store;
+use crate::{outbound::Outbound, store::Store};
 
 /// Where the operations are.
 pub const BASE: &str = "/api/enterprise";
@@ -103,11 +119,12 @@ pub struct AppState {
     /// Requests of each address without a token that holds.
     failures: Arc<Limiter<IpAddr>>,
     streams: Arc<live::Streams>,
+    outbound: Outbound,
 }
 
 impl AppState {
     /// `per_second`: requests of one token. Of requests without one that holds, an address has a tenth.
-    pub fn new(store: Store, per_second: u32) -> Self {
+    pub fn new(store: Store, outbound: Outbound, per_second: u32) -> Self {
         let failures = per_second.div_ceil(10);
         Self {
             store,
@@ -115,6 +132,7 @@ impl AppState {
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
             streams: Arc::default(),
+            outbound,
         }
     }
 
@@ -193,7 +211,19 @@ fn operations_router() -> OpenApiRouter<AppState> {
             put_alert_rule::put_alert_rule,
             delete_alert_rule::delete_alert_rule
         ))
-        .routes(routes!(rotate_secrets::rotate_secrets));
+        .routes(routes!(rotate_secrets::rotate_secrets))
+        .routes(routes!(list_webhooks::list_webhooks, create_webhook::create_webhook))
+        .routes(routes!(get_webhook::get_webhook, put_webhook::put_webhook, delete_webhook::delete_webhook))
+        .routes(routes!(rotate_webhook_secret::rotate_webhook_secret))
+        .routes(routes!(test_webhook::test_webhook))
+        .routes(routes!(list_deliveries::list_deliveries))
+        .routes(routes!(replay_delivery::replay_delivery))
+        .routes(routes!(list_siem_sinks::list_siem_sinks, create_siem_sink::create_siem_sink))
+        .routes(routes!(
+            get_siem_sink::get_siem_sink,
+            put_siem_sink::put_siem_sink,
+            delete_siem_sink::delete_siem_sink
+        ));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

@@ -3,6 +3,8 @@
 //! It speaks nothing but the API that everybody else has. Exit codes: 0 done, 1 an error, 2 `diff` has found a
 //! difference, 3 the change stands, and not all nodes have applied it.
 
+mod alert_rules;
+mod alerts;
 mod audit;
 mod client;
 mod compare;
@@ -15,11 +17,13 @@ mod progress;
 mod revisions;
 mod secrets;
 mod settings;
+mod siem;
 mod tail;
 mod tenants;
 mod tokens;
 mod transfer;
 mod wait;
+mod webhooks;
 
 use std::{
     io::{self, Write},
@@ -82,6 +86,18 @@ enum Command {
     /// Tokens of operators and nodes.
     #[command(subcommand)]
     Tokens(tokens::Command),
+    /// What rules have found.
+    #[command(subcommand)]
+    Alerts(alerts::Command),
+    /// What is watched.
+    #[command(subcommand)]
+    AlertRules(alert_rules::Command),
+    /// Whom to tell what happens.
+    #[command(subcommand)]
+    Webhooks(webhooks::Command),
+    /// Where the audit trail is sent to.
+    #[command(subcommand)]
+    Siem(siem::Command),
     /// Follow what happens, until it is interrupted.
     Tail(tail::Arguments),
     /// Secrets in the store.
@@ -149,6 +165,10 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Diff(arguments) => compare::run(arguments, &client, output).await,
         Command::Audit(command) => audit::run(command, &client, output).await,
         Command::Tokens(command) => tokens::run(command, &client, output).await,
+        Command::Alerts(command) => alerts::run(command, &client, output).await,
+        Command::AlertRules(command) => alert_rules::run(command, &client, output).await,
+        Command::Webhooks(command) => webhooks::run(command, &client, output).await,
+        Command::Siem(command) => siem::run(command, &client, output).await,
         Command::Tail(arguments) => tail::run(arguments, &client, output).await,
         Command::Secrets(command) => secrets::run(command, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),

@@ -12,16 +12,18 @@ pub mod documents;
 mod entities;
 mod error;
 pub mod events;
+pub mod gateway_config;
 pub mod keeping;
 mod leader;
-pub mod gateway_config;
 mod migrations;
 pub mod nodes;
 pub mod operators;
 pub mod revisions;
 pub mod secrets;
+pub mod siem;
 pub mod tenants;
 pub mod tokens;
+pub mod webhooks;
 mod writing;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -37,10 +39,10 @@ use uuid::Uuid;
 
 use self::entities::{control, revision_change, tenant};
 pub use self::{
-    leader::Leader,
     connect::StoreSettings,
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},
+    leader::Leader,
     writing::{Author, Once, Remembered},
 };
 

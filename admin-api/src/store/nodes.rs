@@ -120,7 +120,10 @@ impl Store {
             let before = node::Entity::find_by_id(node.to_string()).one(&self.0.database).await?;
             self.node_heard_of(node, run, heard).await?;
             self.notify_applied().await?;
-            before.filter(|before| before.run == run).map(|before| node_of(before, OffsetDateTime::now_utc())).transpose()
+            before
+                .filter(|before| before.run == run)
+                .map(|before| node_of(before, OffsetDateTime::now_utc()))
+                .transpose()
         })
         .await?;
         match before {

@@ -25,7 +25,7 @@ enum Elsewhere {
     AboutNone,
 }
 
-fn calls(operator: &str, token: &str, rule: &str, alert: &str) -> Vec<Call> {
+fn calls(operator: &str, token: &str, rule: &str, alert: &str, hook: &str, delivery: &str, sink: &str) -> Vec<Call> {
     use Elsewhere::{AboutNone, Refused, WithoutIt};
     let (viewer, auditor, worker) = (Some("viewer"), Some("auditor"), Some("operator"));
     let limits = json!({ "tenant": "acme", "rate_limit_rpm": 5 });
@@ -42,6 +42,10 @@ fn calls(operator: &str, token: &str, rule: &str, alert: &str) -> Vec<Call> {
     };
     let operator = format!("/operators/{operator}");
     let token = format!("/tokens/{token}");
+    let hook = format!("/webhooks/{hook}");
+    let new_hook = crate::webhooks::hook("somebody", "https://hooks.invalid/", Some("acme"));
+    let sink = format!("/siem/{sink}");
+    let new_sink = json!({ "name": "somebody", "url": "https://siem.invalid/" });
     let new_rule = crate::alerts::expiring("somebody", Some("acme"), 20);
     let rule = format!("/alerts/rules/{rule}");
     vec![
@@ -86,6 +90,20 @@ fn calls(operator: &str, token: &str, rule: &str, alert: &str) -> Vec<Call> {
         call("get_alert_rule", "GET", &rule, None, None, Refused),
         call("put_alert_rule", "PUT", &rule, Some(&new_rule), auditor, Refused),
         call("delete_alert_rule", "DELETE", &rule, None, auditor, Refused),
+        call("list_webhooks", "GET", "/webhooks", None, worker, WithoutIt),
+        call("create_webhook", "POST", "/webhooks", Some(&new_hook), worker, Refused),
+        call("get_webhook", "GET", &hook, None, worker, Refused),
+        call("put_webhook", "PUT", &hook, Some(&new_hook), worker, Refused),
+        call("delete_webhook", "DELETE", &hook, None, worker, Refused),
+        call("rotate_webhook_secret", "POST", &format!("{hook}/rotate-secret"), Some(&json!({})), worker, Refused),
+        call("test_webhook", "POST", &format!("{hook}/test"), None, worker, Refused),
+        call("list_deliveries", "GET", &format!("{hook}/deliveries"), None, worker, Refused),
+        call("replay_delivery", "POST", &format!("{hook}/deliveries/{delivery}/replay"), None, worker, Refused),
+        call("list_siem_sinks", "GET", "/siem", None, worker, Refused),
+        call("create_siem_sink", "POST", "/siem", Some(&new_sink), worker, Refused),
+        call("get_siem_sink", "GET", &sink, None, worker, Refused),
+        call("put_siem_sink", "PUT", &sink, Some(&new_sink), worker, Refused),
+        call("delete_siem_sink", "DELETE", &sink, None, worker, Refused),
         call("rotate_secrets", "POST", "/secrets/rotate", None, Some("admin"), Refused),
     ]
 }
@@ -117,13 +135,20 @@ fn world() -> World {
     owner.put("/tenants/acme", &crate::alerts::with_key("acme", 10)).is(200);
     let alert = crate::alerts::alert_of(&owner, "acme-keys");
     let id = |value: &Value| value["id"].as_str().unwrap().to_owned();
-    let calls = calls(operator, &id(&token), &id(&rule), &id(&alert));
+    let hook = crate::webhooks::hook("acme", "https://hooks.invalid/", Some("acme"));
+    let hook = owner.post("/webhooks", &hook).is(201).json();
+    let delivery = owner.post(&format!("/webhooks/{}/test", id(&hook)), &json!({})).is(202).json();
+    let sink = owner
+        .post("/siem", &json!({ "name": "acme", "url": "https://siem.invalid/", "enabled": false }))
+        .is(201)
+        .json();
+    let calls = calls(operator, &id(&token), &id(&rule), &id(&alert), &id(&hook), &id(&delivery), &id(&sink));
     World { database, admin, calls }
 }
 
 /// Everything that a refused call could have changed.
 fn state(client: &Client) -> Vec<Value> {
-    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/alerts/rules"];
+    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/alerts/rules", "/webhooks", "/siem"];
     lists.map(|path| client.get(path).is(200).json()).to_vec()
 }
 

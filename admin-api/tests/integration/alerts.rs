@@ -28,8 +28,7 @@ fn in_days(days: i64) -> String {
 pub fn with_key(id: &str, days: i64) -> Value {
     let mut tenant = tenant(id);
     let hash = "0".repeat(64);
-    tenant["consumers"] =
-        json!([{ "id": "app", "keys": [{ "prefix": "testkey1", "hash": format!("sha256:{hash}"), "expires": in_days(days) }] }]);
+    tenant["consumers"] = json!([{ "id": "app", "keys": [{ "prefix": "testkey1", "hash": format!("sha256:{hash}"), "expires": in_days(days) }] }]);
     tenant
 }
 

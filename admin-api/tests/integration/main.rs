@@ -24,6 +24,8 @@ mod operators;
 mod outages;
 mod revisions;
 mod secrets;
+mod siem;
 mod store;
 mod support;
 mod waiting;
+mod webhooks;

@@ -18,5 +18,8 @@ pub(crate) mod own_secret;
 pub(crate) mod revision;
 pub(crate) mod revision_change;
 pub(crate) mod sealing_key;
+pub(crate) mod siem_sink;
 pub(crate) mod tenant;
 pub(crate) mod token;
+pub(crate) mod webhook;
+pub(crate) mod webhook_delivery;

@@ -12,6 +12,8 @@ const STEPS: &[&str] = &[
     include_str!("0002_sealing_keys.sql"),
     include_str!("0010_events.sql"),
     include_str!("0011_alerts.sql"),
+    include_str!("0012_webhooks.sql"),
+    include_str!("0013_siem.sql"),
 ];
 
 /// Any number that nothing else locks.

@@ -6,6 +6,8 @@ use tokio::time::sleep;
 
 use crate::{
     alerts::Evaluator,
+    outbound::OutboundSettings,
+    siem::Exporter,
     store::{Store, StoreError},
 };
 
@@ -13,17 +15,23 @@ use crate::{
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Keeps at it for as long as the process runs.
-pub(crate) async fn keep(store: Store) {
+pub(crate) async fn keep(store: Store, outbound: OutboundSettings) {
     let mut leader = store.leader();
     let mut alerts = Evaluator::new(store.clone());
-    let (mut events, mut looked) = (Fault::default(), Fault::default());
+    let mut exporter = Exporter::default();
+    let (mut events, mut looked, mut sent) = (Fault::default(), Fault::default(), Fault::default());
     loop {
         sleep(ROUND).await;
         alerts.try_store().await;
         if leader.leads().await {
-            events.is_told(store.forget_events().await);
+            // What is forgotten was told to webhooks before.
+            let told = store.fan_out().await;
+            let told = if told.is_ok() { store.forget_events().await } else { told };
+            events.is_told(told);
             looked.is_told(alerts.round().await);
+            sent.is_told(exporter.round(&store, &outbound).await);
         } else {
+            exporter.stop();
             alerts.forget();
         }
     }

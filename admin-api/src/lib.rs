@@ -7,11 +7,14 @@ mod crowd;
 pub mod ctl;
 mod edge;
 mod keeper;
+pub mod outbound;
 mod patient;
 pub mod push;
 mod serve;
 pub mod settings;
+mod siem;
 pub mod store;
+pub mod webhooks;
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
@@ -59,13 +62,16 @@ async fn serve(settings: &Settings) -> Result<()> {
         per_address: settings.connections_per_address.into(),
         write_timeout: settings.write_timeout.get(),
     };
-    let state = api::AppState::new(store.clone(), settings.requests_per_second, settings.usage.objectives());
+    let outbound = outbound::Outbound::new(&settings.outbound())?;
+    let state =
+        api::AppState::new(store.clone(), outbound.clone(), settings.requests_per_second, settings.usage.objectives());
     if let Some(replica) = settings.usage.replica() {
         store.read_from(&replica, state.registry())?;
     }
     let _background = Background::start(&store, &settings.usage);
     let hub = push::Hub::new(store, state.registry(), node_certificates_required)?;
-    tokio::spawn(keeper::keep(state.store().clone()));
+    tokio::spawn(keeper::keep(state.store().clone(), settings.outbound()));
+    tokio::spawn(webhooks::deliver(state.store().clone(), outbound, settings.webhook_schedule()));
     let router = api::router(state.clone()).merge(hub.router());
     let asked_to_end = asked_to_end()?;
     let stop = async {

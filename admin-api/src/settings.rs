@@ -8,7 +8,9 @@ use seiketsu_config::values::Span;
 
 use crate::{
     edge::EdgeSettings,
+    outbound::OutboundSettings,
     store::{StoreSettings, performance::Objectives, replica::ReplicaSettings, secrets::KeySource, usage::Retention},
+    webhooks::Schedule,
 };
 
 /// The control plane of Seiketsu Gateway: keeps the configuration of all gateways and pushes every change to them.
@@ -53,6 +55,24 @@ pub struct Settings {
     /// Nodes that were not heard of for so long are forgotten.
     #[arg(long, env = "SEIKETSU_ADMIN_FORGET_NODES_AFTER", default_value = "7d", value_name = "TIME")]
     pub forget_nodes_after: Span,
+
+    /// Webhooks may also be without TLS, and at addresses of private networks, which only this machine or network has: for
+    /// development, and where nobody can make webhooks who may not reach those anyway.
+    #[arg(long, env = "SEIKETSU_ADMIN_OUTBOUND_ALLOW_PRIVATE")]
+    pub outbound_allow_private: bool,
+
+    /// PEM file of authorities for webhooks and the like, beside those of the system.
+    #[arg(long, env = "SEIKETSU_ADMIN_OUTBOUND_CA", value_name = "FILE")]
+    pub outbound_ca: Option<PathBuf>,
+
+    /// The pauses before a webhook is tried again, until it is not any more.
+    #[arg(long, env = "SEIKETSU_ADMIN_WEBHOOK_PAUSES", value_delimiter = ',', value_name = "TIMES")]
+    #[arg(default_value = "5s,5m,30m,2h,5h,8h,8h")]
+    pub webhook_pauses: Vec<Span>,
+
+    /// A webhook that has taken nothing for as long is disabled.
+    #[arg(long, env = "SEIKETSU_ADMIN_WEBHOOK_DISABLE_AFTER", default_value = "3d", value_name = "TIME")]
+    pub webhook_disable_after: Span,
 
     #[command(flatten)]
     pub usage: UsageSettings,
@@ -158,6 +178,15 @@ impl Settings {
     pub fn store(&self) -> StoreSettings {
         let beside = || format!("sqlite:{}", self.state_dir.join("admin.db").display()).into();
         StoreSettings { url: self.database_url.clone().unwrap_or_else(beside), key: self.key() }
+    }
+
+    pub fn outbound(&self) -> OutboundSettings {
+        OutboundSettings { allow_private: self.outbound_allow_private, ca: self.outbound_ca.clone() }
+    }
+
+    pub fn webhook_schedule(&self) -> Schedule {
+        let pauses = self.webhook_pauses.iter().map(|pause| pause.get()).collect();
+        Schedule { pauses, disable_after: self.webhook_disable_after.get() }
     }
 
     pub(crate) fn key(&self) -> KeySource {

@@ -78,6 +78,13 @@ pub enum Condition {
         #[serde(default = "second")]
         slower_than_milliseconds: u32,
     },
+    /// A webhook was disabled because it took nothing any more.
+    WebhookDisabled {},
+    /// A sink of the audit trail takes nothing.
+    SiemStalled {
+        #[serde(default = "five_minutes")]
+        for_seconds: u32,
+    },
 }
 
 const fn three() -> u32 {
@@ -123,6 +130,8 @@ impl Condition {
             Self::LoginFailures { .. } => "login_failures",
             Self::Expiring { .. } => "expiring",
             Self::StoreWrites { .. } => "store_writes",
+            Self::WebhookDisabled {} => "webhook_disabled",
+            Self::SiemStalled { .. } => "siem_stalled",
         }
     }
 
@@ -138,7 +147,8 @@ impl Condition {
             | Self::NodeNotReady { for_seconds }
             | Self::NodeRefuses { for_seconds }
             | Self::NodeBehind { for_seconds }
-            | Self::RegionWithoutNode { for_seconds, .. } => *for_seconds,
+            | Self::RegionWithoutNode { for_seconds, .. }
+            | Self::SiemStalled { for_seconds } => *for_seconds,
             _ => 0,
         }
     }
@@ -184,6 +194,8 @@ impl Condition {
             Self::StoreWrites { failures, window_seconds, slower_than_milliseconds } => {
                 service::store_writes(facts, *failures, *window_seconds, *slower_than_milliseconds)
             }
+            Self::WebhookDisabled {} => service::webhook_disabled(facts).await?,
+            Self::SiemStalled { .. } => service::siem_stalled(facts).await?,
         })
     }
 }
@@ -202,6 +214,8 @@ pub fn first_rules() -> Vec<RuleSettings> {
         ("login-failures", "login_failures", Warning),
         ("expiring", "expiring", Warning),
         ("store-writes", "store_writes", Critical),
+        ("webhook-disabled", "webhook_disabled", Warning),
+        ("siem-stalled", "siem_stalled", Critical),
     ]
     .into_iter()
     .filter_map(|(name, kind, severity)| {
@@ -222,7 +236,7 @@ mod tests {
     #[test]
     fn every_first_rule_is_within_bounds_and_read_as_it_was_written() {
         let rules = first_rules();
-        assert_eq!(rules.len(), 9);
+        assert_eq!(rules.len(), 11);
         for rule in rules {
             assert_eq!(rule.condition.fault(), None, "{}", rule.name);
             let written = serde_json::to_value(&rule.condition).unwrap();

@@ -57,9 +57,10 @@ fn keys_of(document: &StoredDocument) -> Result<Vec<Key>, StoreError> {
     let tenant: Tenant = document.parse()?;
     let keys = tenant.consumers.into_iter().flat_map(|consumer| {
         let id = consumer.id;
-        consumer.keys.into_iter().filter_map(move |key| {
-            Some(Key { consumer: id.clone(), prefix: key.prefix, expires: key.expires? })
-        })
+        consumer
+            .keys
+            .into_iter()
+            .filter_map(move |key| Some(Key { consumer: id.clone(), prefix: key.prefix, expires: key.expires? }))
     });
     Ok(keys.collect())
 }

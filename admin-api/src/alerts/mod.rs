@@ -129,9 +129,8 @@ fn turn(
         }
     }
     since.retain(|key, _| seen.contains(key) || unknown.contains(&key.0));
-    let is_over = |alert: &Alert| {
-        !unknown.contains(&alert.rule_id) && !seen.contains(&(alert.rule_id, alert.subject.clone()))
-    };
+    let is_over =
+        |alert: &Alert| !unknown.contains(&alert.rule_id) && !seen.contains(&(alert.rule_id, alert.subject.clone()));
     drop(there);
     Turn { open, resolve: unresolved.into_iter().filter(is_over).collect() }
 }

@@ -90,6 +90,25 @@ pub(super) fn store_writes(facts: &Facts<'_>, failures: u32, window_seconds: u32
     all
 }
 
+pub(super) async fn webhook_disabled(facts: &Facts<'_>) -> Result<Vec<Found>, StoreError> {
+    let disabled = facts.store.webhooks().await?.into_iter().filter_map(|webhook| {
+        let reason = webhook.disabled_reason?;
+        let subject = format!("webhook {}", webhook.id);
+        Some(Found { subject, tenant: None, summary: format!("the webhook {} was disabled: {reason}", webhook.name) })
+    });
+    Ok(disabled.collect())
+}
+
+pub(super) async fn siem_stalled(facts: &Facts<'_>) -> Result<Vec<Found>, StoreError> {
+    let sinks = facts.store.siem_sinks().await?.into_iter();
+    let stalled = sinks.filter(|sink| sink.enabled && sink.failing_since.is_some()).map(|sink| Found {
+        subject: format!("sink {}", sink.id),
+        tenant: None,
+        summary: format!("the sink {} does not take the audit trail", sink.name),
+    });
+    Ok(stalled.collect())
+}
+
 pub(super) async fn login_failures(
     facts: &mut Facts<'_>,
     count: u32,

@@ -78,9 +78,10 @@ impl EventsQuery {
         let follow = self.follow.unwrap_or(true);
         let after = last.or(self.after).or((!follow).then_some(0));
         let sight = Sight { role: caller.role(), tenants: caller.operator.tenants.clone(), kinds, tenant: self.tenant };
-        let seat = state.streams.enter(caller.operator.id).ok_or_else(|| {
-            Problem::new(Kind::TooMany, "too many streams of events are open already").retry_after(5)
-        })?;
+        let seat = state
+            .streams
+            .enter(caller.operator.id)
+            .ok_or_else(|| Problem::new(Kind::TooMany, "too many streams of events are open already").retry_after(5))?;
         Ok(Asked { after, follow, sight, token: bearer(headers), seat })
     }
 }

@@ -21,18 +21,22 @@ mod configure_gateway;
 mod create_consumer;
 mod create_key;
 mod create_operator;
+mod create_siem_sink;
 mod create_tenant;
 mod create_token;
 mod delete_consumer;
 mod delete_key;
 mod create_alert_rule;
+mod create_webhook;
 mod delete_alert_rule;
 mod delete_node;
 mod delete_operator;
 mod delete_route;
 mod delete_service;
+mod delete_siem_sink;
 mod delete_tenant;
 mod delete_token;
+mod delete_webhook;
 mod diff_revisions;
 mod docs;
 mod etag;
@@ -56,6 +60,8 @@ mod get_service;
 mod get_status;
 mod get_tenant;
 mod get_warming;
+mod get_siem_sink;
+mod get_webhook;
 mod idempotency;
 mod import_configuration;
 mod limit;
@@ -64,6 +70,7 @@ mod list_alerts;
 mod list_audit;
 mod list_consumers;
 mod list_keys;
+mod list_deliveries;
 mod list_nodes;
 mod list_objectives;
 mod list_operators;
@@ -74,6 +81,8 @@ mod list_services;
 mod list_tenants;
 mod list_tokens;
 mod list_usage;
+mod list_siem_sinks;
+mod list_webhooks;
 mod live;
 mod livez;
 mod made_key;
@@ -90,8 +99,11 @@ mod put_limits;
 mod put_operator;
 mod put_route;
 mod put_service;
+mod put_siem_sink;
 mod put_tenant;
+mod put_webhook;
 mod readyz;
+mod replay_delivery;
 mod rollback;
 mod rotate_secrets;
 mod rotate_key;
@@ -101,6 +113,10 @@ mod validate;
 mod verify_audit;
 mod wait;
 mod warm_cache;
+mod rotate_webhook_secret;
+mod siem_sink_body;
+mod test_webhook;
+mod webhook_body;
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -117,7 +133,10 @@ use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
 use self::{limit::Limiter, metrics::Metrics, unknown_tokens::UnknownTokens};
-use crate::store::{Store, performance::Objectives};
+use crate::{
+    outbound::Outbound,
+    store::{Store, performance::Objectives},
+};
 
 /// Where the operations are.
 pub const BASE: &str = "/api/enterprise";
@@ -137,11 +156,12 @@ pub struct AppState {
     objectives: Objectives,
     streams: Arc<live::Streams>,
     unknown: Arc<UnknownTokens>,
+    outbound: Outbound,
 }
 
 impl AppState {
     /// `per_second`: requests of one token. Of requests without one that holds, an address has a tenth.
-    pub fn new(store: Store, per_second: u32, objectives: Objectives) -> Self {
+    pub fn new(store: Store, outbound: Outbound, per_second: u32, objectives: Objectives) -> Self {
         let failures = per_second.div_ceil(10);
         Self {
             store,
@@ -151,6 +171,7 @@ impl AppState {
             objectives,
             streams: Arc::default(),
             unknown: Arc::default(),
+            outbound,
         }
     }
 
@@ -246,6 +267,19 @@ fn operations_router() -> OpenApiRouter<AppState> {
             get_alert_rule::get_alert_rule,
             put_alert_rule::put_alert_rule,
             delete_alert_rule::delete_alert_rule
+        ))
+        .routes(routes!(rotate_secrets::rotate_secrets))
+        .routes(routes!(list_webhooks::list_webhooks, create_webhook::create_webhook))
+        .routes(routes!(get_webhook::get_webhook, put_webhook::put_webhook, delete_webhook::delete_webhook))
+        .routes(routes!(rotate_webhook_secret::rotate_webhook_secret))
+        .routes(routes!(test_webhook::test_webhook))
+        .routes(routes!(list_deliveries::list_deliveries))
+        .routes(routes!(replay_delivery::replay_delivery))
+        .routes(routes!(list_siem_sinks::list_siem_sinks, create_siem_sink::create_siem_sink))
+        .routes(routes!(
+            get_siem_sink::get_siem_sink,
+            put_siem_sink::put_siem_sink,
+            delete_siem_sink::delete_siem_sink
         ));
     OpenApiRouter::new().nest(BASE, operations)
 }

@@ -113,6 +113,20 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("get_alert_rule", GET, "/alerts/rules/{id}", Role::Viewer, Scope::Tenant),
     of("put_alert_rule", PUT, "/alerts/rules/{id}", Role::Operator, Scope::Tenant),
     of("delete_alert_rule", DELETE, "/alerts/rules/{id}", Role::Operator, Scope::Tenant),
+    of("list_webhooks", GET, "/webhooks", Role::Admin, Scope::Tenant),
+    of("create_webhook", POST, "/webhooks", Role::Admin, Scope::Tenant),
+    of("get_webhook", GET, "/webhooks/{id}", Role::Admin, Scope::Tenant),
+    of("put_webhook", PUT, "/webhooks/{id}", Role::Admin, Scope::Tenant),
+    of("delete_webhook", DELETE, "/webhooks/{id}", Role::Admin, Scope::Tenant),
+    of("rotate_webhook_secret", POST, "/webhooks/{id}/rotate-secret", Role::Admin, Scope::Tenant),
+    of("test_webhook", POST, "/webhooks/{id}/test", Role::Admin, Scope::Tenant),
+    of("list_deliveries", GET, "/webhooks/{id}/deliveries", Role::Admin, Scope::Tenant),
+    of("replay_delivery", POST, "/webhooks/{id}/deliveries/{delivery}/replay", Role::Admin, Scope::Tenant),
+    of("list_siem_sinks", GET, "/siem", Role::Admin, Scope::All),
+    of("create_siem_sink", POST, "/siem", Role::Admin, Scope::All),
+    of("get_siem_sink", GET, "/siem/{id}", Role::Admin, Scope::All),
+    of("put_siem_sink", PUT, "/siem/{id}", Role::Admin, Scope::All),
+    of("delete_siem_sink", DELETE, "/siem/{id}", Role::Admin, Scope::All),
 ];
 
 /// The operation of a method and a path as it is in the table. HEAD is a GET that is answered without a body.

@@ -3,6 +3,8 @@
 //! It speaks nothing but the API that everybody else has. Exit codes: 0 done, 1 an error, 2 `diff` has found a
 //! difference, 3 the change stands, and not all nodes have applied it.
 
+mod alert_rules;
+mod alerts;
 mod audit;
 mod cache;
 mod client;
@@ -20,12 +22,14 @@ mod secrets;
 mod routes;
 mod services;
 mod settings;
+mod siem;
 mod tail;
 mod tenants;
 mod tokens;
 mod transfer;
 mod usage;
 mod wait;
+mod webhooks;
 
 use std::{
     io::{self, Write},
@@ -111,6 +115,18 @@ enum Command {
     Usage(usage::Arguments),
     /// Follow what happens, until it is interrupted.
     Tail(tail::Arguments),
+    /// What rules have found.
+    #[command(subcommand)]
+    Alerts(alerts::Command),
+    /// What is watched.
+    #[command(subcommand)]
+    AlertRules(alert_rules::Command),
+    /// Whom to tell what happens.
+    #[command(subcommand)]
+    Webhooks(webhooks::Command),
+    /// Where the audit trail is sent to.
+    #[command(subcommand)]
+    Siem(siem::Command),
     /// Write completions for a shell to standard output.
     Completions { shell: Shell },
 }
@@ -182,6 +198,10 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
         Command::Warm(arguments) => cache::warm(arguments, &client, output).await,
         Command::Usage(arguments) => usage::run(arguments, &client, output).await,
         Command::Tail(arguments) => tail::run(arguments, &client, output).await,
+        Command::Alerts(command) => alerts::run(command, &client, output).await,
+        Command::AlertRules(command) => alert_rules::run(command, &client, output).await,
+        Command::Webhooks(command) => webhooks::run(command, &client, output).await,
+        Command::Siem(command) => siem::run(command, &client, output).await,
         Command::Login | Command::Completions { .. } => Ok(Outcome::Done),
     }
 }

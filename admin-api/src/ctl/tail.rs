@@ -124,11 +124,7 @@ struct Lines {
 }
 
 impl Lines {
-    fn take(
-        &mut self,
-        piece: &[u8],
-        mut give: impl FnMut(Sent<'_>) -> Result<(), Failure>,
-    ) -> Result<(), Failure> {
+    fn take(&mut self, piece: &[u8], mut give: impl FnMut(Sent<'_>) -> Result<(), Failure>) -> Result<(), Failure> {
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
             self.rest.extend_from_slice(part);
             if self.rest.len() > MOST_LINE_BYTES {
@@ -137,7 +133,8 @@ impl Lines {
             if !part.ends_with(b"\n") {
                 continue;
             }
-            let line = String::from_utf8_lossy(&std::mem::take(&mut self.rest)).trim_end_matches(['\r', '\n']).to_owned();
+            let line =
+                String::from_utf8_lossy(&std::mem::take(&mut self.rest)).trim_end_matches(['\r', '\n']).to_owned();
             let (name, value) = line.split_once(':').unwrap_or((&line, ""));
             let value = value.strip_prefix(' ').unwrap_or(value);
             match name {
@@ -167,7 +164,8 @@ mod tests {
 
     use super::*;
 
-    const STREAM: &str = ":\nid: 6\n\nid: 7\nevent: revision\ndata: {\"a\":\r\ndata: 1}\n\n: beat\n\nid: 8\nevent: x\ndata: {}\n\n";
+    const STREAM: &str =
+        ":\nid: 6\n\nid: 7\nevent: revision\ndata: {\"a\":\r\ndata: 1}\n\n: beat\n\nid: 8\nevent: x\ndata: {}\n\n";
 
     proptest! {
         #[test]

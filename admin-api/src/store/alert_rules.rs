@@ -24,7 +24,9 @@ use super::{
 use crate::alerts::Condition;
 
 /// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, utoipa::ToSchema, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize, utoipa::ToSchema, clap::ValueEnum,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     Info,
@@ -137,7 +139,12 @@ impl Store {
             let mut writing = self.keeping(by, None).await?;
             let before = writing.rule(id, expected).await?;
             writing.rule_is_free(&settings, Some(id)).await?;
-            let after = AlertRule { id, revision: before.revision, created_at: before.created_at, ..new(settings, writing.now) };
+            let after = AlertRule {
+                id,
+                revision: before.revision,
+                created_at: before.created_at,
+                ..new(settings, writing.now)
+            };
             if after == before {
                 return Ok(before);
             }

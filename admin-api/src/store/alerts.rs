@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Set,
-};
+use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Set};
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -117,7 +115,12 @@ pub struct RefusedLogin {
 
 impl Store {
     /// Alerts before an id, the newest first.
-    pub async fn alerts(&self, filter: &AlertFilter, before: Option<Uuid>, most: u64) -> Result<Vec<Alert>, StoreError> {
+    pub async fn alerts(
+        &self,
+        filter: &AlertFilter,
+        before: Option<Uuid>,
+        most: u64,
+    ) -> Result<Vec<Alert>, StoreError> {
         use alert::Column;
         let mut find = alert::Entity::find();
         if let Some(state) = filter.state {

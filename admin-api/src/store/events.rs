@@ -398,7 +398,10 @@ impl std::fmt::Debug for Following {
 pub enum Next {
     Event(Arc<Event>),
     /// Events after `after` and before `next` are not kept any more.
-    Missed { after: u64, next: u64 },
+    Missed {
+        after: u64,
+        next: u64,
+    },
     /// There is nothing more yet.
     Level,
 }

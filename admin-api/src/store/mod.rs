@@ -13,6 +13,7 @@ pub mod documents;
 mod entities;
 mod error;
 pub mod events;
+pub mod gateway_config;
 pub mod keeping;
 mod leader;
 pub mod gateway_config;
@@ -34,6 +35,8 @@ mod tables;
 pub mod tenants;
 pub mod tokens;
 pub mod usage;
+pub mod siem;
+pub mod webhooks;
 mod writing;
 
 use std::{
@@ -51,7 +54,6 @@ use seiketsu_config::values::Id;
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
 
 pub use self::{
-    leader::Leader,
     connect::StoreSettings,
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},

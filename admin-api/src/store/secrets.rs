@@ -41,7 +41,13 @@ struct SealedColumn {
 }
 
 /// Every column of every table that holds sealed texts. One that is missing here is not resealed when keys are rotated.
-const SEALED: &[SealedColumn] = &[SealedColumn { table: "own_secrets", column: "secret", row: "name", tenant: "''" }];
+const SEALED: &[SealedColumn] = &[
+    SealedColumn { table: "own_secrets", column: "secret", row: "name", tenant: "''" },
+    SealedColumn { table: "webhooks", column: "secret", row: "id", tenant: "''" },
+    SealedColumn { table: "webhooks", column: "old_secret", row: "id", tenant: "''" },
+    SealedColumn { table: "siem_sinks", column: "token", row: "id", tenant: "''" },
+    SealedColumn { table: "siem_sinks", column: "private_key", row: "id", tenant: "''" },
+];
 
 impl Store {
     /// Seals a secret for its place.

@@ -140,7 +140,8 @@ impl Writing<'_> {
         let row = audit::next(&self.control, self.now, by, entry);
         if refused {
             let audit::AuditRow { number, actor, address, action, detail, .. } = row.clone().into();
-            let told = json!({ "entry": number, "actor": actor, "address": address, "action": action, "detail": detail });
+            let told =
+                json!({ "entry": number, "actor": actor, "address": address, "action": action, "detail": detail });
             self.events.push(NewEvent::about(EventKind::AuditRefused, row.tenant.as_deref(), told));
         }
         self.control.audit_number = row.number;

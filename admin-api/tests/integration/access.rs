@@ -33,10 +33,13 @@ struct Made {
     list: String,
     rule: String,
     alert: String,
+    hook: String,
+    delivery: String,
+    sink: String,
 }
 
 fn calls(made: &Made) -> Vec<Call> {
-    let Made { operator, token, key, list, rule, alert } = made;
+    let Made { operator, token, key, list, rule, alert, hook, delivery, sink } = made;
     use Elsewhere::{AboutNone, Refused, WithoutIt};
     let (viewer, auditor, worker) = (Some("viewer"), Some("auditor"), Some("operator"));
     let limits = json!({ "tenant": "acme", "rate_limit_rpm": 5 });
@@ -57,6 +60,10 @@ fn calls(made: &Made) -> Vec<Call> {
     };
     let operator = format!("/operators/{operator}");
     let token = format!("/tokens/{token}");
+    let hook = format!("/webhooks/{hook}");
+    let new_hook = crate::webhooks::hook("somebody", "https://hooks.invalid/", Some("acme"));
+    let sink = format!("/siem/{sink}");
+    let new_sink = json!({ "name": "somebody", "url": "https://siem.invalid/" });
     let new_rule = crate::alerts::expiring("somebody", Some("acme"), 20);
     let rule = format!("/alerts/rules/{rule}");
     vec![
@@ -128,6 +135,20 @@ fn calls(made: &Made) -> Vec<Call> {
         call("get_alert_rule", "GET", &rule, None, None, Refused),
         call("put_alert_rule", "PUT", &rule, Some(&new_rule), auditor, Refused),
         call("delete_alert_rule", "DELETE", &rule, None, auditor, Refused),
+        call("list_webhooks", "GET", "/webhooks", None, worker, WithoutIt),
+        call("create_webhook", "POST", "/webhooks", Some(&new_hook), worker, Refused),
+        call("get_webhook", "GET", &hook, None, worker, Refused),
+        call("put_webhook", "PUT", &hook, Some(&new_hook), worker, Refused),
+        call("delete_webhook", "DELETE", &hook, None, worker, Refused),
+        call("rotate_webhook_secret", "POST", &format!("{hook}/rotate-secret"), Some(&json!({})), worker, Refused),
+        call("test_webhook", "POST", &format!("{hook}/test"), None, worker, Refused),
+        call("list_deliveries", "GET", &format!("{hook}/deliveries"), None, worker, Refused),
+        call("replay_delivery", "POST", &format!("{hook}/deliveries/{delivery}/replay"), None, worker, Refused),
+        call("list_siem_sinks", "GET", "/siem", None, worker, Refused),
+        call("create_siem_sink", "POST", "/siem", Some(&new_sink), worker, Refused),
+        call("get_siem_sink", "GET", &sink, None, worker, Refused),
+        call("put_siem_sink", "PUT", &sink, Some(&new_sink), worker, Refused),
+        call("delete_siem_sink", "DELETE", &sink, None, worker, Refused),
     ]
 }
 
@@ -161,6 +182,13 @@ fn world() -> World {
     let list = json!({ "tenant": "acme", "urls": ["http://acme.example/"] });
     let list = owner.post("/cache/warm", &list).is(202).json();
     let id = |value: &Value| value["id"].as_str().unwrap().to_owned();
+    let hook = crate::webhooks::hook("acme", "https://hooks.invalid/", Some("acme"));
+    let hook = owner.post("/webhooks", &hook).is(201).json();
+    let delivery = owner.post(&format!("/webhooks/{}/test", id(&hook)), &json!({})).is(202).json();
+    let sink = owner
+        .post("/siem", &json!({ "name": "acme", "url": "https://siem.invalid/", "enabled": false }))
+        .is(201)
+        .json();
     let calls = calls(&Made {
         operator: operator.to_owned(),
         token: id(&token),
@@ -168,13 +196,19 @@ fn world() -> World {
         list: id(&list),
         rule: id(&rule),
         alert: id(&alert),
+        hook: id(&hook),
+        delivery: id(&delivery),
+        sink: id(&sink),
     });
     World { database, admin, calls }
 }
 
 /// Everything that a refused call could have changed.
 fn state(client: &Client) -> Vec<Value> {
-    let lists = ["/tenants", "/head", "/revisions", "/operators", "/tokens", "/consumers", "/keys", "/alerts/rules"];
+    let lists = [
+        "/tenants", "/head", "/revisions", "/operators", "/tokens", "/consumers", "/keys", "/alerts/rules", "/webhooks",
+        "/siem",
+    ];
     lists.map(|path| client.get(path).is(200).json()).to_vec()
 }
 

@@ -1,7 +1,7 @@
 //! Rules, and what they find.
 
 use secrecy::SecretString;
-use seiketsu_admin_api::store::{Store, StoreSettings};
+use seiketsu_admin_api::store::{Store, StoreSettings, secrets::KeySource};
 use seiketsu_config::push::{Applied, Heartbeat, Hello, Refused};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::{
     events::Stream,
-    support::{Admin, Client, Database, on_both, tenant, wait_until},
+    support::{Admin, Client, Database, KEY, on_both, tenant, wait_until},
 };
 
 /// A rule about what expires.
@@ -28,8 +28,7 @@ fn in_days(days: i64) -> String {
 pub fn with_key(id: &str, days: i64) -> Value {
     let mut tenant = tenant(id);
     let hash = "0".repeat(64);
-    tenant["consumers"] =
-        json!([{ "id": "app", "keys": [{ "prefix": "testkey1", "hash": format!("sha256:{hash}"), "expires": in_days(days) }] }]);
+    tenant["consumers"] = json!([{ "id": "app", "keys": [{ "prefix": "testkey1", "hash": format!("sha256:{hash}"), "expires": in_days(days) }] }]);
     tenant
 }
 
@@ -65,7 +64,9 @@ struct Nodes {
 impl Nodes {
     fn of(database: &Database) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        let store = runtime.block_on(Store::connect(&StoreSettings { url: SecretString::from(database.url()) })).unwrap();
+        let key = KeySource::Given(KEY.into());
+        let settings = StoreSettings { url: SecretString::from(database.url()), key };
+        let store = runtime.block_on(Store::connect(&settings)).unwrap();
         Self { runtime, store, replica: Uuid::now_v7() }
     }
 

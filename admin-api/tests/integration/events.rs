@@ -66,7 +66,12 @@ fn number(event: &Value) -> u64 {
 
 fn kept(client: &Client, query: &str) -> Vec<Value> {
     let answer = client.get(&format!("/events?follow=false{query}")).is(200);
-    answer.text().lines().filter_map(|line| line.strip_prefix("data: ")).map(|data| serde_json::from_str(data).unwrap()).collect()
+    answer
+        .text()
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect()
 }
 
 on_both! {

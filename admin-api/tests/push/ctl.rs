@@ -262,3 +262,44 @@ fn shells_get_completions_without_a_server() {
         assert!(done(&output).contains("rollback"), "{shell}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_webhooks_and_sinks_are_seen_to_from_a_terminal() {
+    let (admin, _) = with_file().await;
+    let set = |days: &str| {
+        let days = format!("within_days={days}");
+        done(&admin.ctl(&["alert-rules", "set", "mine", "--kind", "expiring", &days, "--severity", "critical"]))
+    };
+    set("20");
+    let rule = set("30").split_once(':').unwrap().0.to_owned();
+    let rules = json_of(&admin.ctl(&["alert-rules", "list", "--output", "json"]));
+    let mine: Vec<&Value> = rules.as_array().unwrap().iter().filter(|rule| rule["name"] == "mine").collect();
+    assert_eq!((mine.len(), &mine[0]["condition"]["within_days"]), (1, &json!(30)));
+
+    let owner = admin.get("/operators").await["items"][0]["id"].clone();
+    let soon = time::OffsetDateTime::now_utc() + time::Duration::days(25);
+    let soon = soon.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let token = json!({ "kind": "operator", "name": "x", "operator": owner, "expires_at": soon });
+    assert_eq!(admin.ask("POST", "/tokens", Some(token)).await.status, 201);
+    let open = || json_of(&admin.ctl(&["alerts", "list", "--state", "open", "--output", "json"]))["items"].clone();
+    assert!(crate::admin::eventually(async || open() != json!([])).await);
+    let alert = open()[0]["id"].as_str().unwrap().to_owned();
+    assert!(done(&admin.ctl(&["alerts", "ack", &alert])).contains("owner sees to it"));
+    assert!(done(&admin.ctl(&["alerts", "list"])).contains("acknowledged"));
+    done(&admin.ctl(&["alert-rules", "delete", &rule]));
+
+    let made = done(&admin.ctl(&["webhooks", "create", "mine", "https://hooks.invalid/", "--kind", "alert.opened"]));
+    let (hook, secret) = made.trim().split_once('\n').unwrap();
+    assert!(secret.starts_with("whsec_"));
+    assert!(done(&admin.ctl(&["webhooks", "list"])).contains("hooks.invalid"));
+    let delivery = done(&admin.ctl(&["webhooks", "test", hook])).split(' ').next().unwrap().to_owned();
+    let listed = || done(&admin.ctl(&["webhooks", "deliveries", hook]));
+    assert!(crate::admin::eventually(async || listed().contains("leads to no address")).await, "{}", listed());
+    done(&admin.ctl(&["webhooks", "replay", hook, &delivery]));
+    done(&admin.ctl(&["webhooks", "delete", hook]));
+
+    done(&admin.ctl(&["siem", "set", "mine", "syslogs://siem.invalid", "--after", "0", "--disabled"]));
+    let set = done(&admin.ctl(&["siem", "set", "mine", "syslogs://siem.invalid:7000", "--disabled"]));
+    assert!(done(&admin.ctl(&["siem", "list"])).contains("siem.invalid:7000"));
+    done(&admin.ctl(&["siem", "delete", set.split_once(':').unwrap().0]));
+}

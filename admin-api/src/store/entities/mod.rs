@@ -25,5 +25,8 @@ pub(crate) mod order;
 pub(crate) mod order_answer;
 pub(crate) mod route;
 pub(crate) mod service;
+pub(crate) mod siem_sink;
 pub(crate) mod tenant;
 pub(crate) mod token;
+pub(crate) mod webhook;
+pub(crate) mod webhook_delivery;

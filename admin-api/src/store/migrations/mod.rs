@@ -17,6 +17,8 @@ const STEPS: &[&str] = &[
     include_str!("0010_events.sql"),
     include_str!("0011_alerts.sql"),
     include_str!("0002_nodes.sql"),
+    include_str!("0012_webhooks.sql"),
+    include_str!("0013_siem.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.

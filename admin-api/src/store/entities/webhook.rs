@@ -1,0 +1,28 @@
+//! Whom to tell what happens.
+
+use sea_orm::entity::prelude::*;
+use time::OffsetDateTime;
+
+#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[sea_orm(table_name = "webhooks")]
+pub struct Model {
+    #[sea_orm(primary_key, auto_increment = false)]
+    pub id: Uuid,
+    pub name: String,
+    pub url: String,
+    pub kinds: Option<String>,
+    pub tenants: Option<String>,
+    pub secret: String,
+    pub old_secret: Option<String>,
+    pub old_until: Option<i64>,
+    pub enabled: bool,
+    pub disabled_reason: Option<String>,
+    pub failing_since: Option<i64>,
+    pub revision: i64,
+    pub created_at: OffsetDateTime,
+}
+
+#[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
+pub enum Relation {}
+
+impl ActiveModelBehavior for ActiveModel {}

@@ -240,7 +240,6 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(get_operator::get_operator, put_operator::put_operator, delete_operator::delete_operator))
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
         .routes(routes!(delete_token::delete_token))
-        .routes(routes!(rotate_secrets::rotate_secrets))
         .routes(routes!(list_services::list_services))
         .routes(routes!(get_service::get_service, put_service::put_service, delete_service::delete_service))
         .routes(routes!(list_routes::list_routes))

@@ -2,7 +2,7 @@
 //!
 //! The trail in the store is the spool: a sink has a cursor, which is moved on when entries were taken, so that none is
 //! lost, whatever ends, and some may come twice. Syslog has no answers. So each batch is a TLS session of its own, which
-//! ends with the receiver's close_notify (RFC 5425, section 4.4): it comes after everything was read.
+//! ends with the receiver's `close_notify` (RFC 5425, section 4.4): it comes after everything was read.
 
 use std::{
     collections::HashMap,

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{AppState, Problem, body::PathOf, caller::Caller, etag, problem::ProblemDocument};
 use crate::store::alert_rules::AlertRule;
 
-/// The rule, with its ETag.
+/// The rule, with its `ETag`.
 #[utoipa::path(
     get, path = "/alerts/rules/{id}", tag = "alerts", params(("id" = Uuid, Path, description = "The rule's id")),
     responses(

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{AppState, Problem, body::PathOf, etag, problem::ProblemDocument};
 use crate::store::siem::SiemSink;
 
-/// The sink without its secrets, with its ETag.
+/// The sink without its secrets, with its `ETag`.
 #[utoipa::path(
     get, path = "/siem/{id}", tag = "siem", params(("id" = Uuid, Path, description = "The sink's id")),
     responses(

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{AppState, Problem, body::PathOf, caller::Caller, etag, problem::ProblemDocument, webhook_body::webhook};
 use crate::store::webhooks::Webhook;
 
-/// The webhook without its secret, with its ETag.
+/// The webhook without its secret, with its `ETag`.
 #[utoipa::path(
     get, path = "/webhooks/{id}", tag = "webhooks", params(("id" = Uuid, Path, description = "The webhook's id")),
     responses(

@@ -20,7 +20,7 @@ pub(super) enum Command {
     /// All sinks, and how far each has come.
     List,
     /// Add a sink, or change the one with this name.
-    Set(Set),
+    Set(Box<Set>),
     /// Send nothing there any more.
     Delete { id: Uuid },
 }
@@ -66,6 +66,7 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
             })?;
         }
         Command::Set(set) => {
+            let set = *set;
             let token = read(set.sink_token)?.map(|token| token.trim().to_owned());
             let body = json!({
                 "name": set.name, "url": set.url, "token": token, "ca": read(set.sink_ca)?,

@@ -455,6 +455,7 @@ impl Following {
     }
 }
 
+#[allow(clippy::needless_pass_by_value)] // Rows become what they are rows of.
 fn event_of(row: event::Model) -> Result<Event, StoreError> {
     let corrupt = |why: &dyn std::fmt::Display| StoreError::corrupt(format!("event {}", row.number), &why);
     let tenants = row.tenants.as_deref().map(serde_json::from_str).transpose().map_err(|why| corrupt(&why))?;

@@ -23,6 +23,7 @@ mod events;
 mod hostile;
 mod keys;
 mod edge;
+mod enterprise_tables;
 mod hostile_wire;
 mod operators;
 mod outages;

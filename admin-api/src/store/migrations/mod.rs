@@ -19,6 +19,7 @@ const STEPS: &[&str] = &[
     include_str!("0002_nodes.sql"),
     include_str!("0012_webhooks.sql"),
     include_str!("0013_siem.sql"),
+    include_str!("0030_enterprise.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.

@@ -16,7 +16,6 @@ pub mod events;
 pub mod gateway_config;
 pub mod keeping;
 mod leader;
-pub mod gateway_config;
 pub mod keys;
 mod known;
 mod migrations;

@@ -61,7 +61,7 @@ async fn who_follows_hears_what_nodes_do() {
     let mut socket = Socket::open(&admin, "?after=0", &admin.token).await.unwrap();
     assert_eq!(socket.next().await.unwrap()["detail"]["revision"], newest);
     let refuses = Some(("acme".to_owned(), "no such file".to_owned()));
-    let node = Running::start_with(&admin, &hello("n1"), Manner { refuses, is_deaf: false }).await;
+    let node = Running::start_with(&admin, &hello("n1"), Manner { refuses, ..Manner::default() }).await;
     let connected = socket.next().await.unwrap();
     assert_eq!((&connected["kind"], &connected["detail"]["node"]), (&json!("node.connected"), &json!("n1")));
     let applied = socket.next().await.unwrap();

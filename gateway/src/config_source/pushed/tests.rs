@@ -411,6 +411,8 @@ fn revisions_that_were_given_twice_are_told_apart_by_their_sums() {
     let applied = node.take(again.update(None));
     assert_eq!((applied.lost, names(&applied), node.hosts("a")), (false, vec![], vec!["a.example".to_owned()]));
     assert_eq!((node.hosts("b").len(), node.hosts("c").len()), (1, 1));
+}
+
 #[test]
 fn a_tenant_names_nothing_of_the_node_but_what_is_there_for_it() {
     let (mut store, mut node) = (Store::default(), Node::new());

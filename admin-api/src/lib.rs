@@ -45,7 +45,7 @@ async fn serve(settings: &Settings) -> Result<()> {
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     let state = api::AppState::new(store.clone(), settings.requests_per_second);
-    let hub = push::Hub::new(store, state.registry())?;
+    let hub = push::Hub::new(store, state.registry(), state.doorkeeper())?;
     let router = api::router(state).merge(hub.router());
     serve::serve(listener, router, asked_to_end()?).await;
     // Last, so that those who wait for nodes get their answer.

@@ -100,13 +100,13 @@ async fn admit(
 ) -> Result<Caller, Problem> {
     let address = author.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
     // Whoever tries tokens is slowed down before the store is asked.
-    state.failures.peek(address).map_err(too_many)?;
+    state.doorkeeper.may_try(address).map_err(too_many)?;
     let found = match bearer(headers) {
         Some(token) => state.store.operator_token(&token).await?,
         None => None,
     };
     let Some((operator, token)) = found else {
-        state.failures.take(address).map_err(too_many)?;
+        state.doorkeeper.has_failed(address).map_err(too_many)?;
         return Err(Problem::new(Kind::Unauthenticated, "no token was sent, or one that does not hold"));
     };
     author.id = Some(operator.id);
@@ -148,7 +148,7 @@ async fn keep_refusal(state: &AppState, operation: &Operation, author: &Author, 
         let detail: String = problem.detail.chars().take(200).collect();
         entry = entry.with("type", problem.kind.type_uri()).with("detail", detail);
     }
-    match state.store.record(author, entry).await {
+    match state.doorkeeper.keep(author, entry).await {
         Ok(()) => response,
         Err(error) => Problem::from(error).into_response(),
     }

@@ -26,6 +26,7 @@ mod docs;
 mod etag;
 mod export_audit;
 mod export_configuration;
+mod get_audit_key;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -54,13 +55,14 @@ mod put_limits;
 mod put_operator;
 mod put_tenant;
 mod readyz;
+pub(crate) mod refusals;
 mod rollback;
 mod rotate_secrets;
 mod validate;
 mod verify_audit;
 mod wait;
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -74,7 +76,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
-use self::{limit::Limiter, metrics::Metrics};
+use self::{limit::Limiter, metrics::Metrics, refusals::Doorkeeper};
 use crate::store::Store;
 
 /// Where the operations are.
@@ -89,8 +91,8 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     /// Of each token.
     requests: Arc<Limiter<Uuid>>,
-    /// Requests of each address without a token that holds.
-    failures: Arc<Limiter<IpAddr>>,
+    /// Requests of each address without a token that holds, and what is kept of refusals.
+    doorkeeper: Doorkeeper,
 }
 
 impl AppState {
@@ -98,16 +100,20 @@ impl AppState {
     pub fn new(store: Store, per_second: u32) -> Self {
         let failures = per_second.div_ceil(10);
         Self {
+            doorkeeper: Doorkeeper::new(store.clone(), Arc::new(Limiter::new(failures, failures.saturating_mul(5)))),
             store,
             metrics: Arc::new(Metrics::new()),
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
-            failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
         }
     }
 
     /// For what else is measured in this process.
     pub fn registry(&self) -> &prometheus::Registry {
         self.metrics.registry()
+    }
+
+    pub(crate) fn doorkeeper(&self) -> Doorkeeper {
+        self.doorkeeper.clone()
     }
 
     pub fn store(&self) -> &Store {
@@ -165,7 +171,8 @@ fn operations_router() -> OpenApiRouter<AppState> {
         .routes(routes!(get_operator::get_operator, put_operator::put_operator, delete_operator::delete_operator))
         .routes(routes!(list_tokens::list_tokens, create_token::create_token))
         .routes(routes!(delete_token::delete_token))
-        .routes(routes!(rotate_secrets::rotate_secrets));
+        .routes(routes!(rotate_secrets::rotate_secrets))
+        .routes(routes!(get_audit_key::get_audit_key));
     OpenApiRouter::new().nest(BASE, operations)
 }
 

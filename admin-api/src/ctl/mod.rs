@@ -4,6 +4,7 @@
 //! difference, 3 the change stands, and not all nodes have applied it.
 
 mod audit;
+mod audit_file;
 mod client;
 mod compare;
 mod failure;
@@ -133,6 +134,9 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
     let connection = arguments.connection;
     if let Command::Login = arguments.command {
         return login::run(&connection, output).await;
+    }
+    if let Command::Audit(audit::Command::Verify { file: Some(file), key: Some(key) }) = &arguments.command {
+        return audit::verify_file(file, &audit::read_key(key)?, output);
     }
     let client = Client::new(connection.resolve()?)?;
     match arguments.command {

@@ -10,11 +10,16 @@ mod seats;
 mod session;
 mod updates;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
-    Router,
-    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    Extension, Router,
+    extract::{ConnectInfo, State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::any,
@@ -27,7 +32,10 @@ use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
 use self::{metrics::Metrics, seats::Seats, updates::Updates};
-use crate::{api::Kind, store::Store};
+use crate::{
+    api::{Kind, refusals::Doorkeeper},
+    store::{Author, Store, audit::Entry},
+};
 
 /// The largest message of a node, as it comes over the connection: room for errors of very many tenants.
 const MOST_RECEIVED_BYTES: usize = 16 << 20;
@@ -41,6 +49,7 @@ pub struct Hub(Arc<Shared>);
 
 struct Shared {
     store: Store,
+    doorkeeper: Doorkeeper,
     /// This process, as the store knows it.
     replica: Uuid,
     metrics: Metrics,
@@ -57,11 +66,12 @@ impl fmt::Debug for Hub {
 
 impl Hub {
     /// Its metrics go to `registry`.
-    pub fn new(store: Store, registry: &Registry) -> prometheus::Result<Self> {
+    pub(crate) fn new(store: Store, registry: &Registry, doorkeeper: Doorkeeper) -> prometheus::Result<Self> {
         let metrics = Metrics::new(registry)?;
         Ok(Self(Arc::new(Shared {
             updates: Updates::new(store.clone(), metrics.prepared.clone()),
             store,
+            doorkeeper,
             replica: Uuid::now_v7(),
             metrics,
             seats: Seats::default(),
@@ -85,15 +95,21 @@ impl Hub {
 
 async fn subscribe(
     State(hub): State<Hub>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
+    let address = peer.map(|Extension(ConnectInfo(peer))| peer.ip());
+    // Whoever tries tokens is slowed down before the store is asked.
+    if let Err(seconds) = hub.0.doorkeeper.may_try(address.unwrap_or(IpAddr::from([0, 0, 0, 0]))) {
+        return too_many(seconds);
+    }
     let Some(token) = bearer(&headers) else {
-        return refuse(Kind::Unauthenticated, "a node shows its token: Authorization: Bearer …");
+        return turned_away(&hub, address, "a node shows its token: Authorization: Bearer …").await;
     };
     match hub.0.store.node_token(&token).await {
         Ok(Some(_)) => {}
-        Ok(None) => return refuse(Kind::Unauthenticated, "the token is not that of a node, or is revoked"),
+        Ok(None) => return turned_away(&hub, address, "the token is not that of a node, or is revoked").await,
         Err(error) => {
             tracing::error!(%error, "cannot look up the token of a node");
             return refuse(Kind::Unavailable, "the store cannot be reached; try again");
@@ -109,6 +125,33 @@ async fn subscribe(
             .on_upgrade(move |socket| session::serve(hub, socket, token)),
         Err(rejection) => rejection.into_response(),
     }
+}
+
+/// Counts it, and keeps it in the audit trail.
+async fn turned_away(hub: &Hub, address: Option<IpAddr>, detail: &str) -> Response {
+    let limited = hub.0.doorkeeper.has_failed(address.unwrap_or(IpAddr::from([0, 0, 0, 0])));
+    let author = Author {
+        id: None,
+        name: "anonymous".to_owned(),
+        address,
+        request: Uuid::now_v7().to_string(),
+        action: "subscribe",
+    };
+    let entry = Entry::refused().with("status", StatusCode::UNAUTHORIZED.as_u16()).with("detail", detail);
+    if let Err(error) = hub.0.doorkeeper.keep(&author, entry).await {
+        tracing::error!(%error, "a refusal cannot be kept");
+        return refuse(Kind::Unavailable, "the store cannot be reached; try again");
+    }
+    match limited {
+        Ok(()) => refuse(Kind::Unauthenticated, detail),
+        Err(seconds) => too_many(seconds),
+    }
+}
+
+fn too_many(seconds: u64) -> Response {
+    let mut response = refuse(Kind::TooMany, "too many requests");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    response
 }
 
 /// RFC 6750, section 2.1.

@@ -13,9 +13,11 @@ mod migrations;
 pub mod nodes;
 pub mod operators;
 pub mod revisions;
+pub mod seals;
 pub mod secrets;
 pub mod tenants;
 pub mod tokens;
+pub mod verify;
 mod writing;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -59,6 +61,7 @@ struct Inner {
     /// Whose turn it is to write, in this process: others wait here, and not with a connection each.
     turn: Mutex<()>,
     keys: RwLock<secrets::Keys>,
+    trail: seals::TrailKeys,
 }
 
 impl fmt::Debug for Store {
@@ -73,9 +76,14 @@ impl Store {
         let database = connect::open(settings)?;
         let transaction = database.begin().await?;
         migrations::run(&transaction).await?;
-        let control = writing::control_or_first(&transaction).await?;
+        let mut control = writing::control_or_first(&transaction).await?;
         let keys = secrets::open_or_first(&transaction, &settings.key).await?;
-        secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
+        let (chain, is_new) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
+        let (seal, _) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_SEAL).await?;
+        let trail = seals::TrailKeys::new(control.store, &chain, &seal)?;
+        if is_new {
+            seals::adopt(&transaction, &trail, &mut control).await?;
+        }
         transaction.commit().await?;
         let store = Self(Arc::new(Inner {
             database,
@@ -84,6 +92,7 @@ impl Store {
             applied: watch::Sender::new(0),
             turn: Mutex::new(()),
             keys: RwLock::new(keys),
+            trail,
         }));
         connect::watch(&store);
         Ok(store)

@@ -17,7 +17,7 @@ use super::{
     connect::{APPLIED_CHANNEL, REVISION_CHANNEL},
     documents::HeadDocument,
     entities::{control, idempotency_key},
-    number,
+    number, seals,
 };
 
 /// How long an answer is kept for the case that its request is repeated.
@@ -69,7 +69,7 @@ pub struct Remembered {
 
 /// Others wait until it is finished or dropped; dropped, it leaves nothing behind.
 pub(super) struct Writing<'a> {
-    store: &'a Store,
+    pub(super) store: &'a Store,
     pub(super) transaction: DatabaseTransaction,
     pub(super) control: control::Model,
     pub(super) now: OffsetDateTime,
@@ -132,12 +132,15 @@ impl Writing<'_> {
     }
 
     pub(super) async fn audit(&mut self, by: &Author, entry: audit::Entry<'_>) -> Result<(), StoreError> {
-        let row = audit::next(&self.control, self.now, by, entry);
+        let row = audit::next(&self.store.0.trail, &self.control, self.now, by, entry);
         self.control.audit_number = row.number;
         self.control.audit_hash.clone_from(&row.hash);
         super::entities::audit_log::Entity::insert(row.into_active_model())
             .exec_without_returning(&self.transaction)
             .await?;
+        if self.control.audit_number % seals::EVERY == 0 {
+            self.seal_trail().await?;
+        }
         Ok(())
     }
 

@@ -75,6 +75,7 @@ fn calls(operator: &str, token: &str) -> Vec<Call> {
         call("list_tokens", "GET", "/tokens", None, viewer, Refused),
         call("create_token", "POST", "/tokens", Some(&node_token), worker, Refused),
         call("delete_token", "DELETE", &token, None, worker, Refused),
+        call("get_audit_key", "GET", "/audit/key", None, viewer, AboutNone),
         call("rotate_secrets", "POST", "/secrets/rotate", None, Some("admin"), Refused),
     ]
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod api_gateway_config;
 pub(crate) mod audit_log;
+pub(crate) mod audit_seal;
 pub(crate) mod control;
 pub(crate) mod host;
 pub(crate) mod idempotency_key;

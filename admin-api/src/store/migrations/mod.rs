@@ -7,7 +7,8 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::StoreError;
 
-const STEPS: &[&str] = &[include_str!("0001_first.sql"), include_str!("0002_sealing_keys.sql")];
+const STEPS: &[&str] =
+    &[include_str!("0001_first.sql"), include_str!("0002_sealing_keys.sql"), include_str!("0003_audit_seals.sql")];
 
 /// Any number that nothing else locks.
 const LOCK: i64 = 0x5e1e_7500;

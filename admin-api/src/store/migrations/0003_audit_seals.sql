@@ -1,0 +1,10 @@
+-- HMAC of the hash: whoever can write into the store cannot make entries.
+ALTER TABLE audit_log ADD COLUMN mac TEXT;
+
+-- Signatures of entries, each of which stands for all before it.
+CREATE TABLE audit_seals (
+    number BIGINT PRIMARY KEY,
+    hash TEXT NOT NULL,
+    at TEXT NOT NULL,
+    signature TEXT NOT NULL
+);

@@ -69,7 +69,7 @@ async fn serve(settings: &Settings) -> Result<()> {
         store.read_from(&replica, state.registry())?;
     }
     let _background = Background::start(&store, &settings.usage);
-    let hub = push::Hub::new(store, state.registry(), node_certificates_required)?;
+    let hub = push::Hub::new(store, state.registry(), state.doorkeeper(), node_certificates_required)?;
     tokio::spawn(keeper::keep(state.store().clone(), settings.outbound()));
     tokio::spawn(webhooks::deliver(state.store().clone(), outbound, settings.webhook_schedule()));
     let router = api::router(state.clone()).merge(hub.router());

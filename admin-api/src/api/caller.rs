@@ -115,20 +115,20 @@ async fn admit(
     headers: &HeaderMap,
     author: &mut Author,
 ) -> Result<Caller, Problem> {
-    let address = limit::network(author.address.unwrap_or(IpAddr::from([0, 0, 0, 0])));
+    let address = author.address.unwrap_or(IpAddr::from([0, 0, 0, 0]));
     // The token comes first: others behind the same address, who try tokens, must not lock out one that holds.
     let found = match bearer(headers).filter(|token| tokens::is_formed(TokenKind::Operator, token)) {
-        Some(token) if !state.unknown.has(&token) => {
+        Some(token) if !state.doorkeeper.is_unknown(&token) => {
             let found = state.store.operator_token(&token).await?;
             if found.is_none() {
-                state.unknown.add(&token);
+                state.doorkeeper.add_unknown(&token);
             }
             found
         }
         _ => None,
     };
     let Some((operator, token)) = found else {
-        state.failures.take(address).map_err(too_many)?;
+        state.doorkeeper.has_failed(address).map_err(too_many)?;
         return Err(Problem::new(Kind::Unauthenticated, "no token was sent, or one that does not hold"));
     };
     author.id = Some(operator.id);
@@ -170,7 +170,7 @@ async fn keep_refusal(state: &AppState, operation: &Operation, author: &Author, 
         let detail: String = problem.detail.chars().take(200).collect();
         entry = entry.with("type", problem.kind.type_uri()).with("detail", detail);
     }
-    match state.store.record(author, entry).await {
+    match state.doorkeeper.keep(author, entry).await {
         Ok(()) => response,
         Err(error) => Problem::from(error).into_response(),
     }

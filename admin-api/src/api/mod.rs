@@ -48,6 +48,7 @@ mod get_analytics;
 mod follow_events;
 mod follow_events_socket;
 mod get_alert_rule;
+mod get_audit_key;
 mod get_gateway_configuration;
 mod get_gateway_health;
 mod get_head;
@@ -104,6 +105,7 @@ mod put_tenant;
 mod put_webhook;
 mod readyz;
 mod replay_delivery;
+pub(crate) mod refusals;
 mod rollback;
 mod rotate_secrets;
 mod rotate_key;
@@ -118,7 +120,7 @@ mod siem_sink_body;
 mod test_webhook;
 mod webhook_body;
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -132,7 +134,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
-use self::{limit::Limiter, metrics::Metrics, unknown_tokens::UnknownTokens};
+use self::{limit::Limiter, metrics::Metrics, refusals::Doorkeeper};
 use crate::{
     outbound::Outbound,
     store::{Store, performance::Objectives},
@@ -150,12 +152,11 @@ pub struct AppState {
     metrics: Arc<Metrics>,
     /// Of each token.
     requests: Arc<Limiter<Uuid>>,
-    /// Requests of each address without a token that holds.
-    failures: Arc<Limiter<IpAddr>>,
+    /// Requests of each address without a token that holds, and what is kept of refusals.
+    doorkeeper: Doorkeeper,
     /// What performance is measured by.
     objectives: Objectives,
     streams: Arc<live::Streams>,
-    unknown: Arc<UnknownTokens>,
     outbound: Outbound,
 }
 
@@ -164,13 +165,12 @@ impl AppState {
     pub fn new(store: Store, outbound: Outbound, per_second: u32, objectives: Objectives) -> Self {
         let failures = per_second.div_ceil(10);
         Self {
+            doorkeeper: Doorkeeper::new(store.clone(), Arc::new(Limiter::new(failures, failures.saturating_mul(5)))),
             store,
             metrics: Arc::new(Metrics::new()),
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
-            failures: Arc::new(Limiter::new(failures, failures.saturating_mul(5))),
             objectives,
             streams: Arc::default(),
-            unknown: Arc::default(),
             outbound,
         }
     }
@@ -183,6 +183,10 @@ impl AppState {
     /// Ends what would go on for ever, as the process is to end.
     pub fn end_streams(&self) {
         self.streams.close();
+    }
+
+    pub(crate) fn doorkeeper(&self) -> Doorkeeper {
+        self.doorkeeper.clone()
     }
 
     pub fn store(&self) -> &Store {
@@ -268,6 +272,7 @@ fn operations_router() -> OpenApiRouter<AppState> {
             delete_alert_rule::delete_alert_rule
         ))
         .routes(routes!(rotate_secrets::rotate_secrets))
+        .routes(routes!(get_audit_key::get_audit_key))
         .routes(routes!(list_webhooks::list_webhooks, create_webhook::create_webhook))
         .routes(routes!(get_webhook::get_webhook, put_webhook::put_webhook, delete_webhook::delete_webhook))
         .routes(routes!(rotate_webhook_secret::rotate_webhook_secret))

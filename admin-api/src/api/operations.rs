@@ -78,6 +78,7 @@ pub(crate) const OPERATIONS: &[Operation] = &[
     of("list_tokens", GET, "/tokens", Role::Auditor, Scope::All),
     of("create_token", POST, "/tokens", Role::Admin, Scope::All),
     of("delete_token", DELETE, "/tokens/{id}", Role::Admin, Scope::All),
+    of("get_audit_key", GET, "/audit/key", Role::Auditor, Scope::None),
     of("rotate_secrets", POST, "/secrets/rotate", Role::Owner, Scope::All),
     of("list_services", GET, "/services", Role::Viewer, Scope::Tenant),
     of("get_service", GET, "/tenants/{id}/services/{service}", Role::Viewer, Scope::Tenant),
@@ -172,5 +173,23 @@ mod tests {
             })
             .collect();
         assert_eq!(found, table);
+    }
+
+    #[test]
+    fn what_each_role_may_do_is_documented() {
+        let expected: Vec<String> = OPERATIONS
+            .iter()
+            .map(|Operation { id, method, path, least, scope }| {
+                let who = match scope {
+                    Scope::Tenant => "those with its tenants",
+                    Scope::All => "those with all tenants",
+                    Scope::None => "all",
+                };
+                format!("| `{id}` | {method} `{path}` | {} | {who} |", least.as_str())
+            })
+            .collect();
+        let document = include_str!("../../../docs/roles.md");
+        let written: Vec<&str> = document.lines().filter(|line| line.starts_with("| `")).collect();
+        assert_eq!(written, expected, "docs/roles.md should have these rows:\n{}", expected.join("\n"));
     }
 }

@@ -16,7 +16,7 @@ pub(super) struct Verification {
     verdict: Verdict,
 }
 
-/// Goes through every entry, and the documents of every revision.
+/// Goes through every entry, and through what they tell of: revisions, documents, operators and tokens, seals and keys.
 #[utoipa::path(
     get, path = "/audit/verify", tag = "audit",
     responses(

@@ -1,8 +1,9 @@
 //! `gatewayctl audit`
 
 use std::{
-    io::{self, BufWriter, Write},
-    path::PathBuf,
+    fs,
+    io::{self, BufReader, BufWriter, Write},
+    path::{Path, PathBuf},
 };
 
 use clap::Subcommand;
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use super::{
     Outcome,
+    audit_file::{self, PublicKey},
     client::{Ask, Client},
     failure::Failure,
     output::{Output, cell, rows, table},
@@ -21,7 +23,16 @@ use super::{
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Whether an entry was altered, removed or moved; exit code 1 if one was.
-    Verify,
+    Verify {
+        /// An exported trail instead of that of the control plane.
+        #[arg(long, short = 'f')]
+        file: Option<PathBuf>,
+        /// What `gatewayctl audit key` has told; else it is asked for.
+        #[arg(long, requires = "file")]
+        key: Option<PathBuf>,
+    },
+    /// The public key that exported trails are verified with.
+    Key,
     /// The last entries, the newest first.
     List {
         #[arg(long, default_value_t = 20)]
@@ -46,17 +57,17 @@ pub(super) enum Command {
 
 pub(super) async fn run(command: Command, client: &Client, output: &Output) -> Result<Outcome, Failure> {
     match command {
-        Command::Verify => {
-            let answer = client.json(Ask::get("/audit/verify")).await?;
-            let faults = answer["faults"].as_array().map_or(&[][..], Vec::as_slice);
-            output.show(&answer, |answer| {
-                let entries = cell(&answer["entries"]);
-                if faults.is_empty() { format!("intact: {entries} entries") } else { String::new() }
-            })?;
-            if !faults.is_empty() {
-                let told = |fault: &Value| format!("\n  entry {}: {}", cell(&fault["number"]), cell(&fault["what"]));
-                return Err(Failure::Audit(faults.iter().map(told).collect()));
-            }
+        Command::Verify { file: Some(file), key } => {
+            let key = match key {
+                Some(key) => read_key(&key)?,
+                None => serde_json::from_value(client.json(Ask::get("/audit/key")).await?)?,
+            };
+            return verify_file(&file, &key, output);
+        }
+        Command::Verify { file: None, .. } => tell(&client.json(Ask::get("/audit/verify")).await?, output)?,
+        Command::Key => {
+            let key = client.json(Ask::get("/audit/key")).await?;
+            output.show(&key, ToString::to_string)?;
         }
         Command::List { limit, actor, action, tenant } => {
             let ask = Ask::get("/audit")
@@ -80,4 +91,32 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
         }
     }
     Ok(Outcome::Done)
+}
+
+pub(super) fn read_key(path: &Path) -> Result<PublicKey, Failure> {
+    let text = fs::read(path).map_err(|source| Failure::Read { path: path.to_owned(), source })?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+pub(super) fn verify_file(path: &Path, key: &PublicKey, output: &Output) -> Result<Outcome, Failure> {
+    let file = fs::File::open(path).map_err(|source| Failure::Read { path: path.to_owned(), source })?;
+    let read = audit_file::verify(BufReader::new(file), key);
+    tell(&read.map_err(|source| Failure::Read { path: path.to_owned(), source })?, output)?;
+    Ok(Outcome::Done)
+}
+
+fn tell(answer: &Value, output: &Output) -> Result<(), Failure> {
+    let faults = answer["faults"].as_array().map_or(&[][..], Vec::as_slice);
+    output.show(answer, |answer| {
+        let entries = cell(&answer["entries"]);
+        if faults.is_empty() { format!("intact: {entries} entries") } else { String::new() }
+    })?;
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let told = |fault: &Value| {
+        let [table, row, what] = ["table", "row", "what"].map(|name| cell(&fault[name]));
+        format!("\n  {table} {row}: {what}")
+    };
+    Err(Failure::Audit(faults.iter().map(told).collect()))
 }

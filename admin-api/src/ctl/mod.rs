@@ -6,6 +6,7 @@
 mod alert_rules;
 mod alerts;
 mod audit;
+mod audit_file;
 mod cache;
 mod client;
 mod compare;
@@ -176,6 +177,9 @@ async fn call(arguments: Arguments, output: &Output) -> Result<Outcome, Failure>
     let connection = arguments.connection;
     if let Command::Login = arguments.command {
         return login::run(&connection, output).await;
+    }
+    if let Command::Audit(audit::Command::Verify { file: Some(file), key: Some(key) }) = &arguments.command {
+        return audit::verify_file(file, &audit::read_key(key)?, output);
     }
     let client = Client::new(connection.resolve()?)?;
     match arguments.command {

@@ -14,11 +14,16 @@ mod session;
 mod updates;
 mod usage;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Extension, Router,
-    extract::{State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
+    extract::{ConnectInfo, State, WebSocketUpgrade, ws::rejection::WebSocketUpgradeRejection},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::any,
@@ -30,7 +35,11 @@ use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
 
 use self::{metrics::Metrics, proof::Proof, seats::Seats, updates::Updates};
-use crate::{api::Kind, edge::NodeCertificate, store::Store};
+use crate::{
+    api::{Kind, refusals::Doorkeeper},
+    edge::NodeCertificate,
+    store::{Author, Store, audit::Entry},
+};
 
 /// The largest message of a node, as it comes over the connection: room for errors of very many tenants.
 const MOST_RECEIVED_BYTES: usize = 16 << 20;
@@ -44,6 +53,7 @@ pub struct Hub(Arc<Shared>);
 
 struct Shared {
     store: Store,
+    doorkeeper: Doorkeeper,
     /// This process, as the store knows it.
     replica: Uuid,
     metrics: Metrics,
@@ -61,11 +71,17 @@ impl fmt::Debug for Hub {
 
 impl Hub {
     /// Its metrics go to `registry`. With `certificates_required` a token alone lets no node in.
-    pub fn new(store: Store, registry: &Registry, certificates_required: bool) -> prometheus::Result<Self> {
+    pub(crate) fn new(
+        store: Store,
+        registry: &Registry,
+        doorkeeper: Doorkeeper,
+        certificates_required: bool,
+    ) -> prometheus::Result<Self> {
         let metrics = Metrics::new(registry)?;
         Ok(Self(Arc::new(Shared {
             updates: Updates::new(store.clone(), metrics.prepared.clone()),
             store,
+            doorkeeper,
             replica: Uuid::now_v7(),
             metrics,
             seats: Seats::default(),
@@ -90,12 +106,16 @@ impl Hub {
 
 async fn subscribe(
     State(hub): State<Hub>,
+    peer: Option<Extension<ConnectInfo<SocketAddr>>>,
     headers: HeaderMap,
     certificate: Option<Extension<NodeCertificate>>,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Response {
     let proof = match Proof::of(&hub.0, &headers, certificate.map(|Extension(certificate)| certificate)).await {
         Ok(proof) => proof,
+        Err((Kind::Unauthenticated, detail)) => {
+            return turned_away(&hub, peer.map(|Extension(ConnectInfo(peer))| peer.ip()), detail).await;
+        }
         Err((kind, detail)) => return refuse(kind, detail),
     };
     if *hub.0.draining.borrow() {
@@ -108,6 +128,33 @@ async fn subscribe(
             .on_upgrade(move |socket| session::serve(hub, socket, proof)),
         Err(rejection) => rejection.into_response(),
     }
+}
+
+/// Counts it, and keeps it in the audit trail.
+async fn turned_away(hub: &Hub, address: Option<IpAddr>, detail: &str) -> Response {
+    let limited = hub.0.doorkeeper.has_failed(address.unwrap_or(IpAddr::from([0, 0, 0, 0])));
+    let author = Author {
+        id: None,
+        name: "anonymous".to_owned(),
+        address,
+        request: Uuid::now_v7().to_string(),
+        action: "subscribe",
+    };
+    let entry = Entry::refused().with("status", StatusCode::UNAUTHORIZED.as_u16()).with("detail", detail);
+    if let Err(error) = hub.0.doorkeeper.keep(&author, entry).await {
+        tracing::error!(%error, "a refusal cannot be kept");
+        return refuse(Kind::Unavailable, "the store cannot be reached; try again");
+    }
+    match limited {
+        Ok(()) => refuse(Kind::Unauthenticated, detail),
+        Err(seconds) => too_many(seconds),
+    }
+}
+
+fn too_many(seconds: u64) -> Response {
+    let mut response = refuse(Kind::TooMany, "too many requests");
+    response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    response
 }
 
 fn refuse(kind: Kind, detail: &str) -> Response {

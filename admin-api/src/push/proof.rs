@@ -5,7 +5,11 @@ use secrecy::SecretString;
 use seiketsu_config::values::Id;
 
 use super::Shared;
-use crate::{api::Kind, edge::NodeCertificate};
+use crate::{
+    api::Kind,
+    edge::NodeCertificate,
+    store::tokens::{self, TokenKind},
+};
 
 /// A certificate, a token, or both; what is there has to hold.
 pub(super) struct Proof {
@@ -32,12 +36,19 @@ impl Proof {
                 None => Err((Kind::Unauthenticated, "a node shows its token: Authorization: Bearer …")),
             };
         };
+        let none = Err((Kind::Unauthenticated, "the token is not that of a node, or is revoked"));
+        if !tokens::is_formed(TokenKind::Node, token) || shared.doorkeeper.is_unknown(token) {
+            return none;
+        }
         match shared.store.node_token(token).await {
             Ok(Some(row)) => {
                 proof.bound_to = row.node;
                 Ok(proof)
             }
-            Ok(None) => Err((Kind::Unauthenticated, "the token is not that of a node, or is revoked")),
+            Ok(None) => {
+                shared.doorkeeper.add_unknown(token);
+                none
+            }
             Err(error) => {
                 tracing::error!(%error, "cannot look up the token of a node");
                 Err((Kind::Unavailable, "the store cannot be reached; try again"))

@@ -1,26 +1,36 @@
 //! Who did what. Each entry is hashed together with the hash of the one before it, so that none can be altered, taken out
 //! or put elsewhere without that showing; the last hash stands in the locked row, so that a cut end shows too.
 //!
-//! The entry of a revision holds a hash of the documents that it changed: they cannot be altered there either.
+//! The entry of a revision holds a hash of the documents that it changed, and that of operators and tokens hashes of their
+//! rows: they cannot be altered there either (`verify`). Who can write into the store could make all hashes anew, but has
+//! neither key that they are authenticated and signed with (`seals`).
 
 use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use uuid::Uuid;
 
 use super::{
-    Author, BATCH, PATIENCE, PATIENCE_FOR_ALL, Store, StoreError,
+    Author, BATCH, PATIENCE, Store, StoreError,
     entities::{audit_log, control, revision_change},
-    number, signed, within,
+    number,
+    seals::TrailKeys,
+    signed,
+    verify::Fault,
+    within,
     writing::hex,
 };
 
 /// What stands before the first entry.
-pub(super) const FIRST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+pub(crate) const FIRST: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The member of an entry's detail that holds the hash of what a revision changed.
-const DOCUMENTS: &str = "documents";
+pub(super) const DOCUMENTS: &str = "documents";
+
+/// The member of an entry's detail that tells what rows are since.
+pub(super) const ROWS: &str = "rows";
 
 /// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,10 +71,20 @@ impl Entry<'_> {
         self.detail.insert(key.to_owned(), value.into());
         self
     }
+
+    /// What a row is since, or that it is gone.
+    #[must_use]
+    pub(super) fn row(mut self, table: &str, id: Uuid, row: Option<&impl Serialize>) -> Self {
+        let rows = self.detail.entry(ROWS).or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(rows) = rows {
+            rows.insert(row_name(table, id), row.map(fingerprint).into());
+        }
+        self
+    }
 }
 
 /// An entry as it is read.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, utoipa::ToSchema)]
 #[schema(as = AuditEntry)]
 pub struct AuditRow {
     pub number: u64,
@@ -92,15 +112,6 @@ pub struct AuditFilter {
     pub tenant: Option<String>,
 }
 
-/// What is wrong with the trail.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[schema(as = AuditFault)]
-pub struct Fault {
-    /// The entry that it shows at.
-    pub number: u64,
-    pub what: String,
-}
-
 /// What verifying the trail came to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct Verdict {
@@ -110,9 +121,6 @@ pub struct Verdict {
     /// The first hundred.
     pub faults: Vec<Fault>,
 }
-
-/// Faults beyond this number are not listed.
-const MOST_FAULTS: usize = 100;
 
 impl Store {
     /// Keeps what was refused, or done without changing anything here.
@@ -155,21 +163,9 @@ impl Store {
         let rows = entries_after(&self.0.database, signed(after));
         within(PATIENCE, async { Ok(rows.await?.into_iter().map(AuditRow::from).collect()) }).await
     }
-
-    /// Goes through the whole trail.
-    pub async fn verify_audit(&self) -> Result<Verdict, StoreError> {
-        within(PATIENCE_FOR_ALL, async {
-            let transaction = self.snapshot().await?;
-            let control = self.control(&transaction).await?;
-            let verdict = verify(&transaction, &control).await;
-            transaction.rollback().await?;
-            verdict
-        })
-        .await
-    }
 }
 
-async fn entries_after(
+pub(super) async fn entries_after(
     connection: &impl sea_orm::ConnectionTrait,
     after: i64,
 ) -> Result<Vec<audit_log::Model>, StoreError> {
@@ -177,49 +173,9 @@ async fn entries_after(
     Ok(find.order_by_asc(audit_log::Column::Number).limit(BATCH as u64).all(connection).await?)
 }
 
-async fn verify(transaction: &DatabaseTransaction, control: &control::Model) -> Result<Verdict, StoreError> {
-    let mut faults = Vec::new();
-    let mut fault = |number: i64, what: String| {
-        if faults.len() < MOST_FAULTS {
-            faults.push(Fault { number: u64::try_from(number).unwrap_or_default(), what });
-        }
-    };
-    let (mut last, mut entries, mut before) = (0, 0, FIRST.to_owned());
-    loop {
-        let rows = entries_after(transaction, last).await?;
-        if rows.is_empty() {
-            break;
-        }
-        for row in rows {
-            if row.number != last + 1 {
-                fault(row.number, format!("before it {} entries are missing", row.number - last - 1));
-            } else if hash(&before, &row) != row.hash {
-                fault(row.number, "it was altered, or stands where another one stood".to_owned());
-            } else if !documents_are_as_hashed(transaction, &row).await? {
-                fault(
-                    row.number,
-                    format!("the documents of revision {} were altered", row.revision.unwrap_or_default()),
-                );
-            }
-            // What follows is judged by what stands there, so that each fault shows once.
-            (last, before) = (row.number, row.hash);
-            entries += 1;
-        }
-    }
-    if last != control.audit_number || before != control.audit_hash {
-        fault(last, format!("the trail ends here; its last entry was {}", control.audit_number));
-    }
-    Ok(Verdict { entries, hash: before, faults })
-}
-
-async fn documents_are_as_hashed(
-    transaction: &DatabaseTransaction,
-    row: &audit_log::Model,
-) -> Result<bool, StoreError> {
+/// The hash of what a revision changed.
+pub(super) async fn documents_of(transaction: &DatabaseTransaction, revision: i64) -> Result<String, StoreError> {
     use revision_change::Column;
-    let Some(revision) = row.revision else { return Ok(true) };
-    let detail: Value = serde_json::from_str(&row.detail).unwrap_or_default();
-    let Some(expected) = detail.get(DOCUMENTS).and_then(Value::as_str) else { return Ok(true) };
     let mut documents = DocumentsHash::default();
     let mut last: Option<String> = None;
     loop {
@@ -234,7 +190,7 @@ async fn documents_are_as_hashed(
             documents.add(change);
         }
     }
-    Ok(documents.finish() == expected)
+    Ok(documents.finish())
 }
 
 /// A hash of what a revision changed, document by document in the order of their names.
@@ -256,7 +212,13 @@ impl DocumentsHash {
 }
 
 /// The entry that follows upon the last one.
-pub(super) fn next(control: &control::Model, now: OffsetDateTime, by: &Author, entry: Entry<'_>) -> audit_log::Model {
+pub(super) fn next(
+    keys: &TrailKeys,
+    control: &control::Model,
+    now: OffsetDateTime,
+    by: &Author,
+    entry: Entry<'_>,
+) -> audit_log::Model {
     let mut row = audit_log::Model {
         number: control.audit_number + 1,
         at: now.format(&Rfc3339).unwrap_or_default(),
@@ -270,13 +232,15 @@ pub(super) fn next(control: &control::Model, now: OffsetDateTime, by: &Author, e
         request: by.request.clone(),
         detail: Value::Object(entry.detail).to_string(),
         hash: String::new(),
+        mac: None,
     };
     row.hash = hash(&control.audit_hash, &row);
+    row.mac = Some(keys.mac(&row.hash));
     row
 }
 
 /// SHA-256 over the hash before, and the entry as JSON with its members in this order.
-fn hash(before: &str, row: &audit_log::Model) -> String {
+pub(super) fn hash(before: &str, row: &audit_log::Model) -> String {
     let audit_log::Model {
         number,
         at,
@@ -290,13 +254,45 @@ fn hash(before: &str, row: &audit_log::Model) -> String {
         request,
         detail,
         hash: _,
+        mac: _,
     } = row;
     let members =
         serde_json::json!([number, at, actor, actor_id, address, action, tenant, outcome, revision, request, detail]);
+    hash_of(before, &members)
+}
+
+fn hash_of(before: &str, members: &Value) -> String {
     let mut hash = Sha256::new();
     hash.update(before);
     hash.update(members.to_string());
     hex(&hash.finalize())
+}
+
+impl AuditRow {
+    /// The hash that it has if it is as it was made, after an entry with this hash.
+    pub(crate) fn hash_after(&self, before: &str) -> String {
+        let Self { number, at, actor, actor_id, address, action, tenant, outcome, revision, request, detail, hash: _ } =
+            self;
+        // As it stands in the store.
+        let detail = detail.as_str().map_or_else(|| detail.to_string(), str::to_owned);
+        let members = serde_json::json!([
+            number, at, actor, actor_id, address, action, tenant, outcome, revision, request, detail
+        ]);
+        hash_of(before, &members)
+    }
+}
+
+pub(super) fn row_name(table: &str, id: Uuid) -> String {
+    format!("{table}/{id}")
+}
+
+/// A hash of a row. What is NULL is left out, so that a column that a later release adds changes nothing.
+pub(super) fn fingerprint(row: &impl Serialize) -> String {
+    let mut row = serde_json::to_value(row).unwrap_or_default();
+    if let Value::Object(columns) = &mut row {
+        columns.retain(|_, value| !value.is_null());
+    }
+    hex(&Sha256::digest(row.to_string()))
 }
 
 /// The detail of the entry of a revision.

@@ -16,6 +16,9 @@ use super::{
     number, within,
 };
 
+/// How the audit trail calls it.
+pub(super) const STORE_SET_BACK: &str = "store_set_back";
+
 pub(super) struct Known {
     state: Mutex<Held>,
     newest: watch::Sender<u64>,
@@ -120,7 +123,7 @@ impl Store {
             name: "control-plane".to_owned(),
             address: None,
             request: Uuid::now_v7().to_string(),
-            action: "store_set_back",
+            action: STORE_SET_BACK,
         };
         let entry = audit::Entry::done().with("known", known.revision).with("found", found.revision);
         writing.audit(&by, entry.with("store", store.to_string())).await?;

@@ -27,6 +27,7 @@ mod place;
 pub mod performance;
 pub mod replica;
 pub mod revisions;
+pub mod seals;
 pub mod secrets;
 pub mod routes;
 pub mod services;
@@ -36,6 +37,7 @@ pub mod tokens;
 pub mod usage;
 pub mod siem;
 pub mod webhooks;
+pub mod verify;
 mod writing;
 
 use std::{
@@ -101,6 +103,7 @@ struct Inner {
     nodes: Option<NodeMemory>,
     /// Moved on whenever a token was removed here.
     revoked: watch::Sender<u64>,
+    trail: seals::TrailKeys,
 }
 
 impl fmt::Debug for Store {
@@ -115,9 +118,14 @@ impl Store {
         let database = connect::open(settings)?;
         let transaction = database.begin().await?;
         migrations::run(&transaction).await?;
-        let control = writing::control_or_first(&transaction).await?;
+        let mut control = writing::control_or_first(&transaction).await?;
         let keys = secrets::open_or_first(&transaction, &settings.key).await?;
-        secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
+        let (chain, is_new) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
+        let (seal, _) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_SEAL).await?;
+        let trail = seals::TrailKeys::new(*control.trail.get_or_insert(control.store), &chain, &seal)?;
+        if is_new {
+            seals::adopt(&transaction, &trail, &mut control).await?;
+        }
         transaction.commit().await?;
         let is_alone = database.get_database_backend() == DbBackend::Sqlite;
         let (events, told) = events::Bus::new();
@@ -134,6 +142,7 @@ impl Store {
             events,
             nodes: is_alone.then(NodeMemory::default),
             revoked: watch::Sender::new(0),
+            trail,
         }));
         connect::watch(&store, told);
         Ok(store)

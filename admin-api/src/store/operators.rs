@@ -153,7 +153,16 @@ impl Store {
                 created_at: writing.now,
             };
             writing.insert(&operator).await?;
-            writing.audit(by, audit::Entry::done().with("operator", shown(&operator))).await?;
+            writing
+                .audit(
+                    by,
+                    audit::Entry::done().with("operator", shown(&operator)).row(
+                        "operators",
+                        operator.id,
+                        Some(&row(&operator)),
+                    ),
+                )
+                .await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&operator)).await?;
             }
@@ -186,7 +195,11 @@ impl Store {
             }
             let after = Operator { revision: before.revision + 1, ..after };
             row(&after).into_active_model().reset_all().update(&writing.transaction).await.map_err(StoreError::from)?;
-            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after));
+            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after)).row(
+                "operators",
+                id,
+                Some(&row(&after)),
+            );
             writing.audit(by, entry).await?;
             writing.finish().await?;
             Ok(after)
@@ -207,8 +220,14 @@ impl Store {
             let operator = writing.operator(id, expected).await?;
             not_above(role, operator.role)?;
             writing.leaves_an_owner(&operator).await?;
+            let mut entry =
+                audit::Entry::done().with("operator", shown(&operator)).row("operators", id, None::<&operator::Model>);
+            let tokens = token::Entity::find().filter(token::Column::OperatorId.eq(id)).all(&writing.transaction).await;
+            for token in tokens.map_err(StoreError::from)? {
+                entry = entry.row("tokens", token.id, None::<&token::Model>);
+            }
             row(&operator).delete(&writing.transaction).await.map_err(StoreError::from)?;
-            writing.audit(by, audit::Entry::done().with("operator", shown(&operator))).await?;
+            writing.audit(by, entry).await?;
             Ok(writing.finish().await?)
         })
         .await
@@ -288,7 +307,7 @@ fn shown(operator: &Operator) -> serde_json::Value {
     serde_json::to_value(operator).unwrap_or_default()
 }
 
-fn row(operator: &Operator) -> operator::Model {
+pub(super) fn row(operator: &Operator) -> operator::Model {
     operator::Model {
         id: operator.id,
         name: operator.name.to_string(),

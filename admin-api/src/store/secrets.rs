@@ -14,7 +14,7 @@ use uuid::Uuid;
 pub use self::{keys::KeySource, rotation::Rotated};
 pub(super) use self::{
     keys::{Keys, open_or_first},
-    own::{AUDIT_CHAIN, open_or_make},
+    own::{AUDIT_CHAIN, AUDIT_SEAL, open_or_make, own_place},
 };
 use super::{Store, StoreError};
 

@@ -18,7 +18,7 @@ use secrecy::{ExposeSecret, SecretString};
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use time::OffsetDateTime;
+use time::{OffsetDateTime, UtcOffset};
 use tokio::sync::watch;
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ use super::{
     Author, Once, PATIENCE, Store, StoreError, audit,
     entities::{operator, token},
     id_of,
-    operators::{AnswerOf, ManageError, Operator, Role, is_owner, not_above, operator_of},
+    operators::{self, AnswerOf, ManageError, Operator, Role, is_owner, not_above, operator_of},
     within,
     writing::hex,
 };
@@ -153,8 +153,9 @@ impl Store {
             let row = row(new, &secret, writing.now);
             let insert = token::Entity::insert(row.clone().into_active_model().reset_all());
             insert.exec_without_returning(&writing.transaction).await.map_err(StoreError::from)?;
-            let token = token_of(row)?;
-            writing.audit(by, audit::Entry::done().with("token", shown(&token))).await?;
+            let token = token_of(row.clone())?;
+            let entry = audit::Entry::done().with("token", shown(&token)).row("tokens", token.id, Some(&row));
+            writing.audit(by, entry).await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&token)).await?;
             }
@@ -182,7 +183,8 @@ impl Store {
             }
             let token = token_of(row.clone())?;
             row.delete(&writing.transaction).await.map_err(StoreError::from)?;
-            writing.audit(by, audit::Entry::done().with("token", shown(&token))).await?;
+            let entry = audit::Entry::done().with("token", shown(&token)).row("tokens", id, None::<&token::Model>);
+            writing.audit(by, entry).await?;
             writing.finish().await?;
             self.0.revoked.send_modify(|times| *times += 1);
             Ok(())
@@ -214,13 +216,13 @@ impl Store {
                 node: None,
                 expires_at: None,
             };
-            written.push(writing.first_token(&by, new, folder.join("admin-token")).await?);
+            written.push(writing.first_token(&by, new, Some(&owner), folder.join("admin-token")).await?);
         }
         let nodes = token::Entity::find().filter(token::Column::Kind.eq(TokenKind::Node.as_str()));
         if nodes.count(&writing.transaction).await? == 0 {
             let (kind, name) = (TokenKind::Node, "nodes".to_owned());
             let new = NewToken { kind, name, operator: None, node: None, expires_at: None };
-            written.push(writing.first_token(&by, new, folder.join("node-token")).await?);
+            written.push(writing.first_token(&by, new, None, folder.join("node-token")).await?);
         }
         if !written.is_empty() {
             writing.finish().await?;
@@ -231,14 +233,24 @@ impl Store {
 
 impl super::writing::Writing<'_> {
     /// The file is there before the token holds: should this process end in between, the next start makes both anew.
-    async fn first_token(&mut self, by: &Author, new: NewToken, path: PathBuf) -> Result<PathBuf, StoreError> {
+    async fn first_token(
+        &mut self,
+        by: &Author,
+        new: NewToken,
+        owner: Option<&Operator>,
+        path: PathBuf,
+    ) -> Result<PathBuf, StoreError> {
         let secret = generate(new.kind)?;
         write_secret(&path, &secret).map_err(|source| StoreError::File { path: path.clone(), source })?;
         let row = row(new, &secret, self.now);
         let token = token_of(row.clone())?;
-        let insert = token::Entity::insert(row.into_active_model().reset_all());
+        let insert = token::Entity::insert(row.clone().into_active_model().reset_all());
         insert.exec_without_returning(&self.transaction).await?;
-        self.audit(by, audit::Entry::done().with("token", shown(&token))).await?;
+        let mut entry = audit::Entry::done().with("token", shown(&token)).row("tokens", token.id, Some(&row));
+        if let Some(owner) = owner {
+            entry = entry.row("operators", owner.id, Some(&operators::row(owner)));
+        }
+        self.audit(by, entry).await?;
         Ok(path)
     }
 }
@@ -281,7 +293,11 @@ fn row(new: NewToken, secret: &SecretString, now: OffsetDateTime) -> token::Mode
         operator_id: new.operator,
         hash: hash(secret),
         created_at: now,
-        expires_at: new.expires_at,
+        // As both stores give it back: its row is hashed.
+        expires_at: new.expires_at.map(|at| {
+            let at = at.to_offset(UtcOffset::UTC);
+            at.replace_nanosecond(at.microsecond() * 1000).unwrap_or(at)
+        }),
         node: new.node.map(|node| node.to_string()),
     }
 }

@@ -19,7 +19,7 @@ use super::{
     documents::HeadDocument,
     entities::{control, idempotency_key},
     events::{self, EventKind, NewEvent},
-    known,
+    known, seals,
 };
 
 /// How long an answer is kept for the case that its request is repeated.
@@ -71,7 +71,7 @@ pub struct Remembered {
 
 /// Others wait until it is finished or dropped; dropped, it leaves nothing behind.
 pub(super) struct Writing<'a> {
-    store: &'a Store,
+    pub(super) store: &'a Store,
     pub(super) transaction: DatabaseTransaction,
     pub(super) control: control::Model,
     pub(super) now: OffsetDateTime,
@@ -137,7 +137,7 @@ impl Writing<'_> {
 
     pub(super) async fn audit(&mut self, by: &Author, entry: audit::Entry<'_>) -> Result<(), StoreError> {
         let refused = entry.outcome == audit::Outcome::Refused;
-        let row = audit::next(&self.control, self.now, by, entry);
+        let row = audit::next(&self.store.0.trail, &self.control, self.now, by, entry);
         if refused {
             let audit::AuditRow { number, actor, address, action, detail, .. } = row.clone().into();
             let told =
@@ -149,6 +149,9 @@ impl Writing<'_> {
         super::entities::audit_log::Entity::insert(row.into_active_model())
             .exec_without_returning(&self.transaction)
             .await?;
+        if self.control.audit_number % seals::EVERY == 0 {
+            self.seal_trail().await?;
+        }
         Ok(())
     }
 
@@ -190,6 +193,7 @@ pub(super) async fn control_or_first(transaction: &DatabaseTransaction) -> Resul
         audit_number: 0,
         audit_hash: audit::FIRST.to_owned(),
         orders: 0,
+        trail: None,
     };
     control::Entity::insert(first.clone().into_active_model()).exec_without_returning(transaction).await?;
     Ok(first)

@@ -100,6 +100,7 @@ fn calls(made: &Made) -> Vec<Call> {
         call("list_tokens", "GET", "/tokens", None, viewer, Refused),
         call("create_token", "POST", "/tokens", Some(&node_token), worker, Refused),
         call("delete_token", "DELETE", &token, None, worker, Refused),
+        call("get_audit_key", "GET", "/audit/key", None, viewer, AboutNone),
         call("rotate_secrets", "POST", "/secrets/rotate", None, Some("admin"), Refused),
         call("list_services", "GET", "/services", None, None, WithoutIt),
         call("get_service", "GET", "/tenants/acme/services/own", None, None, Refused),

@@ -117,3 +117,38 @@ on_both! {
         owner.get("/status").is(401);
     }
 }
+
+#[test]
+fn refusals_are_kept_one_by_one_and_then_counted() {
+    let database = crate::support::Database::sqlite();
+    let admin = database.admin();
+    let owner = admin.client();
+    for _ in 0..60 {
+        owner.without_token().get("/status").is(401);
+        owner.without_token().send("GET", "//internal/v1/subscribe", &[], b"").is(401);
+    }
+    let entries = |action: &str| {
+        owner.get(&format!("/audit?limit=1000&action={action}")).is(200).json()["items"].as_array().unwrap().clone()
+    };
+    let told = || entries("refusals").iter().map(|entry| entry["detail"]["more"].as_u64().unwrap()).sum::<u64>();
+    // As many as there were, however long it took.
+    crate::support::wait_until("all are told of", || {
+        (entries("get_status").len() + entries("subscribe").len()) as u64 + told() == 120
+    });
+    assert!(told() > 0);
+    assert_eq!(entries("refusals")[0]["address"], "127.0.0.1");
+    // Somebody else's are kept one by one.
+    admin.operator("vic", "viewer", None).delete("/tenants/acme").is(403);
+    assert_eq!(entries("delete_tenant").len(), 1);
+}
+
+#[test]
+fn whoever_tries_tokens_of_nodes_is_slowed_down() {
+    let database = crate::support::Database::sqlite();
+    let folder = tempfile::tempdir().unwrap();
+    let admin = crate::support::Admin::start(&database, folder, &["--requests-per-second", "10"]);
+    let nobody = crate::support::Client { token: Some("sn_nonsense".to_owned()), ..admin.client() };
+    let tried = (0..100).map(|_| nobody.send("GET", "//internal/v1/subscribe", &[], b""));
+    let refused = tried.into_iter().find(|answer| answer.status == 429).expect("a hundred at once are too many");
+    assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);
+}

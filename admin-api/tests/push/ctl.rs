@@ -202,6 +202,31 @@ async fn the_audit_trail_is_shown_and_verified() {
     done(&admin.ctl(&["limits", "set", "acme", "--rpm", "500"]));
     assert!(done(&admin.ctl(&["audit", "verify"])).contains("intact"));
     assert!(done(&admin.ctl(&["audit", "list", "--tenant", "acme"])).contains("acme"));
+    let file = |name: &str| admin.folder.path().join(name).to_str().unwrap().to_owned();
+    let (trail, key) = (file("trail.jsonl"), file("key.json"));
+    done(&admin.ctl(&["audit", "export", "--file", &trail]));
+    fs::write(&key, done(&admin.ctl(&["--output", "json", "audit", "key"]))).unwrap();
+    assert!(done(&admin.ctl(&["audit", "verify", "--file", &trail])).contains("intact"));
+    // Elsewhere, with the key alone.
+    let verify = |text: &str| {
+        fs::write(file("elsewhere"), text).unwrap();
+        let arguments =
+            ["--server", "http://127.0.0.1:1", "audit", "verify", "--file", &file("elsewhere"), "--key", &key];
+        admin.ctl(&arguments)
+    };
+    let text = fs::read_to_string(&trail).unwrap();
+    assert!(done(&verify(&text)).contains("intact"));
+    let first = text.lines().next().unwrap();
+    for altered in [
+        text.replacen("first-start", "First-start", 1),
+        text.replacen(first, "", 1),
+        text.lines().filter(|line| !line.contains("\"seal\"")).map(|line| format!("{line}\n")).collect(),
+        text.replace("\"signature\":\"", "\"signature\":\"A"),
+    ] {
+        let told = verify(&altered);
+        assert_eq!(code(&told), 1, "{told:?}");
+        assert!(String::from_utf8_lossy(&told.stderr).contains("audit_log "), "{told:?}");
+    }
     let lines = done(&admin.ctl(&["audit", "export"]));
     assert!(lines.lines().count() > 1);
     for line in lines.lines() {

@@ -18,6 +18,7 @@ pub struct Model {
     pub request: String,
     pub detail: String,
     pub hash: String,
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

@@ -15,6 +15,7 @@ pub struct Model {
     pub audit_number: i64,
     pub audit_hash: String,
     pub orders: i64,
+    pub trail: Option<Uuid>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

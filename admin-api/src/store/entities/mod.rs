@@ -8,6 +8,7 @@ pub(crate) mod alert_rule;
 pub(crate) mod api_gateway_config;
 pub(crate) mod api_key;
 pub(crate) mod audit_log;
+pub(crate) mod audit_seal;
 pub(crate) mod consumer;
 pub(crate) mod control;
 pub(crate) mod endpoint;

@@ -1,9 +1,10 @@
 //! Who may call the API.
 
 use sea_orm::entity::prelude::*;
+use serde::Serialize;
 use time::OffsetDateTime;
 
-#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, DeriveEntityModel)]
 #[sea_orm(table_name = "operators")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]

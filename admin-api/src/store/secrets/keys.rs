@@ -184,6 +184,16 @@ impl Keys {
         (self.current, self.data.get(&self.current).unwrap_or(&self.wrapping))
     }
 
+    /// Whether a wrapped data key is one that was wrapped here.
+    pub(in crate::store) fn opens(&self, row: &sealing_key::Model) -> bool {
+        self.wrapping.unwrap_row(row).is_ok()
+    }
+
+    /// Known data keys that are not among these.
+    pub(in crate::store) fn missing(&self, rows: &[sealing_key::Model]) -> Vec<Uuid> {
+        self.data.keys().copied().filter(|id| !rows.iter().any(|row| row.id == *id)).collect()
+    }
+
     pub(super) fn find(&self, id: Uuid) -> Option<&Key> {
         self.data.get(&id)
     }

@@ -720,9 +720,10 @@ fn compile(
     for (id, read) in read {
         let compiled = read.map_err(Refusal::of_document).and_then(|(sent, tenant)| {
             let out = tenant_leads_out(&tenant, folder);
-            let compiled = match out.is_empty() {
-                true => compiler.whole_tenant(&tenant, head.revision.max(sent.revision)),
-                false => Err(out),
+            let compiled = if out.is_empty() {
+                compiler.whole_tenant(&tenant, head.revision.max(sent.revision))
+            } else {
+                Err(out)
             };
             let entry = compiled.map_err(|errors| Refusal {
                 refers_to: files_of_tenant(&tenant)

@@ -157,10 +157,10 @@ pub(super) async fn audit_fault(facts: &mut Facts<'_>, every_minutes: u32) -> Ve
         audit.running = Some(tokio::spawn(async move { store.verify_audit().await }));
     }
     let fault = audit.verdict.as_ref().and_then(|verdict| verdict.faults.first());
-    let told = |fault: &crate::store::audit::Fault| Found {
+    let told = |fault: &crate::store::verify::Fault| Found {
         subject: "audit trail".to_owned(),
         tenant: None,
-        summary: format!("the audit trail is not intact: entry {}: {}", fault.number, fault.what),
+        summary: format!("the audit trail is not intact: {} {}: {}", fault.table, fault.row, fault.what),
     };
     fault.map(told).into_iter().collect()
 }

@@ -16,7 +16,7 @@ use secrecy::SecretString;
 use seiketsu_config::values::Id;
 
 use super::{
-    AppState, BASE, Problem, RequestId, limit,
+    AppState, BASE, Problem, RequestId,
     operations::{self, Operation, Scope},
     problem::Kind,
 };

@@ -4,7 +4,10 @@ mod client;
 mod tls;
 
 use std::{
-    net::{IpAddr, SocketAddr}, path::PathBuf, sync::Arc};
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};

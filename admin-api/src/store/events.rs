@@ -24,8 +24,8 @@ use time::OffsetDateTime;
 use tokio::sync::{broadcast, mpsc, watch};
 
 use super::{
-    BATCH, Inner, PATIENCE, PATIENCE_FOR_ALL, Store, StoreError, connect::EVENT_CHANNEL, entities::event, number, operators::Role,
-    signed, within,
+    BATCH, Inner, PATIENCE, PATIENCE_FOR_ALL, Store, StoreError, connect::EVENT_CHANNEL, entities::event, number,
+    operators::Role, signed, within,
 };
 
 /// How many are kept.

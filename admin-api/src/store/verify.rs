@@ -54,6 +54,7 @@ impl Faults {
         self.push("audit_log", entry, u64::try_from(entry).ok(), what.into());
     }
 
+    #[allow(clippy::needless_pass_by_value)] // Numbers as well as names are passed.
     fn push(&mut self, table: &str, row: impl ToString, number: Option<u64>, what: String) {
         if self.0.len() < MOST_FAULTS {
             self.0.push(Fault { table: table.to_owned(), row: row.to_string(), number, what });
@@ -286,11 +287,10 @@ async fn verify_rows(
     for name in names {
         let (table, row) = name.split_once('/').unwrap_or((name, ""));
         match (there.get(name), told.get(name).cloned().flatten()) {
-            (None, None) => {}
             (Some(_), None) => faults.add(table, row, "no entry tells that it was made"),
             (None, Some(_)) => faults.add(table, row, "it is missing"),
             (Some(there), Some(told)) if *there != told => faults.add(table, row, "it was altered"),
-            (Some(_), Some(_)) => {}
+            _ => {}
         }
     }
     Ok(())

@@ -207,7 +207,15 @@ fn world() -> World {
 /// Everything that a refused call could have changed.
 fn state(client: &Client) -> Vec<Value> {
     let lists = [
-        "/tenants", "/head", "/revisions", "/operators", "/tokens", "/consumers", "/keys", "/alerts/rules", "/webhooks",
+        "/tenants",
+        "/head",
+        "/revisions",
+        "/operators",
+        "/tokens",
+        "/consumers",
+        "/keys",
+        "/alerts/rules",
+        "/webhooks",
         "/siem",
     ];
     lists.map(|path| client.get(path).is(200).json()).to_vec()

@@ -79,6 +79,8 @@ impl Nodes {
             zone: None,
             schemas: vec![1],
             holds: None,
+            orders: false,
+            usage: false,
         };
         self.runtime.block_on(self.store.node_connected(&hello, self.replica)).unwrap();
         hello
@@ -90,7 +92,7 @@ impl Nodes {
     }
 
     fn apply(&self, hello: &Hello, revision: u64, refused: Vec<Refused>) {
-        let applied = Applied { nonce: 1, revision, refused, lost: false };
+        let applied = Applied { nonce: 1, revision, refused, refused_more: 0, lost: false };
         self.runtime.block_on(self.store.node_applied(&hello.node, hello.run, &applied)).unwrap();
     }
 

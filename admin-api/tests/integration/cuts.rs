@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use seiketsu_admin_api::store::{Author, ChangeSet, Store, StoreSettings};
+use seiketsu_admin_api::store::{Author, ChangeSet, Store};
 
-use crate::support::{self, Database, Postgres, tenant_with_rate, wait_until};
+use crate::support::{self, Database, Postgres, settings, tenant_with_rate, wait_until};
 
 /// Between a control plane and its store.
 struct Network {
@@ -67,7 +67,7 @@ fn connections_that_are_cut_without_a_word_cost_moments_and_not_minutes() {
     let network = Network::before(host);
     let through = direct.url().replace(&host.to_string(), &network.address.to_string());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let open = |url: String| runtime.block_on(Store::connect(&StoreSettings { url: url.into() })).unwrap();
+    let open = |url: String| runtime.block_on(Store::connect(&settings(url))).unwrap();
     let (store, other) = (open(through), open(direct.url()));
     let by = Author { id: None, name: "test".to_owned(), address: None, request: "r".to_owned(), action: "test" };
     let write = |rate: u64| {

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Stdio};
 
-use seiketsu_admin_api::store::{Store, StoreSettings};
+use seiketsu_admin_api::store::Store;
 use seiketsu_config::push::usage::{Counts, UsagePage, UsageRecord};
 use tempfile::TempDir;
 
@@ -114,7 +114,7 @@ fn usage_is_read_from_a_replica_while_that_is_near_and_from_the_primary_otherwis
     let admin = Admin::start(&database, folder, &["--database-replica-url", &replica.url(), "--most-replica-lag", "2"]);
     let client = admin.client();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let store = runtime.block_on(Store::connect(&StoreSettings { url: database.url().into() })).unwrap();
+    let store = runtime.block_on(Store::connect(&crate::support::settings(database.url()))).unwrap();
     let sequence = std::cell::Cell::new(0);
     let use_one = || {
         sequence.set(sequence.get() + 1);

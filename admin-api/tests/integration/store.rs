@@ -1,9 +1,7 @@
 //! What the hub gets of the store.
 
 use secrecy::SecretString;
-use seiketsu_admin_api::store::{
-    Author, ChangeSet, Changes, HeadDocument, Store, StoreSettings, StoredDocument, secrets::KeySource,
-};
+use seiketsu_admin_api::store::{Author, ChangeSet, Changes, HeadDocument, Store, StoredDocument};
 use seiketsu_config::{
     push::{Applied, Heartbeat, Hello, Sum},
     tenant::Tenant,
@@ -18,9 +16,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn open(database: &Database) -> Store {
-    Store::connect(&StoreSettings { url: database.url().into(), key: KeySource::Given(support::KEY.into()) })
-        .await
-        .unwrap()
+    Store::connect(&support::settings(database.url())).await.unwrap()
 }
 
 fn by() -> Author {
@@ -144,6 +140,8 @@ on_both! {
                 zone: None,
                 schemas: vec![1],
                 holds: None,
+                orders: false,
+                usage: false,
             };
             store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
             let names: Vec<String> = (0..3000).map(|number| format!("t{number}")).collect();
@@ -178,6 +176,8 @@ on_both! {
                 zone: None,
                 schemas: vec![1],
                 holds: None,
+                orders: false,
+                usage: false,
             };
             store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
         });
@@ -215,7 +215,7 @@ fn a_replica_that_starts_waits_for_one_that_brings_the_tables_up_to_date() {
         let lock = 0x5e1e_7500_i64;
         migrating.execute_unprepared(&format!("SELECT pg_advisory_xact_lock({lock})")).await.unwrap();
         let url = database.url();
-        let starting = tokio::spawn(async move { Store::connect(&StoreSettings { url: url.into() }).await.is_ok() });
+        let starting = tokio::spawn(async move { Store::connect(&support::settings(url)).await.is_ok() });
         // Longer than any request may wait for a lock.
         let waits = "SELECT CAST(COUNT(*) AS BIGINT) AS number FROM pg_stat_activity \
                      WHERE wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '2s'";
@@ -239,10 +239,6 @@ fn the_tables_of_a_later_release_are_left_alone() {
     let database = Database::sqlite();
     run(async { drop(open(&database).await) });
     database.execute("INSERT INTO schema_steps (number) VALUES (99)");
-    let refused = run(async {
-        Store::connect(&StoreSettings { url: database.url().into(), key: KeySource::Given(support::KEY.into()) })
-            .await
-            .unwrap_err()
-    });
+    let refused = run(async { Store::connect(&support::settings(database.url())).await.unwrap_err() });
     assert!(refused.to_string().contains("newer release"), "{refused}");
 }

@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use seiketsu_admin_api::store::{StoreSettings, secrets::KeySource};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -483,4 +484,9 @@ pub fn tenant_with_rate(id: &str, requests: u64) -> Value {
 
 pub fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+/// How the tests open a store themselves.
+pub fn settings(url: String) -> StoreSettings {
+    StoreSettings { url: url.into(), key: KeySource::Given(KEY.into()) }
 }

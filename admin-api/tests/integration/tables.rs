@@ -7,7 +7,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 use seiketsu_admin_api::store::{
-    Author, ChangeSet, HeadDocument, Place, Seen, Store, StoreSettings, WriteError,
+    Author, ChangeSet, HeadDocument, Place, Seen, Store, WriteError,
     consumers::ConsumerRow,
     keys::{KeyFilter, KeyRow},
     routes::{RouteFilter, RouteRow},
@@ -220,14 +220,14 @@ async fn carry_out(store: &Store, first: u64, step: Step) {
         Step::Rollback(to) => {
             let newest = *store.newest().borrow();
             let to = first + to.index(usize::try_from(newest - first).unwrap() + 1) as u64;
-            store.rollback(&by(), to, None, None).await.unwrap();
+            store.rollback(&by(), to, None, None, None).await.unwrap();
         }
     }
 }
 
 fn open(database: &Database) -> (tokio::runtime::Runtime, Store) {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let store = runtime.block_on(Store::connect(&StoreSettings { url: database.url().into() })).unwrap();
+    let store = runtime.block_on(Store::connect(&crate::support::settings(database.url()))).unwrap();
     (runtime, store)
 }
 

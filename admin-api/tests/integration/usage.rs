@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use seiketsu_admin_api::store::{
-    Store, StoreSettings,
+    Store,
     performance::Objectives,
     usage::{Filter, Group, Retention, Step},
 };
@@ -21,7 +21,7 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 }
 
 async fn open(database: &Database) -> Store {
-    Store::connect(&StoreSettings { url: database.url().into() }).await.unwrap()
+    Store::connect(&crate::support::settings(database.url())).await.unwrap()
 }
 
 fn id(text: &str) -> Id {

@@ -59,7 +59,7 @@ async fn a_key_is_shown_also_if_not_all_nodes_have_it_yet() {
     admin.put(&crate::admin::tenant("acme", 1), "").await.revision();
     told(&admin.ctl(&["consumers", "create", "acme", "app"]));
     let refuses = Some(("acme".to_owned(), "no such file".to_owned()));
-    let manner = crate::node::Manner { refuses, ..Manner::default() };
+    let manner = crate::node::Manner { refuses, ..crate::node::Manner::default() };
     let _bad = crate::node::Running::start_with(&admin, &crate::node::hello("bad"), manner).await;
     let made = admin.ctl(&["keys", "create", "acme", "app", "--wait=1s"]);
     assert_eq!(made.status.code(), Some(3), "{made:?}");

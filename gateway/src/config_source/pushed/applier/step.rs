@@ -352,8 +352,7 @@ fn compile(
     for (id, read) in read {
         let compiled = read.map_err(Refusal::of_document).and_then(|(sent, tenant)| {
             let out = tenant_leads_out(&tenant, folder);
-            let compiled =
-                if out.is_empty() { compiler.whole_tenant(&tenant, number(&sent)) } else { Err(out) };
+            let compiled = if out.is_empty() { compiler.whole_tenant(&tenant, number(&sent)) } else { Err(out) };
             let entry = compiled.map_err(|errors| Refusal {
                 refers_to: files_of_tenant(&tenant)
                     .into_iter()

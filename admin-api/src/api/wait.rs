@@ -54,12 +54,12 @@ pub(super) struct WriteAnswer {
     #[serde(default, skip_serializing_if = "is_false")]
     pub(super) dry_run: bool,
     /// With `?wait=applied`.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) applied: Option<AppliedBy>,
 }
 
 /// Who has it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub(super) struct AppliedBy {
     /// Nodes that have applied it. None, and none missing: no node is known to be there.
     #[schema(value_type = Vec<String>)]
@@ -68,7 +68,7 @@ pub(super) struct AppliedBy {
 }
 
 /// A node that has not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub(super) struct Missing {
     #[schema(value_type = String)]
     node: Id,
@@ -80,7 +80,7 @@ pub(super) struct Missing {
     #[schema(value_type = Vec<Object>)]
     refused: Vec<Refused>,
     /// How many more documents it has refused than it has named: some of the change may be among them.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     refused_more: u64,
 }
 

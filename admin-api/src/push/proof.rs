@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, header};
 use secrecy::SecretString;
 use seiketsu_config::values::Id;
 
-use super::Shared;
+use super::{Shared, session::End};
 use crate::{
     api::Kind,
     edge::NodeCertificate,
@@ -67,13 +67,13 @@ impl Proof {
     }
 
     /// Whether it still holds. While the store cannot be asked, a token does.
-    pub(super) async fn holds(&self, shared: &Shared) -> bool {
+    pub(super) async fn check(&self, shared: &Shared) -> Result<(), End> {
         if self.certificate.as_ref().is_some_and(|certificate| !certificate.holds()) {
-            return false;
+            return Err(End::Expired);
         }
         match &self.token {
-            Some(token) => !matches!(shared.store.node_token(token).await, Ok(None)),
-            None => true,
+            Some(token) if matches!(shared.store.node_token(token).await, Ok(None)) => Err(End::Revoked),
+            _ => Ok(()),
         }
     }
 }

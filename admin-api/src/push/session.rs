@@ -93,7 +93,9 @@ pub(super) enum End {
     Replaced,
     #[error("the node sends usage before the last of it was taken")]
     UsageAhead,
-    #[error("the token was revoked, or the certificate has expired")]
+    #[error("the certificate has expired")]
+    Expired,
+    #[error("the token was revoked")]
     Revoked,
     #[error("the certificate is not for a node {node}: give the node its id, or a certificate that names it")]
     Foreign { node: Id },
@@ -120,6 +122,7 @@ impl End {
             Self::NotReading => "not_reading",
             Self::NoAnswer => "no_answer",
             Self::Replaced => "replaced",
+            Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::Foreign { .. } => "foreign",
             Self::OtherNode(_) => "other_node",
@@ -343,9 +346,7 @@ async fn listen(
 async fn look_up(shared: &Shared, proof: &Proof) -> Result<Infallible, End> {
     let mut revoked = shared.store.revoked();
     loop {
-        if !proof.holds(shared).await {
-            return Err(End::Revoked);
-        }
+        proof.check(shared).await?;
         // At once, if a token was removed by this replica.
         let _ = timeout(LOOK_UP_INTERVAL, revoked.changed()).await;
     }

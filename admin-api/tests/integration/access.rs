@@ -218,7 +218,12 @@ fn state(client: &Client) -> Vec<Value> {
         "/webhooks",
         "/siem",
     ];
-    lists.map(|path| client.get(path).is(200).json()).to_vec()
+    let mut state = lists.map(|path| client.get(path).is(200).json()).to_vec();
+    // Whether a webhook is heard is no matter of who calls.
+    for hook in state[8]["items"].as_array_mut().unwrap() {
+        hook["failing_since"].take();
+    }
+    state
 }
 
 #[test]

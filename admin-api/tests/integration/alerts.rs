@@ -200,7 +200,7 @@ on_both! {
         database.execute("UPDATE audit_log SET actor = 'somebody' WHERE number = 2");
         admin.restart(database);
         let found = comes_to(&admin.client(), "audit-fault", "open");
-        assert!(found["summary"].as_str().unwrap().contains("entry 2"), "{found}");
+        assert!(found["summary"].as_str().unwrap().contains("audit_log 2"), "{found}");
     }
 
     fn rules_are_changed_as_everything_else_is(database) {

@@ -44,15 +44,15 @@ on_both! {
             let values: String = given.iter().map(|(_, value)| format!(", {value}")).collect();
             let insert = format!("INSERT INTO {table} (id, tenant_id{columns}) SELECT id, id{values} FROM tenants");
             database.execute(&insert);
-            assert_eq!(database.number(&format!("SELECT COUNT(*) FROM {table} WHERE {holds}")), 1, "{table}");
+            assert_eq!(database.number(&format!("SELECT CAST(COUNT(*) AS BIGINT) AS number FROM {table} WHERE {holds}")), 1, "{table}");
             // There is a constraint to conflict with.
             let once = if table == "enterprise_sso_config" { "tenant_id, provider" } else { "tenant_id" };
             database.execute(&format!("{insert} WHERE true ON CONFLICT ({once}) DO NOTHING"));
-            assert_eq!(database.number(&format!("SELECT COUNT(*) FROM {table}")), 1, "{table}");
+            assert_eq!(database.number(&format!("SELECT CAST(COUNT(*) AS BIGINT) AS number FROM {table}")), 1, "{table}");
         }
         owner.delete("/tenants/acme").is(200);
         for (table, ..) in TABLES {
-            assert_eq!(database.number(&format!("SELECT COUNT(*) FROM {table}")), 0, "{table}");
+            assert_eq!(database.number(&format!("SELECT CAST(COUNT(*) AS BIGINT) AS number FROM {table}")), 0, "{table}");
         }
     }
 }

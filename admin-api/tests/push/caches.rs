@@ -14,7 +14,7 @@ use tokio::{
 use crate::{
     admin::{Admin, eventually},
     gateway::{Gateway, Origin, field, served},
-    node::{Connection, Holdings, Running, hello},
+    node::{Connection, Running, hello},
     postgres::Postgres,
 };
 
@@ -209,7 +209,6 @@ async fn an_order_reaches_the_nodes_of_all_replicas_and_is_told_again_until_it_i
     here.put(&crate::admin::tenant("acme", 1), "").await.revision();
     let greeting = able("n1");
     let (mut node, _) = Connection::greet(&there, &greeting).await;
-    node.apply(&mut Holdings::default()).await;
     assert!(matches!(next_order(&mut node).await, (_, Task::PurgeEverything)));
 
     let asked = tokio::join!(purge(&here, "t1", "20s"), async {

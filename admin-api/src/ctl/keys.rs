@@ -23,7 +23,7 @@ pub(super) enum Command {
     Rotate(Rotate),
     /// Make a key worthless.
     Revoke {
-        /// As lists show it: <tenant>.<prefix>.
+        /// As lists show it: `<tenant>.<prefix>`.
         id: String,
         #[command(flatten)]
         wait: Wait,
@@ -60,7 +60,7 @@ pub(super) struct Create {
 
 #[derive(Debug, Args)]
 pub(super) struct Rotate {
-    /// As lists show it: <tenant>.<prefix>.
+    /// As lists show it: `<tenant>.<prefix>`.
     id: String,
     /// For how long the old key is accepted as well.
     #[arg(long, value_name = "TIME", default_value = "24h")]

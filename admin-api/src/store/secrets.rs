@@ -2,7 +2,7 @@
 //! text that is moved to another tenant, table, column or row does not open there.
 //!
 //! A sealed text says how it is to be opened: `s1.<id of the data key>.<nonce and ciphertext in base64url>`. Data keys are
-//! in the store too, wrapped with a key that is not ([`keys`]). How both are replaced: [`rotation`].
+//! in the store too, wrapped with a key that is not (`keys`). How both are replaced: `rotation`.
 
 mod keys;
 mod own;

@@ -38,6 +38,7 @@ struct Made {
     sink: String,
 }
 
+#[allow(clippy::too_many_lines)] // One line for each operation.
 fn calls(made: &Made) -> Vec<Call> {
     let Made { operator, token, key, list, rule, alert, hook, delivery, sink } = made;
     use Elsewhere::{AboutNone, Refused, WithoutIt};

@@ -2,8 +2,11 @@
 
 use crate::support::{on_both, tenant};
 
+/// Columns, and what is written into them.
+type Given = &'static [(&'static str, &'static str)];
+
 /// A table, the columns that a row must give beside its tenant, and what the others then hold.
-const TABLES: [(&str, &[(&str, &str)], &str); 4] = [
+const TABLES: [(&str, Given, &str); 4] = [
     (
         "enterprise_scaling_config",
         &[],

@@ -27,7 +27,7 @@ pub(super) struct UsageQuery {
     #[param(value_type = Option<String>)]
     tenant: Option<Id>,
     /// Only those that have used at least so many hundredths of a quota. Pages may hold fewer than `limit` then.
-    #[param(minimum = 0)]
+    #[param(minimum = 0, maximum = 4_294_967_295_u64, value_type = Option<u64>)]
     at_least: Option<u32>,
 }
 

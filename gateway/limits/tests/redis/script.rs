@@ -179,7 +179,7 @@ impl Script {
     ) -> Result<Vec<Answer>, CoordinatorError> {
         let (seconds, micros) = (now / SECOND, now % SECOND);
         let uptime = i128::from(seconds) - i128::from(began_second);
-        let arguments = script::arguments(exchange, "session", number, live, self.told).unwrap();
+        let arguments = script::arguments(exchange, "session", number, live, self.told, "").unwrap();
         let mut command = Cmd::new();
         command.arg("EVAL").arg(&self.text).arg(arguments).arg(seconds).arg(micros);
         command.arg(format!("run_id:{run}\r\nuptime_in_seconds:{uptime}\r\n"));
@@ -354,7 +354,7 @@ fn accounts_are_kept_as_long_as_they_differ_from_new_ones() {
     ] {
         redis::cmd("FLUSHALL").exec(&mut connection).unwrap();
         let exchange = exchange_of("a", Request { known: true, ..request(terms) });
-        let arguments = script::arguments(&exchange, "session", 1, 1, "").unwrap();
+        let arguments = script::arguments(&exchange, "session", 1, 1, "", "").unwrap();
         let _: Vec<u64> = redis::cmd("EVAL").arg(script::text()).arg(arguments).query(&mut connection).unwrap();
         let kept: u64 = redis::cmd("TTL").arg("seiketsu:{tenant}:rate").query(&mut connection).unwrap();
         assert!((least..=most).contains(&kept), "{terms:?} is kept for {kept}s");

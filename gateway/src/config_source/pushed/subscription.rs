@@ -374,7 +374,7 @@ impl Task {
         let (taken, heard_of_usage) = mpsc::unbounded_channel();
         let replies = Replies { replies, taken };
         let _sending = welcome.usage.then(|| Sending::start(self.usage.clone(), &replies, heard_of_usage));
-        let mut asked = welcome.usage.then(|| self.used_before.connected());
+        let mut asked = welcome.usage.then(|| self.used_before.connected(self.usage.clone()));
         let (mut permit, mut silent) = (None, 0);
         let mut stopped = pin!(stopped(self.stopped.clone()));
         loop {

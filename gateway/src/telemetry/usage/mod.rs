@@ -15,6 +15,7 @@ mod log;
 mod record;
 
 use std::{
+    collections::HashMap,
     fmt, io, mem,
     path::{Path, PathBuf},
     sync::{
@@ -43,6 +44,9 @@ use super::{
     metrics::UsageMetrics,
     worker::{shard_count, thread_index},
 };
+
+/// Tenants whose charges are remembered. When there are more, all are forgotten.
+const MOST_CHARGED: usize = 1 << 18;
 
 /// Why usage cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +94,8 @@ struct Running {
 struct Shared {
     shards: Box<[Shard]>,
     writer: Mutex<Writer>,
+    /// What this process has written that tenants' quotas were charged.
+    charged: Mutex<HashMap<Box<str>, u64, foldhash::fast::RandomState>>,
     /// The sequence number of the next record. All before it can be read.
     next: watch::Sender<u64>,
     /// Everything up to this record was taken over.
@@ -143,11 +149,13 @@ impl Usage {
         let log = Log::open(&path, config.retain.get()).map_err(|source| UsageError::Open { path, source })?;
         let (pending, spare) = (Table::default(), Table::default());
         let (next, taken) = (watch::Sender::new(log.next()), watch::Sender::new(log.taken()));
-        let writer = Writer { log, pending, spare, began: unix_now().as_secs(), failing: false, losing: false };
+        let began = unix_now().as_secs();
+        let writer = Writer { log, pending, spare, began, failing: false, losing: false };
         let shared = Arc::new(Shared {
             // Two at least: one is locked while it is taken, and there is always another.
             shards: (0..shard_count(workers).max(2)).map(|_| Shard(Mutex::default())).collect(),
             writer: Mutex::new(writer),
+            charged: Mutex::default(),
             next,
             taken,
             metrics,
@@ -212,6 +220,11 @@ impl Usage {
         let _ = timeout(patience, taken.wait_for(|taken| *taken + 1 >= next)).await;
     }
 
+    /// What this process has written that a tenant's quotas were charged; or less, where there are very many tenants.
+    pub fn charged(&self, tenant: &str) -> u64 {
+        self.shared().map_or(0, |shared| shared.charged.lock().get(tenant).copied().unwrap_or(0))
+    }
+
     /// Lets the node forget everything up to this record: whoever asks for it has stored it. Blocks.
     pub fn take(&self, through: &Cursor) -> Result<Cursor, TakeoverError> {
         let shared = self.shared()?;
@@ -256,7 +269,7 @@ impl Shared {
     fn write(&self) {
         let mut writer = self.writer.lock();
         let before = writer.log.next();
-        let result = writer.write(&self.shards);
+        let result = writer.write(self);
         if let Err(error) = &result {
             self.metrics.write_failures.inc();
             if !writer.failing {
@@ -273,6 +286,22 @@ impl Shared {
         self.show(&mut writer);
     }
 
+    fn charge(&self, rows: &[Row], change: impl Fn(u64, u64) -> u64) {
+        let mut charged = self.charged.lock();
+        if charged.len() > MOST_CHARGED {
+            charged.clear();
+        }
+        for row in rows {
+            let cost = row.counts.cost.saturating_sub(row.counts.given_back);
+            let tenant = row.caller().tenant;
+            match charged.get_mut(tenant) {
+                Some(charged) => *charged = change(*charged, cost),
+                None if cost > 0 => drop(charged.insert(tenant.into(), change(0, cost))),
+                None => {}
+            }
+        }
+    }
+
     fn show(&self, writer: &mut Writer) {
         let Tally { written, lost } = mem::take(&mut writer.log.tally);
         if lost > 0 && !mem::replace(&mut writer.losing, true) {
@@ -287,8 +316,8 @@ impl Shared {
 }
 
 impl Writer {
-    fn write(&mut self, shards: &[Shard]) -> io::Result<()> {
-        for shard in shards {
+    fn write(&mut self, shared: &Shared) -> io::Result<()> {
+        for shard in &shared.shards {
             mem::swap(&mut *shard.0.lock(), &mut self.spare);
             self.pending.add_rows(self.spare.take());
         }
@@ -298,7 +327,10 @@ impl Writer {
             return self.log.follow();
         }
         let mut rows: Vec<Row> = self.pending.take().collect();
+        // Before it can be read, so that nobody is told of it first.
+        shared.charge(&rows, u64::saturating_add);
         let result = self.log.append(self.began, &mut rows);
+        shared.charge(&rows, u64::saturating_sub);
         self.pending.add_rows(rows);
         result?;
         self.began = now;
@@ -324,7 +356,7 @@ fn unix_now() -> Duration {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::{collections::HashMap, time::Instant};
+    use std::time::Instant;
 
     use seiketsu_config::{push::usage as push, values::ByteSize};
     use serde_json::Value;
@@ -384,6 +416,26 @@ mod tests {
         let all = sum(kept.values());
         assert_eq!((kept.len(), all.admitted, all.bytes_in, all.bytes_out), (3, 150_000, 450_000, 750_000));
         assert_eq!(kept["a"].admitted, 15 * 3333);
+    }
+
+    #[test]
+    fn what_quotas_were_charged_is_known_by_tenant_once_it_is_written() {
+        let (folder, metrics) = (tempfile::tempdir().unwrap(), Metrics::new(2, [].into()).unwrap());
+        for _ in 0..2 {
+            let usage = open(folder.path(), &metrics);
+            let count = |tenant, cost, given_back| {
+                let counts = Counts { cost, given_back, ..ONE };
+                usage.count(&Caller { tenant, route: "open", consumer: "" }, &counts);
+            };
+            count("acme", 5, 0);
+            count("acme", 3, 2);
+            count("globex", 0, 0);
+            usage.flush();
+            count("acme", 1, 0);
+            usage.flush();
+            // By this process, and not by those before it.
+            assert_eq!(["acme", "globex", "initech"].map(|tenant| usage.charged(tenant)), [7, 0, 0]);
+        }
     }
 
     #[test]

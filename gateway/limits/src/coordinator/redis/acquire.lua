@@ -13,8 +13,9 @@
 --   @name   the lease of a reporter: spent, out, ends, ended, the session and number of its last exchange, rate,
 --           since, want; that of `elsewhere`, of a quota, holds what was used by whom nobody has told yet
 -- ARGV: reporter, its session, number of the exchange, revision, gateways that are live, the ids of processes
---   that all of these have told what they know of quotas; then for each
---   account: kind, three numbers of its terms, spent, held, known, has ended, want, least, paced.
+--   that all of these have told what they know of quotas, of what is told from elsewhere the reporter who asked;
+--   then for each account: kind, three numbers of its terms, spent, held, known, has ended, want, least, paced.
+--   From elsewhere: spent by all, held is what of it the asker has spent at most, want is what it has spent in all.
 -- Returns the time; then for each account: outcome, its tokens or wait, ends_in, left, rate, unit, again_in.
 
 local GRANTED, NONE_UNTIL, RECOVERING, OTHER_PERIOD, OVERTAKEN = 0, 1, 2, 3, 4
@@ -36,6 +37,7 @@ local number = tonumber(ARGV[3])
 local revision = tonumber(ARGV[4])
 local live = tonumber(ARGV[5])
 local told = ARGV[6]
+local asker = ARGV[7]
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -445,9 +447,18 @@ local function exchange_quota(request, account)
   local limit = account.terms[1]
   local elsewhere = account.leases[ELSEWHERE]
   if reporter == ELSEWHERE then
-    -- What all have used, as far as it is known there: at least that.
-    local untold = math.max(request.spent - account.value, 0) + (elsewhere and elsewhere.out or 0)
-    account.value = math.max(account.value, request.spent)
+    -- What all have used, as far as it is known there: at least that, and what the asker has and is not known there
+    -- yet. Where the asker has still to tell, that is what it will tell beyond what is known.
+    local used, of_asker, spent_by_asker = request.spent, request.held, request.want
+    local own = redis.call('HMGET', request.key, '@' .. asker)[1]
+    if own then
+      local lease = read_lease(own)
+      used = used + math.max(lease.spent + lease.out - of_asker, 0)
+    else
+      account.leases['@' .. asker] = own_lease(math.min(of_asker, spent_by_asker), 0, NEVER)
+    end
+    local untold = math.max(used - account.value, 0) + (elsewhere and elsewhere.out or 0)
+    account.value = math.max(account.value, used)
     account.leases[ELSEWHERE] = own_lease(request.spent, untold, NEVER)
     return NONE_UNTIL, 0, 0, math.max(limit - account.value, 0)
   end
@@ -547,7 +558,7 @@ end
 
 local answers = { now }
 for i, key in ipairs(KEYS) do
-  local at = 6 + (i - 1) * 11
+  local at = 7 + (i - 1) * 11
   local kind = ARGV[at + 1]
   local numbers = { exchange({
     key = key,

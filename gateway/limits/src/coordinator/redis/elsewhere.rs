@@ -3,8 +3,8 @@
 //!
 //! Each period of each quota is looked at once by each process, before it is first asked for. If Redis has known the tenant
 //! since before the period began, it knows all. Else it is asked for elsewhere, and a reporter of its own tells the answer: the
-//! account is at least that. Whoever tells later of what was before tells nothing new. While nobody
-//! answers, gateways go on, and it is told when somebody does.
+//! account is at least that, and what who asks has taken meanwhile. Whoever tells later of what was before tells nothing
+//! new. While nobody answers, gateways go on, and it is told when somebody does.
 
 use std::{
     collections::HashSet,
@@ -37,7 +37,15 @@ const MOST_WAITING: usize = 1 << 16;
 #[async_trait]
 pub trait Elsewhere: fmt::Debug + Send + Sync {
     /// What a tenant has used since a moment, in microseconds since 1970. None: it cannot be asked now.
-    async fn used(&self, tenant: &str, since: u64) -> Option<u64>;
+    async fn used(&self, tenant: &str, since: u64) -> Option<Used>;
+}
+
+/// What a tenant has used, as far as it is known elsewhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Used {
+    pub in_all: u64,
+    /// At most so much of it is what this process has admitted, and tells of itself.
+    pub by_us: u64,
 }
 
 /// Which accounts have been looked at.
@@ -53,6 +61,9 @@ pub(super) struct Looked {
 pub(super) struct Account {
     pub(super) tenant: Arc<str>,
     pub(super) key: Arc<str>,
+    /// The reporter that asks for it, and what it has spent.
+    pub(super) asker: Arc<str>,
+    pub(super) spent: u64,
     pub(super) revision: u64,
     pub(super) limit: u64,
     pub(super) starts: u64,
@@ -99,6 +110,8 @@ fn account(exchange: &Exchange, request: &Request) -> Option<Account> {
     (is_of_tenant && starts > 0).then(|| Account {
         tenant: Arc::clone(&exchange.tenant),
         key: Arc::clone(&request.key),
+        asker: Arc::clone(&exchange.reporter),
+        spent: request.spent,
         revision: exchange.revision,
         limit,
         starts,
@@ -108,16 +121,17 @@ fn account(exchange: &Exchange, request: &Request) -> Option<Account> {
 
 impl Account {
     /// What is told of it.
-    pub(super) fn told(&self, used: u64) -> Exchange {
-        let Self { tenant, key, revision, limit, starts, ends } = self.clone();
+    pub(super) fn told(&self, used: Used) -> Exchange {
+        let Self { tenant, key, spent, revision, limit, starts, ends, .. } = self.clone();
         let request = Request {
             key,
             terms: Terms::Quota { limit, starts, ends },
-            spent: used,
-            held: 0,
+            spent: used.in_all,
+            // What these two say here stands in the script.
+            held: used.by_us,
             known: false,
             has_ended: true,
-            want: 0,
+            want: spent,
             least: 0,
             paced: false,
         };
@@ -136,7 +150,7 @@ mod tests {
 
     #[async_trait]
     impl Elsewhere for Nothing {
-        async fn used(&self, _: &str, _: u64) -> Option<u64> {
+        async fn used(&self, _: &str, _: u64) -> Option<Used> {
             None
         }
     }
@@ -145,8 +159,9 @@ mod tests {
     fn quotas_of_tenants_are_looked_at_once_and_nothing_else_is() {
         let looked = Looked::default();
         let request = |key: &str, starts| {
-            let account = Account { tenant: "acme".into(), key: key.into(), revision: 1, limit: 9, starts, ends: 99 };
-            account.told(0).accounts.remove(0)
+            let (tenant, key, asker) = ("acme".into(), key.into(), "n.1".into());
+            let account = Account { tenant, key, asker, spent: 0, revision: 1, limit: 9, starts, ends: 99 };
+            account.told(Used::default()).accounts.remove(0)
         };
         let accounts =
             vec![request("day:2026-05-31", 5), request("keyed/each/day:2026-05-31/00", 5), request("month:2026-05", 0)];

@@ -131,8 +131,9 @@ impl RedisCoordinator {
         let Some(used) = elsewhere.used(&account.tenant, account.starts).await else {
             return self.looked.wait(account);
         };
-        match self.send(&account.told(used)).await {
-            Ok(_) if used > 0 => {
+        match self.send(&account.told(used), &account.asker).await {
+            Ok(_) if used.in_all > 0 => {
+                let used = used.in_all;
                 tracing::info!(tenant = %account.tenant, quota = %account.key, used, "Redis was told what was used of a quota");
             }
             Ok(_) => {}
@@ -154,14 +155,15 @@ impl RedisCoordinator {
         }
     }
 
-    async fn send(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
+    async fn send(&self, exchange: &Exchange, asker: &str) -> Result<Vec<Answer>, CoordinatorError> {
         let tenant = &*exchange.tenant;
         let Some(mut connection) = self.link.connection(tenant) else {
             return Err(CoordinatorError::Unreachable(format!("no connection to {}", self.address)));
         };
         // Once for each message: a later one has a higher number.
         let number = self.sent.fetch_add(1, Relaxed) + 1;
-        let arguments = script::arguments(exchange, &self.session, number, self.live(), &self.link.told())?;
+        let told = self.link.told();
+        let arguments = script::arguments(exchange, &self.session, number, self.live(), &told, asker)?;
         match timeout(EXCHANGE_TIMEOUT, script::ACQUIRE.run::<Vec<u64>>(&mut connection, &arguments)).await {
             Ok(Ok(numbers)) => {
                 self.link.trust(tenant);
@@ -192,7 +194,7 @@ impl Coordinator for RedisCoordinator {
             self.look(account).await;
         }
         let started = Instant::now();
-        let result = self.send(exchange).await;
+        let result = self.send(exchange, "").await;
         match &result {
             Ok(_) => self.counters.answered(started.elapsed()),
             Err(error) => self.counters.failed(error),

@@ -68,7 +68,8 @@ pub fn text() -> String {
 /// The number of keys, the keys, and what the script is told.
 ///
 /// `session` and `number` tell messages of the same reporter apart: within a session, a later one has a higher
-/// number. `told` are the ids of processes that all gateways have told what they know of quotas.
+/// number. `told` are the ids of processes that all gateways have told what they know of quotas. `asker` is the reporter
+/// for whom it is told what is known elsewhere; else empty.
 ///
 /// # Errors
 /// If the reporter's name has other characters than letters, digits, dots, dashes and underscores.
@@ -78,19 +79,21 @@ pub fn arguments(
     number: u64,
     live: u64,
     told: &str,
+    asker: &str,
 ) -> Result<Vec<String>, CoordinatorError> {
     let Exchange { tenant, reporter, revision, accounts } = exchange;
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if reporter.is_empty() || !reporter.chars().all(is_plain) {
         return Err(CoordinatorError::Malformed(format!("a reporter named {reporter:?}")));
     }
-    let mut arguments = Vec::with_capacity(7 + accounts.len() * 12);
+    let mut arguments = Vec::with_capacity(8 + accounts.len() * 12);
     arguments.push(accounts.len().to_string());
     arguments.extend(accounts.iter().map(|account| key(tenant, &account.key)));
     arguments.extend([reporter.to_string(), session.to_owned()]);
     arguments.extend([number, *revision, live.max(1)].map(exact));
     let has_quotas = accounts.iter().any(|account| matches!(account.terms, Terms::Quota { .. }));
     arguments.push(if has_quotas { told.to_owned() } else { String::new() });
+    arguments.push(asker.to_owned());
     for account in accounts {
         add_account(&mut arguments, account);
     }

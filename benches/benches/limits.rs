@@ -7,7 +7,7 @@ use seiketsu_benches::limits::Tenants;
 
 /// The one that the gateway itself has.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const TENANTS: usize = 100_000;
 

@@ -24,7 +24,7 @@ use seiketsu_config::load;
 
 /// The one that the gateway itself has.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const NODE: &str = "
 listeners: { http: ['127.0.0.1:0'], operations: '127.0.0.1:0' }

@@ -3,6 +3,7 @@
 pub mod bootstrap;
 mod cache;
 mod config_source;
+mod fields;
 mod files;
 mod limits;
 mod node;

@@ -10,7 +10,7 @@ use seiketsu_identity::api_key;
 
 /// Serving means many small allocations on many threads; the system's allocator is measurably slower at that.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -12,6 +12,9 @@ use crate::store::{Store, StoreError, StoredDocument, alerts::Found};
 const AFTERWARDS: Duration = Duration::days(1);
 
 /// Keys that expire, by tenant.
+/// If more documents have changed, all are read.
+const MOST_CHANGES: usize = 10_000;
+
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     /// The revision that they are of.
@@ -32,8 +35,15 @@ impl Keys {
             return Ok(());
         }
         let changes = match self.at {
-            Some(at) => store.changes_since(at).await?,
-            None => store.whole().await?,
+            Some(at) => store.changes_since(at, MOST_CHANGES).await?,
+            None => None,
+        };
+        let changes = match changes {
+            Some(changes) => changes,
+            None => {
+                self.of_tenants.clear();
+                store.whole().await?
+            }
         };
         for id in &changes.gone {
             self.of_tenants.remove(id);

@@ -105,9 +105,9 @@ impl Updates {
 
     async fn prepare(&self, after: Option<u64>) -> Result<Prepared, UpdateError> {
         let (after, changes) = match after {
-            Some(revision) => match self.store.changes_since(revision).await? {
-                changes if changes.put.len() + changes.gone.len() <= MOST_CHANGES => (after, changes),
-                _ => (None, self.store.whole().await?),
+            Some(revision) => match self.store.changes_since(revision, MOST_CHANGES).await? {
+                Some(changes) => (after, changes),
+                None => (None, self.store.whole().await?),
             },
             None => (None, self.store.whole().await?),
         };

@@ -41,6 +41,7 @@ pub mod webhooks;
 mod writing;
 
 use std::{
+    collections::{BTreeSet, HashSet},
     fmt,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -169,45 +170,57 @@ impl Store {
         within(PATIENCE, async { find.one(&self.0.database).await?.map(stored).transpose() }).await
     }
 
-    /// Every document that has changed since a revision, as it is now, and which tenants are gone since.
-    pub async fn changes_since(&self, revision: u64) -> Result<Changes, StoreError> {
-        within(PATIENCE_FOR_ALL, self.read_changes(Some(revision))).await
+    /// Every document that has changed since a revision, as it is now, and which tenants are gone since. None if more than
+    /// `most` have: then [`whole`](Self::whole) is read in less time.
+    pub async fn changes_since(&self, revision: u64, most: usize) -> Result<Option<Changes>, StoreError> {
+        within(PATIENCE_FOR_ALL, self.read_changes(signed(revision), most)).await
+    }
+
+    async fn read_changes(&self, after: i64, most: usize) -> Result<Option<Changes>, StoreError> {
+        let transaction = self.snapshot().await?;
+        let control = self.control(&transaction).await?;
+        let to = known::state_of(&control)?;
+        let Some(names) = changed_since(&transaction, after, most).await? else { return Ok(None) };
+        let (mut put, mut gone) = (Vec::with_capacity(names.len()), Vec::new());
+        for names in names.chunks(BATCH) {
+            let find = tenant::Entity::find().filter(tenant::Column::Name.is_in(names));
+            let rows = find.order_by_asc(tenant::Column::Name).all(&transaction).await?;
+            let there: HashSet<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+            for name in names.iter().filter(|name| !there.contains(name.as_str())) {
+                gone.push(id_of(name)?);
+            }
+            for row in rows {
+                put.push(stored(row)?);
+            }
+        }
+        let head = (control.head_revision > after).then(|| head_of(&control));
+        transaction.rollback().await?;
+        Ok(Some(Changes { to, head, put, gone }))
     }
 
     /// All documents.
     pub async fn whole(&self) -> Result<Changes, StoreError> {
-        within(PATIENCE_FOR_ALL, self.read_changes(None)).await
+        within(PATIENCE_FOR_ALL, self.read_whole()).await
     }
 
-    async fn read_changes(&self, since: Option<u64>) -> Result<Changes, StoreError> {
+    async fn read_whole(&self) -> Result<Changes, StoreError> {
         let transaction = self.snapshot().await?;
         let control = self.control(&transaction).await?;
         let to = known::state_of(&control)?;
-        let after = since.map(signed);
-        let mut put = Vec::new();
-        if after.is_none_or(|after| after < control.revision) {
-            let mut last = String::new();
-            loop {
-                let mut find = tenant::Entity::find().filter(tenant::Column::Name.gt(last.as_str()));
-                if let Some(after) = after {
-                    find = find.filter(tenant::Column::Revision.gt(after));
-                }
-                let rows = find.order_by_asc(tenant::Column::Name).limit(BATCH as u64 * 10).all(&transaction).await?;
-                let Some(end) = rows.last() else { break };
-                last.clone_from(&end.name);
-                put.reserve(rows.len());
-                for row in rows {
-                    put.push(stored(row)?);
-                }
+        let (mut put, mut last) = (Vec::new(), String::new());
+        loop {
+            let find = tenant::Entity::find().filter(tenant::Column::Name.gt(last.as_str()));
+            let rows = find.order_by_asc(tenant::Column::Name).limit(BATCH as u64 * 10).all(&transaction).await?;
+            let Some(end) = rows.last() else { break };
+            last.clone_from(&end.name);
+            put.reserve(rows.len());
+            for row in rows {
+                put.push(stored(row)?);
             }
         }
-        let gone = match after {
-            Some(after) if after < control.revision => gone_since(&transaction, after).await?,
-            _ => Vec::new(),
-        };
-        let head = after.is_none_or(|after| control.head_revision > after).then(|| head_of(&control));
+        let head = Some(head_of(&control));
         transaction.rollback().await?;
-        Ok(Changes { to, head, put, gone })
+        Ok(Changes { to, head, put, gone: Vec::new() })
     }
 
     async fn control(&self, connection: &impl ConnectionTrait) -> Result<control::Model, StoreError> {
@@ -232,35 +245,27 @@ impl Store {
     }
 }
 
-/// Tenants that were removed after a revision and have not come back.
-async fn gone_since(transaction: &DatabaseTransaction, revision: i64) -> Result<Vec<Id>, StoreError> {
+/// Tenants that changed after a revision, by name. None if there are more than `most`, or many more changes.
+///
+/// They are looked up in the order of revisions, by a key that begins with them. By the revisions of the tenants themselves,
+/// or in the order of names, Postgres may well read all tenants: after a large import, until it has counted, it takes a third
+/// of everything to be newer than anything.
+async fn changed_since(
+    transaction: &DatabaseTransaction,
+    revision: i64,
+    most: usize,
+) -> Result<Option<Vec<String>>, StoreError> {
     use revision_change::Column;
-    let removed: Vec<String> = revision_change::Entity::find()
-        .select_only()
-        .column(Column::Tenant)
-        .distinct()
-        .filter(Column::Revision.gt(revision))
-        .filter(Column::Tenant.ne(""))
-        .filter(Column::After.is_null())
-        .order_by_asc(Column::Tenant)
-        .into_tuple()
-        .all(transaction)
-        .await?;
-    let mut gone = Vec::new();
-    for names in removed.chunks(BATCH) {
-        let back: Vec<String> = tenant::Entity::find()
-            .select_only()
-            .column(tenant::Column::Name)
-            .filter(tenant::Column::Name.is_in(names))
-            .into_tuple()
-            .all(transaction)
-            .await?;
-        let back: std::collections::HashSet<String> = back.into_iter().collect();
-        for name in names.iter().filter(|name| !back.contains(*name)) {
-            gone.push(id_of(name)?);
-        }
+    let most_changes = most.saturating_mul(10);
+    let find = revision_change::Entity::find().select_only().column(Column::Tenant);
+    let find = find.filter(Column::Revision.gt(revision)).filter(Column::Tenant.ne(""));
+    let find = find.order_by_asc(Column::Revision).limit(most_changes.saturating_add(1) as u64);
+    let names: Vec<String> = find.into_tuple().all(transaction).await?;
+    if names.len() > most_changes {
+        return Ok(None);
     }
-    Ok(gone)
+    let names: BTreeSet<String> = names.into_iter().collect();
+    Ok((names.len() <= most).then(|| names.into_iter().collect()))
 }
 
 fn head_of(control: &control::Model) -> StoredDocument {

@@ -56,7 +56,7 @@ on_both! {
             let remove = ChangeSet { remove: vec![id("c"), id("never")], ..ChangeSet::default() };
             store.write(&by(), remove, None).await.unwrap();
 
-            let changes = store.changes_since(1).await.unwrap();
+            let changes = store.changes_since(1, 2).await.unwrap().unwrap();
             assert_eq!((names(&changes.put), &changes.gone[..], changes.head), (vec![("a", 3)], &[id("c")][..], None));
             let whole = store.whole().await.unwrap();
             assert_eq!((names(&whole.put), whole.to.revision, whole.to.sum), (vec![("a", 3), ("b", 1)], 4, sum(&whole)));
@@ -65,12 +65,13 @@ on_both! {
             let head: HeadDocument = serde_json::from_value(serde_json::json!({ "plans": { "gold": {} } })).unwrap();
             let written = store.write(&by(), ChangeSet { head: Some(head), ..put(&[("c", 9)]) }, None).await.unwrap();
             assert_eq!((written.revision, written.head, &written.changed[..]), (5, true, &[id("c")][..]));
-            let changes = store.changes_since(3).await.unwrap();
+            let changes = store.changes_since(3, 99).await.unwrap().unwrap();
             assert_eq!((names(&changes.put), changes.gone.len()), (vec![("c", 5)], 0));
             assert!(changes.head.unwrap().content.contains("gold"));
             let whole = store.whole().await.unwrap();
             assert_eq!(whole.to.sum, sum(&whole));
-            let nothing = store.changes_since(5).await.unwrap();
+            assert!(store.changes_since(1, 1).await.unwrap().is_none(), "two are more than one");
+            let nothing = store.changes_since(5, 0).await.unwrap().unwrap();
             assert!(nothing.put.is_empty() && nothing.gone.is_empty() && nothing.head.is_none());
         });
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora_http::RequestHeader;
 use seiketsu_cache::{
     directives::RequestDirectives,
@@ -83,12 +83,11 @@ pub(crate) struct Origin<'a> {
 pub(crate) fn is_identified(
     principal: Option<&Principal>,
     headers: &HeaderMap,
-    forwarded: &[http::HeaderName],
+    forwarded: &[HeaderName],
 ) -> bool {
+    let is_credential = |name: &HeaderName| *name == header::AUTHORIZATION || *name == header::COOKIE || forwarded.contains(name);
     principal.is_some_and(|principal| *principal.kind() != PrincipalKind::Anonymous)
-        || headers.contains_key(header::AUTHORIZATION)
-        || headers.contains_key(header::COOKIE)
-        || forwarded.iter().any(|name| headers.contains_key(name))
+        || headers.keys().any(is_credential)
 }
 
 /// Whether the client has a response already, or wants a part of one: an origin whose answers are not stored may
@@ -97,26 +96,23 @@ pub(crate) fn wants_less(headers: &HeaderMap) -> bool {
     [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name))
 }
 
-/// Fields by which some servers take a request for another one than its first line says.
-fn is_another_request(headers: &HeaderMap) -> bool {
-    headers.keys().any(|name| {
-        matches!(
-            name.as_str(),
-            "x-http-method" | "x-http-method-override" | "x-method-override" | "x-original-url" | "x-rewrite-url"
-        )
-    })
+/// Whether by this field some servers take a request for another one than its first line says.
+fn is_another_request(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "x-http-method" | "x-http-method-override" | "x-method-override" | "x-original-url" | "x-rewrite-url"
+    )
 }
 
 /// Whether a request can be answered from the cache at all, its head being as it is.
 pub(crate) fn may_use_cache(request: &RequestHeader) -> bool {
-    let headers = &request.headers;
-    let has_body = headers.contains_key(header::TRANSFER_ENCODING)
-        || headers.get(header::CONTENT_LENGTH).is_some_and(|length| length != "0");
-    // Conditions that only the origin can judge go to it (RFC 9111 §4.3.2).
-    !has_body
-        && !is_another_request(headers)
-        && !headers.contains_key(header::IF_MATCH)
-        && !headers.contains_key(header::IF_UNMODIFIED_SINCE)
+    // Compared in one go, as in `crate::fields`.
+    !request.headers.iter().any(|(name, value)| {
+        let has_body = *name == header::TRANSFER_ENCODING || *name == header::CONTENT_LENGTH && value != "0";
+        // Conditions that only the origin can judge go to it (RFC 9111 §4.3.2).
+        let for_origin = *name == header::IF_MATCH || *name == header::IF_UNMODIFIED_SINCE;
+        has_body || for_origin || is_another_request(name)
+    })
 }
 
 pub(crate) fn is_cacheable_method(method: &Method) -> bool {

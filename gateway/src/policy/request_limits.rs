@@ -5,7 +5,7 @@ use pingora_http::RequestHeader;
 use seiketsu_config::policy;
 
 use super::Refusal;
-use crate::respond::problem::ProblemKind;
+use crate::{fields, respond::problem::ProblemKind};
 
 /// Bounds of a request, checked before anything else looks at it.
 #[derive(Debug, Clone)]
@@ -150,16 +150,20 @@ impl From<Exceeded> for Refusal {
 }
 
 fn asks_for_websocket(headers: &HeaderMap) -> bool {
-    headers.get_all(header::UPGRADE).iter().any(|line| {
-        line.as_bytes().split(|b| *b == b',').any(|protocol| {
-            let name = protocol.split(|b| *b == b'/').next().unwrap_or_default();
-            name.trim_ascii().eq_ignore_ascii_case(b"websocket")
+    fields::has(headers, &header::UPGRADE)
+        && headers.get_all(header::UPGRADE).iter().any(|line| {
+            line.as_bytes().split(|b| *b == b',').any(|protocol| {
+                let name = protocol.split(|b| *b == b'/').next().unwrap_or_default();
+                name.trim_ascii().eq_ignore_ascii_case(b"websocket")
+            })
         })
-    })
 }
 
 /// RFC 9110 §8.6: digits only; several equal values are not folded but refused.
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Exceeded> {
+    if !fields::has(headers, &header::CONTENT_LENGTH) {
+        return Ok(None);
+    }
     let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let digits = value.as_bytes();

@@ -3,6 +3,8 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use seiketsu_config::layers;
 
+use crate::fields;
+
 /// Removed unless a layer says something about them: they tell an attacker what runs behind the gateway.
 const REVEALING: [&str; 4] = ["server", "x-powered-by", "x-aspnet-version", "x-aspnetmvc-version"];
 
@@ -36,8 +38,7 @@ impl SecurityHeaders {
     /// connection is encrypted: `Strict-Transport-Security` must not be sent otherwise (RFC 6797 §7.2).
     pub fn apply(&self, response: &mut HeaderMap, downstream_tls: bool) {
         for name in &self.remove {
-            // A comparison with the few names that are there costs less than a lookup.
-            if response.keys().any(|have| have == name) {
+            if fields::has(response, name) {
                 response.remove(name);
             }
         }
@@ -49,9 +50,10 @@ impl SecurityHeaders {
                 response.insert(header::STRICT_TRANSPORT_SECURITY, value.clone());
             }
             None if downstream_tls => {}
-            _ => {
+            _ if fields::has(response, &header::STRICT_TRANSPORT_SECURITY) => {
                 response.remove(header::STRICT_TRANSPORT_SECURITY);
             }
+            _ => {}
         }
     }
 }

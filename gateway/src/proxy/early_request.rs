@@ -8,7 +8,7 @@ use seiketsu_config::forwarded;
 use seiketsu_identity::forged::{self, is_spelled};
 
 use super::{RequestContext, Shared, context, parts};
-use crate::{server::peer::Peer, telemetry::request_id::RequestId};
+use crate::{fields, server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 pub(super) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -34,13 +34,14 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
     downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);
     parts::change_request(downstream.req_header_mut(), |request| {
-        ctx.websocket = is_websocket(request);
+        let upgrades = fields::has(&request.headers, &header::UPGRADE);
+        ctx.websocket = upgrades && is_websocket(request);
         let fields = &mut request.headers;
         let sent = trusted.then(|| sent_request_id(fields)).flatten();
         ctx.request_id = sent.unwrap_or_else(|| RequestId::generate(ctx.started_at));
         ctx.trace = shared.tracer.begin(fields);
         ctx.grpc = request.method == Method::POST && context::is_grpc(fields);
-        if !ctx.websocket {
+        if upgrades && !ctx.websocket {
             // To Pingora the field alone is an upgrade; nothing else is passed on.
             fields.remove(header::UPGRADE);
         }
@@ -122,7 +123,7 @@ fn is_websocket(request: &request::Parts) -> bool {
 }
 
 fn accepts_event_stream(fields: &HeaderMap) -> bool {
-    let accept = fields.get(header::ACCEPT);
+    let accept = fields::get(fields, &header::ACCEPT);
     accept.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 

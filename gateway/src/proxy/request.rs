@@ -13,6 +13,7 @@ use seiketsu_limits::shedding::{Shed, Shedder};
 use super::{RequestContext, Shared, cache, context::RequestBody};
 use crate::{
     cache::background,
+    fields,
     limits::{
         check::{self, Asking},
         told,
@@ -99,7 +100,7 @@ fn decide(
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     let tenant = entry.compiled();
     let request = session.req_header();
-    if request.headers.get(header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    if fields::get(&request.headers, &header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         return Err(Refusal::new(ProblemKind::ExpectationFailed, "Only 100-continue can be expected."));
     }
@@ -255,7 +256,7 @@ fn check_verification(session: &mut Session, tenant: &CompiledTenant) -> Result<
 pub(super) fn request_host(request: &RequestHeader) -> Option<&[u8]> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str().as_bytes()),
-        None => request.headers.get(header::HOST).map(HeaderValue::as_bytes),
+        None => fields::get(&request.headers, &header::HOST).map(HeaderValue::as_bytes),
     }
 }
 

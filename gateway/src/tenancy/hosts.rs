@@ -40,6 +40,10 @@ pub struct HostBuffer(Option<[u8; MAX_HOST_BYTES]>);
 ///
 /// Borrows from `raw` if it has this form already, else from `buffer`.
 pub fn normalise<'a>(raw: &'a [u8], buffer: &'a mut HostBuffer) -> Result<&'a str, HostError> {
+    if is_normal(raw) {
+        // Nothing but ASCII has passed, here and below.
+        return str::from_utf8(raw).map_err(|_| HostError::Empty);
+    }
     if raw.first() == Some(&b'[') {
         return normalise_ipv6(raw, buffer);
     }
@@ -81,9 +85,31 @@ pub fn normalise<'a>(raw: &'a [u8], buffer: &'a mut HostBuffer) -> Result<&'a st
     } else {
         host
     };
-    // Nothing but ASCII has passed.
     str::from_utf8(host).map_err(|_| HostError::Empty)
 }
+
+/// Whether this is a name in normal form, as it is for most requests, without a port. One step for each byte.
+fn is_normal(raw: &[u8]) -> bool {
+    let mut in_label = false;
+    for &byte in raw {
+        let is_of_label = IS_OF_LABEL[usize::from(byte)];
+        if !is_of_label && (byte != b'.' || !in_label) {
+            return false;
+        }
+        in_label = is_of_label;
+    }
+    in_label && raw.len() <= MAX_HOST_BYTES
+}
+
+const IS_OF_LABEL: [bool; 256] = {
+    let mut is_of_label = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        is_of_label[byte] = matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
+        byte += 1;
+    }
+    is_of_label
+};
 
 #[cold]
 fn normalise_ipv6<'a>(raw: &[u8], buffer: &'a mut HostBuffer) -> Result<&'a str, HostError> {

@@ -2,6 +2,8 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::fields;
+
 pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub(super) const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
@@ -32,6 +34,9 @@ const RANDOM: u8 = 0x02;
 impl TraceContext {
     /// What the headers of a request say; the default if they say nothing, or nothing valid (§4.3).
     pub(super) fn read(headers: &HeaderMap) -> Self {
+        if !fields::has(headers, &TRACEPARENT) {
+            return Self::default();
+        }
         let mut parents = headers.get_all(TRACEPARENT).iter();
         let parent = match (parents.next(), parents.next()) {
             (Some(only), None) => parse_traceparent(only.as_bytes()),

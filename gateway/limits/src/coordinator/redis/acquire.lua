@@ -447,15 +447,16 @@ local function exchange_quota(request, account)
   local limit = account.terms[1]
   local elsewhere = account.leases[ELSEWHERE]
   if reporter == ELSEWHERE then
-    -- What all have used, as far as it is known there: at least that, and what the asker has and is not known there
-    -- yet. Where the asker has still to tell, that is what it will tell beyond what is known.
-    local used, of_asker, spent_by_asker = request.spent, request.held, request.want
+    -- What all have used, as far as it is known there: at least that, with what the asker has told itself, or is about
+    -- to, in place of what is known there of it.
+    local of_asker = math.min(request.held, request.want)
+    local used = request.spent
     local own = redis.call('HMGET', request.key, '@' .. asker)[1]
     if own then
       local lease = read_lease(own)
-      used = used + math.max(lease.spent + lease.out - of_asker, 0)
+      used = math.max(used + lease.spent + lease.out - of_asker, 0)
     else
-      account.leases['@' .. asker] = own_lease(math.min(of_asker, spent_by_asker), 0, NEVER)
+      account.leases['@' .. asker] = own_lease(of_asker, 0, NEVER)
     end
     local untold = math.max(used - account.value, 0) + (elsewhere and elsewhere.out or 0)
     account.value = math.max(account.value, used)

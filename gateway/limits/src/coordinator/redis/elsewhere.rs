@@ -7,7 +7,7 @@
 //! new. While nobody answers, gateways go on, and it is told when somebody does.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     sync::{Arc, OnceLock},
     time::Duration,
@@ -54,6 +54,8 @@ pub(super) struct Looked {
     pub(super) elsewhere: OnceLock<Arc<dyn Elsewhere>>,
     settled: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
     waiting: Mutex<Vec<Account>>,
+    /// What was answered to those that waited. It is told with their next exchange, which knows what was spent by then.
+    answered: Mutex<HashMap<(Arc<str>, Arc<str>), Used>>,
 }
 
 /// A tenant's quota of a period.
@@ -97,6 +99,32 @@ impl Looked {
         }
     }
 
+    pub(super) fn answer(&self, account: Account, used: Used) {
+        let mut answered = self.answered.lock();
+        if answered.len() >= MOST_WAITING {
+            // Of tenants that have asked for nothing since, for the most part. They are looked at again when they do.
+            let mut settled = self.settled.lock();
+            for (account, _) in answered.drain() {
+                settled.remove(&account);
+            }
+        }
+        answered.insert((account.tenant, account.key), used);
+    }
+
+    /// What is still to be told of the accounts of an exchange.
+    pub(super) fn answered_in(&self, exchange: &Exchange) -> Vec<(Account, Used)> {
+        let mut answered = self.answered.lock();
+        if answered.is_empty() {
+            return Vec::new();
+        }
+        let quotas = exchange.accounts.iter().filter_map(|request| account(exchange, request));
+        let mut told = |account: Account| {
+            let used = answered.remove(&(Arc::clone(&account.tenant), Arc::clone(&account.key)))?;
+            Some((account, used))
+        };
+        quotas.filter_map(|account| told(account)).collect()
+    }
+
     pub(super) fn take_waiting(&self) -> Vec<Account> {
         std::mem::take(&mut *self.waiting.lock())
     }
@@ -127,7 +155,7 @@ impl Account {
             key,
             terms: Terms::Quota { limit, starts, ends },
             spent: used.in_all,
-            // What these two say here stands in the script.
+            // What these two say here, and `want`, stands in the script.
             held: used.by_us,
             known: false,
             has_ended: true,
@@ -174,6 +202,16 @@ mod tests {
         looked.forget(&new[0]);
         assert_eq!(looked.new_in(&exchange), new);
         looked.wait(new[0].clone());
-        assert_eq!((looked.take_waiting(), looked.take_waiting().len()), (new, 0));
+        assert_eq!((looked.take_waiting(), looked.take_waiting().len()), (new.clone(), 0));
+        // What was answered is told once, with what was spent by then.
+        let used = Used { in_all: 7, by_us: 2 };
+        looked.answer(new[0].clone(), used);
+        let mut later = exchange.clone();
+        later.accounts[0].spent = 3;
+        let told = looked.answered_in(&later);
+        assert_eq!(told, [(Account { spent: 3, ..new[0].clone() }, used)]);
+        let request = told[0].0.told(used).accounts.remove(0);
+        assert_eq!((request.spent, request.held, request.want), (7, 2, 3));
+        assert!(looked.answered_in(&later).is_empty());
     }
 }

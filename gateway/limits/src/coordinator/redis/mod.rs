@@ -43,7 +43,7 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle, time::timeout};
 
 use self::{
     address::RedisAddress,
-    elsewhere::{Account, Elsewhere, Looked},
+    elsewhere::{Account, Elsewhere, Looked, Used},
     link::{Keeper, Link},
     statistics::{Counters, Statistics},
 };
@@ -107,17 +107,22 @@ impl RedisCoordinator {
                 ticks.tick().await;
                 let Some(this) = weak.upgrade() else { return };
                 for account in this.looked.take_waiting() {
-                    this.look(account).await;
+                    match this.used(&account).await {
+                        Some(used) => this.looked.answer(account, used),
+                        None => this.looked.wait(account),
+                    }
                 }
             }
         });
     }
 
+    async fn used(&self, account: &Account) -> Option<Used> {
+        self.looked.elsewhere.get()?.used(&account.tenant, account.starts).await
+    }
+
     /// Tells what is known elsewhere of an account, if Redis may know less.
     async fn look(&self, account: Account) {
-        let (Some(elsewhere), Some(mut connection)) =
-            (self.looked.elsewhere.get(), self.link.connection(&account.tenant))
-        else {
+        let Some(mut connection) = self.link.connection(&account.tenant) else {
             return self.looked.forget(&account);
         };
         let arguments = script::whole(&account);
@@ -128,16 +133,20 @@ impl RedisCoordinator {
         if !may_lack {
             return;
         }
-        let Some(used) = elsewhere.used(&account.tenant, account.starts).await else {
-            return self.looked.wait(account);
-        };
+        match self.used(&account).await {
+            Some(used) => self.tell(&account, used).await,
+            None => self.looked.wait(account),
+        }
+    }
+
+    async fn tell(&self, account: &Account, used: Used) {
         match self.send(&account.told(used), &account.asker).await {
             Ok(_) if used.in_all > 0 => {
                 let used = used.in_all;
                 tracing::info!(tenant = %account.tenant, quota = %account.key, used, "Redis was told what was used of a quota");
             }
             Ok(_) => {}
-            Err(_) => self.looked.forget(&account),
+            Err(_) => self.looked.forget(account),
         }
     }
 
@@ -192,6 +201,9 @@ impl Coordinator for RedisCoordinator {
     async fn exchange(&self, exchange: &Exchange) -> Result<Vec<Answer>, CoordinatorError> {
         for account in self.looked.new_in(exchange) {
             self.look(account).await;
+        }
+        for (account, used) in self.looked.answered_in(exchange) {
+            self.tell(&account, used).await;
         }
         let started = Instant::now();
         let result = self.send(exchange, "").await;

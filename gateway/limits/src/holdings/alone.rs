@@ -257,7 +257,8 @@ impl Holdings {
                     let left = if has_forgotten { left } else { *quota };
                     left.min(quota.saturating_sub(took))
                 };
-                account.share.of_quota(all / live, cost)
+                // What it has taken by itself since that was so: also what it took while the answer was on its way.
+                account.share.of_quota((all / live).saturating_sub(account.untold()), cost)
             }
             Kind::Slots { limit: slots } => {
                 let share = match self.plan.unreachable {

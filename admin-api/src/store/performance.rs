@@ -27,8 +27,8 @@ const MEASURED_AGAIN: i64 = 3;
 /// When a minute is measured first.
 const SETTLED_AFTER: i64 = 5;
 
-/// Any number that nothing else locks.
-const LOCK: i64 = 0x5e1e_7501;
+/// Any number that nothing else locks: that of events would hold up every change.
+const LOCK: i64 = 0x5e1e_7503;
 
 /// What tenants are promised. Percents are hundredths.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -80,12 +80,9 @@ pub(crate) struct Origin<'a> {
 
 /// Whether the caller has said who it is, in any way that an upstream may answer to. `forwarded` are the fields of
 /// credentials that reach it.
-pub(crate) fn is_identified(
-    principal: Option<&Principal>,
-    headers: &HeaderMap,
-    forwarded: &[HeaderName],
-) -> bool {
-    let is_credential = |name: &HeaderName| *name == header::AUTHORIZATION || *name == header::COOKIE || forwarded.contains(name);
+pub(crate) fn is_identified(principal: Option<&Principal>, headers: &HeaderMap, forwarded: &[HeaderName]) -> bool {
+    let is_credential =
+        |name: &HeaderName| *name == header::AUTHORIZATION || *name == header::COOKIE || forwarded.contains(name);
     principal.is_some_and(|principal| *principal.kind() != PrincipalKind::Anonymous)
         || headers.keys().any(is_credential)
 }

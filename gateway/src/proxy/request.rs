@@ -100,7 +100,8 @@ fn decide(
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     let tenant = entry.compiled();
     let request = session.req_header();
-    if fields::get(&request.headers, &header::EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    if fields::get(&request.headers, &header::EXPECT)
+        .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
         return Err(Refusal::new(ProblemKind::ExpectationFailed, "Only 100-continue can be expected."));
     }

@@ -48,14 +48,17 @@ pub struct Used {
     pub by_us: u64,
 }
 
+/// The tenant of an account, and its key.
+type Name = (Arc<str>, Arc<str>);
+
 /// Which accounts have been looked at.
 #[derive(Debug, Default)]
 pub(super) struct Looked {
     pub(super) elsewhere: OnceLock<Arc<dyn Elsewhere>>,
-    settled: Mutex<HashSet<(Arc<str>, Arc<str>)>>,
+    settled: Mutex<HashSet<Name>>,
     waiting: Mutex<Vec<Account>>,
     /// What was answered to those that waited. It is told with their next exchange, which knows what was spent by then.
-    answered: Mutex<HashMap<(Arc<str>, Arc<str>), Used>>,
+    answered: Mutex<HashMap<Name, Used>>,
 }
 
 /// A tenant's quota of a period.
@@ -83,12 +86,12 @@ impl Looked {
         if settled.len() >= MOST_SETTLED {
             settled.clear();
         }
-        quotas.filter(|account| settled.insert((Arc::clone(&account.tenant), Arc::clone(&account.key)))).collect()
+        quotas.filter(|account| settled.insert(account.name())).collect()
     }
 
     /// Redis could not be asked: it is looked at again with the next exchange.
     pub(super) fn forget(&self, account: &Account) {
-        self.settled.lock().remove(&(Arc::clone(&account.tenant), Arc::clone(&account.key)));
+        self.settled.lock().remove(&account.name());
     }
 
     /// Nobody has answered.
@@ -99,16 +102,16 @@ impl Looked {
         }
     }
 
-    pub(super) fn answer(&self, account: Account, used: Used) {
+    pub(super) fn answer(&self, account: &Account, used: Used) {
         let mut answered = self.answered.lock();
         if answered.len() >= MOST_WAITING {
             // Of tenants that have asked for nothing since, for the most part. They are looked at again when they do.
             let mut settled = self.settled.lock();
-            for (account, _) in answered.drain() {
-                settled.remove(&account);
+            for (name, _) in answered.drain() {
+                settled.remove(&name);
             }
         }
-        answered.insert((account.tenant, account.key), used);
+        answered.insert(account.name(), used);
     }
 
     /// What is still to be told of the accounts of an exchange.
@@ -118,11 +121,11 @@ impl Looked {
             return Vec::new();
         }
         let quotas = exchange.accounts.iter().filter_map(|request| account(exchange, request));
-        let mut told = |account: Account| {
-            let used = answered.remove(&(Arc::clone(&account.tenant), Arc::clone(&account.key)))?;
+        let told = |account: Account| {
+            let used = answered.remove(&account.name())?;
             Some((account, used))
         };
-        quotas.filter_map(|account| told(account)).collect()
+        quotas.filter_map(told).collect()
     }
 
     pub(super) fn take_waiting(&self) -> Vec<Account> {
@@ -148,6 +151,10 @@ fn account(exchange: &Exchange, request: &Request) -> Option<Account> {
 }
 
 impl Account {
+    fn name(&self) -> Name {
+        (Arc::clone(&self.tenant), Arc::clone(&self.key))
+    }
+
     /// What is told of it.
     pub(super) fn told(&self, used: Used) -> Exchange {
         let Self { tenant, key, spent, revision, limit, starts, ends, .. } = self.clone();
@@ -205,7 +212,7 @@ mod tests {
         assert_eq!((looked.take_waiting(), looked.take_waiting().len()), (new.clone(), 0));
         // What was answered is told once, with what was spent by then.
         let used = Used { in_all: 7, by_us: 2 };
-        looked.answer(new[0].clone(), used);
+        looked.answer(&new[0], used);
         let mut later = exchange.clone();
         later.accounts[0].spent = 3;
         let told = looked.answered_in(&later);

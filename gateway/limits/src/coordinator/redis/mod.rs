@@ -108,7 +108,7 @@ impl RedisCoordinator {
                 let Some(this) = weak.upgrade() else { return };
                 for account in this.looked.take_waiting() {
                     match this.used(&account).await {
-                        Some(used) => this.looked.answer(account, used),
+                        Some(used) => this.looked.answer(&account, used),
                         None => this.looked.wait(account),
                     }
                 }

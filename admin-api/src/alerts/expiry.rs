@@ -38,12 +38,11 @@ impl Keys {
             Some(at) => store.changes_since(at, MOST_CHANGES).await?,
             None => None,
         };
-        let changes = match changes {
-            Some(changes) => changes,
-            None => {
-                self.of_tenants.clear();
-                store.whole().await?
-            }
+        let changes = if let Some(changes) = changes {
+            changes
+        } else {
+            self.of_tenants.clear();
+            store.whole().await?
         };
         for id in &changes.gone {
             self.of_tenants.remove(id);

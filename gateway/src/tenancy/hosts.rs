@@ -102,11 +102,12 @@ fn is_normal(raw: &[u8]) -> bool {
 }
 
 const IS_OF_LABEL: [bool; 256] = {
+    let bytes = b"abcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut is_of_label = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        is_of_label[byte] = matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
-        byte += 1;
+    let mut at = 0;
+    while at < bytes.len() {
+        is_of_label[bytes[at] as usize] = true;
+        at += 1;
     }
     is_of_label
 };

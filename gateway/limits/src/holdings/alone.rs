@@ -257,8 +257,7 @@ impl Holdings {
                     let left = if has_forgotten { left } else { *quota };
                     left.min(quota.saturating_sub(took))
                 };
-                // What it has taken by itself since that was so: also what it took while the answer was on its way.
-                account.share.of_quota((all / live).saturating_sub(account.untold()), cost)
+                account.share.of_quota(all / live, cost)
             }
             Kind::Slots { limit: slots } => {
                 let share = match self.plan.unreachable {
@@ -378,6 +377,13 @@ impl Share {
     /// For an account that begins anew.
     pub(super) fn of_next_period(self) -> Self {
         Self { quota_left: None, ..self }
+    }
+
+    /// Of a quota: the share is so much at most, as of when the coordinator was asked. Since then this was taken of it.
+    pub(super) fn quota_is_at_most(&mut self, share: u64, taken: u64) {
+        if let Some(left) = &mut self.quota_left {
+            *left = share.saturating_sub(taken).min(*left);
+        }
     }
 
     /// The same of a quota: `most` is the share of what is left as far as is known now.

@@ -61,6 +61,10 @@ impl Holdings {
                 known.set_left(answer.left);
             }
         }
+        if matches!(request.terms, Terms::Quota { .. }) {
+            let live = self.node.coordinator.live().max(1);
+            account.share.quota_is_at_most(answer.left / live, account.granted.saturating_sub(told));
+        }
         // It takes nothing down for a period that is not its own.
         if !matches!(answer.outcome, Outcome::OtherPeriod) {
             account.told = request.spent;

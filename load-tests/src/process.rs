@@ -168,6 +168,12 @@ fn resident_bytes(pid: u32) -> io::Result<u64> {
     kib_field(&rollup, "Pss:").map(|kib| kib * 1024).ok_or(io::ErrorKind::InvalidData.into())
 }
 
+/// The most resident memory that a process has had, pages shared with others counted whole.
+pub fn most_resident_bytes(pid: u32) -> io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    kib_field(&status, "VmHWM:").map(|kib| kib * 1024).ok_or(io::ErrorKind::InvalidData.into())
+}
+
 fn kib_field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }

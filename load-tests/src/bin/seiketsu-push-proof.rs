@@ -11,6 +11,7 @@ use std::{
 use clap::Parser;
 use seiketsu_load_tests::push::{
     cluster::{Cluster, Programs},
+    costs,
     postgres::Postgres,
     report, run,
 };
@@ -59,18 +60,25 @@ fn prove(flags: &Flags) -> anyhow::Result<bool> {
     let counts = (flags.replicas.max(1), flags.gateways);
     let cluster = Cluster::start(&programs, &folder, &postgres.url, counts, flags.tenants)?;
     let measured = run::run(&cluster, flags.changes)?;
-    let kept = report::kept(&measured);
+    let costs = costs::measure(&cluster, (flags.changes / 5).max(1))?;
+    let kept = report::kept(&measured) && report::kept_cheaply(&costs);
     let mut out = std::io::stdout();
     writeln!(
         out,
-        "{} gateways, {} replicas on one Postgres, {} tenants\n\n{}\n{}: p50 {:?} and p99 {:?} at most, and every answer true",
+        "{} gateways, {} replicas on one Postgres, {} tenants\n\n{}{}\n{}: p50 {:?} and p99 {:?} at most, every answer true; a whole configuration within {:?} and {} MiB, {:?} of \
+         processor time for a change, no answer later than {:?}",
         flags.gateways,
         counts.0,
         flags.tenants + 1,
         report::text(&measured),
+        report::text_of(&costs),
         if kept { "kept" } else { "BROKEN" },
         report::PROMISED_HALF,
         report::PROMISED_MOST,
+        report::PROMISED_READY,
+        report::PROMISED_BYTES >> 20,
+        report::PROMISED_CPU,
+        report::PROMISED_REQUEST,
     )?;
     Ok(kept)
 }

@@ -40,13 +40,24 @@ pub struct Replica {
 #[derive(Debug)]
 pub struct Gateway {
     pub http: SocketAddr,
-    _server: Server,
+    /// From its start until it was ready with the whole configuration.
+    pub ready_after: Duration,
+    server: Server,
+}
+
+impl Gateway {
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
 }
 
 #[derive(Debug)]
 pub struct Cluster {
     pub replicas: Vec<Replica>,
     pub gateways: Vec<Gateway>,
+    /// Beside the one whose limit changes.
+    tenants: usize,
+    origin: SocketAddr,
     /// Of the owner.
     token: String,
     _origin: Server,
@@ -71,16 +82,10 @@ impl Cluster {
             .collect::<Result<_, _>>()?;
         let first = folder.join("replica-0");
         let token = fs::read_to_string(first.join("admin-token")).context("the owner's token")?.trim().to_owned();
-        let mut cluster = Self { replicas, gateways: Vec::new(), token, _origin: origin };
+        let mut cluster =
+            Self { replicas, gateways: Vec::new(), tenants, origin: origin_address, token, _origin: origin };
 
-        let answer = cluster.admin(0, "application/yaml")?.ask(
-            "POST",
-            "/api/enterprise/import",
-            &tenants_file(origin_address, tenants),
-        )?;
-        if answer.status != 200 {
-            bail!("the import was refused: {}", String::from_utf8_lossy(&answer.body));
-        }
+        cluster.import(100_000_000, "")?;
         for number in 0..gateways {
             let replica = &cluster.replicas[number % cluster.replicas.len()];
             let own = folder.join(format!("gateway-{number}"));
@@ -88,6 +93,17 @@ impl Cluster {
             cluster.gateways.push(start_gateway(&programs.gateway, &own, &node)?);
         }
         Ok(cluster)
+    }
+
+    /// Puts all tenants, each with this rate.
+    pub fn import(&self, rate: u64, query: &str) -> anyhow::Result<()> {
+        let path = format!("/api/enterprise/import{query}");
+        let answer =
+            self.admin(0, "application/yaml")?.ask("POST", &path, &tenants_file(self.origin, self.tenants, rate))?;
+        if answer.status != 200 {
+            bail!("an import was answered with {}: {}", answer.status, String::from_utf8_lossy(&answer.body));
+        }
+        Ok(())
     }
 
     /// A connection of the owner to one of the replicas.
@@ -121,6 +137,7 @@ fn start_gateway(program: &Path, folder: &Path, node: &str) -> anyhow::Result<Ga
     let mut start = command(program, None);
     start.arg("--config").arg(folder.join("node.yaml"));
     let log = folder.join("gateway.log");
+    let begun = Instant::now();
     let mut server = Server::start("a gateway", start, &log)?;
     let (pid, path) = (server.pid(), folder.join("state/addresses.json"));
     let look = || {
@@ -143,7 +160,8 @@ fn start_gateway(program: &Path, folder: &Path, node: &str) -> anyhow::Result<Ga
         // A large configuration takes longer than the patience of a server's start.
         waited.or_else(|error| if error.to_string().contains("ended") { Err(error) } else { Ok(()) })?;
     }
-    Ok(Gateway { http: http.context("no address")?, _server: server })
+    let ready_after = begun.elapsed();
+    Ok(Gateway { http: http.context("no address")?, ready_after, server })
 }
 
 fn node_file(number: usize, control_plane: SocketAddr, token: &Path, folder: &Path) -> String {
@@ -163,7 +181,7 @@ fn node_file(number: usize, control_plane: SocketAddr, token: &Path, folder: &Pa
 }
 
 /// The tenant that changes, and others beside it.
-fn tenants_file(origin: SocketAddr, others: usize) -> String {
+fn tenants_file(origin: SocketAddr, others: usize, rate: u64) -> String {
     let mut file = format!(
         "revision: 1\n\
          defaults: {{ auth: {{ accept: [anonymous] }} }}\n\
@@ -175,7 +193,7 @@ fn tenants_file(origin: SocketAddr, others: usize) -> String {
         let _ = writeln!(
             file,
             "  - {{ id: {id}, hosts: ['{host}'], \
-             policies: {{ limits: {{ rate: {{ requests: 100000000, per: 1m, burst: 1000 }} }} }}, \
+             policies: {{ limits: {{ rate: {{ requests: {rate}, per: 1m, burst: 1000 }} }} }}, \
              routes: [{{ id: all, match: {{ path: '/{{*rest}}' }}, upstream: origin }}] }}"
         );
     }

@@ -7,9 +7,11 @@
 //! | [`cluster`] | replicas and gateways |
 //! | [`http`] | a connection that is kept |
 //! | [`run`](mod@run) | change after change, and when each node enforced it |
+//! | [`costs`] | what configuration costs a gateway, and whether its clients notice |
 //! | [`report`] | the table |
 
 pub mod cluster;
+pub mod costs;
 pub mod http;
 pub mod postgres;
 pub mod report;

@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(1);
 
 /// The burst before the first change; each change raises it by one, so that each is seen by itself.
-const FIRST_BURST: u64 = 1000;
+pub(super) const FIRST_BURST: u64 = 1000;
 
 #[derive(Debug, Default)]
 pub struct Measured {
@@ -35,6 +35,8 @@ pub struct Measured {
     pub waited: Vec<Duration>,
     /// Answers to those who waited that were not true: a node was asked then, and did not enforce the limit.
     pub untrue: usize,
+    /// The longest that a client waited for an answer of a gateway meanwhile.
+    pub slowest_request: Duration,
 }
 
 /// `changes` of them one after the other, at each replica by turns, and a fifth as many by those who wait.
@@ -56,17 +58,18 @@ pub fn run(cluster: &Cluster, changes: usize) -> anyhow::Result<Measured> {
         drop(seen);
         let made = change(cluster, changes, &wanted, &sees, &mut measured);
         ends.store(true, Ordering::Relaxed);
-        let watched = watchers
-            .into_iter()
-            .try_for_each(|watcher| watcher.join().unwrap_or_else(|_| bail!("a client has panicked")));
-        // Why a client ended says more than that there was nothing to be seen.
-        watched.and(made)
+        for watcher in watchers {
+            // Why a client ended says more than that there was nothing to be seen.
+            let slowest = watcher.join().unwrap_or_else(|_| bail!("a client has panicked"))?;
+            measured.slowest_request = measured.slowest_request.max(slowest);
+        }
+        made
     })?;
     wait(cluster, changes, changes / 5, &mut measured)?;
     Ok(measured)
 }
 
-fn client(address: std::net::SocketAddr) -> anyhow::Result<Connection> {
+pub(super) fn client(address: std::net::SocketAddr) -> anyhow::Result<Connection> {
     Connection::open(address, format!("host: {HOST}\r\n"))
 }
 
@@ -116,7 +119,7 @@ fn wait(cluster: &Cluster, before: usize, changes: usize, measured: &mut Measure
     Ok(())
 }
 
-fn set(admin: &mut Connection, burst: u64, query: &str) -> anyhow::Result<()> {
+pub(super) fn set(admin: &mut Connection, burst: u64, query: &str) -> anyhow::Result<()> {
     let body = format!("{{\"tenant\":\"{TENANT}\",\"burst_limit\":{burst}}}");
     let answer = admin.ask("PUT", &format!("/api/enterprise/gateway/limits{query}"), &body)?;
     if answer.status != 200 {
@@ -125,24 +128,41 @@ fn set(admin: &mut Connection, burst: u64, query: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks one gateway until it enforces what is wanted, and says when that was.
+/// Asks one gateway until it enforces what is wanted, and says when that was. Returns the longest time an answer took.
 fn watch(
     mut gateway: Connection,
     wanted: &AtomicU64,
     ends: &AtomicBool,
     seen: &mpsc::Sender<Instant>,
-) -> anyhow::Result<()> {
-    let mut last = 0;
+) -> anyhow::Result<Duration> {
+    let (mut last, mut slowest) = (0, Duration::ZERO);
     while !ends.load(Ordering::Relaxed) {
         let wanted = wanted.load(Ordering::Relaxed);
-        if wanted != last && burst_in_force(&mut gateway)? == wanted {
-            last = wanted;
-            // Nobody listens any more if the run has failed.
-            let _ = seen.send(Instant::now());
+        if wanted != last {
+            let asked = Instant::now();
+            let burst = burst_in_force(&mut gateway)?;
+            slowest = slowest.max(asked.elapsed());
+            if burst == wanted {
+                last = wanted;
+                // Nobody listens any more if the run has failed.
+                let _ = seen.send(Instant::now());
+            }
         }
         pause(INTERVAL);
     }
-    Ok(())
+    Ok(slowest)
+}
+
+/// Asks one gateway again and again. Returns the longest time an answer took.
+pub(super) fn ask_until(mut gateway: Connection, ends: &AtomicBool) -> anyhow::Result<Duration> {
+    let mut slowest = Duration::ZERO;
+    while !ends.load(Ordering::Relaxed) {
+        let asked = Instant::now();
+        burst_in_force(&mut gateway)?;
+        slowest = slowest.max(asked.elapsed());
+        pause(INTERVAL);
+    }
+    Ok(slowest)
 }
 
 /// As the answer to a client says: `"rate";q=1001;w=1`.

@@ -49,7 +49,8 @@ pub enum Condition {
         #[serde(default = "three_days")]
         forget_hours: u32,
     },
-    /// The audit trail is not what it was when it was written.
+    /// The audit trail is not what it was when it was written, or cannot be verified; or a row was refused that somebody has
+    /// made, or altered, who lacks its key.
     AuditFault {
         /// How often all of it is looked at.
         #[serde(default = "hour_in_minutes")]
@@ -140,6 +141,18 @@ impl Condition {
         matches!(self, Self::NodeRefuses { .. } | Self::Expiring { .. })
     }
 
+    /// Whether it is found by what is known of nodes.
+    pub(super) fn is_about_nodes(&self) -> bool {
+        matches!(
+            self,
+            Self::NodeGone { .. }
+                | Self::NodeNotReady { .. }
+                | Self::NodeRefuses { .. }
+                | Self::NodeBehind { .. }
+                | Self::RegionWithoutNode { .. }
+        )
+    }
+
     /// For how long it has to be so.
     pub(super) fn for_seconds(&self) -> u32 {
         match self {
@@ -186,7 +199,7 @@ impl Condition {
             Self::RegionWithoutNode { region, forget_hours, .. } => {
                 nodes::region_without(facts, region.as_ref(), *forget_hours)
             }
-            Self::AuditFault { every_minutes } => service::audit_fault(facts, *every_minutes).await,
+            Self::AuditFault { every_minutes } => service::audit_fault(facts, *every_minutes).await?,
             Self::LoginFailures { count, window_seconds } => {
                 service::login_failures(facts, *count, *window_seconds).await?
             }

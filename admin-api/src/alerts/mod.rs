@@ -63,20 +63,29 @@ impl Evaluator {
     }
 
     pub(crate) async fn round(&mut self) -> Result<(), StoreError> {
-        let rules = self.store.alert_rules(None, None, MOST_RULES).await?;
+        let rules = self.store.watched_rules(MOST_RULES).await?;
         let unresolved = self.store.unresolved_alerts().await?;
         let newest = *self.store.newest().borrow();
+        // That one thing cannot be read is no reason to look at nothing else, the audit trail least of all.
+        let (nodes, mut failed) = match self.store.nodes().await {
+            Ok(nodes) => (Some(nodes), None),
+            Err(error) => (None, Some(error)),
+        };
+        let are_nodes_known = nodes.is_some();
         let mut facts = Facts {
             store: &self.store,
             now: OffsetDateTime::now_utc(),
-            nodes: self.store.nodes().await?,
+            nodes: nodes.unwrap_or_default(),
             newest,
             keys: &mut self.keys,
             service: &mut self.service,
         };
         let mut looked = Vec::new();
-        let mut failed = None;
         for rule in rules.into_iter().filter(|rule| rule.enabled) {
+            if rule.condition.is_about_nodes() && !are_nodes_known {
+                looked.push((rule, None));
+                continue;
+            }
             match rule.condition.look(&mut facts).await {
                 Ok(mut found) => {
                     found.retain(|found| rule.tenant.is_none() || found.tenant == rule.tenant);

@@ -13,6 +13,8 @@ use crate::store::{
     Store, StoreError,
     alerts::{Found, RefusedLogin},
     audit::Verdict,
+    rows::RefusedRow,
+    verify::Fault,
 };
 
 /// The longest window of trials.
@@ -54,6 +56,70 @@ struct Audit {
     running: Option<JoinHandle<Result<Verdict, StoreError>>>,
     ended: Option<Instant>,
     verdict: Option<Verdict>,
+    /// Why the last verification came to nothing.
+    failed: Option<String>,
+    /// A row that was refused, until a verification has ended that began after that.
+    refused: Option<RefusedRow>,
+    /// Whether the one that runs began after that.
+    covers: bool,
+    /// The last entry that told of such a row.
+    told: Option<u64>,
+}
+
+/// When what came to nothing is begun again.
+const AGAIN: Duration = Duration::from_mins(1);
+
+impl Audit {
+    /// Whoever meets with a row that was altered tells the trail: no need to wait until all of it is verified again.
+    async fn follow(&mut self, store: &Store) -> Result<(), StoreError> {
+        let last = store.last_refused_row().await?;
+        let newest = last.as_ref().map_or(0, |row| row.entry);
+        // What was told before this replica led is found by the verification that it begins with.
+        if self.told.replace(newest).is_some_and(|told| newest > told) {
+            (self.refused, self.covers, self.ended) = (last, false, None);
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self) {
+        if !self.running.as_ref().is_some_and(JoinHandle::is_finished) {
+            return;
+        }
+        let Some(running) = self.running.take() else { return };
+        self.failed = match running.await {
+            Ok(Ok(verdict)) => {
+                self.verdict = Some(verdict);
+                None
+            }
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(format!("it ended in a fault: {error}")),
+        };
+        if let Some(why) = &self.failed {
+            tracing::error!(why, "the audit trail cannot be verified");
+        }
+        self.refused.take_if(|_| self.covers);
+        self.ended = self.refused.is_none().then(Instant::now);
+    }
+
+    fn begin_if_due(&mut self, store: &Store, every: Duration) {
+        let pause = if self.failed.is_some() { every.min(AGAIN) } else { every };
+        if self.running.is_none() && self.ended.is_none_or(|ended| ended.elapsed() >= pause) {
+            let store = store.clone();
+            self.running = Some(tokio::spawn(async move { store.verify_audit().await }));
+            self.covers = true;
+        }
+    }
+
+    fn found(&self) -> Option<String> {
+        let refused = self.refused.as_ref().map(|RefusedRow { row, .. }| {
+            format!("the audit trail is not intact: the row {row} was made, or altered, by somebody else")
+        });
+        let fault = self.verdict.as_ref().and_then(|verdict| verdict.faults.first());
+        let fault =
+            fault.map(|Fault { table, row, what, .. }| format!("the audit trail is not intact: {table} {row}: {what}"));
+        let failed = || self.failed.as_ref().map(|why| format!("the audit trail cannot be verified: {why}"));
+        refused.or(fault).or_else(failed)
+    }
 }
 
 impl Service {
@@ -139,28 +205,11 @@ pub(super) async fn login_failures(
 }
 
 /// It takes its time: it is begun in one round and looked at in a later one.
-pub(super) async fn audit_fault(facts: &mut Facts<'_>, every_minutes: u32) -> Vec<Found> {
+pub(super) async fn audit_fault(facts: &mut Facts<'_>, every_minutes: u32) -> Result<Vec<Found>, StoreError> {
     let audit = &mut facts.service.audit;
-    if audit.running.as_ref().is_some_and(JoinHandle::is_finished)
-        && let Some(running) = audit.running.take()
-    {
-        match running.await {
-            Ok(Ok(verdict)) => audit.verdict = Some(verdict),
-            Ok(Err(error)) => tracing::warn!(%error, "the audit trail cannot be verified"),
-            Err(error) => tracing::error!(%error, "verifying the audit trail ended in a fault"),
-        }
-        audit.ended = Some(Instant::now());
-    }
-    let every = Duration::from_mins(every_minutes.into());
-    if audit.running.is_none() && audit.ended.is_none_or(|ended| ended.elapsed() >= every) {
-        let store = facts.store.clone();
-        audit.running = Some(tokio::spawn(async move { store.verify_audit().await }));
-    }
-    let fault = audit.verdict.as_ref().and_then(|verdict| verdict.faults.first());
-    let told = |fault: &crate::store::verify::Fault| Found {
-        subject: "audit trail".to_owned(),
-        tenant: None,
-        summary: format!("the audit trail is not intact: {} {}: {}", fault.table, fault.row, fault.what),
-    };
-    fault.map(told).into_iter().collect()
+    audit.follow(facts.store).await?;
+    audit.end().await;
+    audit.begin_if_due(facts.store, Duration::from_mins(every_minutes.into()));
+    let about = |summary| Found { subject: "audit trail".to_owned(), tenant: None, summary };
+    Ok(audit.found().map(about).into_iter().collect())
 }

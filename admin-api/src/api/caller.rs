@@ -21,7 +21,7 @@ use super::{
     problem::Kind,
 };
 use crate::store::{
-    Author,
+    Author, Principal,
     audit::Entry,
     operators::{Operator, Role},
     tokens::{self, TokenKind},
@@ -131,7 +131,7 @@ async fn admit(
         state.doorkeeper.has_failed(address).map_err(too_many)?;
         return Err(Problem::new(Kind::Unauthenticated, "no token was sent, or one that does not hold"));
     };
-    author.id = Some(operator.id);
+    author.id = Some(Principal { operator: operator.id, revision: operator.revision, token: token.id });
     author.name = operator.name.to_string();
     state.requests.take(token.id).map_err(too_many)?;
     let caller = Caller { operator, author: author.clone() };

@@ -53,6 +53,10 @@ seiketsu_config::problem_kinds! {
         "The request exceeds a limit or quota", "Wait as long as `Retry-After` says.";
     Internal = INTERNAL_SERVER_ERROR, "urn:seiketsu:problem:internal-error", "The control plane failed",
         "Try again later; report `instance` if it stays.";
+    /// The store is there.
+    Damaged = INTERNAL_SERVER_ERROR, "urn:seiketsu:problem:store-damaged",
+        "What stands in the store cannot be read",
+        "`gatewayctl audit verify` names table and row: restore them from a backup. The log says more under `instance`.";
     /// The store is away.
     Unavailable = SERVICE_UNAVAILABLE, "urn:seiketsu:problem:store-unavailable",
         "The store gives no answer",
@@ -183,7 +187,15 @@ impl From<StoreError> for Problem {
             tracing::warn!(%error, "a request could not be answered");
             return Self::new(Kind::Unavailable, "the store cannot be reached, or is busy").retry_after(1);
         }
+        if matches!(error, StoreError::Revoked) {
+            let detail =
+                "the token or the rights of the caller were changed before it was their turn: nothing was changed";
+            return Self::new(Kind::Forbidden, detail);
+        }
         tracing::error!(%error, "a request could not be answered");
+        if error.is_damage() {
+            return Self::new(Kind::Damaged, "a row of the store was altered, or damaged");
+        }
         Self::new(Kind::Internal, "the log of the control plane says more under the request's id")
     }
 }

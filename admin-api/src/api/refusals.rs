@@ -64,7 +64,7 @@ impl Doorkeeper {
 
     /// Keeps what was refused, at once or as one of many.
     pub(crate) async fn keep(&self, author: &Author, entry: Entry<'_>) -> Result<(), StoreError> {
-        let (caller, refusals) = self.count((author.address, author.id), Instant::now());
+        let (caller, refusals) = self.count((author.address, author.operator()), Instant::now());
         match refusals {
             ..=FIRST => return self.store.record(author, entry).await,
             many if many == FIRST + 1 => {}

@@ -18,7 +18,7 @@ use super::{
     keeping::{KeepError, expect},
     number,
     operators::AnswerOf,
-    signed, within,
+    rows, signed, within,
     writing::Writing,
 };
 use crate::alerts::Condition;
@@ -102,6 +102,21 @@ impl Store {
         within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(rule_of).collect() }).await
     }
 
+    /// All rules, but for those that cannot be read: verifying the trail tells of them. One that was altered is watched as it
+    /// stands, and the trail is told.
+    pub(crate) async fn watched_rules(&self, most: u64) -> Result<Vec<AlertRule>, StoreError> {
+        let find = alert_rule::Entity::find().order_by_asc(alert_rule::Column::Id).limit(most);
+        within(PATIENCE, async {
+            let mut rules = Vec::new();
+            for row in rows::read(&self.0.database, find).await?.into_iter().flatten() {
+                self.counts(&row).await;
+                rules.extend(rule_of(row).ok());
+            }
+            Ok(rules)
+        })
+        .await
+    }
+
     pub async fn alert_rule(&self, id: Uuid) -> Result<Option<AlertRule>, StoreError> {
         let find = alert_rule::Entity::find_by_id(id);
         within(PATIENCE, async { find.one(&self.0.database).await?.map(rule_of).transpose() }).await
@@ -118,7 +133,7 @@ impl Store {
             writing.rule_is_free(&settings, None).await?;
             let rule = new(settings, writing.now);
             writing.insert_rule(&rule).await?;
-            writing.audit(by, entry(&rule).with("rule", shown(&rule))).await?;
+            writing.audit(by, entry(&rule).with("rule", shown(&rule)).row(&row(&rule))).await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&rule)).await?;
             }
@@ -149,8 +164,10 @@ impl Store {
                 return Ok(before);
             }
             let after = AlertRule { revision: before.revision + 1, ..after };
-            row(&after).into_active_model().reset_all().update(&writing.transaction).await?;
-            writing.audit(by, entry(&after).with("before", shown(&before)).with("after", shown(&after))).await?;
+            let row = self.0.trail.authenticate(row(&after));
+            let entry = entry(&after).with("before", shown(&before)).with("after", shown(&after)).row(&row);
+            row.into_active_model().reset_all().update(&writing.transaction).await?;
+            writing.audit(by, entry).await?;
             writing.finish().await?;
             Ok(after)
         })
@@ -163,7 +180,7 @@ impl Store {
             let mut writing = self.keeping(by, None).await?;
             let rule = writing.rule(id, expected).await?;
             row(&rule).delete(&writing.transaction).await?;
-            writing.audit(by, entry(&rule).with("rule", shown(&rule))).await?;
+            writing.audit(by, entry(&rule).with("rule", shown(&rule)).gone::<alert_rule::Model>(id)).await?;
             Ok(writing.finish().await?)
         })
         .await
@@ -185,7 +202,7 @@ impl Store {
         for settings in rules {
             let rule = new(settings, writing.now);
             writing.insert_rule(&rule).await?;
-            writing.audit(&by, entry(&rule).with("rule", shown(&rule))).await?;
+            writing.audit(&by, entry(&rule).with("rule", shown(&rule)).row(&row(&rule))).await?;
         }
         cursors::set(&writing.transaction, FIRST_RULES, 1).await?;
         writing.finish().await
@@ -194,7 +211,8 @@ impl Store {
 
 impl Writing<'_> {
     async fn insert_rule(&self, rule: &AlertRule) -> Result<(), StoreError> {
-        let insert = alert_rule::Entity::insert(row(rule).into_active_model());
+        let row = self.store.0.trail.authenticate(row(rule));
+        let insert = alert_rule::Entity::insert(row.into_active_model());
         insert.exec_without_returning(&self.transaction).await?;
         Ok(())
     }
@@ -233,6 +251,7 @@ fn shown(rule: &AlertRule) -> Value {
     serde_json::to_value(rule).unwrap_or_default()
 }
 
+/// Without its MAC.
 fn row(rule: &AlertRule) -> alert_rule::Model {
     alert_rule::Model {
         id: rule.id,
@@ -243,6 +262,7 @@ fn row(rule: &AlertRule) -> alert_rule::Model {
         enabled: rule.enabled,
         revision: signed(rule.revision),
         created_at: rule.created_at,
+        mac: None,
     }
 }
 

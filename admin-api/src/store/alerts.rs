@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use sea_orm::{ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, QueryFilter, QueryOrder, QuerySelect, Set};
+use sea_orm::{
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -17,7 +19,7 @@ use super::{
     events::{EventKind, NewEvent},
     id_of,
     keeping::KeepError,
-    number, signed, within,
+    number, rows, signed, within,
     writing::Writing,
 };
 
@@ -147,10 +149,11 @@ impl Store {
         within(PATIENCE, async { find.one(&self.0.database).await?.map(alert_of).transpose() }).await
     }
 
-    /// All that are not resolved.
-    pub async fn unresolved_alerts(&self) -> Result<Vec<Alert>, StoreError> {
+    /// All that are not resolved, but for those that cannot be read: verifying the trail tells of them.
+    pub(crate) async fn unresolved_alerts(&self) -> Result<Vec<Alert>, StoreError> {
         let find = alert::Entity::find().filter(alert::Column::ResolvedAt.is_null());
-        within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(alert_of).collect() }).await
+        let rows = within(PATIENCE, rows::read(&self.0.database, find)).await?;
+        Ok(rows.into_iter().flatten().filter_map(|row| alert_of(row).ok()).collect())
     }
 
     /// Somebody sees to it. If somebody did already, it stays theirs.
@@ -158,24 +161,17 @@ impl Store {
         within(PATIENCE, async {
             let mut writing = self.keeping(by, None).await?;
             let found = alert::Entity::find_by_id(id).one(&writing.transaction).await?;
-            let mut alert = alert_of(found.ok_or(KeepError::Missing("alert"))?)?;
+            let before = found.ok_or(KeepError::Missing("alert"))?;
+            let mut alert = alert_of(before.clone())?;
             match alert.state {
                 AlertState::Open => {}
                 AlertState::Acknowledged => return Ok(alert),
                 AlertState::Resolved => return Err(KeepError::State("the alert is resolved already")),
             }
-            let change = alert::ActiveModel {
-                id: Set(id),
-                state: Set(AlertState::Acknowledged.as_str().to_owned()),
-                acknowledged_at: Set(Some(writing.now)),
-                acknowledged_by: Set(Some(by.name.clone())),
-                ..Default::default()
-            };
-            change.update(&writing.transaction).await?;
             alert.state = AlertState::Acknowledged;
             alert.acknowledged_at = Some(writing.now);
             alert.acknowledged_by = Some(by.name.clone());
-            writing.tell_of(by, EventKind::AlertAcknowledged, &alert).await?;
+            writing.turn_alert(by, EventKind::AlertAcknowledged, &before, &alert).await?;
             writing.finish().await?;
             Ok(alert)
         })
@@ -214,28 +210,25 @@ impl Store {
                     .filter(alert::Column::RuleId.eq(alert.rule_id))
                     .filter(alert::Column::Subject.eq(&*alert.subject))
                     .filter(alert::Column::ResolvedAt.is_null());
-                if there.one(&writing.transaction).await?.is_some() {
+                if there.count(&writing.transaction).await? > 0 {
                     continue;
                 }
-                let insert = alert::Entity::insert(row(&alert).into_active_model());
+                let row = self.0.trail.authenticate(row(&alert));
+                let entry = entry(&alert).row(&row);
+                let insert = alert::Entity::insert(row.into_active_model());
                 insert.exec_without_returning(&writing.transaction).await?;
-                writing.tell_of(&by("open_alert"), EventKind::AlertOpened, &alert).await?;
+                writing.tell_of(&by("open_alert"), EventKind::AlertOpened, &alert, entry).await?;
                 is_changed = true;
             }
-            for mut alert in turn.resolve {
+            for alert in turn.resolve {
+                // Somebody may have acknowledged it meanwhile.
+                let there = alert::Entity::find_by_id(alert.id).filter(alert::Column::ResolvedAt.is_null());
+                let Some(before) = there.one(&writing.transaction).await? else { continue };
+                let mut alert = alert_of(before.clone())?;
                 alert.state = AlertState::Resolved;
                 alert.resolved_at = Some(writing.now);
-                let change = alert::ActiveModel {
-                    state: Set(alert.state.as_str().to_owned()),
-                    resolved_at: Set(alert.resolved_at),
-                    ..Default::default()
-                };
-                let update = alert::Entity::update_many().set(change);
-                let update = update.filter(alert::Column::Id.eq(alert.id)).filter(alert::Column::ResolvedAt.is_null());
-                if update.exec(&writing.transaction).await?.rows_affected > 0 {
-                    writing.tell_of(&by("resolve_alert"), EventKind::AlertResolved, &alert).await?;
-                    is_changed = true;
-                }
+                writing.turn_alert(&by("resolve_alert"), EventKind::AlertResolved, &before, &alert).await?;
+                is_changed = true;
             }
             if is_changed { writing.finish().await } else { Ok(()) }
         })
@@ -282,19 +275,50 @@ impl Store {
 }
 
 impl Writing<'_> {
-    async fn tell_of(&mut self, by: &Author, kind: EventKind, alert: &Alert) -> Result<(), StoreError> {
-        let tenant = alert.tenant.as_ref().map(Id::as_str);
-        let detail: Value = json!({
-            "alert": alert.id, "rule": alert.rule, "kind": alert.kind, "severity": alert.severity,
-            "subject": alert.subject, "summary": alert.summary,
-        });
-        let entry = audit::Entry { tenant, ..audit::Entry::done() };
+    /// An alert that is there becomes another one.
+    async fn turn_alert(
+        &mut self,
+        by: &Author,
+        kind: EventKind,
+        before: &alert::Model,
+        alert: &Alert,
+    ) -> Result<(), StoreError> {
+        let (mut row, mut entry) = (row(alert), entry(alert));
+        // One that was altered stays known as such.
+        if self.store.0.trail.is_authentic(before) {
+            row = self.store.0.trail.authenticate(row);
+            entry = entry.row(&row);
+        }
+        row.into_active_model().reset_all().update(&self.transaction).await?;
+        self.tell_of(by, kind, alert, entry).await
+    }
+
+    async fn tell_of(
+        &mut self,
+        by: &Author,
+        kind: EventKind,
+        alert: &Alert,
+        entry: audit::Entry<'_>,
+    ) -> Result<(), StoreError> {
+        let detail = told(alert);
         self.audit(by, entry.with("alert", detail.clone())).await?;
-        self.events.push(NewEvent::about(kind, tenant, detail));
+        self.events.push(NewEvent::about(kind, alert.tenant.as_ref().map(Id::as_str), detail));
         Ok(())
     }
 }
 
+fn told(alert: &Alert) -> Value {
+    json!({
+        "alert": alert.id, "rule": alert.rule, "kind": alert.kind, "severity": alert.severity,
+        "subject": alert.subject, "summary": alert.summary,
+    })
+}
+
+fn entry(alert: &Alert) -> audit::Entry<'_> {
+    audit::Entry { tenant: alert.tenant.as_ref().map(Id::as_str), ..audit::Entry::done() }
+}
+
+/// Without its MAC.
 fn row(alert: &Alert) -> alert::Model {
     alert::Model {
         id: alert.id,
@@ -310,6 +334,7 @@ fn row(alert: &Alert) -> alert::Model {
         acknowledged_at: alert.acknowledged_at,
         acknowledged_by: alert.acknowledged_by.clone(),
         resolved_at: alert.resolved_at,
+        mac: None,
     }
 }
 

@@ -1,11 +1,11 @@
 //! Who did what. Each entry is hashed together with the hash of the one before it, so that none can be altered, taken out
 //! or put elsewhere without that showing; the last hash stands in the locked row, so that a cut end shows too.
 //!
-//! The entry of a revision holds a hash of the documents that it changed, and that of operators and tokens hashes of their
-//! rows: they cannot be altered there either (`verify`). Who can write into the store could make all hashes anew, but has
+//! The entry of a revision holds a hash of the documents that it changed, and that of other rows that operators write hashes
+//! of them: they cannot be altered there either (`rows`, `verify`). Who can write into the store could make all hashes anew, but has
 //! neither key that they are authenticated and signed with (`seals`).
 
-use sea_orm::{ColumnTrait, DatabaseTransaction, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -16,6 +16,7 @@ use super::{
     Author, BATCH, PATIENCE, Store, StoreError,
     entities::{audit_log, control, revision_change},
     number,
+    rows::Row,
     seals::TrailKeys,
     signed,
     verify::Fault,
@@ -72,12 +73,22 @@ impl Entry<'_> {
         self
     }
 
-    /// What a row is since, or that it is gone.
+    /// What a row is since.
     #[must_use]
-    pub(super) fn row(mut self, table: &str, id: Uuid, row: Option<&impl Serialize>) -> Self {
+    pub(super) fn row<R: Row>(self, row: &R) -> Self {
+        self.told(row_name(R::TABLE, row.id()), Some(fingerprint(row)))
+    }
+
+    /// That a row is gone.
+    #[must_use]
+    pub(super) fn gone<R: Row>(self, id: Uuid) -> Self {
+        self.told(row_name(R::TABLE, id), None)
+    }
+
+    fn told(mut self, name: String, state: Option<String>) -> Self {
         let rows = self.detail.entry(ROWS).or_insert_with(|| Value::Object(Map::new()));
         if let Value::Object(rows) = rows {
-            rows.insert(row_name(table, id), row.map(fingerprint).into());
+            rows.insert(name, state.into());
         }
         self
     }
@@ -173,26 +184,6 @@ pub(super) async fn entries_after(
     Ok(find.order_by_asc(audit_log::Column::Number).limit(BATCH as u64).all(connection).await?)
 }
 
-/// The hash of what a revision changed.
-pub(super) async fn documents_of(transaction: &DatabaseTransaction, revision: i64) -> Result<String, StoreError> {
-    use revision_change::Column;
-    let mut documents = DocumentsHash::default();
-    let mut last: Option<String> = None;
-    loop {
-        let mut find = revision_change::Entity::find().filter(Column::Revision.eq(revision));
-        if let Some(last) = &last {
-            find = find.filter(Column::Tenant.gt(last.as_str()));
-        }
-        let rows = find.order_by_asc(Column::Tenant).limit(BATCH as u64).all(transaction).await?;
-        let Some(end) = rows.last() else { break };
-        last = Some(end.tenant.clone());
-        for change in &rows {
-            documents.add(change);
-        }
-    }
-    Ok(documents.finish())
-}
-
 /// A hash of what a revision changed, document by document in the order of their names.
 #[derive(Debug, Default)]
 pub(super) struct DocumentsHash(Sha256);
@@ -223,7 +214,7 @@ pub(super) fn next(
         number: control.audit_number + 1,
         at: now.format(&Rfc3339).unwrap_or_default(),
         actor: by.name.clone(),
-        actor_id: by.id.map(|id| id.to_string()),
+        actor_id: by.operator().map(|id| id.to_string()),
         address: by.address.map(|address| address.to_string()),
         action: by.action.to_owned(),
         tenant: entry.tenant.map(str::to_owned),

@@ -274,7 +274,7 @@ impl Store {
         by: &Author,
         once: Option<(&Once, Answer<'_>)>,
     ) -> Result<Writing<'_>, WriteError> {
-        let writing = self.writing().await?;
+        let writing = self.writing_by(by).await?;
         if let Some((once, _)) = once
             && let Some(before) = writing.repeated(by, once).await?
         {

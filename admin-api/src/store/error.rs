@@ -15,6 +15,9 @@ pub enum StoreError {
     Slow(Duration),
     #[error("the store refused a statement: {0}")]
     Statement(#[source] DbErr),
+    /// A row, or a file of the store.
+    #[error("what stands in the store cannot be read: {0}")]
+    Damaged(#[source] DbErr),
     #[error("{what} in the store cannot be read: {why}")]
     Corrupt { what: String, why: String },
     #[error("the store has {store} schema steps and this release knows {known}: start a newer release")]
@@ -36,6 +39,8 @@ pub enum StoreError {
     Sealed { table: &'static str, column: &'static str, row: String },
     #[error("it is sealed with the key {0}, which another replica has made a moment ago, or which is missing")]
     UnknownKey(Uuid),
+    #[error("the token or the rights of the caller were changed before it was their turn")]
+    Revoked,
     #[error("the system gives no random numbers")]
     NoRandomness,
 }
@@ -46,6 +51,11 @@ impl StoreError {
         matches!(self, Self::Unreachable(_) | Self::Slow(_) | Self::UnknownKey(_))
     }
 
+    /// Whether what stands in the store is not what was written.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged(_) | Self::Corrupt { .. } | Self::Sealed { .. })
+    }
+
     pub(crate) fn corrupt(what: impl Into<String>, why: &impl fmt::Display) -> Self {
         Self::Corrupt { what: what.into(), why: why.to_string() }
     }
@@ -53,12 +63,20 @@ impl StoreError {
 
 impl From<DbErr> for StoreError {
     fn from(error: DbErr) -> Self {
-        let passing = match &error {
-            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => true,
-            DbErr::Exec(RuntimeErr::SqlxError(inner)) | DbErr::Query(RuntimeErr::SqlxError(inner)) => is_passing(inner),
-            _ => false,
-        };
-        if passing { Self::Unreachable(error) } else { Self::Statement(error) }
+        match &error {
+            DbErr::ConnectionAcquire(_) | DbErr::Conn(_) => Self::Unreachable(error),
+            DbErr::Exec(RuntimeErr::SqlxError(inner)) | DbErr::Query(RuntimeErr::SqlxError(inner)) => {
+                if is_passing(inner) {
+                    Self::Unreachable(error)
+                } else if is_damage(inner) {
+                    Self::Damaged(error)
+                } else {
+                    Self::Statement(error)
+                }
+            }
+            DbErr::Type(_) | DbErr::Json(_) => Self::Damaged(error),
+            _ => Self::Statement(error),
+        }
     }
 }
 
@@ -85,6 +103,19 @@ fn is_passing(error: &sqlx::Error) -> bool {
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    }
+}
+
+/// Whether an error tells of what stands in the store.
+fn is_damage(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => true,
+        // PostgreSQL, appendix A: data and indexes that are corrupted. SQLite: corrupt, and no database.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| {
+            matches!(&*code, "XX001" | "XX002")
+                || code.parse().is_ok_and(|code: u32| code < 10_000 && matches!(code & 0xff, 11 | 26))
+        }),
         _ => false,
     }
 }

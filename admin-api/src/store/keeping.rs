@@ -46,7 +46,7 @@ impl From<sea_orm::DbErr> for KeepError {
 impl Store {
     /// A change in the making, unless it was made before.
     pub(super) async fn keeping(&self, by: &Author, once: Option<&Once>) -> Result<Writing<'_>, KeepError> {
-        let writing = self.writing().await?;
+        let writing = self.writing_by(by).await?;
         if let Some(once) = once
             && let Some(before) = writing.repeated(by, once).await?
         {

@@ -28,6 +28,7 @@ mod place;
 pub mod replica;
 pub mod revisions;
 pub mod routes;
+pub(crate) mod rows;
 pub mod seals;
 pub mod secrets;
 pub mod services;
@@ -60,7 +61,7 @@ pub use self::{
     documents::{Answer, ChangeSet, Changes, Expected, HeadDocument, StoredDocument, WriteError, Written},
     error::{Invalid, StoreError},
     place::{Place, Seen},
-    writing::{Author, Once, Remembered},
+    writing::{Author, Once, Principal, Remembered},
 };
 use self::{
     entities::{control, revision_change, tenant},
@@ -105,6 +106,8 @@ struct Inner {
     /// Moved on whenever a token was removed here.
     revoked: watch::Sender<u64>,
     trail: seals::TrailKeys,
+    /// Rows that were refused, and when the trail was told of it.
+    refused: rows::Refused,
 }
 
 impl fmt::Debug for Store {
@@ -118,14 +121,18 @@ impl Store {
     pub async fn connect(settings: &StoreSettings) -> Result<Self, StoreError> {
         let database = connect::open(settings)?;
         let transaction = database.begin().await?;
-        migrations::run(&transaction).await?;
+        let taken = migrations::run(&transaction).await?;
         let mut control = writing::control_or_first(&transaction).await?;
         let keys = secrets::open_or_first(&transaction, &settings.key).await?;
         let (chain, is_new) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
         let (seal, _) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_SEAL).await?;
         let trail = seals::TrailKeys::new(*control.trail.get_or_insert(control.store), &chain, &seal)?;
         if is_new {
-            seals::adopt(&transaction, &trail, &mut control).await?;
+            taken.is_needed(migrations::AUDIT_SEALS, "the key of the audit trail")?;
+            seals::adopt(&transaction, &trail, &control).await?;
+        }
+        if taken.has(migrations::ROW_MACS) {
+            rows::adopt(&transaction, &trail, &mut control, is_new).await?;
         }
         transaction.commit().await?;
         let is_alone = database.get_database_backend() == DbBackend::Sqlite;
@@ -144,6 +151,7 @@ impl Store {
             nodes: is_alone.then(NodeMemory::default),
             revoked: watch::Sender::new(0),
             trail,
+            refused: rows::Refused::default(),
         }));
         connect::watch(&store, told);
         Ok(store)

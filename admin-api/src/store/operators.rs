@@ -153,16 +153,7 @@ impl Store {
                 created_at: writing.now,
             };
             writing.insert(&operator).await?;
-            writing
-                .audit(
-                    by,
-                    audit::Entry::done().with("operator", shown(&operator)).row(
-                        "operators",
-                        operator.id,
-                        Some(&row(&operator)),
-                    ),
-                )
-                .await?;
+            writing.audit(by, audit::Entry::done().with("operator", shown(&operator)).row(&row(&operator))).await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&operator)).await?;
             }
@@ -194,12 +185,9 @@ impl Store {
                 writing.leaves_an_owner(&before).await?;
             }
             let after = Operator { revision: before.revision + 1, ..after };
-            row(&after).into_active_model().reset_all().update(&writing.transaction).await.map_err(StoreError::from)?;
-            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after)).row(
-                "operators",
-                id,
-                Some(&row(&after)),
-            );
+            let row = self.0.trail.authenticate(row(&after));
+            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after)).row(&row);
+            row.into_active_model().reset_all().update(&writing.transaction).await.map_err(StoreError::from)?;
             writing.audit(by, entry).await?;
             writing.finish().await?;
             Ok(after)
@@ -220,11 +208,10 @@ impl Store {
             let operator = writing.operator(id, expected).await?;
             not_above(role, operator.role)?;
             writing.leaves_an_owner(&operator).await?;
-            let mut entry =
-                audit::Entry::done().with("operator", shown(&operator)).row("operators", id, None::<&operator::Model>);
+            let mut entry = audit::Entry::done().with("operator", shown(&operator)).gone::<operator::Model>(id);
             let tokens = token::Entity::find().filter(token::Column::OperatorId.eq(id)).all(&writing.transaction).await;
             for token in tokens.map_err(StoreError::from)? {
-                entry = entry.row("tokens", token.id, None::<&token::Model>);
+                entry = entry.gone::<token::Model>(token.id);
             }
             row(&operator).delete(&writing.transaction).await.map_err(StoreError::from)?;
             writing.audit(by, entry).await?;
@@ -234,7 +221,7 @@ impl Store {
     }
 
     pub(super) async fn managing(&self, by: &Author, once: Option<&Once>) -> Result<Writing<'_>, ManageError> {
-        let writing = self.writing().await?;
+        let writing = self.writing_by(by).await?;
         if let Some(once) = once
             && let Some(before) = writing.repeated(by, once).await?
         {
@@ -246,7 +233,8 @@ impl Store {
 
 impl Writing<'_> {
     pub(super) async fn insert(&self, operator: &Operator) -> Result<(), StoreError> {
-        let insert = operator::Entity::insert(row(operator).into_active_model().reset_all());
+        let row = self.store.0.trail.authenticate(row(operator));
+        let insert = operator::Entity::insert(row.into_active_model().reset_all());
         insert.exec_without_returning(&self.transaction).await?;
         Ok(())
     }
@@ -307,6 +295,7 @@ fn shown(operator: &Operator) -> serde_json::Value {
     serde_json::to_value(operator).unwrap_or_default()
 }
 
+/// Without its MAC.
 pub(super) fn row(operator: &Operator) -> operator::Model {
     operator::Model {
         id: operator.id,
@@ -315,6 +304,7 @@ pub(super) fn row(operator: &Operator) -> operator::Model {
         tenants: operator.tenants.as_ref().map(|tenants| serde_json::to_string(tenants).unwrap_or_default()),
         revision: super::signed(operator.revision),
         created_at: operator.created_at,
+        mac: None,
     }
 }
 

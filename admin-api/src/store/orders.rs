@@ -24,7 +24,10 @@ use super::{
 };
 
 /// How long orders are kept.
-const KEPT: Duration = Duration::hours(24);
+pub(super) const KEPT: Duration = Duration::hours(24);
+
+/// The member of an entry's detail that tells how many orders there were.
+pub(super) const ORDERS: &str = "orders";
 
 /// A node may have said something after an order was lost on its way, and clocks of replicas differ: what was purged so
 /// long before it was last heard of is told again, unless it has answered.
@@ -86,10 +89,13 @@ impl Store {
                 lasting: !matches!(order.task, Task::Warm { .. }),
                 content: serde_json::to_string(&order).map_err(|why| StoreError::corrupt("an order", &why))?,
                 at: writing.now,
+                mac: None,
             };
+            let row = self.0.trail.authenticate(row);
+            let mut entry = audit::Entry::done().with("order", order.id.to_string()).with("task", shown(&order.task));
+            entry = entry.with(ORDERS, next).row(&row);
             let insert = order::Entity::insert(row.into_active_model().reset_all());
             insert.exec_without_returning(&writing.transaction).await.map_err(StoreError::from)?;
-            let mut entry = audit::Entry::done().with("order", order.id.to_string()).with("task", shown(&order.task));
             entry.tenant = Some(tenant.as_str());
             writing.audit(by, entry).await?;
             if let Some(once) = once {
@@ -120,7 +126,11 @@ impl Store {
     pub async fn orders_after(&self, after: u64) -> Result<Vec<OrderRow>, StoreError> {
         let find = order::Entity::find().filter(order::Column::Number.gt(signed(after)));
         let find = find.order_by_asc(order::Column::Number).limit(AT_ONCE);
-        within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(row_of).collect() }).await
+        within(PATIENCE, async {
+            let rows = find.all(&self.0.database).await?;
+            self.counting(rows).await.into_iter().map(row_of).collect()
+        })
+        .await
     }
 
     pub async fn order(&self, id: Uuid) -> Result<Option<OrderRow>, StoreError> {
@@ -162,7 +172,12 @@ impl Store {
                 .add(order::Column::Id.not_in_subquery(answered.into_query()));
             let rows = order::Entity::find().filter(missed).order_by_asc(order::Column::Number);
             let rows = rows.all(&self.0.database).await?;
-            let orders = rows.into_iter().map(|row| Ok(row_of(row)?.order)).collect::<Result<_, StoreError>>()?;
+            let orders = self
+                .counting(rows)
+                .await
+                .into_iter()
+                .map(|row| Ok(row_of(row)?.order))
+                .collect::<Result<_, StoreError>>()?;
             Ok(Missed { orders, upto })
         })
         .await

@@ -20,8 +20,8 @@ use uuid::Uuid;
 
 use super::{
     Author, PATIENCE, Store, StoreError,
-    audit::{self, Entry, entries_after},
-    entities::{audit_log, audit_seal, control, operator, token},
+    audit::{Entry, entries_after},
+    entities::{audit_log, audit_seal, control},
     number, signed, within,
     writing::{Writing, hex},
 };
@@ -56,6 +56,8 @@ pub(super) struct TrailKeys {
     /// That the trail began in.
     store: Uuid,
     mac: hmac::Key,
+    /// For rows; made of the one for entries, so that no MAC of a row is one of an entry.
+    rows: hmac::Key,
     seal: Ed25519KeyPair,
 }
 
@@ -64,7 +66,9 @@ impl TrailKeys {
         let seed = URL_SAFE_NO_PAD.decode(seal.expose_secret()).unwrap_or_default();
         let seal = Ed25519KeyPair::from_seed_unchecked(&seed)
             .map_err(|why| StoreError::corrupt("the key of the audit trail's seals", &why))?;
-        Ok(Self { store, mac: hmac::Key::new(hmac::HMAC_SHA256, chain.expose_secret().as_bytes()), seal })
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, chain.expose_secret().as_bytes());
+        let rows = hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&mac, b"seiketsu-rows").as_ref());
+        Ok(Self { store, mac, rows, seal })
     }
 
     /// The store that the trail began in.
@@ -74,6 +78,17 @@ impl TrailKeys {
 
     pub(super) fn mac(&self, hash: &str) -> String {
         hex(hmac::sign(&self.mac, &[self.store.as_bytes(), hash.as_bytes()].concat()).as_ref())
+    }
+
+    /// Whether the entry was made with this key.
+    pub(super) fn is_mac(&self, entry: &audit_log::Model) -> bool {
+        entry.mac.as_deref() == Some(&self.mac(&entry.hash))
+    }
+
+    /// What a row is authenticated with that has this name in the trail.
+    pub(super) fn mac_of_row(&self, name: &str, fingerprint: &str) -> String {
+        let text = format!("{}\n{name}\n{fingerprint}", self.store);
+        hex(hmac::sign(&self.rows, text.as_bytes()).as_ref())
     }
 
     pub(super) fn seal(&self, entry: i64, hash: &str, now: OffsetDateTime) -> audit_seal::Model {
@@ -147,11 +162,11 @@ impl Writing<'_> {
     }
 }
 
-/// The key was made just now: what is in a store from before counts as it is.
+/// The key was made just now: what is in a trail from before counts as it is.
 pub(super) async fn adopt(
     transaction: &DatabaseTransaction,
     keys: &TrailKeys,
-    control: &mut control::Model,
+    control: &control::Model,
 ) -> Result<(), StoreError> {
     if audit_log::Entity::find().filter(audit_log::Column::Mac.is_not_null()).count(transaction).await? > 0 {
         return Err(StoreError::corrupt("the key of the audit trail", &"it is missing"));
@@ -170,30 +185,6 @@ pub(super) async fn adopt(
             audit_log::ActiveModel { mac, ..row.into_active_model() }.update(transaction).await?;
         }
     }
-    control.clone().into_active_model().reset_all().update(transaction).await?;
-    let operators = operator::Entity::find().all(transaction).await?;
-    let tokens = token::Entity::find().all(transaction).await?;
-    if operators.is_empty() && tokens.is_empty() {
-        return Ok(());
-    }
-    let mut entry = Entry::done();
-    for row in &operators {
-        entry = entry.row("operators", row.id, Some(row));
-    }
-    for row in &tokens {
-        entry = entry.row("tokens", row.id, Some(row));
-    }
-    let by = Author {
-        id: None,
-        name: "seiketsu-admin".to_owned(),
-        address: None,
-        request: Uuid::now_v7().to_string(),
-        action: "adopt_rows",
-    };
-    let row = audit::next(keys, control, OffsetDateTime::now_utc(), &by, entry);
-    control.audit_number = row.number;
-    control.audit_hash.clone_from(&row.hash);
-    audit_log::Entity::insert(row.into_active_model()).exec_without_returning(transaction).await?;
     control.clone().into_active_model().reset_all().update(transaction).await?;
     Ok(())
 }

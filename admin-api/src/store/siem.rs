@@ -107,12 +107,14 @@ impl Store {
                 last_error: None,
                 revision: 1,
                 created_at: writing.now,
+                mac: None,
             };
-            let row = self.with(row, settings)?;
+            let row = self.0.trail.authenticate(self.with(row, settings)?);
             let sink = sink_of(row.clone())?;
+            let entry = audit::Entry::done().with("sink", shown(&sink)).row(&row);
             let insert = siem_sink::Entity::insert(row.into_active_model());
             insert.exec_without_returning(&writing.transaction).await?;
-            writing.audit(by, audit::Entry::done().with("sink", shown(&sink))).await?;
+            writing.audit(by, entry).await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&sink)).await?;
             }
@@ -134,9 +136,10 @@ impl Store {
             let (row, before) = writing.sink(id, expected).await?;
             writing.sink_is_free(&settings.name, Some(id)).await?;
             let row = siem_sink::Model { revision: row.revision + 1, ..self.with(row, settings)? };
+            let row = self.0.trail.authenticate(row);
             let after = sink_of(row.clone())?;
+            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after)).row(&row);
             row.into_active_model().reset_all().update(&writing.transaction).await?;
-            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after));
             writing.audit(by, entry).await?;
             writing.finish().await?;
             Ok(after)
@@ -149,7 +152,8 @@ impl Store {
             let mut writing = self.keeping(by, None).await?;
             let (row, sink) = writing.sink(id, expected).await?;
             row.delete(&writing.transaction).await?;
-            writing.audit(by, audit::Entry::done().with("sink", shown(&sink))).await?;
+            let entry = audit::Entry::done().with("sink", shown(&sink)).gone::<siem_sink::Model>(id);
+            writing.audit(by, entry).await?;
             Ok(writing.finish().await?)
         })
         .await
@@ -159,6 +163,9 @@ impl Store {
         let find = siem_sink::Entity::find_by_id(id);
         let row = within(PATIENCE, async { Ok::<_, StoreError>(find.one(&self.0.database).await?) }).await?;
         let Some(row) = row else { return Ok(Credentials { token: None, private_key: None }) };
+        if !self.counts(&row).await {
+            return Err(StoreError::corrupt(format!("the sink {}", row.name), &"it was altered"));
+        }
         let at = id.to_string();
         let open = |column, sealed: Option<String>| {
             sealed.map(|sealed| self.open_sealed(place(&at, column), &sealed)).transpose()

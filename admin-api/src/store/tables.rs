@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, Condition, DatabaseTransaction, EntityTrait, IdenStatic, IntoActiveModel, Iterable,
-    ModelTrait, PrimaryKeyToColumn, QueryFilter, QueryOrder, QuerySelect, sea_query::OnConflict,
+    ModelTrait, PrimaryKeyToColumn, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::{OnConflict, Query},
 };
 use seiketsu_config::{
     tenant::{Balance, Consumer, KeySource, Priority, Probe, Route, Tenant, Upstream, UpstreamProtocol},
@@ -16,7 +17,8 @@ use time::{OffsetDateTime, UtcDateTime};
 
 use super::{
     BATCH, HeadDocument, StoreError,
-    entities::{api_key, consumer, control, endpoint, route, service, tenant},
+    entities::{api_key, consumer, control, endpoint, revision_change, route, service, tenant},
+    rows::{Damaged, readable},
 };
 
 /// Stands for what stands beside the tenants: no tenant has this name.
@@ -164,6 +166,8 @@ pub(super) fn in_seconds(at: OffsetDateTime) -> OffsetDateTime {
 /// A row, and what finds it again.
 trait Keyed: PartialEq {
     fn key(&self) -> (&str, &str, i32);
+    /// The same, as it is told.
+    fn name(&self) -> String;
 }
 
 macro_rules! keyed {
@@ -171,6 +175,10 @@ macro_rules! keyed {
         impl Keyed for $row::Model {
             fn key(&self) -> (&str, &str, i32) {
                 (&self.tenant, &self.$name, 0 $(+ self.$number)?)
+            }
+
+            fn name(&self) -> String {
+                [&*self.tenant, &*self.$name $(, &*self.$number.to_string())?].join("/")
             }
         }
     )+};
@@ -237,6 +245,102 @@ fn compare<R: Keyed>(before: Vec<R>, after: Vec<R>, gone: &mut Vec<R>, written: 
         }
     }
     gone.extend(before.into_values());
+}
+
+/// What is not as the documents say: table and row.
+#[derive(Debug, Default)]
+pub(super) struct Strange(pub(super) Vec<(&'static str, String)>);
+
+impl Strange {
+    /// `expected`: what documents say; `names`: whose they are, or would be.
+    pub(super) async fn look(
+        &mut self,
+        transaction: &DatabaseTransaction,
+        names: &[&str],
+        expected: &[Document<'_>],
+    ) -> Result<Vec<Damaged>, StoreError> {
+        // When keys came, documents do not say.
+        let since = OffsetDateTime::UNIX_EPOCH;
+        let mut rows = Rows::default();
+        for document in expected {
+            let Rows { services, endpoints, routes, consumers, keys } = match *document {
+                Document::Tenant(tenant) => Rows::of_tenant(tenant, since),
+                Document::Head(head) => Rows::of_head(head),
+            };
+            rows.services.extend(services);
+            rows.endpoints.extend(endpoints);
+            rows.routes.extend(routes);
+            rows.consumers.extend(consumers);
+            rows.keys.extend(keys);
+        }
+        let mut damaged = Vec::new();
+        macro_rules! compare {
+            ($($table:literal: $entity:ident, $expected:expr;)+) => {$(
+                let find = $entity::Entity::find().filter($entity::Column::Tenant.is_in(names.iter().copied()));
+                let there = readable(transaction, find, &mut damaged).await?;
+                self.compare($table, $expected, there);
+            )+};
+        }
+        compare! {
+            "services": service, rows.services;
+            "endpoints": endpoint, rows.endpoints;
+            "routes": route, rows.routes;
+            "consumers": consumer, rows.consumers;
+        }
+        let find = api_key::Entity::find().filter(api_key::Column::Tenant.is_in(names.iter().copied()));
+        let there = readable(transaction, find, &mut damaged).await?;
+        let there = there.into_iter().map(|row| api_key::Model { created_at: since, ..row }).collect();
+        self.compare("api_keys", rows.keys, there);
+        Ok(damaged)
+    }
+
+    /// Rows of tenants that there never were.
+    pub(super) async fn look_for_others(
+        &mut self,
+        transaction: &DatabaseTransaction,
+    ) -> Result<Vec<Damaged>, StoreError> {
+        let mut damaged = Vec::new();
+        macro_rules! others {
+            ($($table:literal: $entity:ident;)+) => {$(
+                let told = Query::select()
+                    .column(revision_change::Column::Tenant)
+                    .from(revision_change::Entity)
+                    .take();
+                let find = $entity::Entity::find()
+                    .filter($entity::Column::Tenant.ne(HEAD))
+                    .filter($entity::Column::Tenant.not_in_subquery(told))
+                    .limit(BATCH as u64);
+                let there = readable(transaction, find, &mut damaged).await?;
+                self.compare($table, Vec::new(), there);
+            )+};
+        }
+        others! {
+            "services": service;
+            "endpoints": endpoint;
+            "routes": route;
+            "consumers": consumer;
+            "api_keys": api_key;
+        }
+        Ok(damaged)
+    }
+
+    fn compare<R: Keyed>(&mut self, table: &'static str, expected: Vec<R>, there: Vec<R>) {
+        let mut expected: BTreeMap<String, R> = expected.into_iter().map(|row| (row.name(), row)).collect();
+        for row in there {
+            let name = row.name();
+            if expected.remove(&name).as_ref() != Some(&row) {
+                self.0.push((table, name));
+            }
+        }
+        self.0.extend(expected.into_keys().map(|name| (table, name)));
+    }
+}
+
+/// What rows follow from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Document<'a> {
+    Tenant(&'a Tenant),
+    Head(&'a HeadDocument),
 }
 
 async fn replace<E>(

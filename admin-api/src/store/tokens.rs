@@ -91,13 +91,18 @@ pub struct NewToken {
 }
 
 impl Store {
-    /// Whose token it is, if it is any that holds.
+    /// Whose token it is, if it is any that holds. Rows that somebody has put there, or altered, are none.
     pub async fn operator_token(&self, token: &SecretString) -> Result<Option<(Operator, TokenRow)>, StoreError> {
         within(PATIENCE, async {
             let Some(token) = self.token(TokenKind::Operator, token).await? else { return Ok(None) };
             let id = token.operator.unwrap_or_default();
-            let operator = operator::Entity::find_by_id(id).one(&self.0.database).await?;
-            operator.map(|operator| Ok((operator_of(operator)?, token))).transpose()
+            let Some(operator) = operator::Entity::find_by_id(id).one(&self.0.database).await? else {
+                return Ok(None);
+            };
+            if !self.counts(&operator).await {
+                return Ok(None);
+            }
+            Ok(Some((operator_of(operator)?, token)))
         })
         .await
     }
@@ -115,6 +120,9 @@ impl Store {
             .filter(token::Column::Hash.eq(hash(token)))
             .filter(token::Column::Kind.eq(kind.as_str()));
         let Some(row) = find.one(&self.0.database).await? else { return Ok(None) };
+        if !self.counts(&row).await {
+            return Ok(None);
+        }
         let expired = row.expires_at.is_some_and(|expires| expires <= OffsetDateTime::now_utc());
         if expired { Ok(None) } else { token_of(row).map(Some) }
     }
@@ -150,11 +158,11 @@ impl Store {
                 let operator = operator.map_err(StoreError::from)?.ok_or(ManageError::Missing("operator"))?;
                 not_above(role, operator_of(operator)?.role)?;
             }
-            let row = row(new, &secret, writing.now);
+            let row = self.0.trail.authenticate(row(new, &secret, writing.now));
             let insert = token::Entity::insert(row.clone().into_active_model().reset_all());
             insert.exec_without_returning(&writing.transaction).await.map_err(StoreError::from)?;
             let token = token_of(row.clone())?;
-            let entry = audit::Entry::done().with("token", shown(&token)).row("tokens", token.id, Some(&row));
+            let entry = audit::Entry::done().with("token", shown(&token)).row(&row);
             writing.audit(by, entry).await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&token)).await?;
@@ -183,7 +191,7 @@ impl Store {
             }
             let token = token_of(row.clone())?;
             row.delete(&writing.transaction).await.map_err(StoreError::from)?;
-            let entry = audit::Entry::done().with("token", shown(&token)).row("tokens", id, None::<&token::Model>);
+            let entry = audit::Entry::done().with("token", shown(&token)).gone::<token::Model>(id);
             writing.audit(by, entry).await?;
             writing.finish().await?;
             self.0.revoked.send_modify(|times| *times += 1);
@@ -242,13 +250,13 @@ impl super::writing::Writing<'_> {
     ) -> Result<PathBuf, StoreError> {
         let secret = generate(new.kind)?;
         write_secret(&path, &secret).map_err(|source| StoreError::File { path: path.clone(), source })?;
-        let row = row(new, &secret, self.now);
+        let row = self.store.0.trail.authenticate(row(new, &secret, self.now));
         let token = token_of(row.clone())?;
         let insert = token::Entity::insert(row.clone().into_active_model().reset_all());
         insert.exec_without_returning(&self.transaction).await?;
-        let mut entry = audit::Entry::done().with("token", shown(&token)).row("tokens", token.id, Some(&row));
+        let mut entry = audit::Entry::done().with("token", shown(&token)).row(&row);
         if let Some(owner) = owner {
-            entry = entry.row("operators", owner.id, Some(&operators::row(owner)));
+            entry = entry.row(&operators::row(owner));
         }
         self.audit(by, entry).await?;
         Ok(path)
@@ -285,6 +293,7 @@ fn hash(token: &SecretString) -> String {
     hex(&Sha256::digest(token.expose_secret()))
 }
 
+/// Without its MAC.
 fn row(new: NewToken, secret: &SecretString, now: OffsetDateTime) -> token::Model {
     token::Model {
         id: Uuid::now_v7(),
@@ -299,6 +308,7 @@ fn row(new: NewToken, secret: &SecretString, now: OffsetDateTime) -> token::Mode
             at.replace_nanosecond(at.microsecond() * 1000).unwrap_or(at)
         }),
         node: new.node.map(|node| node.to_string()),
+        mac: None,
     }
 }
 

@@ -168,10 +168,11 @@ impl Store {
             let mut writing = self.keeping(by, once.map(|(once, _)| once)).await?;
             let webhook = new(settings, writing.now);
             let sealed = self.seal(place(&webhook.id.to_string(), "secret"), &secret)?;
-            let row = webhook::Model { secret: sealed, ..row(&webhook) };
+            let row = self.0.trail.authenticate(webhook::Model { secret: sealed, ..row(&webhook) });
+            let entry = audit::Entry::done().with("webhook", shown(&webhook)).row(&row);
             let insert = webhook::Entity::insert(row.into_active_model());
             insert.exec_without_returning(&writing.transaction).await?;
-            writing.audit(by, audit::Entry::done().with("webhook", shown(&webhook))).await?;
+            writing.audit(by, entry).await?;
             if let Some((once, answer)) = once {
                 writing.remember(by, once, answer(&webhook)).await?;
             }
@@ -210,9 +211,9 @@ impl Store {
             }
             let after = Webhook { revision: before.revision + 1, ..after };
             let webhook::Model { secret, old_secret, old_until, .. } = stored;
-            let row = webhook::Model { secret, old_secret, old_until, ..row(&after) };
+            let row = self.0.trail.authenticate(webhook::Model { secret, old_secret, old_until, ..row(&after) });
+            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after)).row(&row);
             row.into_active_model().reset_all().update(&writing.transaction).await?;
-            let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after));
             writing.audit(by, entry).await?;
             writing.finish().await?;
             Ok(after)
@@ -226,7 +227,8 @@ impl Store {
             let mut writing = self.keeping(by, None).await?;
             let (stored, webhook) = writing.webhook(id, expected).await?;
             stored.delete(&writing.transaction).await?;
-            writing.audit(by, audit::Entry::done().with("webhook", shown(&webhook))).await?;
+            let entry = audit::Entry::done().with("webhook", shown(&webhook)).gone::<webhook::Model>(id);
+            writing.audit(by, entry).await?;
             Ok(writing.finish().await?)
         })
         .await
@@ -253,8 +255,9 @@ impl Store {
                 old_until: Some(millis(writing.now + grace)),
                 ..row(&webhook)
             };
+            let row = self.0.trail.authenticate(row);
+            let entry = audit::Entry::done().with("webhook", shown(&webhook)).row(&row);
             row.into_active_model().reset_all().update(&writing.transaction).await?;
-            let entry = audit::Entry::done().with("webhook", shown(&webhook));
             writing.audit(by, entry.with("grace_seconds", grace.whole_seconds())).await?;
             writing.finish().await?;
             Ok((webhook, secret))
@@ -403,6 +406,10 @@ impl Store {
                 let Some(webhook) = webhook::Entity::find_by_id(row.webhook_id).one(&self.0.database).await? else {
                     continue;
                 };
+                // Nothing is told to whom somebody has put there.
+                if !self.counts(&webhook).await {
+                    continue;
+                }
                 let at = webhook.id.to_string();
                 let mut secrets = vec![self.open_sealed(place(&at, "secret"), &webhook.secret)?];
                 if let Some(old) = webhook.old_secret.filter(|_| webhook.old_until.is_some_and(|until| until > now)) {
@@ -468,33 +475,44 @@ impl Writing<'_> {
             None => None,
             Some(_) => Some(row.failing_since.unwrap_or_else(|| millis(self.now))),
         };
-        let mut change = webhook::ActiveModel { id: Set(row.id), ..Default::default() };
-        change.failing_since = Set(failing_since);
         let too_long = failing_since.is_some_and(|since| self.now - at(since) >= tried.patience);
-        if row.enabled && (too_long || tried.is_gone) {
-            let why = tried.error.clone().unwrap_or_default();
-            let reason = if tried.is_gone {
-                "the receiver wants no more (410)".to_owned()
-            } else {
-                format!("it has taken nothing for too long: {why}")
-            };
-            let entry = audit::Entry::done().with("webhook", row.id.to_string()).with("reason", &*reason);
-            change.enabled = Set(false);
-            change.disabled_reason = Set(Some(reason));
-            change.revision = Set(row.revision + 1);
-            let by = Author {
-                id: None,
-                name: "webhooks".to_owned(),
-                address: None,
-                request: Uuid::now_v7().to_string(),
-                action: "disable_webhook",
-            };
-            self.audit(&by, entry).await?;
-        } else if failing_since == row.failing_since {
+        if !row.enabled || !(too_long || tried.is_gone) {
+            if failing_since != row.failing_since {
+                let change =
+                    webhook::ActiveModel { id: Set(row.id), failing_since: Set(failing_since), ..Default::default() };
+                change.update(&self.transaction).await?;
+            }
             return Ok(());
         }
-        change.update(&self.transaction).await?;
-        Ok(())
+        let why = tried.error.clone().unwrap_or_default();
+        let reason = if tried.is_gone {
+            "the receiver wants no more (410)".to_owned()
+        } else {
+            format!("it has taken nothing for too long: {why}")
+        };
+        let mut entry = audit::Entry::done().with("webhook", row.id.to_string()).with("reason", &*reason);
+        let is_authentic = self.store.0.trail.is_authentic(&row);
+        let mut row = webhook::Model {
+            enabled: false,
+            disabled_reason: Some(reason),
+            failing_since,
+            revision: row.revision + 1,
+            ..row
+        };
+        // One that was altered stays known as such.
+        if is_authentic {
+            row = self.store.0.trail.authenticate(row);
+            entry = entry.row(&row);
+        }
+        row.into_active_model().reset_all().update(&self.transaction).await?;
+        let by = Author {
+            id: None,
+            name: "webhooks".to_owned(),
+            address: None,
+            request: Uuid::now_v7().to_string(),
+            action: "disable_webhook",
+        };
+        self.audit(&by, entry).await
     }
 }
 
@@ -575,7 +593,7 @@ fn shown(webhook: &Webhook) -> Value {
     serde_json::to_value(webhook).unwrap_or_default()
 }
 
-/// Without its secrets.
+/// Without its secrets and its MAC.
 fn row(webhook: &Webhook) -> webhook::Model {
     let list = |list: Value| if list.is_null() { None } else { Some(list.to_string()) };
     webhook::Model {
@@ -592,6 +610,7 @@ fn row(webhook: &Webhook) -> webhook::Model {
         failing_since: webhook.failing_since.map(millis),
         revision: signed(webhook.revision),
         created_at: webhook.created_at,
+        mac: None,
     }
 }
 

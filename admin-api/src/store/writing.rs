@@ -17,9 +17,9 @@ use super::{
     Store, StoreError, WriteError, audit,
     connect::{APPLIED_CHANNEL, REVISION_CHANNEL},
     documents::HeadDocument,
-    entities::{control, idempotency_key},
+    entities::{control, idempotency_key, operator, token},
     events::{self, EventKind, NewEvent},
-    known, seals,
+    known, seals, signed,
 };
 
 /// How long an answer is kept for the case that its request is repeated.
@@ -29,13 +29,28 @@ const REMEMBERED: time::Duration = time::Duration::hours(24);
 #[derive(Debug, Clone)]
 pub struct Author {
     /// None: nobody who is known.
-    pub id: Option<Uuid>,
+    pub id: Option<Principal>,
     pub name: String,
     pub address: Option<IpAddr>,
     /// The request's id.
     pub request: String,
     /// The operation, as the API names it.
     pub action: &'static str,
+}
+
+/// An operator, as they were let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Principal {
+    pub operator: Uuid,
+    /// The operator's revision: another one may have other rights.
+    pub revision: u64,
+    pub token: Uuid,
+}
+
+impl Author {
+    pub fn operator(&self) -> Option<Uuid> {
+        self.id.map(|principal| principal.operator)
+    }
 }
 
 /// A request that may be repeated and is carried out once (`Idempotency-Key`).
@@ -97,6 +112,21 @@ impl Store {
         Ok(Writing { store: self, transaction, control, now, events: Vec::new(), _turn: turn })
     }
 
+    /// A change by somebody whose rights were looked at before it was this change's turn: they may have been taken away
+    /// since.
+    pub(super) async fn writing_by(&self, by: &Author) -> Result<Writing<'_>, StoreError> {
+        let writing = self.writing().await?;
+        let Some(Principal { operator, revision, token }) = by.id else { return Ok(writing) };
+        let trail = &self.0.trail;
+        let token = token::Entity::find_by_id(token).one(&writing.transaction).await?;
+        let token = token.filter(|token| token.operator_id == Some(operator) && trail.is_authentic(token));
+        let operator = operator::Entity::find_by_id(operator).one(&writing.transaction).await?;
+        let operator =
+            operator.filter(|operator| operator.revision == signed(revision) && trail.is_authentic(operator));
+        let holds = token.is_some_and(|token| token.expires_at.is_none_or(|expires| expires > writing.now));
+        if holds && operator.is_some() { Ok(writing) } else { Err(StoreError::Revoked) }
+    }
+
     /// Tells all replicas that a node has applied something.
     pub(super) async fn notify_applied(&self) -> Result<(), StoreError> {
         self.learn_applied();
@@ -110,7 +140,7 @@ impl Store {
 impl Writing<'_> {
     /// What was answered to this request before; an error if the key was used for another one.
     pub(super) async fn repeated(&self, by: &Author, once: &Once) -> Result<Option<Remembered>, WriteError> {
-        let key = (by.id.unwrap_or_default(), once.key.clone());
+        let key = (by.operator().unwrap_or_default(), once.key.clone());
         let found = idempotency_key::Entity::find_by_id(key).one(&self.transaction).await.map_err(StoreError::from)?;
         match found {
             Some(row) if row.at + REMEMBERED < self.now => Ok(None),
@@ -124,7 +154,7 @@ impl Writing<'_> {
         use idempotency_key::{ActiveModel, Column, Entity};
         Entity::delete_many().filter(Column::At.lt(self.now - REMEMBERED)).exec(&self.transaction).await?;
         let row = ActiveModel {
-            operator_id: Set(by.id.unwrap_or_default()),
+            operator_id: Set(by.operator().unwrap_or_default()),
             key: Set(once.key.clone()),
             request: Set(once.request()),
             status: Set(given.status.into()),

@@ -1,8 +1,17 @@
 //! What operators cannot do to nodes, to other tenants, to each other and to themselves.
 
+use seiketsu_admin_api::store::{
+    Author, ChangeSet, Principal, Store, WriteError,
+    operators::{ManageError, OperatorSettings, Role},
+    tokens::{NewToken, TokenKind},
+};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
-use crate::support::{on_both, tenant};
+use crate::{
+    alerts::alert_of,
+    support::{Admin, Client, Database, on_both, settings, tenant, wait_until},
+};
 
 fn with_hosts(id: &str, hosts: &[&str]) -> Value {
     let mut tenant = tenant(id);
@@ -99,7 +108,7 @@ on_both! {
     fn somebody_can_always_let_others_in(database) {
         let admin = database.admin();
         let owner = admin.client();
-        let tokens = |client: &crate::support::Client| client.get("/tokens").is(200).json()["items"].clone();
+        let tokens = |client: &Client| client.get("/tokens").is(200).json()["items"].clone();
         let of_owner = |all: &Value| {
             let first = all.as_array().unwrap().iter().find(|token| token["name"] == "first owner");
             format!("/tokens/{}", first.unwrap()["id"].as_str().unwrap())
@@ -118,9 +127,191 @@ on_both! {
     }
 }
 
+/// What somebody puts into the database who can write there: an owner, and a token that they know.
+fn put_intruder(database: &Database) -> String {
+    let token = format!("sa_{}", "x".repeat(43));
+    let hash: String = Sha256::digest(&token).iter().map(|byte| format!("{byte:02x}")).collect();
+    let (one, other) = match database {
+        Database::Sqlite(_) => ("X'00112233445566778899AABBCCDDEEFF'", "X'00112233445566778899AABBCCDDEE00'"),
+        Database::Postgres(_) => ("'00112233-4455-6677-8899-aabbccddeeff'", "'00112233-4455-6677-8899-aabbccddee00'"),
+    };
+    database.execute(&format!(
+        "INSERT INTO operators (id, name, role, revision, created_at) \
+         SELECT {one}, 'intruder', 'owner', 1, created_at FROM operators WHERE name = 'owner'; \
+         INSERT INTO tokens (id, kind, name, operator_id, hash, created_at) \
+         SELECT {other}, 'operator', 'intruder', {one}, '{hash}', created_at FROM operators WHERE name = 'owner'"
+    ));
+    token
+}
+
+fn named(client: &Client) -> Vec<(String, String)> {
+    let verdict = client.get("/audit/verify").is(200).json();
+    let text = |fault: &Value, name: &str| fault[name].as_str().unwrap().to_owned();
+    verdict["faults"].as_array().unwrap().iter().map(|fault| (text(fault, "table"), text(fault, "what"))).collect()
+}
+
+/// What a release left behind that gave rows no MACs.
+fn without_macs(database: &Database) {
+    database.execute("DELETE FROM schema_steps WHERE number = (SELECT MAX(number) FROM schema_steps)");
+    for table in ["operators", "tokens", "orders", "alert_rules", "alerts", "webhooks", "siem_sinks"] {
+        database.execute(&format!("ALTER TABLE {table} DROP COLUMN mac"));
+    }
+}
+
+on_both! {
+    fn who_can_write_into_the_store_can_give_nobody_rights(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let viewer = admin.operator("vic", "viewer", None);
+        let with = |token: &str| Client { token: Some(token.to_owned()), ..owner.clone() };
+        // The first verification has begun, and finds nothing.
+        wait_until("it is watched", || admin.log().contains("this replica leads now") || matches!(database, Database::Sqlite(_)));
+        let intruder = with(&put_intruder(database));
+        intruder.get("/status").is_problem(401, ":unauthenticated");
+        let alert = alert_of(&owner, "audit-fault");
+        assert_eq!(alert["state"], "open");
+        let refused = owner.get("/audit?action=refuse_row").json()["items"][0].clone();
+        assert_eq!((&refused["actor"], &refused["outcome"]), (&json!("row-guard"), &json!("refused")));
+        assert_eq!(refused["detail"]["row"], "tokens/00112233-4455-6677-8899-aabbccddee00");
+        let no_entry = "no entry tells that it was made, or one that it was removed".to_owned();
+        assert_eq!(named(&owner).iter().filter(|(_, what)| *what == no_entry).count(), 2);
+        database.execute("DELETE FROM tokens WHERE name = 'intruder'; DELETE FROM operators WHERE name = 'intruder'");
+
+        // An operator that is raised is none any more, until it is what it was.
+        viewer.get("/status").is(200);
+        database.execute("UPDATE operators SET role = 'owner' WHERE name = 'vic'");
+        viewer.get("/operators").is_problem(401, ":unauthenticated");
+        assert_eq!(named(&owner), [("operators".to_owned(), "it was altered".to_owned())]);
+        database.execute("UPDATE operators SET role = 'viewer' WHERE name = 'vic'");
+        wait_until("it counts again", || viewer.get("/status").status == 200);
+        // A token that is given to somebody else, or for longer.
+        database.execute("UPDATE tokens SET operator_id = (SELECT id FROM operators WHERE name = 'owner') WHERE name = 'vic'");
+        viewer.get("/operators").is_problem(401, ":unauthenticated");
+        database.execute("UPDATE tokens SET operator_id = (SELECT id FROM operators WHERE name = 'vic') WHERE name = 'vic'");
+        // With the MAC of another row.
+        database.execute("UPDATE operators SET mac = (SELECT mac FROM operators WHERE name = 'owner'), role = 'owner' WHERE name = 'vic'");
+        viewer.get("/operators").is_problem(401, ":unauthenticated");
+    }
+
+    fn a_token_that_was_revoked_and_is_put_back_is_named(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        admin.operator("vic", "viewer", None);
+        database.execute("CREATE TABLE kept AS SELECT * FROM tokens WHERE name = 'vic'");
+        let tokens = owner.get("/tokens").json();
+        let token = tokens["items"].as_array().unwrap().iter().find(|token| token["name"] == "vic").unwrap()["id"].clone();
+        owner.delete(&format!("/tokens/{}", token.as_str().unwrap())).is(204);
+        assert_eq!(named(&owner), []);
+        database.execute("INSERT INTO tokens SELECT * FROM kept; DROP TABLE kept");
+        let no_entry = "no entry tells that it was made, or one that it was removed";
+        assert_eq!(named(&owner), [("tokens".to_owned(), no_entry.to_owned())]);
+    }
+
+    fn a_store_of_an_earlier_release_is_taken_over_once_and_with_nobody_whom_the_trail_does_not_know(database) {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Store::connect(&settings(database.url())).await.unwrap();
+            store.first_tokens(folder.path()).await.unwrap();
+        });
+        without_macs(database);
+        // It wrote rules, and told of none.
+        let id = match database {
+            Database::Sqlite(_) => "randomblob(16)",
+            Database::Postgres(_) => "gen_random_uuid()",
+        };
+        database.execute(&format!(
+            "INSERT INTO alert_rules (id, name, condition, severity, enabled, revision, created_at) SELECT {id}, \
+             'of-before', '{{\"kind\":\"webhook_disabled\"}}', 'info', true, 1, created_at FROM operators"
+        ));
+        let intruder = put_intruder(database);
+        let mut admin = Admin::start(database, folder, &[]);
+        let owner = admin.client();
+        owner.get("/status").is(200);
+        Client { token: Some(intruder.clone()), ..owner.clone() }.get("/status").is_problem(401, ":unauthenticated");
+        let mut tables: Vec<String> = named(&owner).into_iter().map(|(table, _)| table).collect();
+        tables.sort_unstable();
+        assert_eq!(tables, ["operators", "tokens"]);
+        let adopted = |client: &Client| client.get("/audit?action=adopt_rows").json()["items"].as_array().unwrap().len();
+        assert_eq!(adopted(&owner), 1);
+        // Nor does another start.
+        database.execute("UPDATE operators SET mac = NULL WHERE name = 'intruder'; UPDATE tokens SET mac = NULL WHERE name = 'intruder'");
+        admin.restart(database);
+        let owner = admin.client();
+        Client { token: Some(intruder), ..owner.clone() }.get("/status").is_problem(401, ":unauthenticated");
+        assert_eq!(adopted(&owner), 1);
+    }
+
+    fn a_store_whose_macs_were_taken_away_is_not_taken_over_again(database) {
+        let admin = database.admin();
+        drop(admin);
+        without_macs(database);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let refused = runtime.block_on(Store::connect(&settings(database.url()))).unwrap_err();
+        assert!(refused.to_string().contains("restore a backup"), "{refused}");
+    }
+
+    fn a_key_of_the_trail_that_was_taken_away_is_not_made_anew(database) {
+        let admin = database.admin();
+        drop(admin);
+        database.execute("UPDATE audit_log SET mac = NULL; DELETE FROM own_secrets");
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let refused = runtime.block_on(Store::connect(&settings(database.url()))).unwrap_err();
+        assert!(refused.to_string().contains("the key of the audit trail"), "{refused}");
+    }
+
+    fn a_trail_that_cannot_be_verified_opens_an_alert(database) {
+        let mut admin = database.admin();
+        database.execute("ALTER TABLE audit_seals RENAME TO elsewhere");
+        admin.restart(database);
+        let alert = alert_of(&admin.client(), "audit-fault");
+        assert!(alert["summary"].as_str().unwrap().starts_with("the audit trail cannot be verified"), "{alert}");
+        database.execute("ALTER TABLE elsewhere RENAME TO audit_seals");
+        admin.restart(database);
+        wait_until("it is over", || alert_of(&admin.client(), "audit-fault")["state"] == "resolved");
+    }
+
+    fn nothing_is_written_with_rights_that_were_taken_away_meanwhile(database) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Store::connect(&settings(database.url())).await.unwrap();
+            let by = Author { id: None, name: "t".to_owned(), address: None, request: "r".to_owned(), action: "t" };
+            let settings = |role| OperatorSettings { name: "ada".parse().unwrap(), role, tenants: None };
+            let ada = store.create_operator(&by, Role::Owner, settings(Role::Admin), None).await.unwrap();
+            let new = NewToken {
+                kind: TokenKind::Operator, name: "t".to_owned(), operator: Some(ada.id), node: None, expires_at: None,
+            };
+            let (token, secret) = store.create_token(&by, Role::Owner, new, None).await.unwrap();
+            // As a request is let in.
+            let let_in = async || {
+                let (operator, token) = store.operator_token(&secret).await.unwrap().unwrap();
+                let principal = Principal { operator: operator.id, revision: operator.revision, token: token.id };
+                Author { id: Some(principal), ..by.clone() }
+            };
+            let put = |rate: u64| {
+                let tenant = serde_json::from_value(crate::support::tenant_with_rate("acme", rate)).unwrap();
+                ChangeSet { put: vec![tenant], ..ChangeSet::default() }
+            };
+            let before = let_in().await;
+            store.write(&before, put(1), None).await.unwrap();
+            store.update_operator(&by, Role::Owner, ada.id, None, settings(Role::Viewer)).await.unwrap();
+            let refused = store.write(&before, put(2), None).await.unwrap_err();
+            assert!(matches!(&refused, WriteError::Store(error) if error.to_string().contains("rights")), "{refused}");
+            let refused = store.create_operator(&before, Role::Admin, settings(Role::Admin), None).await.unwrap_err();
+            assert!(matches!(&refused, ManageError::Store(error) if error.to_string().contains("rights")), "{refused}");
+            let now = let_in().await;
+            store.write(&now, put(3), None).await.unwrap();
+            store.delete_token(&by, Role::Owner, token.id).await.unwrap();
+            store.write(&now, put(4), None).await.unwrap_err();
+            assert!(store.tenant(&"acme".parse().unwrap()).await.unwrap().unwrap().content.contains("3"));
+            assert_eq!(store.verify_audit().await.unwrap().faults, []);
+        });
+    }
+}
+
 #[test]
 fn refusals_are_kept_one_by_one_and_then_counted() {
-    let database = crate::support::Database::sqlite();
+    let database = Database::sqlite();
     let admin = database.admin();
     let owner = admin.client();
     for _ in 0..60 {
@@ -132,9 +323,7 @@ fn refusals_are_kept_one_by_one_and_then_counted() {
     };
     let told = || entries("refusals").iter().map(|entry| entry["detail"]["more"].as_u64().unwrap()).sum::<u64>();
     // As many as there were, however long it took.
-    crate::support::wait_until("all are told of", || {
-        (entries("get_status").len() + entries("subscribe").len()) as u64 + told() == 120
-    });
+    wait_until("all are told of", || (entries("get_status").len() + entries("subscribe").len()) as u64 + told() == 120);
     assert!(told() > 0);
     assert_eq!(entries("refusals")[0]["address"], "127.0.0.1");
     // Somebody else's are kept one by one.
@@ -144,10 +333,10 @@ fn refusals_are_kept_one_by_one_and_then_counted() {
 
 #[test]
 fn whoever_tries_tokens_of_nodes_is_slowed_down() {
-    let database = crate::support::Database::sqlite();
+    let database = Database::sqlite();
     let folder = tempfile::tempdir().unwrap();
-    let admin = crate::support::Admin::start(&database, folder, &["--requests-per-second", "10"]);
-    let nobody = crate::support::Client { token: Some("sn_nonsense".to_owned()), ..admin.client() };
+    let admin = Admin::start(&database, folder, &["--requests-per-second", "10"]);
+    let nobody = Client { token: Some("sn_nonsense".to_owned()), ..admin.client() };
     let tried = (0..100).map(|_| nobody.send("GET", "//internal/v1/subscribe", &[], b""));
     let refused = tried.into_iter().find(|answer| answer.status == 429).expect("a hundred at once are too many");
     assert!(refused.header("retry-after").unwrap().parse::<u64>().unwrap() >= 1);

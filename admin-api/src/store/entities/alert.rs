@@ -1,9 +1,10 @@
 //! What was found.
 
 use sea_orm::entity::prelude::*;
+use serde::Serialize;
 use time::OffsetDateTime;
 
-#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, DeriveEntityModel)]
 #[sea_orm(table_name = "alerts")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -20,6 +21,8 @@ pub struct Model {
     pub acknowledged_at: Option<OffsetDateTime>,
     pub acknowledged_by: Option<String>,
     pub resolved_at: Option<OffsetDateTime>,
+    #[serde(skip)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

@@ -1,9 +1,10 @@
 //! What is watched.
 
 use sea_orm::entity::prelude::*;
+use serde::Serialize;
 use time::OffsetDateTime;
 
-#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, DeriveEntityModel)]
 #[sea_orm(table_name = "alert_rules")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -15,6 +16,8 @@ pub struct Model {
     pub enabled: bool,
     pub revision: i64,
     pub created_at: OffsetDateTime,
+    #[serde(skip)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

@@ -14,6 +14,8 @@ pub struct Model {
     pub tenants: Option<String>,
     pub revision: i64,
     pub created_at: OffsetDateTime,
+    #[serde(skip)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

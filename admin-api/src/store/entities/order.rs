@@ -1,9 +1,10 @@
 //! What nodes were told to do.
 
 use sea_orm::entity::prelude::*;
+use serde::Serialize;
 use time::OffsetDateTime;
 
-#[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, DeriveEntityModel)]
 #[sea_orm(table_name = "orders")]
 pub struct Model {
     #[sea_orm(primary_key, auto_increment = false)]
@@ -13,6 +14,8 @@ pub struct Model {
     pub lasting: bool,
     pub content: String,
     pub at: OffsetDateTime,
+    #[serde(skip)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

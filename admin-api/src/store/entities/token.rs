@@ -16,6 +16,8 @@ pub struct Model {
     pub created_at: OffsetDateTime,
     pub expires_at: Option<OffsetDateTime>,
     pub node: Option<String>,
+    #[serde(skip)]
+    pub mac: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]

@@ -3,6 +3,8 @@
 //! The steps are SQL that both stores understand but for the names of types: whoever looks at a table finds it here as it
 //! is.
 
+use std::collections::HashSet;
+
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement};
 
 use super::StoreError;
@@ -19,22 +21,57 @@ const STEPS: &[&str] = &[
     include_str!("0009_nodes.sql"),
     include_str!("0010_webhooks.sql"),
     include_str!("0011_siem.sql"),
-    include_str!("0012_audit_seals.sql"),
+    AUDIT_SEALS,
     include_str!("0013_enterprise.sql"),
+    ROW_MACS,
 ];
 
 /// Tables of what documents say; filled from those that are there.
 const TABLES: &str = include_str!("0002_tables.sql");
 
+/// With this step, the audit trail gets its keys: only a start that takes it may make them.
+pub(super) const AUDIT_SEALS: &str = include_str!("0012_audit_seals.sql");
+
+/// With this step, rows get their MACs: only a start that takes it may give them to rows that are there.
+pub(super) const ROW_MACS: &str = include_str!("0014_row_macs.sql");
+
+/// The steps that a start has taken.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken {
+    before: usize,
+}
+
+impl Taken {
+    pub(super) fn has(self, step: &str) -> bool {
+        STEPS.iter().skip(self.before).any(|taken| *taken == step)
+    }
+
+    /// What came with a step is there ever after.
+    pub(super) fn is_needed(self, step: &str, what: &str) -> Result<(), StoreError> {
+        if self.has(step) { Ok(()) } else { Err(StoreError::corrupt(what, &"it is missing: restore a backup")) }
+    }
+}
+
 /// Any number that nothing else locks.
 const LOCK: i64 = 0x5e1e_7500;
 
 /// Brings the tables up to date. Replicas that start at the same time wait for each other.
-pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<(), StoreError> {
+pub(super) async fn run(transaction: &DatabaseTransaction) -> Result<Taken, StoreError> {
     take(transaction, STEPS).await
 }
 
-async fn take(transaction: &DatabaseTransaction, steps: &[&str]) -> Result<(), StoreError> {
+/// The steps that the store does not say that it has taken.
+pub(super) async fn missing(transaction: &DatabaseTransaction) -> Result<Vec<usize>, StoreError> {
+    let all = Statement::from_string(
+        transaction.get_database_backend(),
+        "SELECT CAST(number AS BIGINT) AS number FROM schema_steps",
+    );
+    let rows = transaction.query_all_raw(all).await?;
+    let taken: HashSet<i64> = rows.iter().filter_map(|row| row.try_get("", "number").ok()).collect();
+    Ok((1..=STEPS.len()).filter(|step| i64::try_from(*step).is_ok_and(|step| !taken.contains(&step))).collect())
+}
+
+async fn take(transaction: &DatabaseTransaction, steps: &[&str]) -> Result<Taken, StoreError> {
     let backend = transaction.get_database_backend();
     if backend == DbBackend::Postgres {
         // Longer than requests may: another replica may be at it, with very many rows. Not for ever, and for a table that
@@ -61,7 +98,7 @@ async fn take(transaction: &DatabaseTransaction, steps: &[&str]) -> Result<(), S
         let number = index + 1;
         transaction.execute_unprepared(&format!("INSERT INTO schema_steps (number) VALUES ({number})")).await?;
     }
-    Ok(())
+    Ok(Taken { before: done })
 }
 
 /// The types that the two stores name differently. The names that SQLite gets say how a column is to be read.

@@ -9,7 +9,9 @@ use time::Duration;
 use uuid::Uuid;
 
 use super::{KeySource, Place, SEALED, SealedColumn, prefix};
-use crate::store::{Author, BATCH, PATIENCE_FOR_ALL, Store, StoreError, audit::Entry, entities::sealing_key, within};
+use crate::store::{
+    Author, BATCH, PATIENCE_FOR_ALL, Store, StoreError, audit::Entry, entities::sealing_key, rows, within,
+};
 
 /// What rotating came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
@@ -25,11 +27,11 @@ impl Store {
     /// can be opened, and rotating again finishes what was begun.
     pub async fn rotate_keys(&self, by: &Author) -> Result<Rotated, StoreError> {
         within(PATIENCE_FOR_ALL, async {
-            self.add_data_key().await?;
+            self.add_data_key(by).await?;
             let mut resealed = 0;
             for column in SEALED {
                 loop {
-                    match self.reseal(column).await? {
+                    match self.reseal(by, column).await? {
                         0 => break,
                         rows => resealed += rows,
                     }
@@ -70,8 +72,8 @@ impl Store {
         self.0.keys.write().learn(&rows)
     }
 
-    async fn add_data_key(&self) -> Result<(), StoreError> {
-        let writing = self.writing().await?;
+    async fn add_data_key(&self, by: &Author) -> Result<(), StoreError> {
+        let writing = self.writing_by(by).await?;
         let rows = sealing_key::Entity::find().all(&writing.transaction).await?;
         // Later than all others, whatever the clocks of replicas say.
         let newest = rows.iter().map(|row| row.created_at + Duration::MICROSECOND).max();
@@ -86,9 +88,9 @@ impl Store {
     }
 
     /// A batch of what is not sealed with the newest key; how many they were.
-    async fn reseal(&self, column: &SealedColumn) -> Result<u64, StoreError> {
+    async fn reseal(&self, by: &Author, column: &SealedColumn) -> Result<u64, StoreError> {
         let SealedColumn { table, column: name, row, tenant } = *column;
-        let writing = self.writing().await?;
+        let mut writing = self.writing().await?;
         let transaction = &writing.transaction;
         // Should another replica rotate as well, both seal with what is the newest now.
         self.learn_keys(transaction).await?;
@@ -100,6 +102,10 @@ impl Store {
             prefix(current),
         );
         let found = transaction.query_all_raw(Statement::from_string(backend, select)).await?;
+        if found.is_empty() {
+            return Ok(0);
+        }
+        let authentic = rows::authentic(transaction, &self.0.trail, table).await?;
         let update = format!("UPDATE {table} SET {name} = $1 WHERE {row} = $2 AND {name} = $3");
         for found in &found {
             let ((at, key), (tenant, _)) = (text(found, "place")?, text(found, "tenant")?);
@@ -108,6 +114,10 @@ impl Store {
             let again = self.seal(place, &self.open_sealed(place, &sealed)?)?;
             let values = [again.into(), key, sealed.into()];
             transaction.execute_raw(Statement::from_sql_and_values(backend, &update, values)).await?;
+        }
+        let entry = rows::tell_of(transaction, &self.0.trail, &authentic, table).await?;
+        if !entry.detail.is_empty() {
+            writing.audit(by, entry).await?;
         }
         writing.finish().await?;
         Ok(found.len() as u64)

@@ -90,6 +90,11 @@ async fn take(transaction: &DatabaseTransaction, steps: &[&str]) -> Result<Taken
     if done > steps.len() {
         return Err(StoreError::Newer { store: done, known: steps.len() });
     }
+    if backend == DbBackend::Postgres && (1..steps.len()).contains(&done) {
+        // A replica of an earlier release may be writing: its turn ends first, and none begins until this is done. Whatever
+        // else is locked is locked after that, as writers do it.
+        transaction.execute_unprepared("SELECT id FROM control FOR UPDATE").await?;
+    }
     for (index, step) in steps.iter().enumerate().skip(done) {
         transaction.execute_unprepared(&in_dialect(step, backend)).await?;
         if *step == TABLES {

@@ -139,6 +139,21 @@ fn path(hook: &Value, rest: &str) -> String {
 }
 
 on_both! {
+    fn nothing_is_told_to_whom_somebody_has_put_into_the_store(database) {
+        let (receiver, elsewhere) = (Receiver::start(), Receiver::start());
+        let admin = admin(database);
+        let owner = admin.client();
+        owner.post("/webhooks", &hook("mine", &receiver.url(), None)).is(201);
+        database.execute(&format!("UPDATE webhooks SET url = '{}'", elsewhere.url()));
+        owner.post("/webhooks", &hook("other", &receiver.url(), None)).is(201);
+        owner.post("/tenants", &tenant("acme")).is(201);
+        receiver.comes_to(1);
+        wait_until("the trail tells", || {
+            owner.get("/audit?action=refuse_row").json()["items"][0]["detail"]["row"].to_string().contains("webhooks/")
+        });
+        assert!(elsewhere.received.lock().unwrap().is_empty());
+    }
+
     fn what_happens_is_delivered_signed_to_whom_it_concerns(database) {
         let receiver = Receiver::start();
         let admin = admin(database);

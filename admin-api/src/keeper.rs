@@ -6,7 +6,7 @@ use tokio::time::sleep;
 
 use crate::{
     alerts::Evaluator,
-    outbound::OutboundSettings,
+    outbound::Outbound,
     siem::Exporter,
     store::{Store, StoreError},
 };
@@ -15,7 +15,7 @@ use crate::{
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Keeps at it for as long as the process runs.
-pub(crate) async fn keep(store: Store, outbound: OutboundSettings) {
+pub(crate) async fn keep(store: Store, outbound: Outbound) {
     let mut leader = store.leader();
     let mut alerts = Evaluator::new(store.clone());
     let mut exporter = Exporter::default();
@@ -24,10 +24,7 @@ pub(crate) async fn keep(store: Store, outbound: OutboundSettings) {
         sleep(ROUND).await;
         alerts.try_store().await;
         if leader.leads().await {
-            // What is forgotten was told to webhooks before.
-            let told = store.fan_out().await;
-            let told = if told.is_ok() { store.forget_events().await } else { told };
-            events.is_told(told);
+            events.is_told(tell(&store).await);
             looked.is_told(alerts.round().await);
             sent.is_told(exporter.round(&store, &outbound).await);
         } else {
@@ -35,6 +32,11 @@ pub(crate) async fn keep(store: Store, outbound: OutboundSettings) {
             alerts.forget();
         }
     }
+}
+
+/// What is forgotten was told to webhooks before.
+async fn tell(store: &Store) -> Result<(), StoreError> {
+    if store.fan_out().await? { store.forget_events().await } else { Ok(()) }
 }
 
 /// The log is told of a fault when it begins, and not in each round.

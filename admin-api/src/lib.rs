@@ -70,7 +70,7 @@ async fn serve(settings: &Settings) -> Result<()> {
     }
     let _background = Background::start(&store, &settings.usage);
     let hub = push::Hub::new(store, state.registry(), state.doorkeeper(), node_certificates_required)?;
-    tokio::spawn(keeper::keep(state.store().clone(), settings.outbound()));
+    tokio::spawn(keeper::keep(state.store().clone(), outbound.clone()));
     tokio::spawn(webhooks::deliver(state.store().clone(), outbound, settings.webhook_schedule()));
     let router = api::router(state.clone()).merge(hub.router());
     let asked_to_end = asked_to_end()?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, header};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -20,12 +20,12 @@ use tokio::{
     task::JoinHandle,
     time::timeout,
 };
-use tokio_rustls::{TlsConnector, rustls};
+use tokio_rustls::rustls;
 use url::Url;
 use uuid::Uuid;
 
 use crate::{
-    outbound::{self, Outbound, OutboundError, OutboundSettings, Reach},
+    outbound::{self, Outbound, OutboundError, Reach},
     store::{
         Store, StoreError,
         audit::AuditRow,
@@ -63,8 +63,8 @@ enum SinkError {
     Slow,
     #[error("it answered {status}: {body}")]
     Answer { status: u16, body: String },
-    #[error("the address is none")]
-    Address,
+    #[error("its address cannot be sent to: {0}")]
+    Address(&'static str),
     #[error("{0}")]
     Pem(String),
     #[error("TLS cannot be set up: {0}")]
@@ -78,17 +78,21 @@ pub(crate) fn fault(
     ca: Option<&str>,
     identity: Option<(&str, &str)>,
 ) -> Option<(&'static str, String)> {
-    let is_syslog = url.scheme() == SYSLOGS && url.host_str().is_some_and(|host| !host.is_empty());
-    let is_http = url.scheme() == "https" || (url.scheme() == "http" && outbound.fault(url).is_none());
-    if !is_syslog && !is_http || !url.username().is_empty() || url.password().is_some() {
-        return Some(("url", "it is neither syslogs://host:port nor https://host/path".to_owned()));
+    if let Some(fault) = url_fault(outbound, url) {
+        return Some(("url", fault.to_owned()));
     }
     if let Some(Err(error)) = ca.map(certificates) {
         return Some(("ca", error.to_string()));
     }
-    let (certificate, key) = identity?;
-    let read = config(&OutboundSettings::default(), None, Some((certificate, key)));
+    let read = config(rustls::RootCertStore::empty().into(), None, Some(identity?));
     read.err().map(|error| ("certificate", error.to_string()))
+}
+
+fn url_fault(outbound: &Outbound, url: &Url) -> Option<&'static str> {
+    let is_syslog = url.scheme() == SYSLOGS && url.host_str().is_some_and(|host| !host.is_empty());
+    let is_http = url.scheme() == "https" || (url.scheme() == "http" && outbound.fault(url).is_none());
+    let is_so = (is_syslog || is_http) && url.username().is_empty() && url.password().is_none();
+    (!is_so).then_some("it is neither syslogs://host:port nor https://host/path")
 }
 
 /// What the leader sends.
@@ -120,7 +124,7 @@ impl Exporter {
     }
 
     /// Begins with every sink that is not at work.
-    pub(crate) async fn round(&mut self, store: &Store, settings: &OutboundSettings) -> Result<(), StoreError> {
+    pub(crate) async fn round(&mut self, store: &Store, outbound: &Outbound) -> Result<(), StoreError> {
         let sinks = store.siem_sinks().await?;
         self.sinks.retain(|id, _| sinks.iter().any(|sink| sink.id == *id && sink.enabled));
         for sink in sinks.into_iter().filter(|sink| sink.enabled) {
@@ -130,7 +134,7 @@ impl Exporter {
                 continue;
             }
             let head = state.head_at.is_none_or(|at| at.elapsed() >= HEAD_INTERVAL);
-            state.running = Some(tokio::spawn(run(store.clone(), settings.clone(), sink, head)));
+            state.running = Some(tokio::spawn(run(store.clone(), outbound.clone(), sink, head)));
             if head {
                 state.head_at = Some(Instant::now());
             }
@@ -157,8 +161,8 @@ impl State {
 }
 
 /// Whether everything was taken.
-async fn run(store: Store, settings: OutboundSettings, sink: SiemSink, head: bool) -> bool {
-    let Err(error) = export(&store, &settings, &sink, head).await else { return true };
+async fn run(store: Store, outbound: Outbound, sink: SiemSink, head: bool) -> bool {
+    let Err(error) = export(&store, &outbound, &sink, head).await else { return true };
     tracing::warn!(sink = %sink.name, %error, "the audit trail cannot be sent; trying again");
     if let Err(error) = store.sink_failed(&sink, &error.to_string()).await {
         tracing::debug!(%error, "cannot keep that a sink failed");
@@ -166,21 +170,28 @@ async fn run(store: Store, settings: OutboundSettings, sink: SiemSink, head: boo
     false
 }
 
-async fn export(store: &Store, settings: &OutboundSettings, sink: &SiemSink, head: bool) -> Result<(), SinkError> {
-    let credentials = store.sink_credentials(sink.id).await?;
-    let identity = sink.certificate.as_deref().zip(credentials.private_key.as_ref().map(ExposeSecret::expose_secret));
-    let config = config(settings, sink.ca.as_deref(), identity)?;
+async fn export(store: &Store, outbound: &Outbound, sink: &SiemSink, head: bool) -> Result<(), SinkError> {
     let mut delivered = sink.delivered;
-    loop {
-        let rows = store.audit_after(delivered).await?;
-        let Some(last) = rows.last().map(|row| row.number) else { break };
-        send(sink, &credentials, &config, &Batch::of(&rows)).await?;
+    let mut rows = store.audit_after(delivered).await?;
+    if rows.is_empty() && !head {
+        return Ok(());
+    }
+    // What is allowed may have changed since it was made, and the row too.
+    if let Some(fault) = url_fault(outbound, &sink.url) {
+        return Err(SinkError::Address(fault));
+    }
+    let credentials = store.sink_credentials(sink).await?;
+    let identity = sink.certificate.as_deref().zip(credentials.private_key.as_ref().map(ExposeSecret::expose_secret));
+    let outbound = outbound.with(config(outbound.roots(), sink.ca.as_deref(), identity)?);
+    while let Some(last) = rows.last().map(|row| row.number) {
+        send(sink, &credentials, &outbound, &Batch::of(&rows)).await?;
         store.sink_took(sink.id, last).await?;
         delivered = last;
+        rows = store.audit_after(delivered).await?;
     }
     if head {
         let (number, hash) = store.audit_head().await?;
-        send(sink, &credentials, &config, &Batch::head(number, &hash)).await?;
+        send(sink, &credentials, &outbound, &Batch::head(number, &hash)).await?;
         store.sink_took(sink.id, delivered).await?;
     }
     Ok(())
@@ -214,14 +225,9 @@ impl Batch {
     }
 }
 
-async fn send(
-    sink: &SiemSink,
-    credentials: &Credentials,
-    config: &Arc<rustls::ClientConfig>,
-    batch: &Batch,
-) -> Result<(), SinkError> {
+async fn send(sink: &SiemSink, credentials: &Credentials, outbound: &Outbound, batch: &Batch) -> Result<(), SinkError> {
     if sink.url.scheme() == SYSLOGS {
-        return timeout(BATCH_TIMEOUT, syslog(sink, config, &batch.syslog)).await.map_err(|_| SinkError::Slow)?;
+        return timeout(BATCH_TIMEOUT, syslog(sink, outbound, &batch.syslog)).await.map_err(|_| SinkError::Slow)?;
     }
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -231,9 +237,8 @@ async fn send(
         value.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, value);
     }
-    let outbound = Outbound::with(true, Arc::clone(config));
     let body = batch.ocsf.to_string().into();
-    let answer = outbound.post(&sink.url, Reach::Anywhere, headers, body, BATCH_TIMEOUT).await?;
+    let answer = outbound.post(&sink.url, Reach::Private, headers, body, BATCH_TIMEOUT).await?;
     if answer.status.is_success() {
         return Ok(());
     }
@@ -241,13 +246,10 @@ async fn send(
     Err(SinkError::Answer { status: answer.status.as_u16(), body })
 }
 
-async fn syslog(sink: &SiemSink, config: &Arc<rustls::ClientConfig>, messages: &[u8]) -> Result<(), SinkError> {
-    let host = sink.url.host_str().ok_or(SinkError::Address)?.trim_matches(['[', ']']);
-    let name = ServerName::try_from(host.to_owned()).map_err(|_| SinkError::Address)?;
-    let outbound = Outbound::with(true, Arc::clone(config));
-    let stream = outbound.connect(host, sink.url.port().unwrap_or(SYSLOG_PORT), Reach::Anywhere).await?;
-    let connector = TlsConnector::from(Arc::clone(config));
-    let mut stream = connector.connect(name, stream).await.map_err(SinkError::Taken)?;
+async fn syslog(sink: &SiemSink, outbound: &Outbound, messages: &[u8]) -> Result<(), SinkError> {
+    let host = sink.url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let stream = outbound.connect(host, sink.url.port().unwrap_or(SYSLOG_PORT), Reach::Private).await?;
+    let mut stream = outbound.secure(host, stream).await?;
     stream.write_all(messages).await.map_err(SinkError::Taken)?;
     // Sends close_notify; the receiver's own ends what is read, and its absence is an error.
     stream.shutdown().await.map_err(SinkError::Taken)?;
@@ -316,13 +318,13 @@ fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, SinkError> {
 }
 
 fn config(
-    settings: &OutboundSettings,
+    roots: Arc<rustls::RootCertStore>,
     ca: Option<&str>,
     identity: Option<(&str, &str)>,
 ) -> Result<Arc<rustls::ClientConfig>, SinkError> {
-    let mut roots = outbound::roots(settings)?;
+    let mut roots = roots;
     for certificate in ca.map(certificates).transpose()?.into_iter().flatten() {
-        roots.add(certificate)?;
+        Arc::make_mut(&mut roots).add(certificate)?;
     }
     let builder = outbound::client_config(roots)?;
     let config = match identity {

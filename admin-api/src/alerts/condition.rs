@@ -4,7 +4,10 @@ use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{Facts, expiry, nodes, service};
+use super::{
+    Facts, expiry, nodes, quotas, service,
+    traffic::{self, StatusClass, Whose},
+};
 use crate::store::{
     StoreError,
     alert_rules::{RuleSettings, Severity},
@@ -86,8 +89,59 @@ pub enum Condition {
         #[serde(default = "five_minutes")]
         for_seconds: u32,
     },
+    /// A tenant has used so much of its daily or monthly quota.
+    QuotaUsed {
+        #[serde(default = "eighty")]
+        percent: u32,
+    },
+    /// More than `percent` of the requests within `window_minutes` were answered with this class, of `least_requests` or more.
+    ErrorRate {
+        #[serde(default = "server_errors")]
+        class: StatusClass,
+        #[serde(default = "five")]
+        percent: u32,
+        #[serde(default = "five")]
+        window_minutes: u32,
+        #[serde(default = "hundred")]
+        least_requests: u32,
+        /// Each tenant by itself, in place of all together.
+        #[serde(default)]
+        each_tenant: bool,
+    },
+    /// More than `factor` times as many as in the hour before came within `window_minutes`, and at least `least`. Where
+    /// there was nothing at all in the hour before, there is nothing to compare with.
+    SuddenRise {
+        /// What comes. Absent: requests.
+        #[serde(default)]
+        class: Option<StatusClass>,
+        #[serde(default = "three")]
+        factor: u32,
+        #[serde(default = "five")]
+        window_minutes: u32,
+        #[serde(default = "hundred")]
+        least: u32,
+        /// Each tenant by itself, in place of all together.
+        #[serde(default)]
+        each_tenant: bool,
+    },
+    /// The read replica is behind the primary, or cannot be reached.
+    ReplicaLag {
+        #[serde(default = "half_a_minute")]
+        more_than_seconds: u32,
+        #[serde(default = "half_a_minute")]
+        for_seconds: u32,
+    },
 }
 
+const fn server_errors() -> StatusClass {
+    StatusClass::ServerErrors
+}
+const fn eighty() -> u32 {
+    80
+}
+const fn five() -> u32 {
+    5
+}
 const fn three() -> u32 {
     3
 }
@@ -119,6 +173,9 @@ const fn second() -> u32 {
 /// The longest time that something may have to last, and the longest window.
 const MOST_SECONDS: u32 = 24 * 3600;
 
+/// More requests than anybody waits for before they want to know.
+const MOST_REQUESTS: u32 = 1_000_000_000;
+
 impl Condition {
     pub fn kind(&self) -> &'static str {
         match self {
@@ -133,12 +190,23 @@ impl Condition {
             Self::StoreWrites { .. } => "store_writes",
             Self::WebhookDisabled {} => "webhook_disabled",
             Self::SiemStalled { .. } => "siem_stalled",
+            Self::QuotaUsed { .. } => "quota_used",
+            Self::ErrorRate { .. } => "error_rate",
+            Self::SuddenRise { .. } => "sudden_rise",
+            Self::ReplicaLag { .. } => "replica_lag",
         }
     }
 
     /// Whether it can be watched for one tenant.
     pub fn concerns_tenants(&self) -> bool {
-        matches!(self, Self::NodeRefuses { .. } | Self::Expiring { .. })
+        matches!(
+            self,
+            Self::NodeRefuses { .. }
+                | Self::Expiring { .. }
+                | Self::QuotaUsed { .. }
+                | Self::ErrorRate { .. }
+                | Self::SuddenRise { .. }
+        )
     }
 
     /// Whether it is found by what is known of nodes.
@@ -161,7 +229,8 @@ impl Condition {
             | Self::NodeRefuses { for_seconds }
             | Self::NodeBehind { for_seconds }
             | Self::RegionWithoutNode { for_seconds, .. }
-            | Self::SiemStalled { for_seconds } => *for_seconds,
+            | Self::SiemStalled { for_seconds }
+            | Self::ReplicaLag { for_seconds, .. } => *for_seconds,
             _ => 0,
         }
     }
@@ -184,14 +253,27 @@ impl Condition {
                     .or_else(|| within("window_seconds", *window_seconds, 1, 3600))
                     .or_else(|| within("slower_than_milliseconds", *slower_than_milliseconds, 1, 60_000))
             }
+            Self::QuotaUsed { percent } => within("percent", *percent, 1, 100),
+            Self::ErrorRate { percent, window_minutes, least_requests, .. } => within("percent", *percent, 0, 99)
+                .or_else(|| within("window_minutes", *window_minutes, 1, 60))
+                .or_else(|| within("least_requests", *least_requests, 1, MOST_REQUESTS)),
+            Self::SuddenRise { factor, window_minutes, least, .. } => within("factor", *factor, 1, 1000)
+                .or_else(|| within("window_minutes", *window_minutes, 1, 60))
+                .or_else(|| within("least", *least, 1, MOST_REQUESTS)),
+            Self::ReplicaLag { more_than_seconds, .. } => within("more_than_seconds", *more_than_seconds, 1, 3600),
             _ => None,
         }
         .or_else(|| within("for_seconds", self.for_seconds(), 0, MOST_SECONDS))
     }
 
-    /// What is so right now.
-    pub(super) async fn look(&self, facts: &mut Facts<'_>) -> Result<Vec<Found>, StoreError> {
-        Ok(match self {
+    /// What is so right now, of this tenant or of all; none, if that is not known yet.
+    pub(super) async fn look(
+        &self,
+        facts: &mut Facts<'_>,
+        tenant: Option<&Id>,
+    ) -> Result<Option<Vec<Found>>, StoreError> {
+        let whose = |each: bool| if each || tenant.is_some() { Whose::Each } else { Whose::Together };
+        Ok(Some(match self {
             Self::NodeGone { forget_hours, .. } => nodes::gone(facts, *forget_hours),
             Self::NodeNotReady { .. } => nodes::not_ready(facts),
             Self::NodeRefuses { .. } => nodes::refuses(facts),
@@ -209,32 +291,56 @@ impl Condition {
             }
             Self::WebhookDisabled {} => service::webhook_disabled(facts).await?,
             Self::SiemStalled { .. } => service::siem_stalled(facts).await?,
-        })
+            Self::QuotaUsed { percent } => return Ok(quotas::quota_used(facts, *percent)),
+            Self::ErrorRate { class, percent, window_minutes, least_requests, each_tenant } => {
+                let whose = whose(*each_tenant);
+                return Ok(traffic::error_rate(facts, *class, *percent, *window_minutes, *least_requests, whose));
+            }
+            Self::SuddenRise { class, factor, window_minutes, least, each_tenant } => {
+                let whose = whose(*each_tenant);
+                return Ok(traffic::sudden_rise(facts, *class, *factor, *window_minutes, *least, whose));
+            }
+            Self::ReplicaLag { more_than_seconds, .. } => service::replica_lag(facts, *more_than_seconds),
+        }))
     }
 }
 
-/// What a new store watches.
-pub fn first_rules() -> Vec<RuleSettings> {
+/// A rule that stores have without anybody's having made it.
+#[derive(Debug)]
+pub struct FirstRule {
+    /// Counts the releases that have brought some: a store gets each once.
+    pub since: u64,
+    pub settings: RuleSettings,
+}
+
+/// What stores watch from the beginning, or from the release on that knows of it.
+pub fn first_rules() -> Vec<FirstRule> {
     use Severity::{Critical, Warning};
-    let read = |kind: &str| serde_json::from_value(serde_json::json!({ "kind": kind })).ok();
+    use serde_json::{Value, json};
+    let first = |since, name: &str, severity, condition: Value| {
+        let (name, condition) = (name.parse().ok()?, serde_json::from_value(condition).ok()?);
+        Some(FirstRule { since, settings: RuleSettings { name, condition, severity, tenant: None, enabled: true } })
+    };
     [
-        ("node-gone", "node_gone", Warning),
-        ("node-not-ready", "node_not_ready", Warning),
-        ("node-refuses", "node_refuses", Warning),
-        ("node-behind", "node_behind", Warning),
-        ("region-without-node", "region_without_node", Critical),
-        ("audit-fault", "audit_fault", Critical),
-        ("login-failures", "login_failures", Warning),
-        ("expiring", "expiring", Warning),
-        ("store-writes", "store_writes", Critical),
-        ("webhook-disabled", "webhook_disabled", Warning),
-        ("siem-stalled", "siem_stalled", Critical),
+        first(1, "node-gone", Warning, json!({ "kind": "node_gone" })),
+        first(1, "node-not-ready", Warning, json!({ "kind": "node_not_ready" })),
+        first(1, "node-refuses", Warning, json!({ "kind": "node_refuses" })),
+        first(1, "node-behind", Warning, json!({ "kind": "node_behind" })),
+        first(1, "region-without-node", Critical, json!({ "kind": "region_without_node" })),
+        first(1, "audit-fault", Critical, json!({ "kind": "audit_fault" })),
+        first(1, "login-failures", Warning, json!({ "kind": "login_failures" })),
+        first(1, "expiring", Warning, json!({ "kind": "expiring" })),
+        first(1, "store-writes", Critical, json!({ "kind": "store_writes" })),
+        first(1, "webhook-disabled", Warning, json!({ "kind": "webhook_disabled" })),
+        first(1, "siem-stalled", Critical, json!({ "kind": "siem_stalled" })),
+        first(2, "quota-used", Warning, json!({ "kind": "quota_used" })),
+        first(2, "error-rate", Critical, json!({ "kind": "error_rate" })),
+        first(2, "sudden-4xx", Warning, json!({ "kind": "sudden_rise", "class": "4xx" })),
+        first(2, "sudden-5xx", Warning, json!({ "kind": "sudden_rise", "class": "5xx" })),
+        first(2, "replica-lag", Warning, json!({ "kind": "replica_lag" })),
     ]
     .into_iter()
-    .filter_map(|(name, kind, severity)| {
-        let name = name.parse().ok()?;
-        Some(RuleSettings { name, condition: read(kind)?, severity, tenant: None, enabled: true })
-    })
+    .flatten()
     .collect()
 }
 
@@ -249,8 +355,8 @@ mod tests {
     #[test]
     fn every_first_rule_is_within_bounds_and_read_as_it_was_written() {
         let rules = first_rules();
-        assert_eq!(rules.len(), 11);
-        for rule in rules {
+        assert_eq!(rules.len(), 16);
+        for FirstRule { settings: rule, .. } in rules {
             assert_eq!(rule.condition.fault(), None, "{}", rule.name);
             let written = serde_json::to_value(&rule.condition).unwrap();
             assert_eq!(written["kind"], rule.condition.kind());

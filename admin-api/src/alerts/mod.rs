@@ -2,8 +2,11 @@
 
 mod condition;
 mod expiry;
+mod later;
 mod nodes;
+mod quotas;
 mod service;
+mod traffic;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,8 +16,11 @@ use std::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-pub use self::condition::{Condition, first_rules};
-use self::{expiry::Keys, service::Service};
+pub use self::{
+    condition::{Condition, FirstRule, first_rules},
+    traffic::StatusClass,
+};
+use self::{expiry::Keys, quotas::Quotas, service::Service, traffic::Traffic};
 use crate::store::{
     Store, StoreError,
     alert_rules::AlertRule,
@@ -25,9 +31,6 @@ use crate::store::{
 /// Of one rule, no more subjects than these have an alert at a time: the first by name.
 const MOST_SUBJECTS: usize = 200;
 
-/// Rules that are looked at.
-const MOST_RULES: u64 = 1000;
-
 /// What is known in a round.
 pub(crate) struct Facts<'a> {
     store: &'a Store,
@@ -36,6 +39,8 @@ pub(crate) struct Facts<'a> {
     newest: u64,
     keys: &'a mut Keys,
     service: &'a mut Service,
+    quotas: &'a mut Quotas,
+    traffic: &'a mut Traffic,
 }
 
 /// From round to round.
@@ -45,11 +50,20 @@ pub(crate) struct Evaluator {
     since: HashMap<(Uuid, String), Instant>,
     keys: Keys,
     service: Service,
+    quotas: Quotas,
+    traffic: Traffic,
 }
 
 impl Evaluator {
     pub(crate) fn new(store: Store) -> Self {
-        Self { store, since: HashMap::new(), keys: Keys::default(), service: Service::default() }
+        Self {
+            store,
+            since: HashMap::new(),
+            keys: Keys::default(),
+            service: Service::default(),
+            quotas: Quotas::default(),
+            traffic: Traffic::default(),
+        }
     }
 
     /// Another replica leads: what was seen here is old when this one does again.
@@ -63,7 +77,7 @@ impl Evaluator {
     }
 
     pub(crate) async fn round(&mut self) -> Result<(), StoreError> {
-        let rules = self.store.watched_rules(MOST_RULES).await?;
+        let rules = self.store.watched_rules().await?;
         let unresolved = self.store.unresolved_alerts().await?;
         let newest = *self.store.newest().borrow();
         // That one thing cannot be read is no reason to look at nothing else, the audit trail least of all.
@@ -79,27 +93,34 @@ impl Evaluator {
             newest,
             keys: &mut self.keys,
             service: &mut self.service,
+            quotas: &mut self.quotas,
+            traffic: &mut self.traffic,
         };
+        let now = facts.now;
+        let quotas = facts.quotas.turn(&self.store, now, newest).await;
+        let traffic = facts.traffic.turn(&self.store, now.unix_timestamp()).await;
+        failed = quotas.and(traffic).err().or(failed);
         let mut looked = Vec::new();
-        for rule in rules.into_iter().filter(|rule| rule.enabled) {
+        for rule in rules {
             if rule.condition.is_about_nodes() && !are_nodes_known {
                 looked.push((rule, None));
                 continue;
             }
-            match rule.condition.look(&mut facts).await {
-                Ok(mut found) => {
-                    found.retain(|found| rule.tenant.is_none() || found.tenant == rule.tenant);
-                    found.sort_unstable_by(|one, other| one.subject.cmp(&other.subject));
-                    found.dedup_by(|one, other| one.subject == other.subject);
-                    found.truncate(MOST_SUBJECTS);
-                    looked.push((rule, Some(found)));
-                }
-                // What it has found before stays: it is not known whether it is so still.
+            // What it has found before stays while it is not known whether it is so still.
+            let mut found = match rule.condition.look(&mut facts, rule.tenant.as_ref()).await {
+                Ok(found) => found,
                 Err(error) => {
                     failed = Some(error);
-                    looked.push((rule, None));
+                    None
                 }
+            };
+            if let Some(found) = &mut found {
+                found.retain(|found| rule.tenant.is_none() || found.tenant == rule.tenant);
+                found.sort_unstable_by(|one, other| one.subject.cmp(&other.subject));
+                found.dedup_by(|one, other| one.subject == other.subject);
+                found.truncate(MOST_SUBJECTS);
             }
+            looked.push((rule, found));
         }
         let turn = turn(looked, unresolved, &mut self.since, Instant::now());
         if !turn.open.is_empty() || !turn.resolve.is_empty() {

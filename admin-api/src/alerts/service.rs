@@ -13,6 +13,7 @@ use crate::store::{
     Store, StoreError,
     alerts::{Found, RefusedLogin},
     audit::Verdict,
+    replica::ReplicaLag,
     rows::RefusedRow,
     verify::Fault,
 };
@@ -212,4 +213,16 @@ pub(super) async fn audit_fault(facts: &mut Facts<'_>, every_minutes: u32) -> Re
     audit.begin_if_due(facts.store, Duration::from_mins(every_minutes.into()));
     let about = |summary| Found { subject: "audit trail".to_owned(), tenant: None, summary };
     Ok(audit.found().map(about).into_iter().collect())
+}
+
+pub(super) fn replica_lag(facts: &Facts<'_>, more_than_seconds: u32) -> Vec<Found> {
+    let most = Duration::from_secs(more_than_seconds.into());
+    let summary = match facts.store.replica_lag() {
+        Some(ReplicaLag::Unknown) => "the read replica cannot be reached, or does not follow the primary".to_owned(),
+        Some(ReplicaLag::Behind(lag)) if lag > most => {
+            format!("the read replica is behind by more than {more_than_seconds} s")
+        }
+        _ => return Vec::new(),
+    };
+    vec![Found { subject: "read replica".to_owned(), tenant: None, summary }]
 }

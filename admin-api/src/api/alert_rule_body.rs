@@ -39,7 +39,11 @@ impl AlertRuleBody {
         }
         if tenant.is_some() && !condition.concerns_tenants() {
             let detail = format!("the kind {} concerns no tenant in particular", condition.kind());
-            return Err(Problem::invalid_at("tenant", detail, Some("leave it out, or take node_refuses or expiring")));
+            return Err(Problem::invalid_at(
+                "tenant",
+                detail,
+                Some("leave it out, or take a kind that concerns tenants"),
+            ));
         }
         Ok(RuleSettings { name, condition, severity, tenant, enabled })
     }

@@ -123,6 +123,7 @@ fn further_members(kind: Kind) -> Map<String, Value> {
             },
             "omitted": { "type": "integer", "minimum": 1, "description": "So many more errors there are" },
         }),
+        Kind::Full => json!({ "most": { "type": "integer", "minimum": 1, "description": "So many there may be" } }),
         Kind::Changed => json!({
             "given": {
                 "type": "object",

@@ -12,7 +12,7 @@ use super::{
     problem::ProblemDocument,
     webhook_body::webhook,
 };
-use crate::store::webhooks::{Delivery, DeliveryState};
+use crate::store::deliveries::{Delivery, DeliveryState};
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]

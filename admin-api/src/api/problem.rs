@@ -37,6 +37,8 @@ seiketsu_config::problem_kinds! {
         "The method is not allowed here", "Use one of the methods that `Allow` lists.";
     Conflict = CONFLICT, "urn:seiketsu:problem:conflict", "It is in the way of what there is",
         "Look at what there is, and change that or choose another name.";
+    Full = CONFLICT, "urn:seiketsu:problem:limit-reached", "There are as many as there may be",
+        "Remove what is not needed any more; `most` says how many there may be.";
     /// Somebody else was first.
     Changed = PRECONDITION_FAILED, "urn:seiketsu:problem:changed-meanwhile",
         "It was changed in the meantime", "Look at `current`, decide what is to be, and send it with the new `ETag`.";
@@ -274,6 +276,11 @@ impl From<KeepError> for Problem {
                 problem.etag = Some(revision);
                 problem.with("current", current)
             }
+            KeepError::OfOther(secret) => {
+                let fix = format!("send the {secret} for the new address, or an empty one for none");
+                Self::invalid_at(secret, error.to_string(), Some(&fix))
+            }
+            KeepError::Full { most, .. } => Self::new(Kind::Full, error.to_string()).with("most", most),
             KeepError::KeyUsed | KeepError::Repeated(_) => Self::key_used(),
         }
     }

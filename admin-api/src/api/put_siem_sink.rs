@@ -17,7 +17,7 @@ use super::{
 };
 use crate::store::siem::SiemSink;
 
-/// It goes on where it was. A token that is not sent stays.
+/// It goes on where it was. A token that is not sent stays; for another scheme, host or port it has to be sent again.
 #[utoipa::path(
     put, path = "/siem/{id}", tag = "siem", params(
         ("id" = Uuid, Path, description = "The sink's id"),

@@ -8,7 +8,7 @@ use http::StatusCode;
 use uuid::Uuid;
 
 use super::{AppState, Problem, caller::Caller, problem::ProblemDocument, webhook_body::webhook};
-use crate::store::webhooks::Delivery;
+use crate::store::deliveries::Delivery;
 
 /// The same, with the same `webhook-id`, as if it were new: also what was taken, and what was tried for the last time.
 #[utoipa::path(

@@ -19,7 +19,8 @@ pub(super) struct SiemSinkBody {
     /// `syslogs://host:6514`: syslog over TLS (RFC 5425). `https://host/path`: events of OCSF, in lists of JSON.
     #[schema(value_type = String, max_length = 2000)]
     url: String,
-    /// Sent as `Authorization: Bearer …`, by HTTP. When a sink is changed, absent: the one that there is.
+    /// Sent as `Authorization: Bearer …`, by HTTP. When a sink is changed, absent: the one that there is, unless scheme, host
+    /// or port are others; empty: none.
     #[serde(default)]
     #[schema(value_type = Option<String>, write_only)]
     token: Option<SecretString>,

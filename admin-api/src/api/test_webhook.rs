@@ -5,7 +5,7 @@ use http::StatusCode;
 use uuid::Uuid;
 
 use super::{AppState, Problem, body::PathOf, caller::Caller, problem::ProblemDocument, webhook_body::webhook};
-use crate::store::webhooks::Delivery;
+use crate::store::deliveries::Delivery;
 
 /// Of the type `webhook.test`. How it went stands among the deliveries.
 #[utoipa::path(

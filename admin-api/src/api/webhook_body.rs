@@ -29,7 +29,7 @@ pub(super) struct WebhookBody {
     kinds: Option<BTreeSet<EventKind>>,
     /// Absent: all tenants, and what concerns none in particular.
     #[serde(default)]
-    #[schema(value_type = Option<Vec<String>>)]
+    #[schema(value_type = Option<Vec<String>>, min_items = 1)]
     tenants: Option<BTreeSet<Id>>,
     #[serde(default = "yes")]
     enabled: bool,
@@ -54,6 +54,9 @@ impl WebhookBody {
     pub(super) fn checked(self, state: &AppState, caller: &Caller) -> Result<WebhookSettings, Problem> {
         let Self { name, url, kinds, tenants, enabled } = self;
         may_touch(caller, tenants.as_ref())?;
+        if tenants.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Err(Problem::invalid_at("tenants", "it names none", Some("name one or more, or leave it out")));
+        }
         let fix = Some("write https://host/path, with a host that everybody can reach");
         if url.len() > LONGEST_URL {
             return Err(Problem::invalid_at("url", "it is longer than 2000 bytes", fix));

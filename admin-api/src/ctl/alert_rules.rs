@@ -43,10 +43,12 @@ pub(super) struct Set {
     disabled: bool,
 }
 
-/// Numbers are numbers, and everything else is text.
+/// Numbers are numbers, `true` and `false` are what they are, and everything else is text.
 fn setting(text: &str) -> Result<(String, Value), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text}: write it as in within_days=30"))?;
-    Ok((name.to_owned(), value.parse::<u32>().map_or_else(|_| json!(value), |number| json!(number))))
+    let number = value.parse::<u32>().map(Value::from);
+    let read = number.or_else(|_| value.parse::<bool>().map(Value::from));
+    Ok((name.to_owned(), read.unwrap_or_else(|_| value.into())))
 }
 
 pub(super) async fn run(command: Command, client: &Client, output: &Output) -> Result<Outcome, Failure> {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    QuerySelect,
 };
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
@@ -12,7 +13,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::{
-    Author, Once, PATIENCE, Store, StoreError, audit, cursors,
+    Author, BATCH, Once, PATIENCE, Store, StoreError, audit, cursors,
     entities::alert_rule,
     id_of,
     keeping::{KeepError, expect},
@@ -21,7 +22,7 @@ use super::{
     rows, signed, within,
     writing::Writing,
 };
-use crate::alerts::Condition;
+use crate::alerts::{Condition, FirstRule};
 
 /// How bad it is.
 #[derive(
@@ -80,8 +81,13 @@ pub struct AlertRule {
     pub created_at: OffsetDateTime,
 }
 
-/// That the rules were made that a new store has. They may be deleted, and do not come back.
+/// Which of the rules were made that a store has without anybody's having made them ([`FirstRule::since`]). They may be
+/// deleted, and do not come back.
 const FIRST_RULES: &str = "first-alert-rules";
+
+/// Rules that there may be: each is looked at in every round.
+const MOST_RULES: u64 = 5000;
+const MOST_RULES_OF_TENANT: u64 = 50;
 
 impl Store {
     /// Rules after an id, in the order they were made in. `tenants`: those whose rules are seen; none is all.
@@ -102,19 +108,26 @@ impl Store {
         within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(rule_of).collect() }).await
     }
 
-    /// All rules, but for those that cannot be read: verifying the trail tells of them. One that was altered is watched as it
+    /// All rules that are enabled, but for those that cannot be read: verifying the trail tells of them. One that was altered is watched as it
     /// stands, and the trail is told.
-    pub(crate) async fn watched_rules(&self, most: u64) -> Result<Vec<AlertRule>, StoreError> {
-        let find = alert_rule::Entity::find().order_by_asc(alert_rule::Column::Id).limit(most);
-        within(PATIENCE, async {
-            let mut rules = Vec::new();
-            for row in rows::read(&self.0.database, find).await?.into_iter().flatten() {
+    pub(crate) async fn watched_rules(&self) -> Result<Vec<AlertRule>, StoreError> {
+        let (mut rules, mut after) = (Vec::new(), Uuid::nil());
+        loop {
+            let find = alert_rule::Entity::find().filter(alert_rule::Column::Enabled.eq(true));
+            let find = find.filter(alert_rule::Column::Id.gt(after)).order_by_asc(alert_rule::Column::Id);
+            let find = find.limit(BATCH as u64);
+            let page = within(PATIENCE, rows::read(&self.0.database, find)).await?;
+            let is_last = page.len() < BATCH;
+            let Some(last) = page.iter().rev().find_map(|row| row.as_ref().ok()) else { return Ok(rules) };
+            after = last.id;
+            for row in page.into_iter().flatten() {
                 self.counts(&row).await;
                 rules.extend(rule_of(row).ok());
             }
-            Ok(rules)
-        })
-        .await
+            if is_last {
+                return Ok(rules);
+            }
+        }
     }
 
     pub async fn alert_rule(&self, id: Uuid) -> Result<Option<AlertRule>, StoreError> {
@@ -131,6 +144,7 @@ impl Store {
         within(PATIENCE, async {
             let mut writing = self.keeping(by, once.map(|(once, _)| once)).await?;
             writing.rule_is_free(&settings, None).await?;
+            writing.has_room_for_rule(settings.tenant.as_ref(), None).await?;
             let rule = new(settings, writing.now);
             writing.insert_rule(&rule).await?;
             writing.audit(by, entry(&rule).with("rule", shown(&rule)).row(&row(&rule))).await?;
@@ -154,6 +168,9 @@ impl Store {
             let mut writing = self.keeping(by, None).await?;
             let before = writing.rule(id, expected).await?;
             writing.rule_is_free(&settings, Some(id)).await?;
+            if settings.tenant != before.tenant {
+                writing.has_room_for_rule(settings.tenant.as_ref(), Some(id)).await?;
+            }
             let after = AlertRule {
                 id,
                 revision: before.revision,
@@ -186,12 +203,11 @@ impl Store {
         .await
     }
 
-    /// A new store watches what everybody wants to be watched.
-    pub async fn first_alert_rules(&self, rules: Vec<RuleSettings>) -> Result<(), StoreError> {
+    /// A store watches what everybody wants to be watched: a new one from the beginning, another one from the release on
+    /// that knows of it.
+    pub async fn first_alert_rules(&self, rules: Vec<FirstRule>) -> Result<(), StoreError> {
         let mut writing = self.writing().await?;
-        if cursors::get(&writing.transaction, FIRST_RULES).await?.is_some() {
-            return Ok(());
-        }
+        let had = cursors::get(&writing.transaction, FIRST_RULES).await?.unwrap_or_default();
         let by = Author {
             id: None,
             name: "first-start".to_owned(),
@@ -199,12 +215,18 @@ impl Store {
             request: Uuid::now_v7().to_string(),
             action: "first_start",
         };
-        for settings in rules {
-            let rule = new(settings, writing.now);
+        let mut newest = had;
+        for FirstRule { since, settings } in rules.into_iter().filter(|rule| rule.since > had) {
+            newest = newest.max(since);
+            let name = writing.free_name(&settings.name).await?;
+            let rule = new(RuleSettings { name, ..settings }, writing.now);
             writing.insert_rule(&rule).await?;
             writing.audit(&by, entry(&rule).with("rule", shown(&rule)).row(&row(&rule))).await?;
         }
-        cursors::set(&writing.transaction, FIRST_RULES, 1).await?;
+        if newest == had {
+            return Ok(());
+        }
+        cursors::set(&writing.transaction, FIRST_RULES, newest).await?;
         writing.finish().await
     }
 }
@@ -215,6 +237,38 @@ impl Writing<'_> {
         let insert = alert_rule::Entity::insert(row.into_active_model());
         insert.exec_without_returning(&self.transaction).await?;
         Ok(())
+    }
+
+    /// A rule more, or this one for another tenant.
+    async fn has_room_for_rule(&self, tenant: Option<&Id>, but: Option<Uuid>) -> Result<(), KeepError> {
+        use alert_rule::Column;
+        let others = || alert_rule::Entity::find().filter(Column::Id.ne(but.unwrap_or_default()));
+        let what = "alert rules";
+        if let Some(tenant) = tenant
+            && others().filter(Column::Tenant.eq(tenant.as_str())).count(&self.transaction).await?
+                >= MOST_RULES_OF_TENANT
+        {
+            return Err(KeepError::Full { what, most: MOST_RULES_OF_TENANT, of: Some(tenant.clone()) });
+        }
+        if others().count(&self.transaction).await? >= MOST_RULES {
+            return Err(KeepError::Full { what, most: MOST_RULES, of: None });
+        }
+        Ok(())
+    }
+
+    /// The name, or one like it, if somebody has made a rule of this name for all.
+    async fn free_name(&self, name: &Id) -> Result<Id, StoreError> {
+        use alert_rule::Column;
+        let mut free = name.clone();
+        for further in 2.. {
+            let find =
+                alert_rule::Entity::find().filter(Column::Name.eq(free.as_str())).filter(Column::Tenant.is_null());
+            if find.count(&self.transaction).await? == 0 {
+                break;
+            }
+            free = id_of(&format!("{name}-{further}"))?;
+        }
+        Ok(free)
     }
 
     async fn rule(&self, id: Uuid, expected: Option<u64>) -> Result<AlertRule, KeepError> {

@@ -16,6 +16,16 @@ pub enum KeepError {
     Exists(Id),
     #[error("it was changed in the meantime: revision {expected} was expected")]
     Changed { expected: u64, revision: u64, current: Value },
+    #[error("there are {most} {what} already, and there may be no more{of}", of = of_tenant(.of.as_ref()))]
+    Full {
+        what: &'static str,
+        most: u64,
+        /// The tenant that has them; none, if all have them together.
+        of: Option<Id>,
+    },
+    /// It was given for the address that there is, and not for the new one.
+    #[error("the {0} that there is was given for another address")]
+    OfOther(&'static str),
     /// It is in no state for that.
     #[error("{0}")]
     State(&'static str),
@@ -24,6 +34,10 @@ pub enum KeepError {
     /// Not an error: it was done before.
     #[error("the request was carried out before")]
     Repeated(Remembered),
+}
+
+fn of_tenant(of: Option<&Id>) -> String {
+    of.map_or_else(String::new, |tenant| format!(" of the tenant {tenant}"))
 }
 
 impl From<WriteError> for KeepError {

@@ -9,6 +9,7 @@ pub mod audit;
 mod connect;
 pub mod consumers;
 mod cursors;
+pub mod deliveries;
 pub mod documents;
 mod entities;
 mod error;
@@ -124,6 +125,7 @@ impl Store {
         let taken = migrations::run(&transaction).await?;
         let mut control = writing::control_or_first(&transaction).await?;
         let keys = secrets::open_or_first(&transaction, &settings.key).await?;
+        secrets::bind_to_receivers(&transaction, &keys).await?;
         let (chain, is_new) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_CHAIN).await?;
         let (seal, _) = secrets::open_or_make(&transaction, &keys, secrets::AUDIT_SEAL).await?;
         let trail = seals::TrailKeys::new(*control.trail.get_or_insert(control.store), &chain, &seal)?;

@@ -73,6 +73,12 @@ impl Store {
         Ok(())
     }
 
+    /// How far the replica is behind; none, if there is none.
+    pub fn replica_lag(&self) -> Option<ReplicaLag> {
+        let state_of = *self.0.replica.get()?.state_of.lock();
+        Some(state_of.map_or(ReplicaLag::Unknown, |state_of| ReplicaLag::Behind(state_of.elapsed())))
+    }
+
     /// Reads from the replica, if there is one that is near enough and answers, and else from the primary.
     pub(super) async fn read<T, Work, Reading>(&self, work: Work) -> Result<T, StoreError>
     where
@@ -96,6 +102,14 @@ impl Store {
         }
         within(PATIENCE_TO_READ, work(self.0.database.clone())).await
     }
+}
+
+/// How far a replica is behind the primary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicaLag {
+    Behind(Duration),
+    /// It gives no answer, or does not follow the primary.
+    Unknown,
 }
 
 /// Why a replica cannot be used.

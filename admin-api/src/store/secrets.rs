@@ -1,9 +1,11 @@
 //! Secrets in the store are sealed: AES-256-GCM under a data key, bound to the place that they stand at, so that a sealed
-//! text that is moved to another tenant, table, column or row does not open there.
+//! text that is moved to another tenant, table, column or row does not open there; and, where it is meant for one receiver,
+//! to that one (`destinations`).
 //!
 //! A sealed text says how it is to be opened: `s1.<id of the data key>.<nonce and ciphertext in base64url>`. Data keys are
 //! in the store too, wrapped with a key that is not (`keys`). How both are replaced: `rotation`.
 
+mod destinations;
 mod keys;
 mod own;
 mod rotation;
@@ -11,11 +13,12 @@ mod rotation;
 use secrecy::{ExposeSecret as _, SecretString};
 use uuid::Uuid;
 
-pub use self::{keys::KeySource, rotation::Rotated};
 pub(super) use self::{
+    destinations::{bind_to_receivers, destination},
     keys::{Keys, open_or_first},
     own::{AUDIT_CHAIN, AUDIT_SEAL, open_or_make, own_place},
 };
+pub use self::{keys::KeySource, rotation::Rotated};
 use super::{Store, StoreError};
 
 /// Where a sealed secret stands.
@@ -27,6 +30,8 @@ pub struct Place<'a> {
     pub column: &'static str,
     /// The value that tells the row from all others of its table, as text.
     pub row: &'a str,
+    /// Whom it is for: scheme, host and port. Empty: for this control plane.
+    pub destination: &'a str,
 }
 
 /// A column of sealed texts. Rotation goes through all that are listed in [`SEALED`].
@@ -38,15 +43,17 @@ struct SealedColumn {
     row: &'static str,
     /// SQL for [`Place::tenant`] of a row, the same.
     tenant: &'static str,
+    /// Whether [`Place::destination`] is that of the row's `url`.
+    is_for_receiver: bool,
 }
 
 /// Every column of every table that holds sealed texts. One that is missing here is not resealed when keys are rotated.
 const SEALED: &[SealedColumn] = &[
-    SealedColumn { table: "own_secrets", column: "secret", row: "name", tenant: "''" },
-    SealedColumn { table: "webhooks", column: "secret", row: "id", tenant: "''" },
-    SealedColumn { table: "webhooks", column: "old_secret", row: "id", tenant: "''" },
-    SealedColumn { table: "siem_sinks", column: "token", row: "id", tenant: "''" },
-    SealedColumn { table: "siem_sinks", column: "private_key", row: "id", tenant: "''" },
+    SealedColumn { table: "own_secrets", column: "secret", row: "name", tenant: "''", is_for_receiver: false },
+    SealedColumn { table: "webhooks", column: "secret", row: "id", tenant: "''", is_for_receiver: true },
+    SealedColumn { table: "webhooks", column: "old_secret", row: "id", tenant: "''", is_for_receiver: true },
+    SealedColumn { table: "siem_sinks", column: "token", row: "id", tenant: "''", is_for_receiver: true },
+    SealedColumn { table: "siem_sinks", column: "private_key", row: "id", tenant: "''", is_for_receiver: true },
 ];
 
 impl Store {
@@ -89,9 +96,11 @@ fn parse(sealed: &str) -> Option<(Uuid, &str)> {
 
 /// What is authenticated beside the secret. Lengths go before texts, so that no two places are the same bytes.
 fn context(key: Uuid, place: Place<'_>) -> Vec<u8> {
-    let Place { tenant, table, column, row } = place;
+    let Place { tenant, table, column, row, destination } = place;
     let mut context = key.as_bytes().to_vec();
-    for text in [tenant, table, column, row] {
+    // What is for nobody else is sealed as it was when there was nothing else.
+    let destination = Some(destination).filter(|destination| !destination.is_empty());
+    for text in [tenant, table, column, row].into_iter().chain(destination) {
         context.extend((text.len() as u64).to_be_bytes());
         context.extend(text.as_bytes());
     }
@@ -108,12 +117,14 @@ mod tests {
 
     const TABLES: [&str; 3] = ["a", "ab", ""];
 
-    fn place() -> impl Strategy<Value = (String, usize, usize, String)> {
-        ("[a-c]{0,2}", 0..TABLES.len(), 0..TABLES.len(), "[a-c]{0,2}")
+    type Parts = (String, usize, usize, String, String);
+
+    fn place() -> impl Strategy<Value = Parts> {
+        ("[a-c]{0,2}", 0..TABLES.len(), 0..TABLES.len(), "[a-c]{0,2}", "[a-c]{0,2}")
     }
 
-    fn at((tenant, table, column, row): &(String, usize, usize, String)) -> Place<'_> {
-        Place { tenant, table: TABLES[*table], column: TABLES[*column], row }
+    fn at((tenant, table, column, row, destination): &Parts) -> Place<'_> {
+        Place { tenant, table: TABLES[*table], column: TABLES[*column], row, destination }
     }
 
     proptest! {
@@ -130,7 +141,7 @@ mod tests {
 
         #[test]
         fn what_was_altered_does_not_open(byte in 0_usize..100, with in "[A-Za-z0-9._-]") {
-            let (keys, place) = (Keys::for_tests(), Place { tenant: "t", table: "a", column: "b", row: "r" });
+            let (keys, place) = (Keys::for_tests(), Place { tenant: "t", table: "a", column: "b", row: "r", destination: "" });
             let sealed = keys.seal(place, &"a secret of some length".to_owned().into()).unwrap();
             let mut altered = sealed.clone();
             let byte = byte % sealed.len();

@@ -3,7 +3,7 @@
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, sea_query::Expr,
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use seiketsu_config::values::Id;
 use serde::Serialize;
 use serde_json::Value;
@@ -18,7 +18,7 @@ use super::{
     keeping::{KeepError, expect},
     number,
     operators::AnswerOf,
-    secrets::Place,
+    secrets::{Place, destination},
     signed, within,
     writing::Writing,
 };
@@ -28,10 +28,11 @@ use super::{
 pub struct SinkSettings {
     pub name: Id,
     pub url: Url,
-    /// None: none, or the one that there is. The same for the private key.
+    /// None: none, or the one that there is. Empty: none.
     pub token: Option<SecretString>,
     pub ca: Option<String>,
     pub certificate: Option<String>,
+    /// That of the certificate; none where there is none.
     pub private_key: Option<SecretString>,
     pub enabled: bool,
 }
@@ -159,16 +160,17 @@ impl Store {
         .await
     }
 
-    pub(crate) async fn sink_credentials(&self, id: Uuid) -> Result<Credentials, StoreError> {
-        let find = siem_sink::Entity::find_by_id(id);
+    /// For whom the sink's address leads to.
+    pub(crate) async fn sink_credentials(&self, sink: &SiemSink) -> Result<Credentials, StoreError> {
+        let find = siem_sink::Entity::find_by_id(sink.id);
         let row = within(PATIENCE, async { Ok::<_, StoreError>(find.one(&self.0.database).await?) }).await?;
         let Some(row) = row else { return Ok(Credentials { token: None, private_key: None }) };
         if !self.counts(&row).await {
             return Err(StoreError::corrupt(format!("the sink {}", row.name), &"it was altered"));
         }
-        let at = id.to_string();
+        let (at, destination) = (sink.id.to_string(), destination(sink.url.as_str()));
         let open = |column, sealed: Option<String>| {
-            sealed.map(|sealed| self.open_sealed(place(&at, column), &sealed)).transpose()
+            sealed.map(|sealed| self.open_sealed(place(&at, column, &destination), &sealed)).transpose()
         };
         Ok(Credentials { token: open("token", row.token)?, private_key: open("private_key", row.private_key)? })
     }
@@ -214,28 +216,21 @@ impl Store {
         .await
     }
 
-    fn with(&self, row: siem_sink::Model, settings: SinkSettings) -> Result<siem_sink::Model, StoreError> {
+    fn with(&self, row: siem_sink::Model, settings: SinkSettings) -> Result<siem_sink::Model, KeepError> {
         let SinkSettings { name, url, token, ca, certificate, private_key, enabled } = settings;
-        let at = row.id.to_string();
-        let seal = |column, secret: Option<SecretString>, there: Option<String>| match secret {
-            Some(secret) => self.seal(place(&at, column), &secret).map(Some),
-            None => Ok(there),
+        let (at, destination_now) = (row.id.to_string(), destination(url.as_str()));
+        let seal = |column, secret: &SecretString| self.seal(place(&at, column, &destination_now), secret);
+        let token = match token {
+            Some(token) if token.expose_secret().is_empty() => None,
+            Some(token) => Some(seal("token", &token)?),
+            None if row.token.is_some() && destination(&row.url) != destination_now => {
+                return Err(KeepError::OfOther("token"));
+            }
+            None => row.token,
         };
-        // A token is for whom it was given for: whoever changes the address has to know it.
-        let is_same = row.url.parse().is_ok_and(|before: Url| {
-            (before.scheme(), before.host_str(), before.port()) == (url.scheme(), url.host_str(), url.port())
-        });
-        let there = row.token.clone().filter(|_| is_same);
-        Ok(siem_sink::Model {
-            name: name.to_string(),
-            url: url.to_string(),
-            token: seal("token", token, there)?,
-            private_key: seal("private_key", private_key, row.private_key.clone())?,
-            ca,
-            certificate,
-            enabled,
-            ..row
-        })
+        let private_key = private_key.map(|key| seal("private_key", &key)).transpose()?;
+        let (name, url) = (name.to_string(), url.to_string());
+        Ok(siem_sink::Model { name, url, token, private_key, ca, certificate, enabled, ..row })
     }
 }
 
@@ -257,8 +252,8 @@ impl Writing<'_> {
     }
 }
 
-fn place<'a>(row: &'a str, column: &'static str) -> Place<'a> {
-    Place { tenant: "", table: "siem_sinks", column, row }
+fn place<'a>(row: &'a str, column: &'static str, destination: &'a str) -> Place<'a> {
+    Place { tenant: "", table: "siem_sinks", column, row, destination }
 }
 
 fn shown(sink: &SiemSink) -> Value {

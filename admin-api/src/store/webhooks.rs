@@ -1,41 +1,37 @@
-//! Whom to tell what happens, and what was told to whom.
-//!
-//! What is to be told is derived from the events, by a cursor that is moved on in the same transaction: none is passed over,
-//! whenever a process ends. Each delivery is tried by one replica at a time.
+//! Whom to tell what happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, FromQueryResult, IntoActiveModel,
-    ModelTrait, QueryFilter, QueryOrder, QuerySelect, Set, Statement, TransactionTrait, sea_query::OnConflict,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect,
 };
 use secrecy::SecretString;
 use seiketsu_config::values::Id;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use url::Url;
 use uuid::Uuid;
 
 use super::{
-    Author, BATCH, Once, PATIENCE, Store, StoreError, audit, cursors,
-    entities::{webhook, webhook_delivery},
-    events::{Event, EventKind, Sight},
+    Author, Once, PATIENCE, Store, StoreError, audit,
+    deliveries::{Claimed, Tried},
+    entities::webhook,
+    events::EventKind,
     id_of,
     keeping::{KeepError, expect},
     number,
-    operators::{AnswerOf, Role},
-    secrets::Place,
+    operators::AnswerOf,
+    secrets::{Place, destination},
     signed, within,
     writing::Writing,
 };
 
-const CURSOR: &str = "webhooks";
-
-/// How long deliveries are kept.
-const KEPT: time::Duration = time::Duration::days(7);
+/// Webhooks that there may be.
+const MOST_WEBHOOKS: u64 = 1000;
+const MOST_WEBHOOKS_OF_TENANT: u64 = 20;
 
 /// What of a webhook can be chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,76 +70,6 @@ pub struct Webhook {
     pub created_at: OffsetDateTime,
 }
 
-/// What became of a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, utoipa::ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum DeliveryState {
-    /// It is tried, or will be again.
-    Pending,
-    Delivered,
-    /// It was tried for the last time.
-    Dead,
-}
-
-impl DeliveryState {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Delivered => "delivered",
-            Self::Dead => "dead",
-        }
-    }
-}
-
-/// What is told, and how that went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, utoipa::ToSchema)]
-#[schema(as = WebhookDelivery)]
-pub struct Delivery {
-    /// The `webhook-id` that it is sent with, each time.
-    pub id: Uuid,
-    /// The event's number; none, if it is a test.
-    pub event: Option<u64>,
-    pub kind: String,
-    pub state: DeliveryState,
-    pub attempts: u64,
-    /// When it is tried next, if it is.
-    #[serde(with = "time::serde::rfc3339::option")]
-    #[schema(value_type = Option<String>, format = DateTime)]
-    pub next_at: Option<OffsetDateTime>,
-    /// Of the last answer.
-    pub last_status: Option<u16>,
-    pub last_error: Option<String>,
-    #[serde(with = "time::serde::rfc3339")]
-    #[schema(value_type = String, format = DateTime)]
-    pub created_at: OffsetDateTime,
-}
-
-/// A delivery that this replica is to try.
-#[derive(Debug)]
-pub(crate) struct Claimed {
-    pub(crate) id: Uuid,
-    pub(crate) webhook: Uuid,
-    pub(crate) url: String,
-    pub(crate) body: String,
-    pub(crate) attempts: u64,
-    /// One, or two while a new one is taken over.
-    pub(crate) secrets: Vec<SecretString>,
-}
-
-/// How a trial went.
-#[derive(Debug)]
-pub(crate) struct Tried {
-    pub(crate) status: Option<u16>,
-    /// None: it was taken.
-    pub(crate) error: Option<String>,
-    /// When it is to be tried again; none, if not any more.
-    pub(crate) again_at: Option<OffsetDateTime>,
-    /// A webhook that has failed for as long is disabled.
-    pub(crate) patience: time::Duration,
-    /// The receiver wants no more.
-    pub(crate) is_gone: bool,
-}
-
 impl Store {
     /// All webhooks, in the order they were made in.
     pub async fn webhooks(&self) -> Result<Vec<Webhook>, StoreError> {
@@ -166,8 +92,10 @@ impl Store {
         let secret = generate()?;
         within(PATIENCE, async {
             let mut writing = self.keeping(by, once.map(|(once, _)| once)).await?;
+            writing.has_room_for_webhook(settings.tenants.as_ref(), None).await?;
             let webhook = new(settings, writing.now);
-            let sealed = self.seal(place(&webhook.id.to_string(), "secret"), &secret)?;
+            let at = At::of(webhook.id, webhook.url.as_str());
+            let sealed = self.seal(at.place("secret"), &secret)?;
             let row = self.0.trail.authenticate(webhook::Model { secret: sealed, ..row(&webhook) });
             let entry = audit::Entry::done().with("webhook", shown(&webhook)).row(&row);
             let insert = webhook::Entity::insert(row.into_active_model());
@@ -193,6 +121,9 @@ impl Store {
         within(PATIENCE, async {
             let mut writing = self.keeping(by, None).await?;
             let (stored, before) = writing.webhook(id, expected).await?;
+            if settings.tenants != before.tenants {
+                writing.has_room_for_webhook(settings.tenants.as_ref(), Some(id)).await?;
+            }
             let (failing_since, disabled_reason) = if settings.enabled && !before.enabled {
                 (None, None)
             } else {
@@ -210,8 +141,17 @@ impl Store {
                 return Ok(before);
             }
             let after = Webhook { revision: before.revision + 1, ..after };
-            let webhook::Model { secret, old_secret, old_until, .. } = stored;
-            let row = self.0.trail.authenticate(webhook::Model { secret, old_secret, old_until, ..row(&after) });
+            let (from, to) = (At::of(id, &stored.url), At::of(id, after.url.as_str()));
+            let row = webhook::Model {
+                secret: self.move_sealed(from.place("secret"), to.place("secret"), stored.secret)?,
+                old_secret: match stored.old_secret {
+                    Some(old) => Some(self.move_sealed(from.place("old_secret"), to.place("old_secret"), old)?),
+                    None => None,
+                },
+                old_until: stored.old_until,
+                ..row(&after)
+            };
+            let row = self.0.trail.authenticate(row);
             let entry = audit::Entry::done().with("before", shown(&before)).with("after", shown(&after)).row(&row);
             row.into_active_model().reset_all().update(&writing.transaction).await?;
             writing.audit(by, entry).await?;
@@ -246,13 +186,18 @@ impl Store {
         within(PATIENCE, async {
             let mut writing = self.keeping(by, None).await?;
             let (stored, before) = writing.webhook(id, expected).await?;
-            let at = id.to_string();
-            let old = self.open_sealed(place(&at, "secret"), &stored.secret)?;
+            let at = At::of(id, &stored.url);
+            // One that was altered signs nothing any more: a new one mends that.
+            let old = match self.open_sealed(at.place("secret"), &stored.secret) {
+                Ok(old) => Some(self.seal(at.place("old_secret"), &old)?),
+                Err(error) if error.is_passing() => return Err(error.into()),
+                Err(_) => None,
+            };
             let webhook = Webhook { revision: before.revision + 1, ..before };
             let row = webhook::Model {
-                secret: self.seal(place(&at, "secret"), &secret)?,
-                old_secret: Some(self.seal(place(&at, "old_secret"), &old)?),
-                old_until: Some(millis(writing.now + grace)),
+                secret: self.seal(at.place("secret"), &secret)?,
+                old_until: old.is_some().then(|| millis(writing.now + grace)),
+                old_secret: old,
                 ..row(&webhook)
             };
             let row = self.0.trail.authenticate(row);
@@ -265,246 +210,47 @@ impl Store {
         .await
     }
 
-    /// Deliveries before an id, the newest first.
-    pub async fn deliveries(
-        &self,
-        webhook: Uuid,
-        state: Option<DeliveryState>,
-        before: Option<Uuid>,
-        most: u64,
-    ) -> Result<Vec<Delivery>, StoreError> {
-        use webhook_delivery::Column;
-        let mut find = webhook_delivery::Entity::find().filter(Column::WebhookId.eq(webhook));
-        if let Some(state) = state {
-            find = find.filter(Column::State.eq(state.as_str()));
+    /// Sealed for another address. What does not open where it is stays as it is, and opens nowhere.
+    fn move_sealed(&self, from: Place<'_>, to: Place<'_>, sealed: String) -> Result<String, StoreError> {
+        if from == to {
+            return Ok(sealed);
         }
-        if let Some(before) = before {
-            find = find.filter(Column::Id.lt(before));
+        match self.open_sealed(from, &sealed) {
+            Ok(secret) => self.seal(to, &secret),
+            Err(error) if error.is_passing() => Err(error),
+            Err(_) => Ok(sealed),
         }
-        let find = find.order_by_desc(Column::Id).limit(most);
-        within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(delivery_of).collect() }).await
     }
 
-    /// It is tried again, as if it were new.
-    pub async fn replay_delivery(&self, by: &Author, webhook: Uuid, id: Uuid) -> Result<Delivery, KeepError> {
-        within(PATIENCE, async {
-            let mut writing = self.keeping(by, None).await?;
-            let found = webhook_delivery::Entity::find_by_id(id).one(&writing.transaction).await?;
-            let row = found.filter(|row| row.webhook_id == webhook).ok_or(KeepError::Missing("delivery"))?;
-            if row.claimed_until > millis(writing.now) {
-                return Err(KeepError::State("the delivery is being tried right now"));
-            }
-            let row = webhook_delivery::Model {
-                state: DeliveryState::Pending.as_str().to_owned(),
-                attempts: 0,
-                next_at: millis(writing.now),
-                done_at: None,
-                ..row
-            };
-            row.clone().into_active_model().reset_all().update(&writing.transaction).await?;
-            let entry = audit::Entry::done().with("webhook", webhook.to_string()).with("delivery", id.to_string());
-            writing.audit(by, entry).await?;
-            writing.finish().await?;
-            Ok(delivery_of(row)?)
-        })
-        .await
-    }
-
-    /// Something to deliver that nothing has caused.
-    pub async fn test_webhook(&self, by: &Author, webhook: Uuid) -> Result<Delivery, KeepError> {
-        within(PATIENCE, async {
-            let mut writing = self.keeping(by, None).await?;
-            let (_, webhook) = writing.webhook(webhook, None).await?;
-            let body = body("webhook.test", writing.now, &json!({ "webhook": webhook.id, "by": by.name }));
-            let row = delivery(webhook.id, None, "webhook.test", body, writing.now);
-            let insert = webhook_delivery::Entity::insert(row.clone().into_active_model());
-            insert.exec_without_returning(&writing.transaction).await?;
-            let entry = audit::Entry::done().with("webhook", webhook.id.to_string());
-            writing.audit(by, entry.with("delivery", row.id.to_string())).await?;
-            writing.finish().await?;
-            Ok(delivery_of(row)?)
-        })
-        .await
-    }
-
-    /// Makes deliveries of the events that are new, and forgets the old ones. The leader does.
-    pub(crate) async fn fan_out(&self) -> Result<(), StoreError> {
-        while within(PATIENCE, self.fan_out_some()).await? {}
-        within(PATIENCE, async {
-            let _turn = self.0.turn.lock().await;
-            let old = OffsetDateTime::now_utc() - KEPT;
-            let forget = webhook_delivery::Entity::delete_many().filter(webhook_delivery::Column::CreatedAt.lt(old));
-            forget.exec(&self.0.database).await?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Whether there may be more.
-    async fn fan_out_some(&self) -> Result<bool, StoreError> {
-        let newest = self.newest_event().await?;
-        if cursors::get(&self.0.database, CURSOR).await? == Some(newest) {
-            return Ok(false);
+    /// What is sent is signed with these.
+    pub(super) fn webhook_secrets(&self, webhook: &webhook::Model, now: i64) -> Result<Vec<SecretString>, StoreError> {
+        let at = At::of(webhook.id, &webhook.url);
+        let mut secrets = vec![self.open_sealed(at.place("secret"), &webhook.secret)?];
+        if let Some(old) = webhook.old_secret.as_ref().filter(|_| webhook.old_until.is_some_and(|until| until > now)) {
+            secrets.push(self.open_sealed(at.place("old_secret"), old)?);
         }
-        let _turn = self.0.turn.lock().await;
-        let transaction = self.0.database.begin().await?;
-        // What happened before there were webhooks is told to none.
-        let cursor = cursors::get(&transaction, CURSOR).await?.unwrap_or(0).min(newest);
-        // It writes at first, so that SQLite takes its lock at once.
-        cursors::set(&transaction, CURSOR, cursor).await?;
-        let events = self.events_after(cursor, BATCH as u64).await?;
-        let Some(last) = events.last().map(|event| event.number) else { return Ok(false) };
-        let webhooks = webhook::Entity::find().filter(webhook::Column::Enabled.eq(true)).all(&transaction).await?;
-        let now = OffsetDateTime::now_utc();
-        let mut rows = Vec::new();
-        for row in webhooks {
-            let webhook = webhook_of(row)?;
-            let sight = sight(&webhook);
-            // It was not there when these happened.
-            let seen = events.iter().filter(|event| event.at >= webhook.created_at);
-            for event in seen.filter_map(|event| sight.show(event)) {
-                let told = body(event.kind.as_str(), event.at, &data(&event));
-                rows.push(delivery(webhook.id, Some(event.number), event.kind.as_str(), told, now));
-            }
-        }
-        for rows in rows.chunks(BATCH) {
-            let mut there = OnConflict::columns([webhook_delivery::Column::WebhookId, webhook_delivery::Column::Event]);
-            let there = there.do_nothing().to_owned();
-            let rows = rows.iter().cloned().map(IntoActiveModel::into_active_model);
-            webhook_delivery::Entity::insert_many(rows).on_conflict(there).exec_without_returning(&transaction).await?;
-        }
-        cursors::set(&transaction, CURSOR, last).await?;
-        transaction.commit().await?;
-        Ok(events.len() == BATCH)
+        Ok(secrets)
     }
 
-    /// Deliveries that are due, for this replica alone until `patience` is over.
-    pub(crate) async fn claim_deliveries(
-        &self,
-        most: usize,
-        patience: time::Duration,
-    ) -> Result<Vec<Claimed>, StoreError> {
-        let now = millis(OffsetDateTime::now_utc());
-        let backend = self.0.database.get_database_backend();
-        let skip = if backend == DbBackend::Postgres { "FOR UPDATE OF d SKIP LOCKED" } else { "" };
-        let sql = format!(
-            "UPDATE webhook_deliveries SET claimed_until = $1 WHERE id IN (\
-             SELECT d.id FROM webhook_deliveries d JOIN webhooks w ON w.id = d.webhook_id AND w.enabled \
-             WHERE d.state = 'pending' AND d.next_at <= $2 AND d.claimed_until <= $2 \
-             ORDER BY d.next_at LIMIT {most} {skip}) RETURNING *"
-        );
-        let values = [(now + i64::try_from(patience.whole_milliseconds()).unwrap_or(i64::MAX)).into(), now.into()];
-        within(PATIENCE, async {
-            let rows = {
-                let _turn = self.0.turn.lock().await;
-                let claim = Statement::from_sql_and_values(backend, sql, values);
-                self.0.database.query_all_raw(claim).await?
-            };
-            let mut claimed = Vec::new();
-            for row in rows {
-                let row = webhook_delivery::Model::from_query_result(&row, "")?;
-                let Some(webhook) = webhook::Entity::find_by_id(row.webhook_id).one(&self.0.database).await? else {
-                    continue;
-                };
-                // Nothing is told to whom somebody has put there.
-                if !self.counts(&webhook).await {
-                    continue;
-                }
-                let at = webhook.id.to_string();
-                let mut secrets = vec![self.open_sealed(place(&at, "secret"), &webhook.secret)?];
-                if let Some(old) = webhook.old_secret.filter(|_| webhook.old_until.is_some_and(|until| until > now)) {
-                    secrets.push(self.open_sealed(place(&at, "old_secret"), &old)?);
-                }
-                claimed.push(Claimed {
-                    id: row.id,
-                    webhook: webhook.id,
-                    url: webhook.url,
-                    body: row.body,
-                    attempts: number(row.attempts),
-                    secrets,
-                });
-            }
-            Ok(claimed)
-        })
-        .await
-    }
-
-    /// Keeps how a trial went. A webhook that fails for too long is disabled.
-    pub(crate) async fn tried(&self, claimed: &Claimed, tried: &Tried) -> Result<(), StoreError> {
-        use webhook_delivery::Column;
-        within(PATIENCE, async {
-            let mut writing = self.writing().await?;
-            let state = match (&tried.error, tried.again_at) {
-                (None, _) => DeliveryState::Delivered,
-                (Some(_), Some(_)) => DeliveryState::Pending,
-                (Some(_), None) => DeliveryState::Dead,
-            };
-            let change = webhook_delivery::ActiveModel {
-                state: Set(state.as_str().to_owned()),
-                attempts: Set(signed(claimed.attempts + 1)),
-                next_at: Set(millis(tried.again_at.unwrap_or(writing.now))),
-                claimed_until: Set(0),
-                last_status: Set(tried.status.map(i64::from)),
-                last_error: Set(tried.error.clone()),
-                done_at: Set((state != DeliveryState::Pending).then_some(writing.now)),
-                ..Default::default()
-            };
-            let update = webhook_delivery::Entity::update_many().set(change).filter(Column::Id.eq(claimed.id));
-            update.exec(&writing.transaction).await?;
-            writing.webhook_was_tried(claimed, tried).await?;
-            writing.finish().await
-        })
-        .await
-    }
-}
-
-impl Writing<'_> {
-    async fn webhook(&self, id: Uuid, expected: Option<u64>) -> Result<(webhook::Model, Webhook), KeepError> {
-        let found = webhook::Entity::find_by_id(id).one(&self.transaction).await?;
-        let row = found.ok_or(KeepError::Missing("webhook"))?;
-        let webhook = webhook_of(row.clone())?;
-        expect(expected, webhook.revision, || shown(&webhook))?;
-        Ok((row, webhook))
-    }
-
-    async fn webhook_was_tried(&mut self, claimed: &Claimed, tried: &Tried) -> Result<(), StoreError> {
-        let found = webhook::Entity::find_by_id(claimed.webhook).one(&self.transaction).await?;
-        // It may have been deleted meanwhile.
-        let Some(row) = found else { return Ok(()) };
-        let failing_since = match &tried.error {
-            None => None,
-            Some(_) => Some(row.failing_since.unwrap_or_else(|| millis(self.now))),
-        };
-        let too_long = failing_since.is_some_and(|since| self.now - at(since) >= tried.patience);
-        if !row.enabled || !(too_long || tried.is_gone) {
-            if failing_since != row.failing_since {
-                let change =
-                    webhook::ActiveModel { id: Set(row.id), failing_since: Set(failing_since), ..Default::default() };
-                change.update(&self.transaction).await?;
-            }
-            return Ok(());
-        }
-        let why = tried.error.clone().unwrap_or_default();
+    pub(super) async fn disable_webhook(&self, claimed: &Claimed, tried: &Tried) -> Result<(), StoreError> {
+        let mut writing = self.writing().await?;
+        let found = webhook::Entity::find_by_id(claimed.webhook).one(&writing.transaction).await?;
+        // Somebody may have changed it, or another trial, meanwhile.
+        let Some(row) = found.filter(|row| row.enabled && is_given_up(row, tried, writing.now)) else { return Ok(()) };
         let reason = if tried.is_gone {
             "the receiver wants no more (410)".to_owned()
         } else {
-            format!("it has taken nothing for too long: {why}")
+            format!("it has taken nothing for too long: {}", tried.error.as_deref().unwrap_or_default())
         };
         let mut entry = audit::Entry::done().with("webhook", row.id.to_string()).with("reason", &*reason);
-        let is_authentic = self.store.0.trail.is_authentic(&row);
-        let mut row = webhook::Model {
-            enabled: false,
-            disabled_reason: Some(reason),
-            failing_since,
-            revision: row.revision + 1,
-            ..row
-        };
+        let is_authentic = self.0.trail.is_authentic(&row);
+        let mut row =
+            webhook::Model { enabled: false, disabled_reason: Some(reason), revision: row.revision + 1, ..row };
         // One that was altered stays known as such.
         if is_authentic {
-            row = self.store.0.trail.authenticate(row);
+            row = self.0.trail.authenticate(row);
             entry = entry.row(&row);
         }
-        row.into_active_model().reset_all().update(&self.transaction).await?;
         let by = Author {
             id: None,
             name: "webhooks".to_owned(),
@@ -512,50 +258,69 @@ impl Writing<'_> {
             request: Uuid::now_v7().to_string(),
             action: "disable_webhook",
         };
-        self.audit(&by, entry).await
+        row.into_active_model().reset_all().update(&writing.transaction).await?;
+        writing.audit(&by, entry).await?;
+        writing.finish().await
     }
 }
 
-fn sight(webhook: &Webhook) -> Sight {
-    Sight { role: Role::Admin, tenants: webhook.tenants.clone(), kinds: webhook.kinds.clone(), tenant: None }
+/// Whether it is to be told nothing any more.
+pub(super) fn is_given_up(row: &webhook::Model, tried: &Tried, now: OffsetDateTime) -> bool {
+    tried.is_gone || row.failing_since.is_some_and(|since| now - at(since) >= tried.patience)
 }
 
-/// As Standard Webhooks recommends: the type, the time of the event, and the rest.
-fn body(kind: &str, at: OffsetDateTime, data: &Value) -> String {
-    json!({ "type": kind, "timestamp": at.format(&Rfc3339).unwrap_or_default(), "data": data }).to_string()
-}
+impl Writing<'_> {
+    pub(super) async fn webhook(
+        &self,
+        id: Uuid,
+        expected: Option<u64>,
+    ) -> Result<(webhook::Model, Webhook), KeepError> {
+        let found = webhook::Entity::find_by_id(id).one(&self.transaction).await?;
+        let row = found.ok_or(KeepError::Missing("webhook"))?;
+        let webhook = webhook_of(row.clone())?;
+        expect(expected, webhook.revision, || shown(&webhook))?;
+        Ok((row, webhook))
+    }
 
-fn data(event: &Event) -> Value {
-    json!({ "number": event.number, "tenants": event.tenants, "detail": event.detail })
-}
-
-fn delivery(
-    webhook_id: Uuid,
-    event: Option<u64>,
-    kind: &str,
-    body: String,
-    now: OffsetDateTime,
-) -> webhook_delivery::Model {
-    webhook_delivery::Model {
-        id: Uuid::now_v7(),
-        webhook_id,
-        event: event.map(signed),
-        kind: kind.to_owned(),
-        body,
-        state: DeliveryState::Pending.as_str().to_owned(),
-        attempts: 0,
-        next_at: millis(now),
-        claimed_until: 0,
-        last_status: None,
-        last_error: None,
-        created_at: now,
-        done_at: None,
+    /// A webhook more, or this one for other tenants.
+    async fn has_room_for_webhook(&self, tenants: Option<&BTreeSet<Id>>, but: Option<Uuid>) -> Result<(), KeepError> {
+        use webhook::Column;
+        let find = webhook::Entity::find().filter(Column::Id.ne(but.unwrap_or_default()));
+        let others: Vec<Option<String>> =
+            find.select_only().column(Column::Tenants).into_tuple().all(&self.transaction).await?;
+        let what = "webhooks";
+        let mut of_tenants: BTreeMap<Id, u64> = BTreeMap::new();
+        // One that cannot be read is told of where it is used.
+        let read = |tenants: &String| serde_json::from_str::<BTreeSet<Id>>(tenants).unwrap_or_default();
+        for tenant in others.iter().flatten().flat_map(read) {
+            *of_tenants.entry(tenant).or_default() += 1;
+        }
+        let is_full = |tenant: &&Id| of_tenants.get(*tenant).is_some_and(|many| *many >= MOST_WEBHOOKS_OF_TENANT);
+        if let Some(tenant) = tenants.into_iter().flatten().find(is_full) {
+            return Err(KeepError::Full { what, most: MOST_WEBHOOKS_OF_TENANT, of: Some(tenant.clone()) });
+        }
+        if others.len() as u64 >= MOST_WEBHOOKS {
+            return Err(KeepError::Full { what, most: MOST_WEBHOOKS, of: None });
+        }
+        Ok(())
     }
 }
 
-/// A webhook is of no tenant alone.
-fn place<'a>(row: &'a str, column: &'static str) -> Place<'a> {
-    Place { tenant: "", table: "webhooks", column, row }
+/// Where the secrets of a webhook stand, and whom what they sign is sent to.
+struct At {
+    row: String,
+    destination: String,
+}
+
+impl At {
+    fn of(id: Uuid, url: &str) -> Self {
+        Self { row: id.to_string(), destination: destination(url) }
+    }
+
+    /// A webhook is of no tenant alone.
+    fn place(&self, column: &'static str) -> Place<'_> {
+        Place { tenant: "", table: "webhooks", column, row: &self.row, destination: &self.destination }
+    }
 }
 
 /// Standard Webhooks, section "Signature scheme".
@@ -565,11 +330,11 @@ fn generate() -> Result<SecretString, StoreError> {
     Ok(format!("whsec_{}", STANDARD.encode(bytes)).into())
 }
 
-fn millis(at: OffsetDateTime) -> i64 {
+pub(super) fn millis(at: OffsetDateTime) -> i64 {
     i64::try_from(at.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
 }
 
-fn at(millis: i64) -> OffsetDateTime {
+pub(super) fn at(millis: i64) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH + time::Duration::milliseconds(millis)
 }
 
@@ -615,7 +380,7 @@ fn row(webhook: &Webhook) -> webhook::Model {
 }
 
 #[allow(clippy::needless_pass_by_value)] // Rows become what they are rows of.
-fn webhook_of(row: webhook::Model) -> Result<Webhook, StoreError> {
+pub(super) fn webhook_of(row: webhook::Model) -> Result<Webhook, StoreError> {
     let corrupt = |why: &dyn std::fmt::Display| StoreError::corrupt(format!("the webhook {}", row.id), &why);
     Ok(Webhook {
         id: row.id,
@@ -627,23 +392,6 @@ fn webhook_of(row: webhook::Model) -> Result<Webhook, StoreError> {
         disabled_reason: row.disabled_reason.clone(),
         failing_since: row.failing_since.map(at),
         revision: number(row.revision),
-        created_at: row.created_at,
-    })
-}
-
-fn delivery_of(row: webhook_delivery::Model) -> Result<Delivery, StoreError> {
-    let all = [DeliveryState::Pending, DeliveryState::Delivered, DeliveryState::Dead];
-    let state = all.into_iter().find(|state| state.as_str() == row.state);
-    let state = state.ok_or_else(|| StoreError::corrupt("the state of a delivery", &row.state))?;
-    Ok(Delivery {
-        id: row.id,
-        event: row.event.map(number),
-        kind: row.kind,
-        state,
-        attempts: number(row.attempts),
-        next_at: (state == DeliveryState::Pending).then(|| at(row.next_at)),
-        last_status: row.last_status.and_then(|status| status.try_into().ok()),
-        last_error: row.last_error,
         created_at: row.created_at,
     })
 }

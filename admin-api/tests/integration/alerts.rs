@@ -1,10 +1,16 @@
 //! Rules, and what they find.
 
+use std::{collections::HashMap, sync::Arc};
+
 use secrecy::SecretString;
 use seiketsu_admin_api::store::{Store, StoreSettings, secrets::KeySource};
-use seiketsu_config::push::{Applied, Heartbeat, Hello, Refused};
+use seiketsu_config::push::{
+    Applied, Heartbeat, Hello, Refused,
+    usage::{Counts, Statuses, UsagePage, UsageRecord},
+};
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::Mutex;
 use uuid::Uuid;
 
 use crate::{
@@ -54,11 +60,13 @@ fn rule(name: &str, condition: Value) -> Value {
     json!({ "name": name, "severity": "critical", "condition": condition })
 }
 
-/// The nodes of a control plane, without any: what it is told of them.
+/// The nodes of a control plane, without any: what it is told of them. Those that are connected beat until the test ends,
+/// so that none is gone because a test takes its time.
 struct Nodes {
     runtime: tokio::runtime::Runtime,
     store: Store,
     replica: Uuid,
+    connected: Arc<Mutex<HashMap<Uuid, (Hello, Heartbeat)>>>,
 }
 
 impl Nodes {
@@ -67,7 +75,20 @@ impl Nodes {
         let key = KeySource::Given(KEY.into());
         let settings = StoreSettings { url: SecretString::from(database.url()), key };
         let store = runtime.block_on(Store::connect(&settings)).unwrap();
-        Self { runtime, store, replica: Uuid::now_v7() }
+        let connected = Arc::<Mutex<HashMap<Uuid, (Hello, Heartbeat)>>>::default();
+        let (beating, all) = (store.clone(), Arc::clone(&connected));
+        runtime.spawn(async move {
+            let mut ticks = tokio::time::interval(std::time::Duration::from_secs(1));
+            loop {
+                ticks.tick().await;
+                // Held, so that none beats that has just left.
+                for (hello, heartbeat) in all.lock().await.values() {
+                    // The store may be away for a moment; the next beat tells.
+                    let _ = beating.node_heard(&hello.node, hello.run, heartbeat).await;
+                }
+            }
+        });
+        Self { runtime, store, replica: Uuid::now_v7(), connected }
     }
 
     fn connect(&self, name: &str, region: &str) -> Hello {
@@ -82,23 +103,83 @@ impl Nodes {
             orders: false,
             usage: false,
         };
-        self.runtime.block_on(self.store.node_connected(&hello, self.replica)).unwrap();
+        self.runtime.block_on(async {
+            let mut connected = self.connected.lock().await;
+            self.store.node_connected(&hello, self.replica).await.unwrap();
+            let heartbeat = Heartbeat { revision: 0, ready: false, draining: false };
+            connected.insert(hello.run, (hello.clone(), heartbeat));
+        });
         hello
     }
 
     fn beat(&self, hello: &Hello, ready: bool, draining: bool) {
-        let heartbeat = Heartbeat { revision: 0, ready, draining };
-        self.runtime.block_on(self.store.node_heard(&hello.node, hello.run, &heartbeat)).unwrap();
+        self.change(hello, |heartbeat| (heartbeat.ready, heartbeat.draining) = (ready, draining));
     }
 
     fn apply(&self, hello: &Hello, revision: u64, refused: Vec<Refused>) {
+        self.change(hello, |heartbeat| heartbeat.revision = revision);
         let applied = Applied { nonce: 1, revision, refused, refused_more: 0, lost: false };
         self.runtime.block_on(self.store.node_applied(&hello.node, hello.run, &applied)).unwrap();
     }
 
-    fn leave(&self, hello: &Hello) {
-        self.runtime.block_on(self.store.node_left(&hello.node, hello.run, self.replica)).unwrap();
+    /// What it says from now on.
+    fn change(&self, hello: &Hello, change: impl FnOnce(&mut Heartbeat)) {
+        self.runtime.block_on(async {
+            let mut connected = self.connected.lock().await;
+            let (_, heartbeat) = connected.get_mut(&hello.run).unwrap();
+            change(heartbeat);
+            self.store.node_heard(&hello.node, hello.run, heartbeat).await.unwrap();
+        });
     }
+
+    fn leave(&self, hello: &Hello) {
+        self.runtime.block_on(async {
+            self.connected.lock().await.remove(&hello.run);
+            self.store.node_left(&hello.node, hello.run, self.replica).await.unwrap();
+        });
+    }
+}
+
+/// Rules of another tenant, which come before all others.
+fn add_rules(database: &Database, from: i64, to: i64, are_enabled: bool) {
+    let id = match database {
+        Database::Sqlite(_) => "unhex(printf('%032x', i))",
+        Database::Postgres(_) => "CAST(lpad(to_hex(i), 32, '0') AS UUID)",
+    };
+    database.execute(&format!(
+        "WITH RECURSIVE numbers (i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM numbers WHERE i < {to}) \
+         INSERT INTO alert_rules (id, name, condition, severity, tenant, enabled, revision, created_at) \
+         SELECT {id}, 'n' || i, '{{\"kind\":\"node_gone\"}}', 'info', 'initech', {are_enabled}, 1, \
+         (SELECT MIN(created_at) FROM alert_rules) FROM numbers"
+    ));
+}
+
+/// Usage, as a node tells it.
+fn take_usage(nodes: &Nodes, log: &str, sequence: u64, second: u64, tenant: &str, counts: Counts) {
+    let record = UsageRecord { sequence, second, tenant: tenant.to_owned(), counts, ..UsageRecord::default() };
+    let page = UsagePage { log: log.to_owned(), missing: None, records: vec![record], next: sequence };
+    nodes.runtime.block_on(nodes.store.take_usage(&"n1".parse().unwrap(), None, page)).unwrap();
+}
+
+fn now() -> u64 {
+    OffsetDateTime::now_utc().unix_timestamp().try_into().unwrap()
+}
+
+/// So many requests, answered with 2xx, 4xx and 5xx.
+fn answered(good: u64, client_errors: u64, server_errors: u64) -> Counts {
+    let all = good + client_errors + server_errors;
+    Counts {
+        admitted: all,
+        cost: all,
+        statuses: Statuses([0, good, 0, client_errors, server_errors]),
+        ..Counts::default()
+    }
+}
+
+fn with_quota(id: &str, daily: u64) -> Value {
+    let mut tenant = tenant(id);
+    tenant["policies"]["limits"] = json!({ "quotas": { "daily": daily } });
+    tenant
 }
 
 on_both! {
@@ -238,6 +319,134 @@ on_both! {
         owner.delete(&format!("/alerts/rules/{}", rules["items"][0]["id"].as_str().unwrap())).is(204);
         admin.restart(database);
         assert_eq!(admin.client().get("/alerts/rules").json()["items"].as_array().unwrap().len(), first);
+    }
+
+    fn a_quota_that_is_nearly_used_up_is_told_of_until_there_is_more(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let nodes = Nodes::of(database);
+        for name in ["acme", "globex"] {
+            owner.post("/tenants", &with_quota(name, 100)).is(201);
+        }
+        owner.post("/alerts/rules", &json!({
+            "name": "nearly", "severity": "warning", "tenant": "acme", "condition": { "kind": "quota_used", "percent": 50 },
+        })).is(201);
+        take_usage(&nodes, "0a", 1, now(), "acme", answered(49, 0, 0));
+        take_usage(&nodes, "0a", 2, now(), "globex", answered(80, 0, 0));
+        let first = comes_to(&owner, "quota-used", "open");
+        assert_eq!((&first["tenant"], &first["subject"]), (&json!("globex"), &json!("daily quota of tenant globex")));
+        assert!(alerts(&owner, "nearly").is_empty(), "49 of 100 are not half of it");
+        take_usage(&nodes, "0a", 3, now(), "acme", answered(1, 0, 0));
+        let found = comes_to(&owner, "nearly", "open");
+        assert!(found["summary"].as_str().unwrap().contains("50 % of its daily quota of 100"), "{found}");
+        owner.put("/tenants/acme", &with_quota("acme", 1000)).is(200);
+        comes_to(&owner, "nearly", "resolved");
+        owner.put("/head", &json!({ "defaults": { "limits": { "quotas": { "monthly": 10 } } } })).is(200);
+        let found = comes_to(&owner, "nearly", "open");
+        assert_eq!(found["subject"], "monthly quota of tenant acme");
+        owner.delete("/tenants/globex").is(200);
+        wait_until("those of a tenant that is gone are over", || {
+            alerts(&owner, "quota-used").iter().all(|alert| alert["tenant"] != "globex" || alert["state"] == "resolved")
+        });
+    }
+
+    fn errors_and_sudden_rises_are_found_of_all_of_each_and_of_one(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let nodes = Nodes::of(database);
+        let minutes_ago = |minutes: u64| now() - minutes * 60;
+        // An hour of 10 requests a minute. Of 100 in the last minutes, eleven failed; of one tenant, too few to say.
+        take_usage(&nodes, "0a", 1, minutes_ago(30), "acme", answered(590, 5, 5));
+        take_usage(&nodes, "0a", 2, now(), "acme", answered(89, 0, 11));
+        take_usage(&nodes, "0a", 3, now(), "globex", answered(40, 1, 9));
+        let rise = |class: Value| json!({ "kind": "sudden_rise", "factor": 3, "least": 50, "class": class });
+        owner.post("/alerts/rules", &rule("more", rise(Value::Null))).is(201);
+        owner.post("/alerts/rules", &rule("worse", rise("5xx".into()))).is(201);
+        let mut one = rule("one", json!({ "kind": "error_rate", "class": "4xx", "percent": 0, "least_requests": 1 }));
+        one["tenant"] = "globex".into();
+        owner.post("/alerts/rules", &one).is(201);
+        let rate = |each| json!({ "kind": "error_rate", "percent": 10, "least_requests": 100, "each_tenant": each });
+        owner.post("/alerts/rules", &rule("each", rate(true))).is(201);
+        owner.post("/alerts/rules", &rule("all", rate(false))).is(201);
+        let found = comes_to(&owner, "each", "open");
+        assert_eq!((&found["tenant"], &found["subject"]), (&json!("acme"), &json!("requests of tenant acme")));
+        let found = comes_to(&owner, "all", "open");
+        assert_eq!((&found["tenant"], &found["subject"]), (&Value::Null, &json!("all requests")));
+        assert!(found["summary"].as_str().unwrap().contains("20 of 150 requests within 5 min"), "{found}");
+        assert_eq!(comes_to(&owner, "one", "open")["tenant"], "globex");
+        assert!(alerts(&owner, "more").is_empty(), "three times as many are not more than that");
+        assert!(alerts(&owner, "worse").is_empty(), "twenty are not fifty");
+        take_usage(&nodes, "0a", 4, now(), "acme", answered(1000, 0, 50));
+        comes_to(&owner, "all", "resolved");
+        comes_to(&owner, "more", "open");
+        let found = comes_to(&owner, "worse", "open");
+        assert!(found["summary"].as_str().unwrap().contains("70 5xx"), "{found}");
+        assert_eq!(alerts(&owner, "each").len(), 1);
+        for (wrong, place) in [
+            (json!({ "kind": "error_rate", "percent": 100 }), "condition.percent"),
+            (json!({ "kind": "error_rate", "window_minutes": 61 }), "condition.window_minutes"),
+            (json!({ "kind": "sudden_rise", "factor": 0 }), "condition.factor"),
+            (json!({ "kind": "sudden_rise", "least": 0 }), "condition.least"),
+            (json!({ "kind": "quota_used", "percent": 0 }), "condition.percent"),
+            (json!({ "kind": "replica_lag", "more_than_seconds": 0 }), "condition.more_than_seconds"),
+        ] {
+            assert_eq!(owner.post("/alerts/rules", &rule("x", wrong)).is_problem(422, ":invalid")["errors"][0]["path"], place);
+        }
+        owner.post("/alerts/rules", &rule("x", json!({ "kind": "error_rate", "class": "3xx" }))).is_problem(422, ":invalid");
+    }
+
+    fn a_store_of_an_earlier_release_gets_rules_of_the_new_kinds_once(database) {
+        let mut admin = database.admin();
+        let names = |client: &Client| -> Vec<String> {
+            let rules = client.get("/alerts/rules?limit=1000").is(200).json();
+            rules["items"].as_array().unwrap().iter().map(|rule| rule["name"].as_str().unwrap().to_owned()).collect()
+        };
+        let all = names(&admin.client());
+        for name in ["quota-used", "error-rate", "sudden-4xx", "sudden-5xx", "replica-lag", "node-gone"] {
+            assert!(all.iter().any(|there| there == name), "{name}: {all:?}");
+        }
+        // As it was before: without them, and with one of its own that has such a name.
+        let new = "condition LIKE '%quota_used%' OR condition LIKE '%error_rate%' OR condition LIKE '%sudden_rise%' \
+            OR condition LIKE '%replica_lag%' OR name = 'node-gone'";
+        database.execute(&format!("DELETE FROM alert_rules WHERE {new}"));
+        database.execute("UPDATE cursors SET number = 1 WHERE name = 'first-alert-rules'");
+        admin.client().post("/alerts/rules", &expiring("error-rate", None, 3)).is(201);
+        admin.restart(database);
+        let owner = admin.client();
+        let there = names(&owner);
+        assert!(there.contains(&"error-rate-2".to_owned()) && there.contains(&"quota-used".to_owned()), "{there:?}");
+        assert!(!there.contains(&"node-gone".to_owned()), "what was deleted before does not come back");
+        assert_eq!(there.len(), all.len());
+        for rule in owner.get("/alerts/rules?limit=1000").json()["items"].as_array().unwrap() {
+            if rule["condition"]["kind"] == "quota_used" {
+                owner.delete(&format!("/alerts/rules/{}", rule["id"].as_str().unwrap())).is(204);
+            }
+        }
+        admin.restart(database);
+        assert_eq!(names(&admin.client()).len(), all.len() - 1);
+    }
+
+    fn rules_are_as_many_as_they_may_be_and_all_are_looked_at(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        owner.post("/tenants", &with_key("acme", 10)).is(201);
+        for number in 0..50 {
+            owner.post("/alerts/rules", &expiring(&format!("r{number}"), Some("acme"), 30)).is(201);
+        }
+        let refused = owner.post("/alerts/rules", &expiring("more", Some("acme"), 30)).is_problem(409, ":limit-reached");
+        assert_eq!(refused["most"], 50);
+        let other = owner.post("/alerts/rules", &expiring("other", Some("globex"), 30)).is(201).json();
+        let path = format!("/alerts/rules/{}", other["id"].as_str().unwrap());
+        owner.put(&path, &expiring("other", Some("acme"), 30)).is_problem(409, ":limit-reached");
+        owner.put(&path, &expiring("other", Some("globex"), 29)).is(200);
+        // So many that they are read in pages, and then as many as there may be.
+        add_rules(database, 1, 1100, true);
+        owner.post("/alerts/rules", &expiring("last", None, 30)).is(201);
+        assert_eq!(alert_of(&owner, "last")["state"], "open");
+        let there = database.number("SELECT COUNT(*) AS number FROM alert_rules");
+        add_rules(database, 1101, 1100 + 5000 - there, false);
+        let refused = owner.post("/alerts/rules", &expiring("beyond", None, 30)).is_problem(409, ":limit-reached");
+        assert_eq!(refused["most"], 5000);
     }
 }
 

@@ -4,6 +4,7 @@ use std::{fs, process::Stdio};
 
 use seiketsu_admin_api::store::Store;
 use seiketsu_config::push::usage::{Counts, UsagePage, UsageRecord};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::support::{Admin, Client, Database, Postgres, Process, command, free_port, own, wait_until};
@@ -154,6 +155,31 @@ fn usage_is_read_from_a_replica_while_that_is_near_and_from_the_primary_otherwis
     assert_eq!(reads_from(&client), "primary");
     replica.run();
     wait_until("it is back", || reads_from(&client) == "replica");
+}
+
+#[test]
+fn a_replica_that_lags_or_is_away_is_an_alert_until_it_is_back() {
+    let database = Database::postgres();
+    let Database::Postgres(primary) = &database else { panic!() };
+    let mut replica = Replica::of(primary);
+    let admin = Admin::start(&database, tempfile::tempdir().unwrap(), &["--database-replica-url", &replica.url()]);
+    let client = admin.client();
+    let condition = json!({ "kind": "replica_lag", "more_than_seconds": 1, "for_seconds": 1 });
+    client.post("/alerts/rules", &json!({ "name": "lag", "severity": "warning", "condition": condition })).is(201);
+    wait_until("it follows", || metric(&client, "seiketsu_store_replica_lag_seconds") >= 0.0);
+    let state = |summary: &str, state: &str| {
+        let all = client.get("/alerts?limit=1000").is(200).json();
+        let mut all = all["items"].as_array().unwrap().iter().filter(|alert| alert["rule"] == "lag");
+        all.next().is_some_and(|alert| alert["state"] == state && alert["summary"].as_str().unwrap().contains(summary))
+    };
+    replica.execute("SELECT pg_wal_replay_pause()");
+    wait_until("it is behind", || state("behind by more than 1 s", "open"));
+    replica.execute("SELECT pg_wal_replay_resume()");
+    wait_until("it has caught up", || state("behind", "resolved"));
+    replica.stop();
+    wait_until("it is away", || state("cannot be reached", "open"));
+    replica.run();
+    wait_until("it is back", || state("cannot be reached", "resolved"));
 }
 
 #[test]

@@ -25,7 +25,7 @@ async fn open(database: &Database) -> Store {
 }
 
 fn at(row: &str) -> Place<'_> {
-    Place { tenant: "", table: "own_secrets", column: "secret", row }
+    Place { tenant: "", table: "own_secrets", column: "secret", row, destination: "" }
 }
 
 fn by() -> Author {

@@ -16,7 +16,7 @@ use tokio_rustls::rustls::{
 use crate::{
     alerts::alert_of,
     support::{Admin, Client, Database, on_both, tenant, tenant_with_rate, wait_until},
-    webhooks::Receiver,
+    webhooks::{Received, Receiver},
 };
 
 struct Identity {
@@ -241,8 +241,69 @@ on_both! {
         let path = format!("/siem/{}", made.json()["id"].as_str().unwrap());
         let same = json!({ "name": "renamed", "url": receiver.url(), "enabled": false });
         assert_eq!(owner.put(&path, &same).is(200).json()["has_token"], true);
-        let other = json!({ "name": "renamed", "url": "https://elsewhere.invalid/", "enabled": false });
-        assert_eq!(owner.put(&path, &other).is(200).json()["has_token"], false);
+        let other = |token: Value| {
+            json!({ "name": "renamed", "url": "https://elsewhere.invalid/", "enabled": false, "token": token })
+        };
+        let refused = owner.put(&path, &other(Value::Null)).is_problem(422, ":invalid");
+        assert_eq!(refused["errors"][0]["path"], "token");
+        assert_eq!(owner.put(&path, &other("".into())).is(200).json()["has_token"], false);
+        assert_eq!(owner.put(&path, &other("new".into())).is(200).json()["has_token"], true);
+    }
+
+    fn whoever_changes_an_address_in_the_store_is_not_sent_what_was_for_another(database) {
+        let (receiver, other) = (Receiver::start(), Receiver::start());
+        let admin = Admin::start(database, tempfile::tempdir().unwrap(), &["--outbound-allow-private", "--webhook-pauses", "100ms"]);
+        let owner = admin.client();
+        let body = json!({ "name": "siem", "url": receiver.url(), "token": "hec-secret", "after": 0 });
+        let made = owner.post("/siem", &body).is(201).json();
+        let hook = json!({ "name": "hook", "url": receiver.url(), "kinds": [] });
+        let hook = owner.post("/webhooks", &hook).is(201).json();
+        wait_until("it comes", || sink(&owner)["delivered"].as_u64() >= Some(1));
+        // What is asked for there may change, and the token stays.
+        let path = format!("/siem/{}", made["id"].as_str().unwrap());
+        owner.put(&path, &json!({ "name": "siem", "url": format!("{}&c=d", receiver.url()) })).is(200);
+        owner.post("/tenants", &tenant("acme")).is(201);
+        let is_there = |one: &Received| one.line().contains("c=d") && one.header("authorization") == "Bearer hec-secret";
+        wait_until("it comes", || receiver.received().iter().any(is_there));
+        for table in ["siem_sinks", "webhooks"] {
+            database.execute(&format!("UPDATE {table} SET url = '{}'", other.url()));
+        }
+        owner.post("/tenants", &tenant("globex")).is(201);
+        let test = format!("/webhooks/{}", hook["id"].as_str().unwrap());
+        owner.post(&format!("{test}/test"), &json!({})).is(202);
+        wait_until("the sink fails", || sink(&owner)["last_error"].to_string().contains("altered"));
+        let deliveries = || owner.get(&format!("{test}/deliveries")).is(200).json()["items"].clone();
+        wait_until("the webhook fails", || deliveries()[0]["last_error"].to_string().contains("altered"));
+        assert!(other.received().is_empty());
+        // Keys are rotated when it is mended.
+        owner.put(&path, &json!({ "name": "siem", "url": other.url(), "token": "new" })).is(200);
+        owner.post(&format!("{test}/rotate-secret"), &json!({})).is(200);
+        owner.post("/secrets/rotate", &json!({})).is(200);
+        owner.post(&format!("{test}/test"), &json!({})).is(202);
+        wait_until("it is delivered", || deliveries()[0]["state"] == "delivered");
+        let all = newest(&owner);
+        wait_until("everything came", || sink(&owner)["delivered"].as_u64() >= Some(all));
+        // Whoever changes the address over the API takes the webhook's secret along.
+        let hook = json!({ "name": "hook", "url": receiver.url(), "kinds": [] });
+        owner.put(&test, &hook).is(200);
+        owner.post(&format!("{test}/test"), &json!({})).is(202);
+        wait_until("it is delivered", || deliveries()[0]["state"] == "delivered");
+    }
+
+    fn an_address_that_is_no_sink_any_more_is_not_sent_to(database) {
+        let receiver = Receiver::start();
+        let lax = Admin::start(database, tempfile::tempdir().unwrap(), &["--outbound-allow-private"]);
+        let owner = lax.client();
+        owner.post("/siem", &json!({ "name": "siem", "url": receiver.url() })).is(201);
+        wait_until("it comes", || sink(&owner)["delivered"].as_u64() >= Some(1) && !receiver.received().is_empty());
+        let token = lax.token.clone();
+        drop(lax);
+        let strict = database.admin();
+        let owner = Client { token: Some(token), ..strict.client() };
+        let before = receiver.received().len();
+        owner.post("/tenants", &tenant("acme")).is(201);
+        wait_until("it is refused", || sink(&owner)["last_error"].to_string().contains("neither syslogs"));
+        assert_eq!(receiver.received().len(), before);
     }
 }
 

@@ -8,11 +8,12 @@ use std::{
 
 use aws_lc_rs::hmac;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use seiketsu_admin_api::store::{Store, secrets::Place};
 use serde_json::{Value, json};
 
 use crate::{
     alerts::alert_of,
-    support::{Admin, Client, Database, on_both, tenant, tenant_with_rate, wait_until},
+    support::{Admin, Client, Database, on_both, settings, tenant, tenant_with_rate, wait_until},
 };
 
 #[derive(Debug, Clone)]
@@ -26,6 +27,11 @@ impl Received {
         let line = |line: &str| line.to_lowercase().starts_with(&format!("{name}: "));
         let found = self.head.lines().find(|found| line(found)).unwrap_or_else(|| panic!("{name}: {self:?}"));
         found.split_once(": ").unwrap().1.trim()
+    }
+
+    /// What was asked for.
+    pub fn line(&self) -> &str {
+        self.head.lines().next().unwrap_or_default()
     }
 
     pub fn json(&self) -> Value {
@@ -270,6 +276,98 @@ on_both! {
         owner.post(&path(&made, "/test"), &json!({})).is(202);
         wait_until("it is disabled at once", || owner.get(&path(&made, "")).json()["enabled"] == false);
     }
+
+    fn a_receiver_that_does_not_answer_holds_up_nobody_else(database) {
+        let (silent, good) = (Receiver::start(), Receiver::start());
+        silent.answers("");
+        let admin = admin(database);
+        let owner = admin.client();
+        let slow = owner.post("/webhooks", &hook("slow", &silent.url(), Some("acme"))).is(201).json();
+        for rate in 1..300 {
+            owner.put("/tenants/acme", &tenant_with_rate("acme", rate)).is(200);
+        }
+        wait_until("it has hundreds to take", || deliveries(&owner, &slow).len() == 299);
+        silent.comes_to(4);
+        let begun = std::time::Instant::now();
+        owner.post("/webhooks", &hook("good", &good.url(), Some("globex"))).is(201);
+        owner.post("/tenants", &tenant("globex")).is(201);
+        good.comes_to(1);
+        // Less than what the other one has to answer.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(8), "{:?}", begun.elapsed());
+        assert_eq!(silent.received().len(), 4, "one receiver has a few at a time");
+    }
+
+    fn one_whose_secret_cannot_be_opened_is_told_so_and_the_others_are_delivered(database) {
+        let receiver = Receiver::start();
+        let admin = admin(database);
+        let owner = admin.client();
+        let damaged = owner.post("/webhooks", &hook("damaged", &receiver.url(), None)).is(201).json();
+        let good = owner.post("/webhooks", &hook("good", &receiver.url(), None)).is(201).json();
+        database.execute("UPDATE webhooks SET secret = 's1.nonsense' WHERE name = 'damaged'");
+        owner.post("/tenants", &tenant("acme")).is(201);
+        receiver.comes_to(1);
+        wait_until("it is delivered", || deliveries(&owner, &good)[0]["state"] == "delivered");
+        wait_until("it is dead", || deliveries(&owner, &damaged)[0]["state"] == "dead");
+        let told = deliveries(&owner, &damaged)[0]["last_error"].clone();
+        assert!(told.as_str().unwrap().contains("secret cannot be opened"), "{told}");
+        assert_eq!(receiver.received().len(), 1);
+    }
+
+    fn what_an_earlier_release_has_sealed_is_sealed_for_its_receiver_once(database) {
+        let receiver = Receiver::start();
+        let mut first = admin(database);
+        let made = first.client().post("/webhooks", &hook("mine", &receiver.url(), None)).is(201).json();
+        let secret = made["secret"].as_str().unwrap().to_owned();
+        let place = Place {
+            tenant: "", table: "webhooks", column: "secret", row: made["id"].as_str().unwrap(), destination: "",
+        };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let sealed = runtime.block_on(async {
+            let store = Store::connect(&settings(database.url())).await.unwrap();
+            store.seal(place, &secret.clone().into()).unwrap()
+        });
+        let as_before = format!("UPDATE webhooks SET secret = '{sealed}'");
+        first.process.0.kill().unwrap();
+        first.process.wait();
+        database.execute(&format!("{as_before}; DELETE FROM cursors WHERE name = 'secrets-of-receivers'"));
+        let second = admin(database);
+        let owner = Client { token: Some(first.token.clone()), ..second.client() };
+        owner.post(&path(&made, "/test"), &json!({})).is(202);
+        assert!(receiver.comes_to(1)[0].is_signed_with(&secret));
+        // Whoever brings it back later brings back nothing.
+        database.execute(&as_before);
+        owner.post(&path(&made, "/test"), &json!({})).is(202);
+        wait_until("it is dead", || deliveries(&owner, &made)[0]["state"] == "dead");
+        assert_eq!(receiver.received().len(), 1);
+    }
+
+    fn webhooks_are_as_many_as_they_may_be(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let url = "https://hooks.example/";
+        for number in 0..20 {
+            owner.post("/webhooks", &hook(&format!("h{number}"), url, Some("acme"))).is(201);
+        }
+        let refused = owner.post("/webhooks", &hook("more", url, Some("acme"))).is_problem(409, ":limit-reached");
+        assert_eq!(refused["most"], 20);
+        let other = owner.post("/webhooks", &hook("other", url, Some("globex"))).is(201).json();
+        owner.put(&path(&other, ""), &hook("other", url, Some("acme"))).is_problem(409, ":limit-reached");
+        owner.put(&path(&other, ""), &hook("renamed", url, Some("globex"))).is(200);
+        let mut none = hook("none", url, None);
+        none["tenants"] = json!([]);
+        assert_eq!(owner.post("/webhooks", &none).is_problem(422, ":invalid")["errors"][0]["path"], "tenants");
+        let id = match database {
+            Database::Sqlite(_) => "unhex(printf('%032x', i))",
+            Database::Postgres(_) => "CAST(lpad(to_hex(i), 32, '0') AS UUID)",
+        };
+        database.execute(&format!(
+            "WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < 979) \
+             INSERT INTO webhooks (id, name, url, secret, enabled, revision, created_at) \
+             SELECT {id}, 'n' || i, '{url}', '', false, 1, (SELECT MIN(created_at) FROM webhooks) FROM numbers"
+        ));
+        let refused = owner.post("/webhooks", &hook("beyond", url, None)).is_problem(409, ":limit-reached");
+        assert_eq!(refused["most"], 1000);
+    }
 }
 
 #[test]
@@ -289,6 +387,35 @@ fn each_delivery_is_tried_by_one_replica() {
         all.len() == 100 && all.iter().all(|delivery| delivery["state"] == "delivered")
     });
     assert_eq!(receiver.received().len(), 100);
+}
+
+#[test]
+fn how_a_delivery_went_is_kept_while_a_change_takes_its_time() {
+    let database = Database::postgres();
+    let receiver = Receiver::start();
+    let admin = admin(&database);
+    let owner = admin.client();
+    let made = owner.post("/webhooks", &hook("mine", &receiver.url(), None)).is(201).json();
+    owner.post("/tenants", &tenant("acme")).is(201);
+    let is_delivered = |many: usize| {
+        let all = deliveries(&owner, &made);
+        all.len() == many && all.iter().all(|delivery| delivery["state"] == "delivered")
+    };
+    wait_until("it is delivered", || is_delivered(1));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
+        let connection = sea_orm::Database::connect(database.url()).await.unwrap();
+        let change = connection.begin().await.unwrap();
+        // The row that every change needs.
+        change.execute_unprepared("UPDATE control SET id = id").await.unwrap();
+        database.execute(
+            "INSERT INTO webhook_deliveries (id, webhook_id, kind, body, state, attempts, next_at, claimed_until, created_at) \
+             SELECT gen_random_uuid(), webhook_id, kind, body, 'pending', 0, 0, 0, created_at FROM webhook_deliveries",
+        );
+        wait_until("it is kept", || is_delivered(2));
+        change.rollback().await.unwrap();
+    });
 }
 
 #[test]

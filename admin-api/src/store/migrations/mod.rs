@@ -24,6 +24,7 @@ const STEPS: &[&str] = &[
     AUDIT_SEALS,
     include_str!("0013_enterprise.sql"),
     ROW_MACS,
+    include_str!("0015_webhook_deliveries.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.

@@ -15,7 +15,7 @@ pub(in crate::store) const AUDIT_CHAIN: &str = "audit-chain";
 pub(in crate::store) const AUDIT_SEAL: &str = "audit-seal";
 
 pub(in crate::store) fn own_place(name: &str) -> Place<'_> {
-    Place { tenant: "", table: "own_secrets", column: "secret", row: name }
+    Place { tenant: "", table: "own_secrets", column: "secret", row: name, destination: "" }
 }
 
 /// A secret of this name: 32 random bytes in base64url, made when it is first asked for. And whether it was just made.

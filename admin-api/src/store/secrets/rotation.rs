@@ -1,14 +1,14 @@
 //! New keys: a data key that everything is sealed with anew, and another key-encryption key.
 
 use sea_orm::{
-    ActiveModelTrait as _, ColumnTrait, ConnectionTrait, DbErr, EntityTrait, IntoActiveModel as _, QueryFilter,
-    QueryResult, Statement, Value, sea_query::Expr,
+    ActiveModelTrait as _, ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, DbErr, EntityTrait,
+    IntoActiveModel as _, QueryFilter, QueryResult, Statement, Value, sea_query::Expr,
 };
 use serde::Serialize;
 use time::Duration;
 use uuid::Uuid;
 
-use super::{KeySource, Place, SEALED, SealedColumn, prefix};
+use super::{KeySource, Place, SEALED, SealedColumn, destination, prefix};
 use crate::store::{
     Author, BATCH, PATIENCE_FOR_ALL, Store, StoreError, audit::Entry, entities::sealing_key, rows, within,
 };
@@ -89,33 +89,23 @@ impl Store {
 
     /// A batch of what is not sealed with the newest key; how many they were.
     async fn reseal(&self, by: &Author, column: &SealedColumn) -> Result<u64, StoreError> {
-        let SealedColumn { table, column: name, row, tenant } = *column;
         let mut writing = self.writing().await?;
         let transaction = &writing.transaction;
         // Should another replica rotate as well, both seal with what is the newest now.
         self.learn_keys(transaction).await?;
         let current = self.0.keys.read().current().0;
-        let backend = transaction.get_database_backend();
-        let select = format!(
-            "SELECT {row} AS place, {tenant} AS tenant, {name} AS sealed FROM {table} \
-             WHERE {name} IS NOT NULL AND {name} NOT LIKE '{}%' LIMIT {BATCH}",
-            prefix(current),
-        );
-        let found = transaction.query_all_raw(Statement::from_string(backend, select)).await?;
+        let condition = format!("AND {} NOT LIKE '{}%' LIMIT {BATCH}", column.column, prefix(current));
+        let found = sealed(transaction, column, &condition).await?;
         if found.is_empty() {
             return Ok(0);
         }
-        let authentic = rows::authentic(transaction, &self.0.trail, table).await?;
-        let update = format!("UPDATE {table} SET {name} = $1 WHERE {row} = $2 AND {name} = $3");
+        let authentic = rows::authentic(transaction, &self.0.trail, column.table).await?;
         for found in &found {
-            let ((at, key), (tenant, _)) = (text(found, "place")?, text(found, "tenant")?);
-            let sealed: String = found.try_get("", "sealed")?;
-            let place = Place { tenant: &tenant, table, column: name, row: &at };
-            let again = self.seal(place, &self.open_sealed(place, &sealed)?)?;
-            let values = [again.into(), key, sealed.into()];
-            transaction.execute_raw(Statement::from_sql_and_values(backend, &update, values)).await?;
+            let place = found.place(column);
+            let again = self.seal(place, &self.open_sealed(place, &found.sealed)?)?;
+            transaction.execute_raw(found.replace(column, again, transaction.get_database_backend())).await?;
         }
-        let entry = rows::tell_of(transaction, &self.0.trail, &authentic, table).await?;
+        let entry = rows::tell_of(transaction, &self.0.trail, &authentic, column.table).await?;
         if !entry.detail.is_empty() {
             writing.audit(by, entry).await?;
         }
@@ -139,6 +129,51 @@ impl Store {
         writing.finish().await?;
         Ok(Rotated { key, resealed })
     }
+}
+
+/// A sealed text, and what its place is made of.
+pub(super) struct Sealed {
+    tenant: String,
+    row: String,
+    key: Value,
+    destination: String,
+    pub(super) sealed: String,
+}
+
+impl Sealed {
+    pub(super) fn place(&self, column: &SealedColumn) -> Place<'_> {
+        let (SealedColumn { table, column, .. }, destination) = (*column, &self.destination);
+        Place { tenant: &self.tenant, table, column, row: &self.row, destination }
+    }
+
+    /// Writes another text in place of it, unless somebody else did.
+    pub(super) fn replace(&self, column: &SealedColumn, with: String, backend: DbBackend) -> Statement {
+        let SealedColumn { table, column, row, .. } = *column;
+        let sql = format!("UPDATE {table} SET {column} = $1 WHERE {row} = $2 AND {column} = $3");
+        Statement::from_sql_and_values(backend, sql, [with.into(), self.key.clone(), self.sealed.clone().into()])
+    }
+}
+
+/// The sealed texts of a column that this holds for as well.
+pub(super) async fn sealed(
+    transaction: &DatabaseTransaction,
+    column: &SealedColumn,
+    condition: &str,
+) -> Result<Vec<Sealed>, StoreError> {
+    let SealedColumn { table, column, row, tenant, is_for_receiver } = *column;
+    let url = if is_for_receiver { "url" } else { "''" };
+    let select = format!(
+        "SELECT {row} AS place, {tenant} AS tenant, {url} AS url, {column} AS sealed FROM {table} \
+         WHERE {column} IS NOT NULL {condition}"
+    );
+    let found = transaction.query_all_raw(Statement::from_string(transaction.get_database_backend(), select)).await?;
+    let read = |found: &QueryResult| {
+        let ((row, key), (tenant, _)) = (text(found, "place")?, text(found, "tenant")?);
+        let url: String = found.try_get("", "url")?;
+        let destination = if url.is_empty() { url } else { destination(&url) };
+        Ok(Sealed { tenant, row, key, destination, sealed: found.try_get("", "sealed")? })
+    };
+    found.iter().map(read).collect()
 }
 
 /// Text or a UUID, as text and as it is.

@@ -1,5 +1,6 @@
 //! Usage: taken over from nodes' logs into sums of minutes, hours and days, and read from there.
 
+mod answered;
 mod ledger;
 mod quotas;
 mod sums;
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 pub(super) use self::sums::{all, counts_of, sums};
 pub use self::{
+    answered::Answered,
     quotas::{PeriodUse, QuotaUse},
     sums::{Filter, Gap, Group, Point, Row, Step},
 };

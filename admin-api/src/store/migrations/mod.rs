@@ -23,8 +23,8 @@ const STEPS: &[&str] = &[
     include_str!("0011_siem.sql"),
     AUDIT_SEALS,
     include_str!("0013_enterprise.sql"),
+    include_str!("0014_webhook_deliveries.sql"),
     ROW_MACS,
-    include_str!("0015_webhook_deliveries.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.
@@ -34,7 +34,7 @@ const TABLES: &str = include_str!("0002_tables.sql");
 pub(super) const AUDIT_SEALS: &str = include_str!("0012_audit_seals.sql");
 
 /// With this step, rows get their MACs: only a start that takes it may give them to rows that are there.
-pub(super) const ROW_MACS: &str = include_str!("0014_row_macs.sql");
+pub(super) const ROW_MACS: &str = include_str!("0015_row_macs.sql");
 
 /// The steps that a start has taken.
 #[derive(Debug, Clone, Copy)]

@@ -230,7 +230,7 @@ impl Store {
         };
         let private_key = private_key.map(|key| seal("private_key", &key)).transpose()?;
         let (name, url) = (name.to_string(), url.to_string());
-        Ok(siem_sink::Model { name, url, token, private_key, ca, certificate, enabled, ..row })
+        Ok(siem_sink::Model { name, url, token, ca, certificate, private_key, enabled, ..row })
     }
 }
 

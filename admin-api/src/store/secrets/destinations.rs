@@ -32,7 +32,7 @@ pub(in crate::store) async fn bind_to_receivers(
         for found in rotation::sealed(transaction, column, "").await? {
             let before = Place { destination: "", ..found.place(column) };
             // What does not open was altered: it stays as it is, and is told of where it is used.
-            let Ok(secret) = keys.open(before, &found.sealed) else { continue };
+            let Ok(secret) = keys.open(before, &found.text) else { continue };
             let again = keys.seal(found.place(column), &secret)?;
             let update = found.replace(column, again, transaction.get_database_backend());
             transaction.execute_raw(update).await?;

@@ -102,7 +102,7 @@ impl Store {
         let authentic = rows::authentic(transaction, &self.0.trail, column.table).await?;
         for found in &found {
             let place = found.place(column);
-            let again = self.seal(place, &self.open_sealed(place, &found.sealed)?)?;
+            let again = self.seal(place, &self.open_sealed(place, &found.text)?)?;
             transaction.execute_raw(found.replace(column, again, transaction.get_database_backend())).await?;
         }
         let entry = rows::tell_of(transaction, &self.0.trail, &authentic, column.table).await?;
@@ -137,7 +137,7 @@ pub(super) struct Sealed {
     row: String,
     key: Value,
     destination: String,
-    pub(super) sealed: String,
+    pub(super) text: String,
 }
 
 impl Sealed {
@@ -150,7 +150,7 @@ impl Sealed {
     pub(super) fn replace(&self, column: &SealedColumn, with: String, backend: DbBackend) -> Statement {
         let SealedColumn { table, column, row, .. } = *column;
         let sql = format!("UPDATE {table} SET {column} = $1 WHERE {row} = $2 AND {column} = $3");
-        Statement::from_sql_and_values(backend, sql, [with.into(), self.key.clone(), self.sealed.clone().into()])
+        Statement::from_sql_and_values(backend, sql, [with.into(), self.key.clone(), self.text.clone().into()])
     }
 }
 
@@ -171,7 +171,7 @@ pub(super) async fn sealed(
         let ((row, key), (tenant, _)) = (text(found, "place")?, text(found, "tenant")?);
         let url: String = found.try_get("", "url")?;
         let destination = if url.is_empty() { url } else { destination(&url) };
-        Ok(Sealed { tenant, row, key, destination, sealed: found.try_get("", "sealed")? })
+        Ok(Sealed { tenant, row, key, destination, text: found.try_get("", "sealed")? })
     };
     found.iter().map(read).collect()
 }

@@ -295,7 +295,6 @@ async fn listen(
 ) -> Result<Infallible, End> {
     let Hello { node, run, .. } = hello;
     let mut looked_up = Instant::now();
-    let mut in_force = 0;
     // What the store could not be told when it was said.
     let mut unreported: Option<Applied> = None;
     loop {
@@ -315,12 +314,11 @@ async fn listen(
                 }
                 // The next update need not wait for the store.
                 let _ = answers.send(applied.clone()).await;
-                unreported = Some(applied);
+                // Whoever is lost may tell a revision of another store: what is known of it stays until it has all anew.
+                unreported = (!applied.lost).then_some(applied).or(unreported);
             }
             FromNode::Carried(carried) => orders::carried(shared, hello, &carried).await,
-            FromNode::Heartbeat(mut heartbeat) => {
-                // A revision counts together with what was refused of it, which comes with the answer.
-                heartbeat.revision = heartbeat.revision.min(in_force);
+            FromNode::Heartbeat(heartbeat) => {
                 if let Err(error) = shared.store.node_heard(node, *run, &heartbeat).await {
                     tracing::warn!(%node, %error, "cannot note that the node was heard of");
                 }
@@ -332,10 +330,7 @@ async fn listen(
         }
         if let Some(applied) = &unreported {
             match shared.store.node_applied(node, *run, applied).await {
-                Ok(()) => {
-                    in_force = applied.revision;
-                    unreported = None;
-                }
+                Ok(()) => unreported = None,
                 Err(error) => tracing::warn!(%node, %error, "cannot note what the node has applied"),
             }
         }

@@ -148,10 +148,10 @@ impl Store {
         Ok(())
     }
 
-    /// A node has sent a heartbeat.
+    /// A node has sent a heartbeat. Its revision is left alone: that counts together with what was refused of it, which comes
+    /// with the answer to an update.
     pub async fn node_heard(&self, node: &Id, run: Uuid, heartbeat: &Heartbeat) -> Result<(), StoreError> {
         let heard = node::ActiveModel {
-            revision: Set(signed(heartbeat.revision)),
             ready: Set(heartbeat.ready),
             draining: Set(heartbeat.draining),
             ..Default::default()

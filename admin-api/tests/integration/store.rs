@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 use seiketsu_admin_api::store::{Author, ChangeSet, Changes, HeadDocument, Store, StoredDocument};
 use seiketsu_config::{
-    push::{Applied, Heartbeat, Hello, Sum},
+    push::{Applied, Heartbeat, Hello, Refused, Sum},
     tenant::Tenant,
     values::Id,
 };
@@ -127,6 +127,33 @@ on_both! {
             assert!(store.nodes().await.unwrap()[0].live);
             store.node_left(&hello.node, next.run, replica).await.unwrap();
             assert!(!store.nodes().await.unwrap()[0].live);
+        });
+    }
+
+    fn a_heartbeat_that_comes_late_of_a_connection_before_tells_nothing_of_what_is_in_force(database) {
+        run(async {
+            let store = open(database).await;
+            let hello = Hello {
+                node: id("eu-1"),
+                run: Uuid::now_v7(),
+                version: "0.1.0".to_owned(),
+                region: None,
+                zone: None,
+                schemas: vec![1],
+                holds: None,
+                orders: false,
+                usage: false,
+            };
+            let refused = vec![Refused { tenant: Some(id("acme")), errors: vec!["no such file".to_owned()] }];
+            let applied = Applied { nonce: 1, revision: 7, refused, refused_more: 0, lost: false };
+            store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
+            store.node_applied(&hello.node, hello.run, &applied).await.unwrap();
+            // Connected anew, it has not answered yet what it refuses.
+            store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
+            let heartbeat = Heartbeat { revision: 7, ready: true, draining: false };
+            store.node_heard(&hello.node, hello.run, &heartbeat).await.unwrap();
+            let node = store.node(&hello.node).await.unwrap().unwrap();
+            assert_eq!((node.ready, node.revision, node.refused.len()), (true, 0, 0));
         });
     }
 

@@ -276,6 +276,38 @@ fn an_address_has_so_many_connections_and_who_takes_no_answer_loses_its_own() {
     drop(slow);
 }
 
+#[test]
+fn a_websocket_counts_as_a_connection_until_it_ends() {
+    let database = Database::sqlite();
+    let admin = Admin::start(&database, tempfile::tempdir().unwrap(), &["--connections-per-address", "2"]);
+    let is_served = || {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.starts_with("HTTP/1.1 200")
+    };
+    let socket = || {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let request = format!(
+            "GET /api/enterprise/events/ws HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            admin.token
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        (stream.read_exact(&mut first).is_ok() && &first == b"HTTP/1.1 101").then_some(stream)
+    };
+    let mut sockets: Vec<TcpStream> = Vec::new();
+    wait_until("both are open", || {
+        sockets.extend(socket());
+        sockets.len() == 2
+    });
+    assert!(!is_served(), "it has its two connections");
+    sockets.pop();
+    wait_until("one of them has ended", is_served);
+}
+
 on_both! {
     fn names_are_compared_byte_by_byte_and_quotes_are_text(database) {
         let admin = database.admin();

@@ -113,6 +113,7 @@ mod rotate_webhook_secret;
 mod siem_sink_body;
 mod span;
 mod test_webhook;
+mod turns;
 mod unknown_tokens;
 mod validate;
 mod verify_audit;
@@ -157,6 +158,7 @@ pub struct AppState {
     /// What performance is measured by.
     objectives: Objectives,
     streams: Arc<live::Streams>,
+    turns: Arc<turns::Turns>,
     outbound: Outbound,
 }
 
@@ -171,6 +173,7 @@ impl AppState {
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             objectives,
             streams: Arc::default(),
+            turns: Arc::default(),
             outbound,
         }
     }

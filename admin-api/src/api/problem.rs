@@ -53,6 +53,9 @@ seiketsu_config::problem_kinds! {
         "The request exceeds a limit or quota", "Wait as long as `Retry-After` says.";
     Internal = INTERNAL_SERVER_ERROR, "urn:seiketsu:problem:internal-error", "The control plane failed",
         "Try again later; report `instance` if it stays.";
+    /// Others have all that there is of something.
+    Busy = SERVICE_UNAVAILABLE, "urn:seiketsu:problem:busy", "The control plane has its hands full",
+        "Try again when `Retry-After` says.";
     /// The store is away.
     Unavailable = SERVICE_UNAVAILABLE, "urn:seiketsu:problem:store-unavailable",
         "The store gives no answer",

@@ -2,7 +2,7 @@
 
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter,
-    QueryOrder, Set, Statement,
+    QueryOrder, QuerySelect, Set, Statement,
     sea_query::{Expr, OnConflict},
 };
 use seiketsu_config::{
@@ -181,12 +181,22 @@ impl Store {
 
     /// All nodes that are known, in the order of their names.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        self.nodes_after(None, MOST_NODES).await
+    }
+
+    /// Nodes behind a name, in the order of their names.
+    pub async fn nodes_after(&self, after: Option<&Id>, most: u64) -> Result<Vec<NodeRow>, StoreError> {
         within(PATIENCE, async {
             let now = self.now().await?;
-            let mut rows = node::Entity::find().order_by_asc(Column::Id).all(&self.0.database).await?;
-            if let Some(memory) = &self.0.nodes {
-                rows = memory.over(rows);
+            let mut find = node::Entity::find().order_by_asc(Column::Id).limit(most);
+            if let Some(after) = after {
+                find = find.filter(Column::Id.gt(after.as_str()));
             }
+            let mut rows = find.all(&self.0.database).await?;
+            if let Some(memory) = &self.0.nodes {
+                rows = memory.over(rows, after.map(Id::as_str));
+            }
+            rows.truncate(usize::try_from(most).unwrap_or(usize::MAX));
             rows.into_iter().map(|row| self.node_of(row, now)).collect()
         })
         .await

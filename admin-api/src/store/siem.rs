@@ -76,6 +76,15 @@ impl Store {
         within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(sink_of).collect() }).await
     }
 
+    /// Sinks behind a name, in the order of their names.
+    pub async fn siem_sinks_after(&self, after: Option<&Id>, most: u64) -> Result<Vec<SiemSink>, StoreError> {
+        let mut find = siem_sink::Entity::find().order_by_asc(siem_sink::Column::Name).limit(most);
+        if let Some(after) = after {
+            find = find.filter(siem_sink::Column::Name.gt(after.as_str()));
+        }
+        within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(sink_of).collect() }).await
+    }
+
     pub async fn siem_sink(&self, id: Uuid) -> Result<Option<SiemSink>, StoreError> {
         let find = siem_sink::Entity::find_by_id(id);
         within(PATIENCE, async { find.one(&self.0.database).await?.map(sink_of).transpose() }).await

@@ -7,6 +7,7 @@ mod crowd;
 pub mod ctl;
 mod edge;
 mod keeper;
+mod limit;
 pub mod outbound;
 mod patient;
 pub mod push;

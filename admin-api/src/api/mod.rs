@@ -65,7 +65,6 @@ mod get_warming;
 mod get_webhook;
 mod idempotency;
 mod import_configuration;
-mod limit;
 mod list_alert_rules;
 mod list_alerts;
 mod list_audit;
@@ -135,8 +134,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
-use self::{limit::Limiter, metrics::Metrics, refusals::Doorkeeper};
+use self::{metrics::Metrics, refusals::Doorkeeper};
 use crate::{
+    limit::Limiter,
     outbound::Outbound,
     store::{Store, performance::Objectives},
 };

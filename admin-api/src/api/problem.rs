@@ -246,6 +246,7 @@ impl From<ManageError> for Problem {
                 problem.etag = Some(current.revision);
                 problem.with("current", serde_json::to_value(&current).unwrap_or_default())
             }
+            error @ ManageError::Orders(_) => Self::new(Kind::TooMany, error.to_string()).retry_after(60),
             error @ ManageError::Above(_) => Self::new(Kind::Forbidden, error.to_string()),
             ManageError::KeyUsed | ManageError::Repeated(_) => Self::key_used(),
         }

@@ -78,6 +78,10 @@ impl NodeMemory {
         }
     }
 
+    pub(super) fn count(&self) -> u64 {
+        self.0.lock().len() as u64
+    }
+
     pub(super) fn forget(&self, node: &str) {
         self.0.lock().remove(node);
     }

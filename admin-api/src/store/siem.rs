@@ -1,7 +1,8 @@
 //! Where the audit trail is sent to, and how far it has come there.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::Expr,
 };
 use secrecy::SecretString;
 use seiketsu_config::values::Id;

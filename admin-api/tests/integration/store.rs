@@ -1,9 +1,13 @@
 //! What the hub gets of the store.
 
+use std::collections::BTreeMap;
+
 use secrecy::SecretString;
-use seiketsu_admin_api::store::{Author, ChangeSet, Changes, HeadDocument, Store, StoredDocument};
+use seiketsu_admin_api::store::{
+    Author, ChangeSet, Changes, HeadDocument, Store, StoredDocument, operators::ManageError,
+};
 use seiketsu_config::{
-    push::{Applied, Heartbeat, Hello, Refused, Sum},
+    push::{Applied, Heartbeat, Hello, Refused, Sum, Task},
     tenant::Tenant,
     values::Id,
 };
@@ -188,6 +192,30 @@ on_both! {
             }
             assert_eq!(writing.await.unwrap().unwrap().changed.len(), 3000);
             assert!(heard > 3, "{heard}");
+        });
+    }
+
+    fn a_tenant_is_given_so_much_to_do_in_a_day_and_others_have_theirs(database) {
+        run(async {
+            let store = open(database).await;
+            let list = |tenant: &str| Task::Warm {
+                urls: vec![format!("https://{tenant}.example/{}", "x".repeat(1 << 20))],
+                headers: BTreeMap::default(),
+            };
+            let (acme, globex) = (id("acme"), id("globex"));
+            let mut given = 0;
+            let refused = loop {
+                match store.give_order(&by(), &acme, list("acme"), None).await {
+                    Ok(_) => given += 1,
+                    Err(error) => break error,
+                }
+                assert!(given < 100, "without end");
+            };
+            assert!(matches!(refused, ManageError::Orders(tenant) if tenant == acme) && given > 20, "{given}");
+            store.give_order(&by(), &globex, list("globex"), None).await.unwrap();
+            // After a day there is room again.
+            database.execute("UPDATE orders SET at = '2020-01-01T00:00:00Z'");
+            store.give_order(&by(), &acme, list("acme"), None).await.unwrap();
         });
     }
 

@@ -18,7 +18,7 @@ use super::{
     idempotency::{Key, kept},
     made_key::{self, MadeKey},
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery},
+    wait::{About, Wait, WaitQuery},
 };
 use crate::store::{Answer, WriteError, Written, keys::KeyId};
 

@@ -68,11 +68,8 @@ pub(super) async fn import_configuration(
     let once = key.once(&body.0).filter(|_| !query.dry_run);
     let (head, put) = parse(body).await?;
     let has_head = query.replace || head != TenantHead { revision: head.revision, ..TenantHead::default() };
-    let about = if has_head {
-        About::Everything
-    } else {
-        About::Tenants(put.iter().map(|tenant| tenant.id.clone()).collect())
-    };
+    let about =
+        if has_head { About::Everything } else { About::Tenants(put.iter().map(|tenant| tenant.id.clone()).collect()) };
     let change = ChangeSet {
         head: has_head.then(|| HeadDocument::from(head)),
         put,

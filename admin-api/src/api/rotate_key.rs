@@ -20,7 +20,7 @@ use super::{
     idempotency::{Key, kept},
     made_key::{self, MadeKey, ReplacedKey},
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery},
+    wait::{About, Wait, WaitQuery},
 };
 use crate::store::{Answer, WriteError, Written, keys::KeyId};
 

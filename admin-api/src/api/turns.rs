@@ -74,23 +74,19 @@ impl Default for Places {
 
 impl Turns {
     pub(super) async fn take(&self, operator: Uuid) -> Result<Turn, Problem> {
-        let place = place(self.places(operator).all).await;
-        let place = place.ok_or_else(|| too_many("as many requests as an operator may have are under way"))?;
-        Ok(Turn { _places: vec![place], ends: None })
+        Ok(Turn { _places: vec![self.any(operator).await?], ends: None })
     }
 
     /// Of a request that is heavy. Its answer has to be taken before long: `hang_up` ends the connection.
     pub(super) async fn take_heavy(&self, operator: Uuid, hang_up: Option<HangUp>) -> Result<Turn, Problem> {
-        let Turn { _places: mut places, .. } = self.take(operator).await?;
+        let any = self.any(operator).await?;
         let of_one = place(self.places(operator).heavy).await;
-        places.push(
-            of_one.ok_or_else(|| too_many("as many heavy requests as an operator may have are under way"))?,
-        );
+        let of_one = of_one.ok_or_else(|| too_many("as many heavy requests as an operator may have are under way"))?;
         let busy = || {
             Problem::new(Kind::Busy, "as many heavy requests as there may be are under way")
                 .retry_after(PATIENCE.as_secs())
         };
-        places.push(place(Arc::clone(&self.heavy)).await.ok_or_else(busy)?);
+        let of_all = place(Arc::clone(&self.heavy)).await.ok_or_else(busy)?;
         let ends = hang_up.map(|hang_up| {
             let ends = tokio::spawn(async move {
                 sleep(LONGEST).await;
@@ -98,7 +94,12 @@ impl Turns {
             });
             ends.abort_handle()
         });
-        Ok(Turn { _places: places, ends })
+        Ok(Turn { _places: vec![any, of_one, of_all], ends })
+    }
+
+    async fn any(&self, operator: Uuid) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = place(self.places(operator).all).await;
+        place.ok_or_else(|| too_many("as many requests as an operator may have are under way"))
     }
 
     fn places(&self, operator: Uuid) -> Places {

@@ -155,12 +155,7 @@ pub(super) fn patience(timeout: Option<&str>) -> Result<Duration, Problem> {
 
 impl Wait {
     /// The answer to a request that is repeated, which waits as the first one did.
-    pub(super) async fn again(
-        self,
-        state: &AppState,
-        about: &About,
-        before: Remembered,
-    ) -> Result<Response, Problem> {
+    pub(super) async fn again(self, state: &AppState, about: &About, before: Remembered) -> Result<Response, Problem> {
         let Some(answer) = serde_json::from_str(&before.answer).ok().filter(|_| self.0.is_some()) else {
             return Ok(idempotency::again(before));
         };

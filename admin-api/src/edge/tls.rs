@@ -1,16 +1,7 @@
 //! TLS 1.2 and 1.3, with the certificate that lies in the files now. A pair that cannot be used is told of in the log, and the
 //! one before stays.
 
-use std::{
-    fmt,
-    future::poll_fn,
-    io,
-    path::PathBuf,
-    pin::pin,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{fmt, future::poll_fn, io, path::PathBuf, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use secrecy::{ExposeSecret, SecretSlice};

@@ -1,8 +1,8 @@
 //! Gateway nodes: what they run, and whether they are there.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, Set, Statement,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
     sea_query::{Expr, OnConflict},
 };
 use seiketsu_config::{
@@ -161,11 +161,8 @@ impl Store {
     /// A node has sent a heartbeat. Its revision is left alone: that counts together with what was refused of it, which comes
     /// with the answer to an update.
     pub async fn node_heard(&self, node: &Id, run: Uuid, heartbeat: &Heartbeat) -> Result<(), StoreError> {
-        let heard = node::ActiveModel {
-            ready: Set(heartbeat.ready),
-            draining: Set(heartbeat.draining),
-            ..Default::default()
-        };
+        let heard =
+            node::ActiveModel { ready: Set(heartbeat.ready), draining: Set(heartbeat.draining), ..Default::default() };
         let of = Of { node, run: Some(run), replica: None };
         within(PATIENCE, self.note(of, heard, Some(Column::HeardAt))).await.map(drop)
     }

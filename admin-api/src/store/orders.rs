@@ -235,8 +235,7 @@ impl Store {
 async fn has_room(transaction: &impl ConnectionTrait, tenant: &Id, bytes: usize) -> Result<bool, StoreError> {
     let sql = "SELECT COUNT(*) AS orders, CAST(COALESCE(SUM(LENGTH(content)), 0) AS BIGINT) AS bytes FROM orders \
          WHERE tenant = $1";
-    let statement =
-        Statement::from_sql_and_values(transaction.get_database_backend(), sql, [tenant.as_str().into()]);
+    let statement = Statement::from_sql_and_values(transaction.get_database_backend(), sql, [tenant.as_str().into()]);
     let Some(row) = transaction.query_one_raw(statement).await? else { return Ok(true) };
     let (orders, given): (i64, i64) = (row.try_get("", "orders")?, row.try_get("", "bytes")?);
     Ok(orders < MOST_OF_TENANT && given.saturating_add(signed(bytes as u64)) <= MOST_BYTES_OF_TENANT)

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select, SelectGetableTuple, Selector,
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select, SelectGetableTuple,
+    Selector,
 };
 use seiketsu_config::values::Id;
 use serde::Serialize;
@@ -175,11 +176,7 @@ fn between(low: u64, high: u64) -> Select<revision_change::Entity> {
 }
 
 /// The names of documents that changed, one more than belong on a page.
-fn names(
-    of: Select<revision_change::Entity>,
-    after: Option<&str>,
-    most: u64,
-) -> Selector<SelectGetableTuple<String>> {
+fn names(of: Select<revision_change::Entity>, after: Option<&str>, most: u64) -> Selector<SelectGetableTuple<String>> {
     use revision_change::Column;
     let find = of.select_only().column(Column::Tenant).group_by(Column::Tenant).order_by_asc(Column::Tenant);
     let find = match after {

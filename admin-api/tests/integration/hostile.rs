@@ -319,10 +319,30 @@ fn an_empty_list_of_tenants_or_kinds_is_refused_wherever_one_may_stand() {
     unchanged(&client, || {
         for (method, path, body, place) in [
             ("POST", "/operators".to_owned(), json!({ "name": "x", "role": "viewer", "tenants": [] }), "tenants"),
-            ("PUT", format!("/operators/{}", operator.as_str().unwrap()), json!({ "name": "vic", "role": "viewer", "tenants": [] }), "tenants"),
-            ("POST", "/webhooks".to_owned(), json!({ "name": "x", "url": "https://hooks.example/x", "tenants": [] }), "tenants"),
-            ("POST", "/webhooks".to_owned(), json!({ "name": "x", "url": "https://hooks.example/x", "kinds": [] }), "kinds"),
-            ("PUT", format!("/webhooks/{}", hook.as_str().unwrap()), json!({ "name": "hook", "url": "https://hooks.example/x", "tenants": [] }), "tenants"),
+            (
+                "PUT",
+                format!("/operators/{}", operator.as_str().unwrap()),
+                json!({ "name": "vic", "role": "viewer", "tenants": [] }),
+                "tenants",
+            ),
+            (
+                "POST",
+                "/webhooks".to_owned(),
+                json!({ "name": "x", "url": "https://hooks.example/x", "tenants": [] }),
+                "tenants",
+            ),
+            (
+                "POST",
+                "/webhooks".to_owned(),
+                json!({ "name": "x", "url": "https://hooks.example/x", "kinds": [] }),
+                "kinds",
+            ),
+            (
+                "PUT",
+                format!("/webhooks/{}", hook.as_str().unwrap()),
+                json!({ "name": "hook", "url": "https://hooks.example/x", "tenants": [] }),
+                "tenants",
+            ),
         ] {
             let problem = client.send(method, &path, &[JSON], body.to_string().as_bytes()).is_problem(422, ":invalid");
             assert_eq!(problem["errors"][0]["path"], place, "{method} {path}");

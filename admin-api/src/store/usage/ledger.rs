@@ -198,7 +198,7 @@ impl Store {
 
 /// How many of the records are written together.
 fn part(records: &[UsageRecord]) -> usize {
-    let mut rows = std::collections::HashSet::new();
+    let mut rows = HashSet::new();
     for (index, record) in records.iter().enumerate() {
         rows.insert((record.second / 60, &record.tenant, &record.route, &record.consumer));
         if rows.len() > AT_A_TIME {

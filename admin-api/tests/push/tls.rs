@@ -386,9 +386,9 @@ fn without_tls_it_listens_to_this_machine_only_unless_it_is_told_to() {
     let log = folder.path().join("log");
     let mut command = start(&["--listen", "0.0.0.0:0", "--insecure-http"]);
     let _process = Process(command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while listening(&log).is_none() {
         assert!(begun.elapsed() < PATIENCE, "{}", fs::read_to_string(&log).unwrap());
-        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        std::thread::park_timeout(Duration::from_millis(10));
     }
 }

@@ -1,7 +1,7 @@
 //! `?wait=applied`: what it says is so.
 
 use seiketsu_config::push::{Applied, FromNode, Heartbeat};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
     admin::{Admin, Answer, eventually, tenant},
@@ -82,22 +82,24 @@ async fn what_a_node_refuses_is_never_said_to_be_applied_however_it_is_written_a
     let again = hello("refusing");
     let refusing = Running::start_with(&admin, &again, refuses()).await;
     const WAIT: &str = "?wait=applied&timeout=20s";
-    let post = async |path: &str, body: Option<Value>| admin.ask("POST", &format!("{path}{WAIT}"), body).await;
+    let rollback = async || admin.ask("POST", &format!("/revisions/2/rollback{WAIT}"), None).await;
+    let import = async |query: &str| {
+        let file = json!({ "revision": 1, "tenants": [tenant("acme", 2)] }).to_string();
+        admin.ask("POST", &format!("/import{WAIT}{query}"), Some(file.into())).await
+    };
 
     is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
-    let refused = admin.get("/status").await["revision"].as_u64().unwrap();
     // Nothing is other than it was, and so is what the node makes of it.
     is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
     let route = tenant("acme", 2)["routes"][0].clone();
     is_refused(&admin.ask("PUT", &format!("/tenants/acme/routes/all{WAIT}"), Some(route)).await);
-    is_refused(&post(&format!("/revisions/{refused}/rollback"), None).await);
-    let exported = admin.ask("GET", "/export", None).await.text;
-    is_refused(&post("/import", Some(Value::String(exported))).await);
-    is_refused(&post("/import", Some(json!({ "tenants": [tenant("acme", 2)] }).to_string().into())).await);
-    assert_eq!(admin.get("/status").await["revision"], refused);
+    is_refused(&rollback().await);
+    is_refused(&import("").await);
+    is_refused(&import("&replace=true").await);
+    assert_eq!(admin.get("/status").await["revision"], 2);
     // It is other, and then the same again.
     is_refused(&admin.put(&tenant("acme", 3), WAIT).await);
-    is_refused(&post(&format!("/revisions/{refused}/rollback"), None).await);
+    is_refused(&rollback().await);
     assert_eq!(admin.ask("DELETE", "/tenants/acme", None).await.status, 200);
     is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
     is_refused(&admin.put(&tenant("acme", 2), WAIT).await);

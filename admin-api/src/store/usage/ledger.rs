@@ -343,6 +343,15 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn very_many_gaps_are_told_as_a_few_that_leave_none_out() {
+        let gap = |n: i64| Missing { first: 10 * n, last: 10 * n + 3, since: 100 * n, until: 100 * n + 50 };
+        assert_eq!(few((0..3).map(gap).collect()), (0..3).map(gap).collect::<Vec<_>>());
+        let told = few((0..500).map(gap).collect());
+        assert_eq!(told.len(), MOST_GAPS + 1);
+        assert_eq!(told.last(), Some(&Missing { first: 200, last: 4993, since: 2000, until: 49_950 }));
+    }
+
     proptest! {
         /// Whatever comes of a log, in whatever order and however often: each number is taken once, or among the gaps.
         #[test]

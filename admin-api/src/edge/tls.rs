@@ -67,7 +67,7 @@ pub(crate) struct Tls {
 }
 
 /// Who has said what TLS it speaks (its ClientHello: RFC 8446, section 4.1.2). Nothing was computed for it yet.
-pub(crate) struct Hello(StartHandshake<TcpStream>);
+pub(crate) struct Hello(Box<StartHandshake<TcpStream>>);
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -86,7 +86,7 @@ impl Tls {
 
     /// Waits for as long as the client says nothing.
     pub(crate) async fn hello(stream: TcpStream) -> io::Result<Hello> {
-        LazyConfigAcceptor::new(Acceptor::default(), stream).await.map(Hello)
+        Ok(Hello(Box::new(LazyConfigAcceptor::new(Acceptor::default(), stream).await?)))
     }
 
     /// The connection, and the certificate that the client has shown, if any: one of our authorities, and of now.

@@ -62,6 +62,8 @@ async fn who_waits_in_vain_is_told_which_node_refuses_and_which_is_behind() {
     assert_eq!(answer.status, 200, "{answer:?}");
 }
 
+const WAIT: &str = "?wait=applied&timeout=20s";
+
 /// That one of two nodes refuses the tenant.
 #[track_caller]
 fn is_refused(answer: &Answer) {
@@ -81,7 +83,6 @@ async fn what_a_node_refuses_is_never_said_to_be_applied_however_it_is_written_a
     let refuses = || Manner { refuses: Some(("acme".to_owned(), "no such file: key".to_owned())), ..Manner::default() };
     let again = hello("refusing");
     let refusing = Running::start_with(&admin, &again, refuses()).await;
-    const WAIT: &str = "?wait=applied&timeout=20s";
     let rollback = async || admin.ask("POST", &format!("/revisions/2/rollback{WAIT}"), None).await;
     let import = async |query: &str| {
         let file = json!({ "revision": 1, "tenants": [tenant("acme", 2)] }).to_string();

@@ -7,6 +7,7 @@ mod crowd;
 pub mod ctl;
 mod edge;
 mod keeper;
+mod limit;
 pub mod outbound;
 mod patient;
 pub mod push;
@@ -58,6 +59,7 @@ async fn serve(settings: &Settings) -> Result<()> {
     })?;
     tracing::info!(address = %listener.local_addr()?, "listening");
     tokio::spawn(push::departed::forget(store.clone(), settings.forget_nodes_after.get()));
+    serve::raise_limit_of_open_files();
     let bounds = serve::Bounds {
         per_address: settings.connections_per_address.into(),
         write_timeout: settings.write_timeout.get(),

@@ -1,4 +1,4 @@
-//! A connection whose other end has to take what it is sent.
+//! A connection whose other end has to take what it is sent, and that takes up a place for as long as it is there.
 
 use std::{
     io,
@@ -14,17 +14,19 @@ use tokio::{
 
 /// Fails when nothing of what is written is taken for so long.
 #[derive(Debug)]
-pub(crate) struct Patient<S> {
+pub(crate) struct Patient<S, P> {
     stream: S,
+    /// Given back with the stream, whatever that has become: a WebSocket outlives the request that it was made by.
+    _place: P,
     patience: Duration,
     /// While something waits to be taken: until when.
     deadline: Pin<Box<Sleep>>,
     waits: bool,
 }
 
-impl<S> Patient<S> {
-    pub(crate) fn new(stream: S, patience: Duration) -> Self {
-        Self { stream, patience, deadline: Box::pin(sleep(patience)), waits: false }
+impl<S, P> Patient<S, P> {
+    pub(crate) fn new(stream: S, patience: Duration, place: P) -> Self {
+        Self { stream, _place: place, patience, deadline: Box::pin(sleep(patience)), waits: false }
     }
 
     fn bounded<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -41,13 +43,13 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin, P: Unpin> AsyncRead for Patient<S, P> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin, P: Unpin> AsyncWrite for Patient<S, P> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let poll = Pin::new(&mut this.stream).poll_write(cx, buf);
@@ -93,7 +95,7 @@ mod tests {
     async fn who_takes_nothing_is_given_up_and_who_takes_a_little_again_and_again_is_not() {
         let patience = Duration::from_secs(10);
         let (near, mut far) = duplex(16);
-        let mut near = Patient::new(near, patience);
+        let mut near = Patient::new(near, patience, ());
         let slow = tokio::spawn(async move {
             let mut taken = [0; 16];
             for _ in 0..8 {

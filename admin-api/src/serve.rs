@@ -1,6 +1,6 @@
 //! The server: HTTP/1.1, with an end to everything that could go on for ever.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::ConnectInfo};
 use hyper::server::conn::http1;
@@ -8,20 +8,27 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Notify, Semaphore, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch},
     time::{sleep, timeout},
 };
 
 use crate::{
-    crowd::Crowd,
-    edge::{self, Edge, NodeCertificate},
+    crowd::{Crowd, Member},
+    edge::{self, Edge, Hello, NodeCertificate, Tls},
     patient::Patient,
 };
 
-const MAX_CONNECTIONS: usize = 1024;
+/// With TLS, those that have said hello: they are as good as authenticated clients, which are many where there are many
+/// nodes.
+const MAX_CONNECTIONS: usize = 4096;
+/// Connections that have said nothing yet. Each costs its socket, and the newest take the place of the oldest.
+const MAX_ARRIVING: usize = 1024;
+/// To say something: of TLS, the ClientHello.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// To the end of a request's head, and for idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HEAD: usize = 64 << 10;
@@ -40,6 +47,16 @@ pub(crate) struct Bounds {
     pub(crate) write_timeout: Duration,
 }
 
+/// Systems give a process some thousand descriptors, unless it asks for what it may have.
+pub(crate) fn raise_limit_of_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 /// Serves until `stop` is done; then ends what is under way.
 pub(crate) async fn serve(
     listener: TcpListener,
@@ -49,17 +66,13 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
 ) {
     let crowd = Crowd::new(bounds.per_address);
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut arriving = Arriving::default();
     let (end, ending) = watch::channel(());
     let mut stop = std::pin::pin!(stop);
     loop {
-        let accept = async {
-            // Never closed, so there is always a permit to wait for.
-            let permit = Arc::clone(&connections).acquire_owned().await;
-            (permit, listener.accept().await)
-        };
-        let (permit, accepted) = tokio::select! {
-            accepted = accept => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
             () = &mut stop => break,
         };
         match accepted {
@@ -77,16 +90,16 @@ pub(crate) async fn serve(
                     peer,
                     edge: edge.clone(),
                     certificate: None,
-                    write_timeout: bounds.write_timeout,
                     hang_up: hang_up.clone(),
                 };
+                let arrival =
+                    Arrival { stream, member: member.flatten(), places: places.clone(), pushed_out: arriving.enter() };
                 let ending = ending.clone();
                 tokio::spawn(async move {
                     tokio::select! {
-                        () = attend(stream, service, ending) => {}
+                        () = attend(arrival, service, bounds.write_timeout, ending) => {}
                         () = hang_up.0.notified() => {}
                     }
-                    drop((permit, member));
                 });
             }
             Err(error) => {
@@ -95,10 +108,64 @@ pub(crate) async fn serve(
             }
         }
     }
-    drop((listener, end));
-    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
-    if timeout(GRACE, connections.acquire_many(all)).await.is_err() {
+    drop((listener, ending));
+    end.send_replace(());
+    // Whoever attends to a connection listens for this.
+    if timeout(GRACE, end.closed()).await.is_err() {
         tracing::warn!("requests were still under way at the end");
+    }
+}
+
+/// Those that have come last, some of which have not said anything yet. An older one that has not either is pushed out.
+#[derive(Debug, Default)]
+struct Arriving(VecDeque<oneshot::Sender<()>>);
+
+impl Arriving {
+    /// Resolves when so many others have come that this one has to go.
+    fn enter(&mut self) -> oneshot::Receiver<()> {
+        if self.0.len() >= MAX_ARRIVING {
+            self.0.pop_front();
+        }
+        let (pushes_out, pushed_out) = oneshot::channel();
+        self.0.push_back(pushes_out);
+        pushed_out
+    }
+}
+
+/// A connection of which nothing is known yet.
+struct Arrival {
+    stream: TcpStream,
+    member: Option<Member>,
+    places: Arc<Semaphore>,
+    pushed_out: oneshot::Receiver<()>,
+}
+
+/// One of the connections of an address, and of all.
+type Place = (Option<OwnedSemaphorePermit>, Option<Member>);
+
+/// Who has arrived: with TLS, it has said hello.
+enum Arrived {
+    Plain(TcpStream),
+    Tls(Tls, Hello),
+}
+
+impl Arrival {
+    /// None: it has said nothing, or there is no place for it.
+    async fn arrive(self, tls: Option<Tls>) -> Option<(Arrived, Place)> {
+        let Self { stream, member, places, pushed_out } = self;
+        let _ = stream.set_nodelay(true);
+        let arrived = async {
+            let arrived = match tls {
+                Some(tls) => Arrived::Tls(tls, Tls::hello(stream).await?),
+                None => Arrived::Plain(stream),
+            };
+            // Never closed, so there is always a permit to wait for.
+            Ok::<_, io::Error>((arrived, (places.acquire_owned().await.ok(), member)))
+        };
+        tokio::select! {
+            arrived = timeout(ARRIVAL_TIMEOUT, arrived) => arrived.ok()?.ok(),
+            _ = pushed_out => None,
+        }
     }
 }
 
@@ -112,21 +179,34 @@ impl HangUp {
     }
 }
 
-/// With TLS, if there is any.
-async fn attend(stream: TcpStream, service: WithPeer, mut ending: watch::Receiver<()>) {
-    let _ = stream.set_nodelay(true);
-    let Some(tls) = service.edge.tls.clone() else { return run(connection(stream, service), ending).await };
+/// To its end, or to that of the process.
+async fn attend(arrival: Arrival, service: WithPeer, patience: Duration, mut ending: watch::Receiver<()>) {
+    let arrived = tokio::select! {
+        arrived = arrival.arrive(service.edge.tls.clone()) => arrived,
+        _ = ending.changed() => return,
+    };
+    let Some((arrived, place)) = arrived else {
+        tracing::debug!(peer = %service.peer, "a connection came to nothing");
+        return;
+    };
+    let (tls, hello) = match arrived {
+        Arrived::Plain(stream) => return run(connection(Patient::new(stream, patience, place), service), ending).await,
+        Arrived::Tls(tls, hello) => (tls, hello),
+    };
     let accepted = tokio::select! {
-        accepted = tls.accept(stream) => accepted,
+        accepted = tls.accept(hello) => accepted,
         _ = ending.changed() => return,
     };
     match accepted {
-        Ok((stream, certificate)) => run(connection(stream, WithPeer { certificate, ..service }), ending).await,
+        Ok((stream, certificate)) => {
+            let stream = Patient::new(stream, patience, place);
+            run(connection(stream, WithPeer { certificate, ..service }), ending).await;
+        }
         Err(error) => tracing::debug!(peer = %service.peer, %error, "a handshake failed"),
     }
 }
 
-type Connection<S> = http1::UpgradeableConnection<TokioIo<Patient<S>>, TowerToHyperService<WithPeer>>;
+type Connection<S> = http1::UpgradeableConnection<TokioIo<Patient<S, Place>>, TowerToHyperService<WithPeer>>;
 
 /// To its end, or to the end of the request under way when the process is to end.
 async fn run<S>(connection: Connection<S>, mut ending: watch::Receiver<()>)
@@ -136,7 +216,6 @@ where
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        // Nothing is ever sent: the sender's end is the signal.
         _ = ending.changed() => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -147,13 +226,16 @@ where
     }
 }
 
-fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, service: WithPeer) -> Connection<S> {
+fn connection<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
+    stream: Patient<S, Place>,
+    service: WithPeer,
+) -> Connection<S> {
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_FIELDS)
-        .serve_connection(TokioIo::new(Patient::new(stream, service.write_timeout)), TowerToHyperService::new(service))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
         .with_upgrades()
 }
 
@@ -166,7 +248,6 @@ struct WithPeer {
     edge: Edge,
     /// What the client has shown in the handshake.
     certificate: Option<NodeCertificate>,
-    write_timeout: Duration,
 }
 
 impl tower_service::Service<http::Request<hyper::body::Incoming>> for WithPeer {

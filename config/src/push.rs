@@ -45,6 +45,9 @@ pub const HEARTBEAT_SECONDS: u64 = 2;
 /// The largest message, in bytes of JSON. Whole configurations come in several.
 pub const MOST_MESSAGE_BYTES: usize = 64 << 20;
 
+/// The largest message of a node, in bytes of JSON.
+pub const MOST_SAID_BYTES: usize = 8 << 20;
+
 /// What a part of a whole configuration holds, about: it is parsed while the next one is under way.
 pub const PART_BYTES: usize = 4 << 20;
 
@@ -341,8 +344,8 @@ pub enum Frame {
 pub enum FrameError {
     #[error("the message is not compressed as it should be: {0}")]
     Compression(io::Error),
-    #[error("the message is larger than {MOST_MESSAGE_BYTES} bytes")]
-    TooLarge,
+    #[error("the message is larger than {0} bytes")]
+    TooLarge(usize),
     #[error("the message is not what it should be: {0}")]
     Json(#[from] serde_json::Error),
 }
@@ -363,12 +366,17 @@ pub fn read_text<T: DeserializeOwned>(text: &str) -> Result<T, FrameError> {
 
 /// Reads a message that was sent compressed.
 pub fn read_binary<T: DeserializeOwned>(compressed: &[u8]) -> Result<T, FrameError> {
+    read_binary_within(MOST_MESSAGE_BYTES, compressed)
+}
+
+/// The same, of so many bytes of JSON at most.
+pub fn read_binary_within<T: DeserializeOwned>(most: usize, compressed: &[u8]) -> Result<T, FrameError> {
     let mut text = String::new();
     // One byte more than is allowed tells a message that is too large.
     let decoder = zstd::Decoder::new(compressed).map_err(FrameError::Compression)?;
-    decoder.take(MOST_MESSAGE_BYTES as u64 + 1).read_to_string(&mut text).map_err(FrameError::Compression)?;
-    if text.len() > MOST_MESSAGE_BYTES {
-        return Err(FrameError::TooLarge);
+    decoder.take(most as u64 + 1).read_to_string(&mut text).map_err(FrameError::Compression)?;
+    if text.len() > most {
+        return Err(FrameError::TooLarge(most));
     }
     read_text(&text)
 }
@@ -447,7 +455,7 @@ mod tests {
         let zeros = vec![b' '; MOST_MESSAGE_BYTES + 1];
         let bomb = zstd::encode_all(&zeros[..], 1).unwrap();
         assert!(bomb.len() < 1 << 20);
-        assert!(matches!(read_binary::<ToNode>(&bomb), Err(FrameError::TooLarge)));
+        assert!(matches!(read_binary::<ToNode>(&bomb), Err(FrameError::TooLarge(_))));
         assert!(matches!(read_binary::<ToNode>(b"no"), Err(FrameError::Compression(_))));
     }
 

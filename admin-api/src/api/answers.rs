@@ -172,7 +172,8 @@ mod tests {
                 document["paths"][format!("/api/enterprise{path}")][method]["responses"].as_object().unwrap();
             responses.keys().map(|status| status.parse().unwrap()).collect::<Vec<u16>>()
         };
-        assert_eq!(statuses("/nodes", "get"), [200, 401, 403, 429, 500, 503]);
+        assert_eq!(statuses("/nodes", "get"), [200, 400, 401, 403, 429, 500, 503]);
+        assert_eq!(statuses("/nodes/{id}", "get"), [200, 400, 401, 403, 404, 429, 500, 503]);
         assert_eq!(statuses("/validate", "post"), [200, 400, 401, 413, 415, 422, 429, 500, 503]);
         assert_eq!(
             statuses("/tenants/{id}", "put"),

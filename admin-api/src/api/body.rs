@@ -1,6 +1,6 @@
 //! What is sent: its type, its size and its form, judged before anything looks at its meaning.
 
-use std::{borrow::Cow, path::Path as FsPath, time::Duration};
+use std::{borrow::Cow, collections::BTreeSet, path::Path as FsPath, time::Duration};
 
 use axum::{
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
@@ -128,6 +128,15 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
 fn without_escapes(text: &str) -> Cow<'_, str> {
     let written = || serde_json::from_str::<Value>(text).map(|value| value.to_string());
     if text.contains("\\u") { written().map_or(text.into(), Cow::Owned) } else { text.into() }
+}
+
+/// A list that stands for all if it is absent. An empty one would be for nobody, and is not what anybody means.
+pub(super) fn some<T>(path: &str, list: Option<BTreeSet<T>>) -> Result<Option<BTreeSet<T>>, Problem> {
+    if list.as_ref().is_some_and(BTreeSet::is_empty) {
+        let fix = "leave it out, or write null, for all there are; or name at least one";
+        return Err(Problem::invalid_at(path, "an empty list stands for none at all", Some(fix)));
+    }
+    Ok(list)
 }
 
 /// The parameters behind the `?`. Those that are not known are refused, as keys are.

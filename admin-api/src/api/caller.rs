@@ -14,17 +14,21 @@ use axum::{
 use http::{HeaderMap, StatusCode, header, request::Parts};
 use secrecy::SecretString;
 use seiketsu_config::values::Id;
+use uuid::Uuid;
 
 use super::{
     AppState, BASE, Problem, RequestId,
     operations::{self, Operation, Scope},
     problem::Kind,
 };
-use crate::store::{
-    Author, Principal,
-    audit::Entry,
-    operators::{Operator, Role},
-    tokens::{self, TokenKind},
+use crate::{
+    serve::HangUp,
+    store::{
+        Author, Principal,
+        audit::Entry,
+        operators::{Operator, Role},
+        tokens::{self, TokenKind},
+    },
 };
 
 /// The operator who calls, and what they call.
@@ -101,12 +105,30 @@ pub(super) async fn guard(State(state): State<AppState>, mut request: Request, n
     };
     let response = match admit(&state, operation, request.headers(), &mut author).await {
         Ok(caller) => {
+            let operator = caller.operator.id;
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            in_turn(&state, operation, operator, request, next).await.unwrap_or_else(IntoResponse::into_response)
         }
         Err(problem) => problem.into_response(),
     };
     keep_refusal(&state, operation, &author, response).await
+}
+
+/// Carries it out when it is its turn.
+async fn in_turn(
+    state: &AppState,
+    operation: &Operation,
+    operator: Uuid,
+    request: Request,
+    next: Next,
+) -> Result<Response, Problem> {
+    if !operation.is_heavy() {
+        let _turn = state.turns.take(operator).await?;
+        return Ok(next.run(request).await);
+    }
+    let hang_up = request.extensions().get::<HangUp>().cloned();
+    let turn = state.turns.take_heavy(operator, hang_up).await?;
+    Ok(next.run(request).await.map(|answer| turn.until_taken(answer)))
 }
 
 async fn admit(

@@ -16,7 +16,7 @@ use super::{
     etag::IfMatch,
     idempotency::{Key, kept},
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::{Answer, WriteError, Written, gateway_config::GatewayConfig};
 
@@ -116,9 +116,10 @@ pub(super) async fn configure_gateway(
     let answer = |written: &Written| kept(StatusCode::OK, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
     let (tenant, columns) = value.into_columns();
+    let about = About::Tenant(tenant.clone());
     match state.store.edit(&caller.author, &tenant, expected, once, |tenant| columns.apply(tenant)).await {
-        Ok(written) => Ok(axum::Json(wait.complete(&state, written.into()).await?).into_response()),
-        Err(WriteError::Repeated(before)) => wait.again(&state, before).await,
+        Ok(written) => Ok(axum::Json(wait.complete(&state, &about, written.into()).await?).into_response()),
+        Err(WriteError::Repeated(before)) => wait.again(&state, &about, before).await,
         Err(error) => Err(error.into()),
     }
 }

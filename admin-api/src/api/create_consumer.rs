@@ -18,9 +18,9 @@ use super::{
     AppState, BASE, Problem,
     body::{Json, QueryOf},
     caller::Caller,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::{Answer, WriteError, Written};
 
@@ -81,12 +81,13 @@ pub(super) async fn create_consumer(
         Ok(tenant)
     };
     let note = Map::from_iter([("consumer".to_owned(), json!(id))]);
+    let about = About::Tenant(tenant.clone());
     let written = match state.store.edit_with_note(&caller.author, &tenant, None, once, note, edit).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return Ok(again(before)),
+        Err(WriteError::Repeated(before)) => return wait.again(&state, &about, before).await,
         Err(error) => return Err(error.into()),
     };
-    let answer = wait.complete(&state, written.into()).await?;
+    let answer = wait.complete(&state, &about, written.into()).await?;
     let mut response = (StatusCode::CREATED, axum::Json(&answer)).into_response();
     if let Ok(location) = HeaderValue::try_from(format!("{BASE}/tenants/{tenant}/consumers/{id}")) {
         response.headers_mut().insert(header::LOCATION, location);

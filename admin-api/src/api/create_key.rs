@@ -15,10 +15,10 @@ use super::{
     AppState, Problem,
     body::{Json, QueryOf},
     caller::Caller,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     made_key::{self, MadeKey},
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery},
+    wait::{About, Wait, WaitQuery},
 };
 use crate::store::{Answer, WriteError, Written, keys::KeyId};
 
@@ -83,7 +83,7 @@ pub(super) async fn create_key(
     let note = Map::from_iter([("key".to_owned(), json!(id)), ("consumer".to_owned(), json!(consumer))]);
     let written = match state.store.edit_with_note(&caller.author, &tenant, None, once, note, edit).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return Ok(again(before)),
+        Err(WriteError::Repeated(before)) => return wait.again(&state, &About::Tenant(tenant), before).await,
         Err(error) => return Err(error.into()),
     };
     made(&written).respond(&state, wait, &new.key).await

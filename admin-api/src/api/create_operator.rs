@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use super::{
     AppState, Problem,
-    body::Json,
+    body::{self, Json},
     caller::Caller,
     etag,
     idempotency::{Key, again, kept},
@@ -29,16 +29,16 @@ pub(super) struct OperatorBody {
     #[schema(value_type = String)]
     name: Id,
     role: Role,
-    /// The tenants that the operator may see and change. Absent: all.
+    /// The tenants that the operator may see and change, at least one. Absent: all.
     #[serde(default)]
     #[schema(value_type = Option<Vec<String>>)]
     tenants: Option<BTreeSet<Id>>,
 }
 
-impl From<OperatorBody> for OperatorSettings {
-    fn from(body: OperatorBody) -> Self {
-        let OperatorBody { name, role, tenants } = body;
-        Self { name, role, tenants }
+impl OperatorBody {
+    pub(super) fn checked(self) -> Result<OperatorSettings, Problem> {
+        let Self { name, role, tenants } = self;
+        Ok(OperatorSettings { name, role, tenants: body::some("tenants", tenants)? })
     }
 }
 
@@ -59,10 +59,11 @@ pub(super) async fn create_operator(
     key: Key,
     Json { value, text }: Json<OperatorBody>,
 ) -> Result<Response, Problem> {
+    let settings = value.checked()?;
     let once = key.once(&text);
     let answer = |operator: &Operator| kept(StatusCode::CREATED, operator);
     let once = once.as_ref().map(|once| (once, &answer as AnswerOf<'_, Operator>));
-    match state.store.create_operator(&caller.author, caller.role(), value.into(), once).await {
+    match state.store.create_operator(&caller.author, caller.role(), settings, once).await {
         Ok(operator) => {
             let etag = etag::value(operator.revision);
             Ok((StatusCode::CREATED, [(header::ETAG, etag)], axum::Json(operator)).into_response())

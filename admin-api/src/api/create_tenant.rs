@@ -15,7 +15,7 @@ use super::{
     idempotency::{Key, kept},
     openapi::TenantDocument,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::{Answer, ChangeSet, Expected, WriteError, Written};
 
@@ -45,12 +45,13 @@ pub(super) async fn create_tenant(
     let answer = |written: &Written| kept(StatusCode::CREATED, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
     let change = ChangeSet { put: vec![tenant], own_hosts_only: caller.is_scoped(), ..ChangeSet::default() };
+    let about = About::Tenant(id.clone());
     let written = match state.store.write_once(&caller.author, change, Some(Expected::Absent(id.clone())), once).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return wait.again(&state, before).await,
+        Err(WriteError::Repeated(before)) => return wait.again(&state, &about, before).await,
         Err(error) => return Err(error.into()),
     };
-    let answer = wait.complete(&state, written.into()).await?;
+    let answer = wait.complete(&state, &about, written.into()).await?;
     let mut response = (StatusCode::CREATED, axum::Json(&answer)).into_response();
     response.headers_mut().insert(header::ETAG, etag::value(answer.revision));
     if let Ok(location) = HeaderValue::try_from(format!("{BASE}/tenants/{id}")) {

@@ -37,7 +37,7 @@ pub(super) struct TokenBody {
     /// Whose it is; for tokens of operators.
     operator: Option<Uuid>,
     /// The one node that it is for; for tokens of nodes. Absent: it is for any node, as fleets need it whose nodes come and
-    /// go. Whoever has such a token can take the place of each of them.
+    /// go. Whoever has such a token can take the place of each of them that has no token of its own.
     #[schema(value_type = Option<String>)]
     node: Option<Id>,
     /// Until when it holds. Absent: until it is deleted.

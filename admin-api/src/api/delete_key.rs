@@ -10,7 +10,7 @@ use super::{
     caller::Caller,
     made_key,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::keys::KeyId;
 
@@ -41,5 +41,5 @@ pub(super) async fn delete_key(
     };
     let note = Map::from_iter([("key".to_owned(), json!(id))]);
     let written = state.store.edit_with_note(&caller.author, &id.tenant, None, None, note, edit).await?;
-    Ok(JsonAnswer(wait.complete(&state, written.into()).await?))
+    Ok(JsonAnswer(wait.complete(&state, &About::Tenant(id.tenant), written.into()).await?))
 }

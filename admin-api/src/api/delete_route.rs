@@ -10,7 +10,7 @@ use super::{
     etag::IfMatch,
     part::PartOf,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 
 /// The route is removed.
@@ -43,5 +43,5 @@ pub(super) async fn delete_route(
         Ok(tenant)
     };
     let written = part.edit(&state, &caller, "route", expected, edit).await?;
-    Ok(JsonAnswer(wait.complete(&state, written.into()).await?))
+    Ok(JsonAnswer(wait.complete(&state, &About::Tenant(part.tenant), written.into()).await?))
 }

@@ -10,7 +10,7 @@ use super::{
     etag::IfMatch,
     part::PartOf,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 
 /// The service is removed, if no route uses it.
@@ -39,5 +39,5 @@ pub(super) async fn delete_service(
         Ok(tenant)
     };
     let written = part.edit(&state, &caller, "service", expected, edit).await?;
-    Ok(JsonAnswer(wait.complete(&state, written.into()).await?))
+    Ok(JsonAnswer(wait.complete(&state, &About::Tenant(part.tenant), written.into()).await?))
 }

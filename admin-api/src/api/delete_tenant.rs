@@ -9,7 +9,7 @@ use super::{
     caller::Caller,
     etag::IfMatch,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::{ChangeSet, Expected};
 
@@ -38,7 +38,7 @@ pub(super) async fn delete_tenant(
         Some(revision) => Expected::Revision { tenant: Some(id.clone()), revision },
         None => Expected::Present(id.clone()),
     };
-    let change = ChangeSet { remove: vec![id], ..ChangeSet::default() };
+    let change = ChangeSet { remove: vec![id.clone()], ..ChangeSet::default() };
     let written = state.store.write(&caller.author, change, Some(expected)).await?;
-    Ok(Json(wait.complete(&state, written.into()).await?))
+    Ok(Json(wait.complete(&state, &About::Tenant(id), written.into()).await?))
 }

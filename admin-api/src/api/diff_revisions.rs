@@ -8,15 +8,21 @@ use super::{
     AppState, Problem,
     body::{PathOf, QueryOf},
     changes::DocumentDifference,
+    page,
     problem::ProblemDocument,
 };
 
 #[derive(Debug, Default, Deserialize, utoipa::IntoParams)]
 #[serde(deny_unknown_fields, default)]
 #[into_params(parameter_in = Query)]
-pub(super) struct ToQuery {
-    /// The revision to compare with, usually the newest.
+pub(super) struct DiffQuery {
+    /// The revision to compare with, usually the newest. With a `cursor`: the one that the page before was compared with.
     to: Option<u64>,
+    /// `next` of the page before.
+    cursor: Option<String>,
+    /// How many at most: 1 to 1000, usually 100.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<u64>,
 }
 
 /// How two states differ.
@@ -25,13 +31,16 @@ pub(super) struct Difference {
     from: u64,
     to: u64,
     changes: Vec<DocumentDifference>,
+    /// Where the next page begins; none, if this is the last one.
+    next: Option<String>,
 }
 
-/// Each document that differs between two revisions; revision 0 is the empty store.
+/// Each document that differs between two revisions, in the order of names; revision 0 is the empty store. Pages may hold fewer
+/// than `limit`.
 #[utoipa::path(
     get, path = "/revisions/{number}/diff", tag = "revisions", params(
         ("number" = u64, Path, description = "The revision"),
-        ToQuery,
+        DiffQuery,
     ),
     responses(
         (status = 200, description = "The difference", body = Difference),
@@ -41,10 +50,13 @@ pub(super) struct Difference {
 pub(super) async fn diff_revisions(
     State(state): State<AppState>,
     PathOf(from): PathOf<u64>,
-    QueryOf(query): QueryOf<ToQuery>,
+    QueryOf(query): QueryOf<DiffQuery>,
 ) -> Result<Json<Difference>, Problem> {
     let to = query.to.unwrap_or_else(|| *state.store.newest().borrow());
-    let changes = state.store.difference(from, to).await?;
-    let changes = changes.ok_or_else(|| Problem::not_found(&format!("revision {}", from.max(to))))?;
-    Ok(Json(Difference { from, to, changes: changes.into_iter().map(DocumentDifference::from).collect() }))
+    let limit = page::limit(query.limit)?;
+    let after: Option<String> = page::after(query.cursor.as_deref())?;
+    let page = state.store.difference(from, to, after.as_deref(), limit).await?;
+    let page = page.ok_or_else(|| Problem::not_found(&format!("revision {}", from.max(to))))?;
+    let changes = page.changes.into_iter().map(DocumentDifference::from).collect();
+    Ok(Json(Difference { from, to, changes, next: page.next.as_deref().map(page::cursor) }))
 }

@@ -21,7 +21,7 @@ use super::{
     idempotency::{Key, kept},
     openapi::ConfigurationText,
     problem::{Kind, ProblemDocument},
-    wait::{Wait, WaitFor, WriteAnswer},
+    wait::{About, Wait, WaitFor, WriteAnswer},
 };
 use crate::store::{Answer, ChangeSet, Expected, HeadDocument, WriteError, Written};
 
@@ -68,6 +68,8 @@ pub(super) async fn import_configuration(
     let once = key.once(&body.0).filter(|_| !query.dry_run);
     let (head, put) = parse(body).await?;
     let has_head = query.replace || head != TenantHead { revision: head.revision, ..TenantHead::default() };
+    let about =
+        if has_head { About::Everything } else { About::Tenants(put.iter().map(|tenant| tenant.id.clone()).collect()) };
     let change = ChangeSet {
         head: has_head.then(|| HeadDocument::from(head)),
         put,
@@ -81,14 +83,14 @@ pub(super) async fn import_configuration(
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
     let written = match state.store.write_once(&caller.author, change, expected.map(Expected::Newest), once).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return wait.again(&state, before).await,
+        Err(WriteError::Repeated(before)) => return wait.again(&state, &about, before).await,
         Err(error) => return Err(error.into()),
     };
     let answer = WriteAnswer { dry_run: query.dry_run, ..written.into() };
     if query.dry_run {
         return Ok(axum::Json(answer).into_response());
     }
-    let answer = wait.complete(&state, answer).await?;
+    let answer = wait.complete(&state, &about, answer).await?;
     Ok(([(header::ETAG, etag::value(answer.revision))], axum::Json(answer)).into_response())
 }
 

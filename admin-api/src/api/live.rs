@@ -33,7 +33,7 @@ const LOOK_UP: Duration = Duration::from_secs(3);
 /// To take one event. Whoever takes longer is cut off, and goes on later where they were.
 pub(super) const WRITE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Streams of one token, and of all.
+/// Streams of one operator, whatever tokens they have, and of all.
 const MOST_OF_ONE: usize = 16;
 const MOST: usize = 512;
 
@@ -78,10 +78,7 @@ impl EventsQuery {
         let follow = self.follow.unwrap_or(true);
         let after = last.or(self.after).or((!follow).then_some(0));
         let sight = Sight { role: caller.role(), tenants: caller.operator.tenants.clone(), kinds, tenant: self.tenant };
-        let seat = state
-            .streams
-            .enter(caller.operator.id)
-            .ok_or_else(|| Problem::new(Kind::TooMany, "too many streams of events are open already").retry_after(5))?;
+        let seat = state.streams.enter(caller.operator.id)?;
         Ok(Asked { after, follow, sight, token: bearer(headers), seat })
     }
 }
@@ -101,17 +98,19 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    fn enter(self: &Arc<Self>, operator: Uuid) -> Option<Seat> {
+    fn enter(self: &Arc<Self>, operator: Uuid) -> Result<Seat, Problem> {
         let mut open = self.open.lock();
-        if open.values().sum::<usize>() >= MOST {
-            return None;
-        }
-        let own = open.entry(operator).or_default();
-        if *own >= MOST_OF_ONE {
-            return None;
-        }
-        *own += 1;
-        Some(Seat { streams: Arc::clone(self), operator })
+        let all = open.values().sum::<usize>();
+        let own = open.get(&operator).copied().unwrap_or_default();
+        let (kind, detail) = if own >= MOST_OF_ONE {
+            (Kind::TooMany, "the operator follows events as often as an operator may already")
+        } else if all >= MOST {
+            (Kind::Busy, "events are followed as often as they may be already")
+        } else {
+            open.insert(operator, own + 1);
+            return Ok(Seat { streams: Arc::clone(self), operator });
+        };
+        Err(Problem::new(kind, detail).retry_after(5))
     }
 
     /// Ends all streams, now and from now on.
@@ -230,16 +229,22 @@ async fn look(state: &AppState, asked: &mut Asked) -> Result<(), End> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     #[test]
     fn nobody_takes_all_streams() {
         let streams = Arc::new(Streams::default());
         let (one, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let mut seats: Vec<_> = std::iter::from_fn(|| streams.enter(one)).collect();
+        let mut seats: Vec<_> = std::iter::from_fn(|| streams.enter(one).ok()).collect();
         assert_eq!(seats.len(), MOST_OF_ONE);
-        assert!(streams.enter(other).is_some());
+        assert_eq!(streams.enter(one).unwrap_err().kind, Kind::TooMany);
+        assert!(streams.enter(other).is_ok());
         seats.pop();
-        assert!(streams.enter(one).is_some());
+        assert!(streams.enter(one).is_ok());
+        // As many as there may be of all, each of another one.
+        let _all: Vec<_> = (10..).map_while(|one| streams.enter(Uuid::from_u128(one)).ok()).collect();
+        assert_eq!(streams.enter(other).unwrap_err().kind, Kind::Busy);
     }
 }

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::{
     AppState, Problem,
     problem::Kind,
-    wait::{Wait, WriteAnswer},
+    wait::{About, Wait, WriteAnswer},
 };
 use crate::store::{WriteError, Written, keys::KeyId};
 
@@ -56,7 +56,7 @@ impl MadeKey {
         wait: Wait,
         key: &SecretString,
     ) -> Result<Response, Problem> {
-        match wait.complete(state, self.written.clone()).await {
+        match wait.complete(state, &About::Tenant(self.tenant.clone()), self.written.clone()).await {
             Ok(written) => {
                 self.written = written;
                 self.key = Some(key.expose_secret().to_owned());

@@ -65,7 +65,6 @@ mod get_warming;
 mod get_webhook;
 mod idempotency;
 mod import_configuration;
-mod limit;
 mod list_alert_rules;
 mod list_alerts;
 mod list_audit;
@@ -113,6 +112,7 @@ mod rotate_webhook_secret;
 mod siem_sink_body;
 mod span;
 mod test_webhook;
+mod turns;
 mod unknown_tokens;
 mod validate;
 mod verify_audit;
@@ -134,8 +134,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
 pub use self::problem::{Kind, Problem};
-use self::{limit::Limiter, metrics::Metrics, refusals::Doorkeeper};
+use self::{metrics::Metrics, refusals::Doorkeeper};
 use crate::{
+    limit::Limiter,
     outbound::Outbound,
     store::{Store, performance::Objectives},
 };
@@ -157,6 +158,7 @@ pub struct AppState {
     /// What performance is measured by.
     objectives: Objectives,
     streams: Arc<live::Streams>,
+    turns: Arc<turns::Turns>,
     outbound: Outbound,
 }
 
@@ -171,6 +173,7 @@ impl AppState {
             requests: Arc::new(Limiter::new(per_second, per_second.saturating_mul(2))),
             objectives,
             streams: Arc::default(),
+            turns: Arc::default(),
             outbound,
         }
     }

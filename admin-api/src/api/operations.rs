@@ -29,6 +29,28 @@ pub(crate) struct Operation {
 }
 
 impl Operation {
+    /// Whether it may take much time or memory: it is about everything there is, or about a long time.
+    pub(crate) fn is_heavy(&self) -> bool {
+        matches!(
+            self.id,
+            "put_head"
+                | "import_configuration"
+                | "export_configuration"
+                | "validate"
+                | "get_revision"
+                | "diff_revisions"
+                | "rollback"
+                | "verify_audit"
+                | "export_audit"
+                | "rotate_secrets"
+                | "get_analytics"
+                | "list_usage"
+                | "export_usage"
+                | "list_performance"
+                | "list_objectives"
+        )
+    }
+
     /// Refusals are kept of what would have changed something.
     pub(crate) fn writes(&self) -> bool {
         self.method != Method::GET && self.id != "validate"

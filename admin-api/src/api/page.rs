@@ -46,13 +46,18 @@ pub(super) fn after<T: std::str::FromStr>(cursor: Option<&str>) -> Result<Option
         .transpose()
 }
 
+/// A place, as callers pass it back.
+pub(super) fn cursor(place: &str) -> String {
+    URL_SAFE_NO_PAD.encode(place)
+}
+
 impl<T> Page<T> {
     /// From rows of which one more was asked for than belong on the page.
     pub(super) fn of<R>(mut rows: Vec<R>, limit: u64, place: impl Fn(&R) -> String, item: impl Fn(R) -> T) -> Self {
         let most = usize::try_from(limit).unwrap_or(usize::MAX);
         let more = rows.len() > most;
         rows.truncate(most);
-        let next = rows.last().filter(|_| more).map(|last| URL_SAFE_NO_PAD.encode(place(last)));
+        let next = rows.last().filter(|_| more).map(|last| cursor(&place(last)));
         Self { items: rows.into_iter().map(item).collect(), next }
     }
 }

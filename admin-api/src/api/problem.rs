@@ -59,6 +59,9 @@ seiketsu_config::problem_kinds! {
     Damaged = INTERNAL_SERVER_ERROR, "urn:seiketsu:problem:store-damaged",
         "What stands in the store cannot be read",
         "`gatewayctl audit verify` names table and row: restore them from a backup. The log says more under `instance`.";
+    /// Others have all that there is of something.
+    Busy = SERVICE_UNAVAILABLE, "urn:seiketsu:problem:busy", "The control plane has its hands full",
+        "Try again when `Retry-After` says.";
     /// The store is away.
     Unavailable = SERVICE_UNAVAILABLE, "urn:seiketsu:problem:store-unavailable",
         "The store gives no answer",
@@ -257,6 +260,7 @@ impl From<ManageError> for Problem {
                 problem.etag = Some(current.revision);
                 problem.with("current", serde_json::to_value(&current).unwrap_or_default())
             }
+            error @ ManageError::Orders(_) => Self::new(Kind::TooMany, error.to_string()).retry_after(60),
             error @ ManageError::Above(_) => Self::new(Kind::Forbidden, error.to_string()),
             ManageError::KeyUsed | ManageError::Repeated(_) => Self::key_used(),
         }

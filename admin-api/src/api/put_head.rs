@@ -13,7 +13,7 @@ use super::{
     etag::{self, IfMatch},
     openapi,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::{ChangeSet, Expected, HeadDocument};
 
@@ -41,7 +41,7 @@ pub(super) async fn put_head(
     let change = ChangeSet { head: Some(head), ..ChangeSet::default() };
     let written = state.store.write(&caller.author, change, expected).await?;
     let revision = if written.is_change() { written.revision } else { state.store.head().await?.revision };
-    let answer: WriteAnswer = wait.complete(&state, written.into()).await?;
+    let answer: WriteAnswer = wait.complete(&state, &About::Everything, written.into()).await?;
     let mut response = (StatusCode::OK, axum::Json(answer)).into_response();
     response.headers_mut().insert(header::ETAG, etag::value(revision));
     Ok(response)

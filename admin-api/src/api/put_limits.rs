@@ -11,7 +11,7 @@ use super::{
     caller::Caller,
     etag::IfMatch,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::gateway_config::{LimitsChange, given};
 
@@ -69,5 +69,5 @@ pub(super) async fn put_limits(
         return Err(Problem::invalid_at("", "no limit is given", Some(fix)));
     }
     let written = state.store.edit(&caller.author, &tenant, expected, None, |tenant| change.apply(tenant)).await?;
-    Ok(JsonAnswer(wait.complete(&state, written.into()).await?))
+    Ok(JsonAnswer(wait.complete(&state, &About::Tenant(tenant), written.into()).await?))
 }

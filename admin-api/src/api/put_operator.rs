@@ -36,6 +36,6 @@ pub(super) async fn put_operator(
     IfMatch(expected): IfMatch,
     Json { value, .. }: Json<OperatorBody>,
 ) -> Result<Response, Problem> {
-    let operator = state.store.update_operator(&caller.author, caller.role(), id, expected, value.into()).await?;
+    let operator = state.store.update_operator(&caller.author, caller.role(), id, expected, value.checked()?).await?;
     Ok(([(header::ETAG, etag::value(operator.revision))], axum::Json(operator)).into_response())
 }

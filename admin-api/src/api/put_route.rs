@@ -11,7 +11,7 @@ use super::{
     openapi::RouteDocument,
     part::PartOf,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 
 /// The route is replaced, where it stands, or added as the last one.
@@ -49,5 +49,5 @@ pub(super) async fn put_route(
         Ok(tenant)
     };
     let written = part.edit(&state, &caller, "route", expected, edit).await?;
-    Ok(JsonAnswer(wait.complete(&state, written.into()).await?))
+    Ok(JsonAnswer(wait.complete(&state, &About::Tenant(part.tenant), written.into()).await?))
 }

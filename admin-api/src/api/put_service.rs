@@ -11,7 +11,7 @@ use super::{
     openapi::UpstreamDocument,
     part::PartOf,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 
 /// The service is replaced, or added.
@@ -43,5 +43,5 @@ pub(super) async fn put_service(
         Ok(tenant)
     };
     let written = part.edit(&state, &caller, "service", expected, edit).await?;
-    Ok(JsonAnswer(wait.complete(&state, written.into()).await?))
+    Ok(JsonAnswer(wait.complete(&state, &About::Tenant(part.tenant), written.into()).await?))
 }

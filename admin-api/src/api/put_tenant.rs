@@ -14,7 +14,7 @@ use super::{
     etag::{self, IfMatch},
     openapi::TenantDocument,
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery, WriteAnswer},
+    wait::{About, Wait, WaitQuery, WriteAnswer},
 };
 use crate::store::{ChangeSet, Expected};
 
@@ -53,7 +53,7 @@ pub(super) async fn put_tenant(
     } else {
         state.store.tenant(&id).await?.map(|stored| stored.revision)
     };
-    let answer: WriteAnswer = wait.complete(&state, written.into()).await?;
+    let answer: WriteAnswer = wait.complete(&state, &About::Tenant(id), written.into()).await?;
     let mut response = (StatusCode::OK, axum::Json(answer)).into_response();
     if let Some(revision) = revision {
         response.headers_mut().insert(header::ETAG, etag::value(revision));

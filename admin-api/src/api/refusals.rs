@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{
+use super::unknown_tokens::UnknownTokens;
+use crate::{
     limit::{self, Limiter},
-    unknown_tokens::UnknownTokens,
+    store::{Author, Store, StoreError, audit::Entry},
 };
-use crate::store::{Author, Store, StoreError, audit::Entry};
 
 /// So many of one caller are kept one by one in each [`WINDOW`].
 const FIRST: u32 = 20;

@@ -14,7 +14,7 @@ use super::{
     etag::{self, IfMatch},
     idempotency::{Key, kept},
     problem::ProblemDocument,
-    wait::{Wait, WaitFor, WriteAnswer},
+    wait::{About, Wait, WaitFor, WriteAnswer},
 };
 use crate::store::{Answer, WriteError, Written};
 
@@ -58,10 +58,10 @@ pub(super) async fn rollback(
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));
     match state.store.rollback(&caller.author, number, expected, query.reason, once).await {
         Ok(written) => {
-            let answer = wait.complete(&state, written.into()).await?;
+            let answer = wait.complete(&state, &About::Everything, written.into()).await?;
             Ok(([(header::ETAG, etag::value(answer.revision))], axum::Json(answer)).into_response())
         }
-        Err(WriteError::Repeated(before)) => wait.again(&state, before).await,
+        Err(WriteError::Repeated(before)) => wait.again(&state, &About::Everything, before).await,
         Err(error) => Err(error.into()),
     }
 }

@@ -17,10 +17,10 @@ use super::{
     AppState, Problem,
     body::{Json, PathOf, QueryOf},
     caller::Caller,
-    idempotency::{Key, again, kept},
+    idempotency::{Key, kept},
     made_key::{self, MadeKey, ReplacedKey},
     problem::ProblemDocument,
-    wait::{Wait, WaitQuery},
+    wait::{About, Wait, WaitQuery},
 };
 use crate::store::{Answer, WriteError, Written, keys::KeyId};
 
@@ -96,7 +96,7 @@ pub(super) async fn rotate_key(
     let note = Map::from_iter([("key".to_owned(), json!(id)), ("replaces".to_owned(), json!(old))]);
     let written = match state.store.edit_with_note(&caller.author, &old.tenant, None, once, note, edit).await {
         Ok(written) => written,
-        Err(WriteError::Repeated(before)) => return Ok(again(before)),
+        Err(WriteError::Repeated(before)) => return wait.again(&state, &About::Tenant(old.tenant), before).await,
         Err(error) => return Err(error.into()),
     };
     made(&written).respond(&state, wait, &new.key).await

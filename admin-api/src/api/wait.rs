@@ -10,6 +10,7 @@ use seiketsu_config::{
     values::{Id, Span},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use utoipa::ToSchema;
 
@@ -76,10 +77,10 @@ pub(super) struct Missing {
     live: bool,
     /// What is in force there.
     revision: u64,
-    /// What it refused of the change, and why.
+    /// What it refuses of what was to be written, and why.
     #[schema(value_type = Vec<Object>)]
     refused: Vec<Refused>,
-    /// How many more documents it has refused than it has named: some of the change may be among them.
+    /// How many more documents it has refused than it has named: some of these may be among them.
     #[serde(default, skip_serializing_if = "is_zero")]
     refused_more: u64,
 }
@@ -111,8 +112,13 @@ impl Wait {
         Ok(Self(wait.map(|WaitFor::Applied| timeout)))
     }
 
-    /// Completes the answer, when the nodes have what was written.
-    pub(super) async fn complete(self, state: &AppState, answer: WriteAnswer) -> Result<WriteAnswer, Problem> {
+    /// Completes the answer, when the nodes have what was to be written.
+    pub(super) async fn complete(
+        self,
+        state: &AppState,
+        about: &About,
+        answer: WriteAnswer,
+    ) -> Result<WriteAnswer, Problem> {
         let Some(timeout) = self.0 else { return Ok(answer) };
         // Revisions of nodes count only if they are of the store as it is now.
         state.store.look().await?;
@@ -120,7 +126,7 @@ impl Wait {
         let mut applied = state.store.applied();
         loop {
             applied.mark_unchanged();
-            let now = standing(&state.store.nodes().await?, &answer);
+            let now = standing(&state.store.nodes().await?, about, answer.revision);
             let settled = now.missing.iter().all(|missing| missing.refused_more > 0 || !missing.refused.is_empty());
             if now.missing.is_empty() {
                 return Ok(WriteAnswer { applied: Some(now), ..answer });
@@ -149,28 +155,47 @@ pub(super) fn patience(timeout: Option<&str>) -> Result<Duration, Problem> {
 
 impl Wait {
     /// The answer to a request that is repeated, which waits as the first one did.
-    pub(super) async fn again(self, state: &AppState, before: Remembered) -> Result<Response, Problem> {
+    pub(super) async fn again(self, state: &AppState, about: &About, before: Remembered) -> Result<Response, Problem> {
+        let Some(answer) = serde_json::from_str(&before.answer).ok().filter(|_| self.0.is_some()) else {
+            return Ok(idempotency::again(before));
+        };
+        let applied = self.complete(state, about, answer).await?.applied;
+        // What is answered may hold more than what was written.
+        let mut answer: Map<String, Value> = serde_json::from_str(&before.answer).unwrap_or_default();
+        answer.insert("applied".to_owned(), serde_json::to_value(applied).unwrap_or_default());
         let status = StatusCode::from_u16(before.status).unwrap_or(StatusCode::OK);
-        match serde_json::from_str(&before.answer) {
-            Ok(answer) if self.0.is_some() => {
-                Ok((status, axum::Json(self.complete(state, answer).await?)).into_response())
-            }
-            _ => Ok(idempotency::again(before)),
+        Ok((status, axum::Json(answer)).into_response())
+    }
+}
+
+/// The documents that a request says how they are to be, whether or not they were so before: what a node refuses of them is
+/// not applied there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum About {
+    /// This tenant.
+    Tenant(Id),
+    Tenants(HashSet<Id>),
+    /// All there are. What stands beside the tenants is a part of each of them.
+    Everything,
+}
+
+impl About {
+    fn concerns(&self, refused: &Refused) -> bool {
+        match (self, &refused.tenant) {
+            (Self::Everything, _) => true,
+            (Self::Tenant(one), Some(tenant)) => one == tenant,
+            (Self::Tenants(all), Some(tenant)) => all.contains(tenant),
+            (Self::Tenant(_) | Self::Tenants(_), None) => false,
         }
     }
 }
 
-/// Which of the nodes have it that are awaited.
-fn standing(nodes: &[NodeRow], answer: &WriteAnswer) -> AppliedBy {
-    let changed: HashSet<&Id> = answer.changed.iter().collect();
-    let concerns = |refused: &Refused| match &refused.tenant {
-        Some(tenant) => changed.contains(tenant),
-        None => answer.head,
-    };
+/// Which of the nodes have it that are awaited: they have come to the revision, and refuse nothing of what it is about.
+fn standing(nodes: &[NodeRow], about: &About, revision: u64) -> AppliedBy {
     let mut standing = AppliedBy::default();
     for node in nodes.iter().filter(|node| node.awaited) {
-        let has = node.live && node.revision >= answer.revision;
-        let refused: Vec<Refused> = node.refused.iter().filter(|one| has && concerns(one)).cloned().collect();
+        let has = node.live && node.revision >= revision;
+        let refused: Vec<Refused> = node.refused.iter().filter(|one| has && about.concerns(one)).cloned().collect();
         let refused_more = if has { node.refused_more } else { 0 };
         if has && refused.is_empty() && refused_more == 0 {
             standing.nodes.push(node.id.clone());
@@ -229,6 +254,20 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_beside_the_tenants_is_a_part_of_each_and_of_none_alone() {
+        let of = |tenant: Option<&str>| Refused { tenant: tenant.map(|id| id.parse().unwrap()), errors: Vec::new() };
+        let id = |id: &str| id.parse::<Id>().unwrap();
+        for (about, concerns) in [
+            (About::Tenant(id("acme")), [true, false, false]),
+            (About::Tenants([id("globex"), id("initech")].into()), [false, true, false]),
+            (About::Everything, [true, true, true]),
+        ] {
+            let found = [Some("acme"), Some("globex"), None].map(|tenant| about.concerns(&of(tenant)));
+            assert_eq!(found, concerns, "{about:?}");
+        }
+    }
+
+    #[test]
     fn nodes_are_missing_that_are_behind_or_have_refused_what_was_written() {
         let nodes = [
             node("ahead", true, 9, &[]),
@@ -237,9 +276,8 @@ mod tests {
             node("refused", true, 7, &["acme"]),
             node("refused-another", true, 7, &["globex"]),
         ];
-        let changed = vec!["acme".parse().unwrap()];
-        let answer = WriteAnswer { revision: 7, changed, head: false, dry_run: false, applied: None };
-        let standing = standing(&nodes, &answer);
+        let about = About::Tenant("acme".parse().unwrap());
+        let standing = standing(&nodes, &about, 7);
         assert_eq!(standing.nodes.iter().map(Id::as_str).collect::<Vec<_>>(), ["ahead", "refused-another"]);
         let missing: Vec<_> =
             standing.missing.iter().map(|missing| (missing.node.as_str(), missing.refused.len())).collect();

@@ -8,7 +8,7 @@ use url::Url;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use super::{AppState, Problem, caller::Caller};
+use super::{AppState, Problem, body, caller::Caller};
 use crate::store::{
     events::EventKind,
     webhooks::{Webhook, WebhookSettings},
@@ -24,10 +24,10 @@ pub(super) struct WebhookBody {
     /// `https://…`, and no address of a private network.
     #[schema(value_type = String, max_length = 2000)]
     url: String,
-    /// Absent: all.
+    /// At least one. Absent: all.
     #[serde(default)]
     kinds: Option<BTreeSet<EventKind>>,
-    /// Absent: all tenants, and what concerns none in particular.
+    /// At least one. Absent: all tenants, and what concerns none in particular.
     #[serde(default)]
     #[schema(value_type = Option<Vec<String>>, min_items = 1)]
     tenants: Option<BTreeSet<Id>>,
@@ -53,6 +53,7 @@ const LONGEST_URL: usize = 2000;
 impl WebhookBody {
     pub(super) fn checked(self, state: &AppState, caller: &Caller) -> Result<WebhookSettings, Problem> {
         let Self { name, url, kinds, tenants, enabled } = self;
+        let (kinds, tenants) = (body::some("kinds", kinds)?, body::some("tenants", tenants)?);
         may_touch(caller, tenants.as_ref())?;
         if tenants.as_ref().is_some_and(BTreeSet::is_empty) {
             return Err(Problem::invalid_at("tenants", "it names none", Some("name one or more, or leave it out")));

@@ -9,6 +9,7 @@ use super::{
     client::{Ask, Client},
     failure::{Failure, refusals},
     output::{Output, cell, table},
+    tenants::all_pages,
 };
 
 #[derive(Debug, Args)]
@@ -32,7 +33,7 @@ pub(super) async fn run(arguments: Arguments, client: &Client, output: &Output) 
             listed(std::slice::from_ref(node)) + &refused.concat()
         })?;
     } else {
-        let nodes = client.json(Ask::get("/nodes")).await?;
+        let nodes = json!({ "items": all_pages(client, || Ask::get("/nodes")).await? });
         output.show(&nodes, |nodes| listed(nodes["items"].as_array().map_or(&[][..], Vec::as_slice)))?;
     }
     Ok(Outcome::Done)

@@ -44,11 +44,11 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
             })?;
         }
         Command::Show { revision } => {
-            let shown = client.json(Ask::get(format!("/revisions/{revision}"))).await?;
+            let shown = all_changes(client, || Ask::get(format!("/revisions/{revision}"))).await?;
             output.show(&shown, changes)?;
         }
         Command::Diff { from, to } => {
-            let shown = client.json(Ask::get(format!("/revisions/{from}/diff")).query("to", to)).await?;
+            let shown = all_changes(client, || Ask::get(format!("/revisions/{from}/diff")).query("to", to)).await?;
             output.show(&shown, changes)?;
         }
         Command::Rollback { revision, reason, wait } => {
@@ -58,6 +58,19 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
         }
     }
     Ok(Outcome::Done)
+}
+
+/// The answer with the changes of all its pages.
+async fn all_changes(client: &Client, ask: impl Fn() -> Ask) -> Result<Value, Failure> {
+    let mut all = client.json(ask()).await?;
+    while let Value::String(cursor) = all["next"].take() {
+        let mut page = client.json(ask().query("cursor", cursor)).await?;
+        if let (Value::Array(all), Value::Array(more)) = (&mut all["changes"], page["changes"].take()) {
+            all.extend(more);
+        }
+        all["next"] = page["next"].take();
+    }
+    Ok(all)
 }
 
 /// Each changed document, with what is different in it.

@@ -13,6 +13,7 @@ use super::{
     client::{Ask, Client},
     failure::Failure,
     output::{Output, cell, rows, table},
+    tenants::all_pages,
 };
 
 #[derive(Debug, Subcommand)]
@@ -58,7 +59,7 @@ fn read(path: Option<PathBuf>) -> Result<Option<String>, Failure> {
 pub(super) async fn run(command: Command, client: &Client, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::List => {
-            let sinks = client.json(Ask::get("/siem")).await?;
+            let sinks = json!({ "items": all_pages(client, || Ask::get("/siem")).await? });
             output.show(&sinks, |sinks| {
                 let names = ["/id", "/name", "/url", "/enabled", "/delivered", "/failing_since", "/last_error"];
                 let titles = ["ID", "NAME", "URL", "ENABLED", "DELIVERED", "FAILING SINCE", "ERROR"];
@@ -73,9 +74,8 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
                 "certificate": read(set.certificate)?, "private_key": read(set.private_key)?,
                 "after": set.after, "enabled": !set.disabled,
             });
-            let there = client.json(Ask::get("/siem")).await?;
-            let there = there["items"].as_array().into_iter().flatten().find(|sink| sink["name"] == body["name"]);
-            let ask = match there {
+            let there = all_pages(client, || Ask::get("/siem")).await?;
+            let ask = match there.iter().find(|sink| sink["name"] == body["name"]) {
                 Some(sink) => {
                     let etag = format!("\"{}\"", sink["revision"]);
                     Ask::put(format!("/siem/{}", cell(&sink["id"]))).if_match(Some(etag))

@@ -11,6 +11,7 @@ use super::{
     client::{Ask, Client},
     failure::Failure,
     output::{Output, cell, rows, table},
+    tenants::all_pages,
 };
 use crate::store::events::EventKind;
 
@@ -49,7 +50,7 @@ pub(super) struct Create {
 pub(super) async fn run(command: Command, client: &Client, output: &Output) -> Result<Outcome, Failure> {
     match command {
         Command::List => {
-            let hooks = client.json(Ask::get("/webhooks")).await?;
+            let hooks = json!({ "items": all_pages(client, || Ask::get("/webhooks")).await? });
             output.show(&hooks, |hooks| {
                 let names = ["/id", "/name", "/url", "/enabled", "/tenants", "/failing_since", "/disabled_reason"];
                 let titles = ["ID", "NAME", "URL", "ENABLED", "TENANTS", "FAILING SINCE", "DISABLED"];

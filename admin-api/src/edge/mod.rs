@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 pub(crate) use self::{
     client::client,
-    tls::{NodeCertificate, Tls, TlsFiles},
+    tls::{Hello, NodeCertificate, Tls, TlsFiles},
 };
 
 #[derive(Debug, Clone, Args)]

@@ -1,7 +1,7 @@
 //! TLS 1.2 and 1.3, with the certificate that lies in the files now. A pair that cannot be used is told of in the log, and the
 //! one before stays.
 
-use std::{fmt, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{fmt, future::poll_fn, io, path::PathBuf, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use secrecy::{ExposeSecret, SecretSlice};
@@ -14,16 +14,19 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{self, RootCertStore, ServerConfig, server::WebPkiClientVerifier},
+    LazyConfigAcceptor, StartHandshake,
+    rustls::{
+        self, RootCertStore, ServerConfig,
+        server::{Acceptor, WebPkiClientVerifier},
+    },
     server::TlsStream,
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-/// To the end of a handshake, with the time that it waits for others.
+/// To the end of a handshake that has begun, with the time that it waits for others.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes cost CPU time, which those who are connected need too: so many are under way at once.
-const HANDSHAKES: usize = 64;
+/// Handshakes cost CPU time, which those who are connected need too: so many are worked on at once.
+const HANDSHAKES: usize = 4;
 /// How often it is looked whether the files have changed.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -63,6 +66,9 @@ pub(crate) struct Tls {
     handshakes: Arc<Semaphore>,
 }
 
+/// Who has said what TLS it speaks (its ClientHello: RFC 8446, section 4.1.2). Nothing was computed for it yet.
+pub(crate) struct Hello(Box<StartHandshake<TcpStream>>);
+
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls")
@@ -78,21 +84,43 @@ impl Tls {
         Ok(Self { config, handshakes: Arc::new(Semaphore::new(HANDSHAKES)) })
     }
 
+    /// Waits for as long as the client says nothing.
+    pub(crate) async fn hello(stream: TcpStream) -> io::Result<Hello> {
+        Ok(Hello(Box::new(LazyConfigAcceptor::new(Acceptor::default(), stream).await?)))
+    }
+
     /// The connection, and the certificate that the client has shown, if any: one of our authorities, and of now.
     pub(crate) async fn accept(
         &self,
-        stream: TcpStream,
+        Hello(start): Hello,
     ) -> io::Result<(TlsStream<TcpStream>, Option<NodeCertificate>)> {
-        let handshake = async {
-            // Never closed, so there is always a permit to wait for.
-            let _permit = self.handshakes.acquire().await;
-            let acceptor = TlsAcceptor::from(Arc::clone(&self.config.borrow()));
-            acceptor.accept(stream).await
-        };
+        let config = Arc::clone(&self.config.borrow());
+        let handshake = in_turns(&self.handshakes, async { start.into_stream(config).await });
         let stream = timeout(HANDSHAKE_TIMEOUT, handshake).await??;
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| NodeCertificate::of(chain.first()?));
         Ok((stream, shown))
     }
+}
+
+/// Works on it whenever it is its turn. While it waits for the other end, it takes up nobody's place.
+async fn in_turns<F: Future>(places: &Semaphore, work: F) -> F::Output {
+    let mut work = pin!(work);
+    loop {
+        // Never closed, so there is always a permit to wait for.
+        let place = places.acquire().await;
+        let polled = poll_fn(|context| Poll::Ready(work.as_mut().poll(context))).await;
+        drop(place);
+        if let Poll::Ready(done) = polled {
+            return done;
+        }
+        woken().await;
+    }
+}
+
+/// Until something that was polled before, by the same task, has become ready.
+async fn woken() {
+    let mut is_polled_again = false;
+    poll_fn(|_| if std::mem::replace(&mut is_polled_again, true) { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 async fn follow(files: TlsFiles, mut known: [u8; 32], sender: watch::Sender<Arc<ServerConfig>>) {
@@ -226,5 +254,40 @@ impl NodeCertificate {
     /// Connections may outlive the certificate that they were made with.
     pub(crate) fn holds(&self) -> bool {
         OffsetDateTime::now_utc() < self.until
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::sync::{Notify, oneshot};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_waits_for_the_other_end_takes_up_no_place() {
+        let places = Arc::new(Semaphore::new(1));
+        let (answer, answered) = oneshot::channel::<u8>();
+        let begun = Arc::new(Notify::new());
+        let waiting = {
+            let (places, begun) = (Arc::clone(&places), Arc::clone(&begun));
+            tokio::spawn(async move {
+                in_turns(&places, async {
+                    begun.notify_one();
+                    answered.await.unwrap()
+                })
+                .await
+            })
+        };
+        begun.notified().await;
+        assert_eq!(in_turns(&places, async { 1 }).await, 1);
+        // What comes while others have all places is not overlooked.
+        let place = places.acquire().await.unwrap();
+        answer.send(2).unwrap();
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(place);
+        assert_eq!(waiting.await.unwrap(), 2);
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! Each node has a `session`, which follows the store's newest revision by itself. What it sends comes from
 //! `updates`, where that which several nodes lack is read, written and compressed once; `orders` passes on what nodes are
-//! to do at once. `seats` knows which connection is the node's.
+//! to do at once. `seats` knows which connection is the node's, and `credible` how much a node may say.
 
+mod credible;
 pub(crate) mod departed;
 mod metrics;
 mod orders;
@@ -29,7 +30,10 @@ use axum::{
     routing::any,
 };
 use prometheus::Registry;
-use seiketsu_config::push;
+use seiketsu_config::{
+    push::{self, MOST_SAID_BYTES},
+    values::Id,
+};
 use serde_json::json;
 use tokio::{sync::watch, time::timeout};
 use uuid::Uuid;
@@ -38,11 +42,13 @@ use self::{metrics::Metrics, proof::Proof, seats::Seats, updates::Updates};
 use crate::{
     api::{Kind, refusals::Doorkeeper},
     edge::NodeCertificate,
+    limit::Limiter,
     store::{Author, Store, audit::Entry},
 };
 
-/// The largest message of a node, as it comes over the connection: room for errors of very many tenants.
-const MOST_RECEIVED_BYTES: usize = 16 << 20;
+/// Refusals of each node that the log tells of.
+const LOGGED_PER_SECOND: u32 = 2;
+const LOGGED_AT_ONCE: u32 = 100;
 
 /// How long connections may take to end when the process does.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,6 +65,8 @@ struct Shared {
     metrics: Metrics,
     updates: Updates,
     seats: Seats,
+    /// Refusals of each node that the log tells of.
+    logged: Limiter<Id>,
     draining: watch::Sender<bool>,
     certificates_required: bool,
 }
@@ -85,6 +93,7 @@ impl Hub {
             replica: Uuid::now_v7(),
             metrics,
             seats: Seats::default(),
+            logged: Limiter::new(LOGGED_PER_SECOND, LOGGED_AT_ONCE),
             draining: watch::Sender::new(false),
             certificates_required,
         })))
@@ -123,8 +132,8 @@ async fn subscribe(
     }
     match upgrade {
         Ok(upgrade) => upgrade
-            .max_message_size(MOST_RECEIVED_BYTES)
-            .max_frame_size(MOST_RECEIVED_BYTES)
+            .max_message_size(MOST_SAID_BYTES)
+            .max_frame_size(MOST_SAID_BYTES)
             .on_upgrade(move |socket| session::serve(hub, socket, proof)),
         Err(rejection) => rejection.into_response(),
     }

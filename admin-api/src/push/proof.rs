@@ -61,6 +61,11 @@ impl Proof {
         self.bound_to.as_ref()
     }
 
+    /// Whether it is for one node, or for some by their names.
+    pub(super) fn names_a_node(&self) -> bool {
+        self.bound_to.is_some() || self.certificate.is_some()
+    }
+
     /// Whether the certificate, if there is one, is for this node.
     pub(super) fn is_for(&self, node: &Id) -> bool {
         self.certificate.as_ref().is_none_or(|certificate| certificate.is_for(node))

@@ -13,7 +13,7 @@ use futures::{
     stream::{SplitSink, SplitStream},
 };
 use seiketsu_config::{
-    push::{self, Applied, FrameError, FromNode, Hello, SCHEMAS, ToNode, Welcome},
+    push::{self, Applied, FrameError, FromNode, Hello, MOST_SAID_BYTES, Refused, SCHEMAS, ToNode, Welcome},
     values::Id,
 };
 use tokio::{
@@ -23,13 +23,13 @@ use tokio::{
 use uuid::Uuid;
 
 use super::{
-    Hub, Shared, orders,
+    Hub, Shared, credible, orders,
     proof::Proof,
     seats::{Before, Taken},
     updates::{Prepared, length, message},
     usage::{self, Said},
 };
-use crate::store::StoreError;
+use crate::store::{StoreError, nodes::MOST_NODES};
 
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -58,8 +58,9 @@ const ANSWERS: usize = 8;
 /// A node that refuses a document may come to like it, when a file is there that was missing. It is asked this often.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Documents that a node refuses and the log tells of, of one answer.
-const MOST_LOGGED: usize = 100;
+/// Errors of a refused document that the log tells of, and what of each.
+const MOST_LOGGED: usize = 5;
+const MOST_LOGGED_BYTES: usize = 1000;
 
 /// The longest reason that a close frame can carry (RFC 6455, section 5.5).
 const MOST_REASON_BYTES: usize = 123;
@@ -79,6 +80,10 @@ pub(super) enum End {
     NoHello,
     #[error("the node says hello once, and at first")]
     Order,
+    #[error("{0}")]
+    Excess(String),
+    #[error("as many nodes are known as may be ({MOST_NODES}): have those forgotten that are gone for good")]
+    Nodes,
     #[error("{0}")]
     Unreadable(#[from] FrameError),
     #[error("no form of documents in common: the control plane knows {known:?}, the node {node:?}", known = SCHEMAS)]
@@ -101,6 +106,8 @@ pub(super) enum End {
     Foreign { node: Id },
     #[error("the token is for the node {0} alone")]
     OtherNode(Id),
+    #[error("the node {0} has a token of its own: this one is for nodes that have none")]
+    HasItsOwn(Id),
     #[error("the store was set back, or is another: all is sent anew")]
     OtherStore,
     #[error("this replica ends")]
@@ -116,7 +123,8 @@ impl End {
             Self::Closed => "closed",
             Self::Broken(_) => "broken",
             Self::NoHello => "no_hello",
-            Self::Order | Self::UsageAhead | Self::Unreadable(_) => "protocol",
+            Self::Order | Self::Excess(_) | Self::UsageAhead | Self::Unreadable(_) => "protocol",
+            Self::Nodes => "nodes",
             Self::Schemas { .. } => "schemas",
             Self::Silent => "silent",
             Self::NotReading => "not_reading",
@@ -125,7 +133,7 @@ impl End {
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::Foreign { .. } => "foreign",
-            Self::OtherNode(_) => "other_node",
+            Self::OtherNode(_) | Self::HasItsOwn(_) => "other_node",
             Self::OtherStore => "other_store",
             Self::Draining => "draining",
             Self::Store(_) => "store",
@@ -136,7 +144,7 @@ impl End {
     fn close_frame(&self) -> Option<CloseFrame> {
         let code = match self {
             Self::Closed | Self::Broken(_) => return None,
-            Self::Unreadable(_) | Self::Order | Self::UsageAhead => close_code::PROTOCOL,
+            Self::Unreadable(_) | Self::Order | Self::Excess(_) | Self::UsageAhead => close_code::PROTOCOL,
             Self::Draining => close_code::AWAY,
             Self::Store(_) | Self::OtherStore => close_code::AGAIN,
             _ => close_code::POLICY,
@@ -173,11 +181,15 @@ async fn greet(shared: &Shared, stream: &mut Stream, proof: &Proof) -> Result<He
         () = drained(shared) => return Err(End::Draining),
     };
     let FromNode::Hello(hello) = first else { return Err(End::Order) };
+    credible::hello(&hello)?;
     if let Some(node) = proof.bound_to().filter(|node| **node != hello.node) {
         return Err(End::OtherNode(node.clone()));
     }
     if !proof.is_for(&hello.node) {
         return Err(End::Foreign { node: hello.node });
+    }
+    if !proof.names_a_node() && shared.store.has_token_of_its_own(&hello.node).await.map_err(End::Store)? {
+        return Err(End::HasItsOwn(hello.node));
     }
     // The highest that both know; ours are few.
     if hello.schemas.iter().any(|schema| SCHEMAS.contains(schema)) {
@@ -229,6 +241,11 @@ async fn exchange(
         Ok(former) => former.map(|former| former.heard_at),
         Err(error) => return End::Store(error),
     };
+    match shared.store.has_room_for_a_node().await {
+        Ok(has_room) if has_room || former.is_some() => {}
+        Ok(_) => return End::Nodes,
+        Err(error) => return End::Store(error),
+    }
     if let Err(error) = shared.store.node_connected(&connected, shared.replica).await {
         return End::Store(error);
     }
@@ -279,7 +296,7 @@ async fn next(stream: &mut Stream) -> Result<FromNode, End> {
             None | Some(Ok(Message::Close(_))) => Err(End::Closed),
             Some(Err(error)) => Err(error.into()),
             Some(Ok(Message::Text(text))) => Ok(push::read_text(text.as_str())?),
-            Some(Ok(Message::Binary(bytes))) => Ok(push::read_binary(&bytes)?),
+            Some(Ok(Message::Binary(bytes))) => Ok(push::read_binary_within(MOST_SAID_BYTES, &bytes)?),
             Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
         };
     }
@@ -295,32 +312,27 @@ async fn listen(
 ) -> Result<Infallible, End> {
     let Hello { node, run, .. } = hello;
     let mut looked_up = Instant::now();
-    let mut in_force = 0;
     // What the store could not be told when it was said.
     let mut unreported: Option<Applied> = None;
+    // It repeats its answers.
+    let mut logged = Applied { nonce: 0, revision: 0, refused: Vec::new(), refused_more: 0, lost: false };
     loop {
         match timeout(SILENCE, next(stream)).await.map_err(|_| End::Silent)?? {
             FromNode::Hello(_) => return Err(End::Order),
             FromNode::Usage(page) => usage::take(usage, Said::Page(page))?,
             FromNode::AskUsed(ask) => usage::take(usage, Said::Ask(ask))?,
             FromNode::Applied(applied) => {
-                for refused in applied.refused.iter().take(MOST_LOGGED) {
-                    let tenant = refused.tenant.as_ref().map_or("(head)", |tenant| tenant.as_str());
-                    tracing::warn!(%node, tenant, errors = ?refused.errors, "a node refuses a document");
-                }
-                let unlogged = applied.refused.len().saturating_sub(MOST_LOGGED) as u64;
-                let more = applied.refused_more.saturating_add(unlogged);
-                if more > 0 {
-                    tracing::warn!(%node, more, "a node refuses so many more documents");
+                if (&applied.refused, applied.refused_more) != (&logged.refused, logged.refused_more) {
+                    log_refusals(shared, node, &applied);
+                    logged = applied.clone();
                 }
                 // The next update need not wait for the store.
                 let _ = answers.send(applied.clone()).await;
-                unreported = Some(applied);
+                // Whoever is lost may tell a revision of another store: what is known of it stays until it has all anew.
+                unreported = (!applied.lost).then_some(applied).or(unreported);
             }
-            FromNode::Carried(carried) => orders::carried(shared, hello, &carried).await,
-            FromNode::Heartbeat(mut heartbeat) => {
-                // A revision counts together with what was refused of it, which comes with the answer.
-                heartbeat.revision = heartbeat.revision.min(in_force);
+            FromNode::Carried(carried) => orders::carried(shared, hello, &credible::carried(carried)).await,
+            FromNode::Heartbeat(heartbeat) => {
                 if let Err(error) = shared.store.node_heard(node, *run, &heartbeat).await {
                     tracing::warn!(%node, %error, "cannot note that the node was heard of");
                 }
@@ -332,14 +344,29 @@ async fn listen(
         }
         if let Some(applied) = &unreported {
             match shared.store.node_applied(node, *run, applied).await {
-                Ok(()) => {
-                    in_force = applied.revision;
-                    unreported = None;
-                }
+                Ok(()) => unreported = None,
                 Err(error) => tracing::warn!(%node, %error, "cannot note what the node has applied"),
             }
         }
     }
+}
+
+fn log_refusals(shared: &Shared, node: &Id, applied: &Applied) {
+    let is_logged = |_: &&Refused| shared.logged.take(node.clone()).is_ok();
+    let refused: Vec<&Refused> = applied.refused.iter().take_while(is_logged).collect();
+    for refused in &refused {
+        let tenant = refused.tenant.as_ref().map_or("(head)", |tenant| tenant.as_str());
+        let errors: Vec<&str> = refused.errors.iter().take(MOST_LOGGED).map(|error| shortened(error)).collect();
+        tracing::warn!(%node, tenant, ?errors, "a node refuses a document");
+    }
+    let more = applied.refused_more.saturating_add((applied.refused.len() - refused.len()) as u64);
+    if more > 0 {
+        tracing::warn!(%node, more, "a node refuses so many more documents");
+    }
+}
+
+fn shortened(error: &str) -> &str {
+    &error[..error.floor_char_boundary(MOST_LOGGED_BYTES)]
 }
 
 /// Looks whether what the node was let in with still holds, whatever the node says or does not say.

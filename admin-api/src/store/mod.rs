@@ -69,6 +69,7 @@ use self::{
     known::Known,
     node_memory::NodeMemory,
 };
+use crate::limit::Limiter;
 
 /// How long an ordinary request waits for the store. Whoever asks shall be told soon that it is away.
 const PATIENCE: Duration = Duration::from_millis(1800);
@@ -102,6 +103,8 @@ struct Inner {
     usage_writers: Semaphore,
     replica: OnceLock<Arc<replica::Replica>>,
     events: events::Bus,
+    /// Events of each node.
+    told_of: Limiter<Id>,
     /// On SQLite, whose only process this is.
     nodes: Option<NodeMemory>,
     /// Moved on whenever a token was removed here.
@@ -150,6 +153,7 @@ impl Store {
             usage_writers: Semaphore::new(USAGE_WRITERS),
             replica: OnceLock::new(),
             events,
+            told_of: Limiter::new(nodes::EVENTS_PER_SECOND, nodes::EVENTS_AT_ONCE),
             nodes: is_alone.then(NodeMemory::default),
             revoked: watch::Sender::new(0),
             trail,

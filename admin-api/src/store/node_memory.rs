@@ -55,10 +55,12 @@ impl NodeMemory {
         self.0.lock().get(node).map(|known| known.row.clone())
     }
 
-    /// Those that are known here, in place of what was read.
-    pub(super) fn over(&self, read: Vec<node::Model>) -> Vec<node::Model> {
+    /// Those behind a name that are known here, in place of what was read.
+    pub(super) fn over(&self, read: Vec<node::Model>, after: Option<&str>) -> Vec<node::Model> {
         let mut rows: BTreeMap<String, node::Model> = read.into_iter().map(|row| (row.id.clone(), row)).collect();
-        rows.extend(self.0.lock().iter().map(|(id, known)| (id.clone(), known.row.clone())));
+        let known = self.0.lock();
+        let behind = known.iter().filter(|(id, _)| after.is_none_or(|after| id.as_str() > after));
+        rows.extend(behind.map(|(id, known)| (id.clone(), known.row.clone())));
         rows.into_values().collect()
     }
 
@@ -74,6 +76,10 @@ impl NodeMemory {
                 known.is_written = true;
             }
         }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.0.lock().len() as u64
     }
 
     pub(super) fn forget(&self, node: &str) {

@@ -1,8 +1,8 @@
 //! Gateway nodes: what they run, and whether they are there.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter,
-    QueryOrder, Set, Statement,
+    ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait,
+    PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
     sea_query::{Expr, OnConflict},
 };
 use seiketsu_config::{
@@ -32,13 +32,23 @@ const GONE_AFTER: Duration = Duration::seconds(3 * HEARTBEAT_SECONDS.cast_signed
 /// Of one answer, more refused documents than these are not told one by one.
 const MOST_TOLD: usize = 100;
 
+/// Events of one node. What comes above that is not told: events are kept, and others' would have to go for them.
+pub(super) const EVENTS_PER_SECOND: u32 = 10;
+pub(super) const EVENTS_AT_ONCE: u32 = 500;
+
 /// A node that was there so lately is between two connections, unless it has said that it ends.
 const AWAITED: Duration = Duration::seconds(30);
 
-/// Documents and errors of a node that are kept: more than gateways tell.
-const MOST_REFUSED: usize = 20_000;
+/// Nodes that are known.
+pub(crate) const MOST_NODES: u64 = 10_000;
+
+/// Documents and errors of a node that are kept: as many as gateways tell, and more.
+const MOST_REFUSED: usize = 10_000;
 const MOST_ERRORS: usize = 20;
 const MOST_ERROR_BYTES: usize = 2000;
+
+/// Of all errors of a node together.
+const MOST_BYTES: usize = 1 << 20;
 
 /// To get the turn to write what is known of nodes.
 const BRIEF: std::time::Duration = std::time::Duration::from_millis(50);
@@ -121,7 +131,7 @@ impl Store {
         .await?;
         self.write_nodes().await;
         let told = json!({ "node": hello.node, "version": hello.version, "region": hello.region });
-        self.tell([NewEvent::new(EventKind::NodeConnected, told)]);
+        self.tell_of(&hello.node, [NewEvent::new(EventKind::NodeConnected, told)]);
         Ok(())
     }
 
@@ -143,19 +153,16 @@ impl Store {
         })
         .await?;
         if let Some(before) = before {
-            self.tell(what_is_new(&before, applied.revision, &refused));
+            self.tell_of(node, what_is_new(&before, applied.revision, &refused));
         }
         Ok(())
     }
 
-    /// A node has sent a heartbeat.
+    /// A node has sent a heartbeat. Its revision is left alone: that counts together with what was refused of it, which comes
+    /// with the answer to an update.
     pub async fn node_heard(&self, node: &Id, run: Uuid, heartbeat: &Heartbeat) -> Result<(), StoreError> {
-        let heard = node::ActiveModel {
-            revision: Set(signed(heartbeat.revision)),
-            ready: Set(heartbeat.ready),
-            draining: Set(heartbeat.draining),
-            ..Default::default()
-        };
+        let heard =
+            node::ActiveModel { ready: Set(heartbeat.ready), draining: Set(heartbeat.draining), ..Default::default() };
         let of = Of { node, run: Some(run), replica: None };
         within(PATIENCE, self.note(of, heard, Some(Column::HeardAt))).await.map(drop)
     }
@@ -166,10 +173,16 @@ impl Store {
         let of = Of { node, run: Some(run), replica: Some(replica) };
         // It may be connected elsewhere already.
         if within(PATIENCE, self.note(of, heard, None)).await? {
-            self.tell([NewEvent::new(EventKind::NodeLeft, json!({ "node": node }))]);
+            self.tell_of(node, [NewEvent::new(EventKind::NodeLeft, json!({ "node": node }))]);
         }
         self.write_nodes().await;
         Ok(())
+    }
+
+    /// Tells what a node did, unless that is more than one does.
+    fn tell_of(&self, node: &Id, events: impl IntoIterator<Item = NewEvent>) {
+        let is_told = |_: &NewEvent| self.0.told_of.take(node.clone()).is_ok();
+        self.tell(events.into_iter().take_while(is_told));
     }
 
     /// Another process with the same id runs as well.
@@ -181,12 +194,22 @@ impl Store {
 
     /// All nodes that are known, in the order of their names.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
+        self.nodes_after(None, MOST_NODES).await
+    }
+
+    /// Nodes behind a name, in the order of their names.
+    pub async fn nodes_after(&self, after: Option<&Id>, most: u64) -> Result<Vec<NodeRow>, StoreError> {
         within(PATIENCE, async {
             let now = self.now().await?;
-            let mut rows = node::Entity::find().order_by_asc(Column::Id).all(&self.0.database).await?;
-            if let Some(memory) = &self.0.nodes {
-                rows = memory.over(rows);
+            let mut find = node::Entity::find().order_by_asc(Column::Id).limit(most);
+            if let Some(after) = after {
+                find = find.filter(Column::Id.gt(after.as_str()));
             }
+            let mut rows = find.all(&self.0.database).await?;
+            if let Some(memory) = &self.0.nodes {
+                rows = memory.over(rows, after.map(Id::as_str));
+            }
+            rows.truncate(usize::try_from(most).unwrap_or(usize::MAX));
             rows.into_iter().map(|row| self.node_of(row, now)).collect()
         })
         .await
@@ -202,6 +225,15 @@ impl Store {
                 known => known,
             };
             row.map(|row| self.node_of(row, now)).transpose()
+        })
+        .await
+    }
+
+    /// Whether another one can be known.
+    pub async fn has_room_for_a_node(&self) -> Result<bool, StoreError> {
+        within(PATIENCE, async {
+            let here = self.0.nodes.as_ref().map_or(0, NodeMemory::count);
+            Ok(here.max(node::Entity::find().count(&self.0.database).await?) < MOST_NODES)
         })
         .await
     }
@@ -365,9 +397,11 @@ fn what_is_new(before: &NodeRow, revision: u64, all: &[Refused]) -> Vec<NewEvent
 /// No more than is kept of what a node says, and how much more there is.
 fn bounded(applied: &Applied) -> (Vec<Refused>, u64) {
     let shortened = |error: &String| error[..error.floor_char_boundary(MOST_ERROR_BYTES)].to_owned();
-    let kept = applied.refused.iter().take(MOST_REFUSED).map(|refused| Refused {
-        tenant: refused.tenant.clone(),
-        errors: refused.errors.iter().take(MOST_ERRORS).map(shortened).collect(),
+    let mut room = MOST_BYTES;
+    let kept = applied.refused.iter().take(MOST_REFUSED).map(|refused| {
+        let errors: Vec<String> = refused.errors.iter().take(MOST_ERRORS).map(shortened).collect();
+        room = room.saturating_sub(errors.iter().map(String::len).sum());
+        Refused { tenant: refused.tenant.clone(), errors: if room > 0 { errors } else { Vec::new() } }
     });
     let more = applied.refused.len().saturating_sub(MOST_REFUSED) as u64;
     (kept.collect(), applied.refused_more.saturating_add(more))
@@ -383,12 +417,14 @@ mod tests {
     fn of_a_node_that_says_very_much_a_part_is_kept_and_the_rest_is_counted() {
         let one = |number: usize| Refused {
             tenant: Some(format!("t{number}").parse().unwrap()),
-            errors: if number == 0 { vec!["é".repeat(1 << 16); 100] } else { Vec::new() },
+            errors: if number < 100 { vec!["é".repeat(1 << 16); 100] } else { Vec::new() },
         };
         let refused = (0..MOST_REFUSED + 5).map(one).collect();
         let applied = Applied { nonce: 1, revision: 1, refused, refused_more: 7, lost: false };
         let (kept, more) = bounded(&applied);
         assert_eq!((kept.len(), more), (MOST_REFUSED, 12));
         assert_eq!((kept[0].errors.len(), kept[0].errors[0].len()), (MOST_ERRORS, MOST_ERROR_BYTES));
+        let bytes: usize = kept.iter().flat_map(|refused| &refused.errors).map(String::len).sum();
+        assert!((MOST_BYTES / 2..=MOST_BYTES).contains(&bytes), "{bytes}");
     }
 }

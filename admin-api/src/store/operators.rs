@@ -91,6 +91,8 @@ pub enum ManageError {
     Changed { expected: u64, current: Box<Operator> },
     #[error("the node {0} is connected: end it first")]
     NodeIsLive(Id),
+    #[error("the tenant {0} has been given as many orders in a day as it may be")]
+    Orders(Id),
     #[error("one owner of all tenants must remain, with a token that holds: nobody could let anybody in any more")]
     LastOwner,
     #[error("that is for an operator who is {} at least", .0.as_str())]

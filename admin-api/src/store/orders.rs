@@ -29,6 +29,13 @@ pub(super) const KEPT: Duration = Duration::hours(24);
 /// The member of an entry's detail that tells how many orders there were.
 pub(super) const ORDERS: &str = "orders";
 
+/// What a tenant may be given of these in that time. Others have to be heard beside it.
+const MOST_OF_TENANT: i64 = 5000;
+const MOST_BYTES_OF_TENANT: i64 = 32 << 20;
+
+/// A node that has missed more than this begins with an empty cache.
+const MOST_MISSED: u64 = 10_000;
+
 /// A node may have said something after an order was lost on its way, and clocks of replicas differ: what was purged so
 /// long before it was last heard of is told again, unless it has answered.
 const OVERLAP: Duration = Duration::minutes(5);
@@ -79,15 +86,19 @@ impl Store {
             let mut writing = self.managing(by, once).await?;
             let old = order::Entity::delete_many().filter(order::Column::At.lt(writing.now - KEPT));
             old.exec(&writing.transaction).await.map_err(StoreError::from)?;
+            let order = Order { id: Uuid::now_v7(), task };
+            let content = serde_json::to_string(&order).map_err(|why| StoreError::corrupt("an order", &why))?;
+            if !has_room(&writing.transaction, tenant, content.len()).await? {
+                return Err(ManageError::Orders(tenant.clone()));
+            }
             let next = writing.control.orders + 1;
             writing.control.orders = next;
-            let order = Order { id: Uuid::now_v7(), task };
             let row = order::Model {
                 number: next,
                 id: order.id,
                 tenant: tenant.to_string(),
                 lasting: !matches!(order.task, Task::Warm { .. }),
-                content: serde_json::to_string(&order).map_err(|why| StoreError::corrupt("an order", &why))?,
+                content,
                 at: writing.now,
                 mac: None,
             };
@@ -139,7 +150,7 @@ impl Store {
     }
 
     /// What was purged while a node was away: since it was last heard of, as far as this process of it has not answered.
-    /// None of it is told one by one if that is longer ago than orders are kept.
+    /// None of it is told one by one if that is longer ago than orders are kept, or if it is very much.
     pub async fn orders_missed(
         &self,
         node: &Id,
@@ -157,9 +168,7 @@ impl Store {
                 .await?;
             // What is given from now on comes behind this.
             let upto = control.map_or(0, number);
-            let Some(since) = since else {
-                return Ok(Missed { orders: vec![Order { id: Uuid::nil(), task: Task::PurgeEverything }], upto });
-            };
+            let Some(since) = since else { return Ok(everything(upto)) };
             let answered = order_answer::Entity::find()
                 .select_only()
                 .column(order_answer::Column::OrderId)
@@ -171,13 +180,12 @@ impl Store {
                 .add(order::Column::Number.lte(signed(upto)))
                 .add(order::Column::Id.not_in_subquery(answered.into_query()));
             let rows = order::Entity::find().filter(missed).order_by_asc(order::Column::Number);
-            let rows = rows.all(&self.0.database).await?;
-            let orders = self
-                .counting(rows)
-                .await
-                .into_iter()
-                .map(|row| Ok(row_of(row)?.order))
-                .collect::<Result<_, StoreError>>()?;
+            let rows = rows.limit(MOST_MISSED + 1).all(&self.0.database).await?;
+            if rows.len() as u64 > MOST_MISSED {
+                return Ok(everything(upto));
+            }
+            let rows = self.counting(rows).await.into_iter();
+            let orders = rows.map(|row| Ok(row_of(row)?.order)).collect::<Result<_, StoreError>>()?;
             Ok(Missed { orders, upto })
         })
         .await
@@ -232,6 +240,20 @@ impl Store {
             newer
         });
     }
+}
+
+/// Whether the tenant may be given another order of so many bytes.
+async fn has_room(transaction: &impl ConnectionTrait, tenant: &Id, bytes: usize) -> Result<bool, StoreError> {
+    let sql = "SELECT COUNT(*) AS orders, CAST(COALESCE(SUM(LENGTH(content)), 0) AS BIGINT) AS bytes FROM orders \
+         WHERE tenant = $1";
+    let statement = Statement::from_sql_and_values(transaction.get_database_backend(), sql, [tenant.as_str().into()]);
+    let Some(row) = transaction.query_one_raw(statement).await? else { return Ok(true) };
+    let (orders, given): (i64, i64) = (row.try_get("", "orders")?, row.try_get("", "bytes")?);
+    Ok(orders < MOST_OF_TENANT && given.saturating_add(signed(bytes as u64)) <= MOST_BYTES_OF_TENANT)
+}
+
+fn everything(upto: u64) -> Missed {
+    Missed { orders: vec![Order { id: Uuid::nil(), task: Task::PurgeEverything }], upto }
 }
 
 #[allow(clippy::needless_pass_by_value)] // Rows become what they are rows of.

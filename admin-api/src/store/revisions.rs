@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use sea_orm::{ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Select, SelectGetableTuple,
+    Selector,
+};
 use seiketsu_config::values::Id;
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -41,6 +44,18 @@ pub struct DocumentChange {
     pub after: Option<String>,
 }
 
+/// A part of what changed, in the order of names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChangesPage {
+    pub changes: Vec<DocumentChange>,
+    /// The name after which there may be more.
+    pub next: Option<String>,
+}
+
+/// Documents that are read at a time, and the bytes of them from which on a page is full.
+const AT_A_TIME: usize = 20;
+const MOST_PAGE_BYTES: usize = 4 << 20;
+
 impl Store {
     /// Revisions before a number, the newest first.
     pub async fn revisions(&self, before: Option<u64>, most: u64) -> Result<Vec<RevisionRow>, StoreError> {
@@ -53,24 +68,42 @@ impl Store {
             .await
     }
 
-    /// A revision, and what it changed.
-    pub async fn revision(&self, revision: u64) -> Result<Option<(RevisionRow, Vec<DocumentChange>)>, StoreError> {
+    /// A revision, and of what it changed the documents after a name, `most` of them or fewer.
+    pub async fn revision(
+        &self,
+        revision: u64,
+        after: Option<&str>,
+        most: u64,
+    ) -> Result<Option<(RevisionRow, ChangesPage)>, StoreError> {
+        use revision_change::Column;
         within(PATIENCE, async {
-            let row = revision::Entity::find_by_id(signed(revision)).one(&self.0.database).await?;
+            let database = &self.0.database;
+            let row = revision::Entity::find_by_id(signed(revision)).one(database).await?;
             let Some(row) = row else { return Ok(None) };
-            let find = revision_change::Entity::find().filter(revision_change::Column::Revision.eq(row.number));
-            let changes = find.order_by_asc(revision_change::Column::Tenant).all(&self.0.database).await?;
-            let changes = changes.into_iter().map(|change| {
-                let tenant = tenant_of(&change.tenant)?;
-                Ok(DocumentChange { tenant, before: change.before, after: change.after })
-            });
-            Ok(Some((row.into(), changes.collect::<Result<_, StoreError>>()?)))
+            let of_revision = || revision_change::Entity::find().filter(Column::Revision.eq(row.number));
+            let names = names(of_revision(), after, most).all(database).await?;
+            let mut filling = Filling::new(names, most);
+            while let Some(names) = filling.next() {
+                let find = of_revision().filter(Column::Tenant.is_in(names)).order_by_asc(Column::Tenant);
+                for change in find.all(database).await? {
+                    let tenant = tenant_of(&change.tenant)?;
+                    filling.add(DocumentChange { tenant, before: change.before, after: change.after });
+                }
+            }
+            Ok(Some((row.into(), filling.page())))
         })
         .await
     }
 
-    /// How every document differs between two revisions. None if one of them is none; 0 is the empty store.
-    pub async fn difference(&self, from: u64, to: u64) -> Result<Option<Vec<DocumentChange>>, StoreError> {
+    /// How documents differ between two revisions: those after a name, `most` of them or fewer. None if one of the revisions is
+    /// none; 0 is the empty store.
+    pub async fn difference(
+        &self,
+        from: u64,
+        to: u64,
+        after: Option<&str>,
+        most: u64,
+    ) -> Result<Option<ChangesPage>, StoreError> {
         within(PATIENCE_FOR_ALL, async {
             let transaction = self.snapshot().await?;
             let newest = number(self.control(&transaction).await?.revision);
@@ -78,17 +111,21 @@ impl Store {
                 return Ok(None);
             }
             let (low, high) = (from.min(to), from.max(to));
-            let before = states(&transaction, low, high, End::Before).await?;
-            let mut after = states(&transaction, low, high, End::After).await?;
+            let names = names(between(low, high), after, most).all(&transaction).await?;
+            let mut filling = Filling::new(names, most);
+            while let Some(names) = filling.next() {
+                let before = states(&transaction, low, high, End::Before, Some(&names)).await?;
+                let mut after = states(&transaction, low, high, End::After, Some(&names)).await?;
+                for (tenant, before) in before {
+                    let after = after.remove(&tenant).flatten();
+                    let (before, after) = if from <= to { (before, after) } else { (after, before) };
+                    if before != after {
+                        filling.add(DocumentChange { tenant: tenant_of(&tenant)?, before, after });
+                    }
+                }
+            }
             transaction.rollback().await?;
-            let changes = before.into_iter().map(|(tenant, before)| {
-                let after = after.remove(&tenant).flatten();
-                let (before, after) = if from <= to { (before, after) } else { (after, before) };
-                Ok(DocumentChange { tenant: tenant_of(&tenant)?, before, after })
-            });
-            let mut changes: Vec<DocumentChange> = changes.collect::<Result<_, StoreError>>()?;
-            changes.retain(|change| change.before != change.after);
-            Ok(Some(changes))
+            Ok(Some(filling.page()))
         })
         .await
     }
@@ -109,7 +146,7 @@ impl Store {
             if revision > newest {
                 return Err(WriteError::NoRevision(revision));
             }
-            let was = states(&writing.transaction, revision, newest, End::Before).await?;
+            let was = states(&writing.transaction, revision, newest, End::Before, None).await?;
             let reason = reason.or_else(|| Some(format!("back to revision {revision}")));
             let mut change = ChangeSet { reason, ..ChangeSet::default() };
             for (tenant, content) in was {
@@ -131,26 +168,82 @@ impl Store {
     }
 }
 
+/// Documents that changed after `low` and up to `high`.
+fn between(low: u64, high: u64) -> Select<revision_change::Entity> {
+    use revision_change::Column;
+    let find = revision_change::Entity::find();
+    find.filter(Column::Revision.gt(signed(low))).filter(Column::Revision.lte(signed(high)))
+}
+
+/// The names of documents that changed, one more than belong on a page.
+fn names(of: Select<revision_change::Entity>, after: Option<&str>, most: u64) -> Selector<SelectGetableTuple<String>> {
+    use revision_change::Column;
+    let find = of.select_only().column(Column::Tenant).group_by(Column::Tenant).order_by_asc(Column::Tenant);
+    let find = match after {
+        Some(after) => find.filter(Column::Tenant.gt(after)),
+        None => find,
+    };
+    find.limit(most + 1).into_tuple()
+}
+
+/// A page in the making: documents may be large, so that it is full before there are very many.
+struct Filling {
+    names: Vec<String>,
+    most: usize,
+    taken: usize,
+    bytes: usize,
+    changes: Vec<DocumentChange>,
+}
+
+impl Filling {
+    fn new(names: Vec<String>, most: u64) -> Self {
+        let most = usize::try_from(most).unwrap_or(usize::MAX).min(names.len());
+        Self { names, most, taken: 0, bytes: 0, changes: Vec::new() }
+    }
+
+    /// Names to be read next.
+    fn next(&mut self) -> Option<Vec<String>> {
+        if self.bytes >= MOST_PAGE_BYTES || self.taken == self.most {
+            return None;
+        }
+        let end = self.most.min(self.taken + AT_A_TIME);
+        let names = self.names[self.taken..end].to_vec();
+        self.taken = end;
+        Some(names)
+    }
+
+    fn add(&mut self, change: DocumentChange) {
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.bytes += length(&change.before) + length(&change.after);
+        self.changes.push(change);
+    }
+
+    fn page(self) -> ChangesPage {
+        let last = self.taken.checked_sub(1).filter(|_| self.taken < self.names.len());
+        ChangesPage { changes: self.changes, next: last.map(|last| self.names[last].clone()) }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Before,
     After,
 }
 
-/// What every document that was changed after `low` and up to `high` was before, or is after.
+/// What every document, or every one of these names, that was changed after `low` and up to `high` was before, or is after.
 async fn states(
     connection: &impl ConnectionTrait,
     low: u64,
     high: u64,
     end: End,
+    only: Option<&[String]>,
 ) -> Result<BTreeMap<String, Option<String>>, StoreError> {
     use revision_change::Column;
-    let find = revision_change::Entity::find()
-        .select_only()
-        .column(Column::Tenant)
-        .filter(Column::Revision.gt(signed(low)))
-        .filter(Column::Revision.lte(signed(high)))
-        .group_by(Column::Tenant);
+    let find = match only {
+        Some(names) => between(low, high).filter(Column::Tenant.is_in(names)),
+        None => between(low, high),
+    };
+    let find = find.select_only().column(Column::Tenant).group_by(Column::Tenant);
     let find = match end {
         End::Before => find.column_as(Column::Revision.min(), "revision"),
         End::After => find.column_as(Column::Revision.max(), "revision"),

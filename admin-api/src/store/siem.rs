@@ -1,7 +1,8 @@
 //! Where the audit trail is sent to, and how far it has come there.
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, sea_query::Expr,
+    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder, QuerySelect,
+    sea_query::Expr,
 };
 use secrecy::{ExposeSecret as _, SecretString};
 use seiketsu_config::values::Id;
@@ -74,6 +75,15 @@ impl Store {
     /// All sinks, in the order of their names.
     pub async fn siem_sinks(&self) -> Result<Vec<SiemSink>, StoreError> {
         let find = siem_sink::Entity::find().order_by_asc(siem_sink::Column::Name);
+        within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(sink_of).collect() }).await
+    }
+
+    /// Sinks behind a name, in the order of their names.
+    pub async fn siem_sinks_after(&self, after: Option<&Id>, most: u64) -> Result<Vec<SiemSink>, StoreError> {
+        let mut find = siem_sink::Entity::find().order_by_asc(siem_sink::Column::Name).limit(most);
+        if let Some(after) = after {
+            find = find.filter(siem_sink::Column::Name.gt(after.as_str()));
+        }
         within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(sink_of).collect() }).await
     }
 

@@ -11,8 +11,8 @@ use std::{
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter, QueryOrder,
-    QuerySelect,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect,
 };
 use secrecy::{ExposeSecret, SecretString};
 use seiketsu_config::values::Id;
@@ -110,6 +110,15 @@ impl Store {
     /// The token of a node, if it is one that holds.
     pub async fn node_token(&self, token: &SecretString) -> Result<Option<TokenRow>, StoreError> {
         within(PATIENCE, self.token(TokenKind::Node, token)).await
+    }
+
+    /// Whether there is a token that holds and is for this node alone.
+    pub async fn has_token_of_its_own(&self, node: &Id) -> Result<bool, StoreError> {
+        let holds = Condition::any()
+            .add(token::Column::ExpiresAt.is_null())
+            .add(token::Column::ExpiresAt.gt(OffsetDateTime::now_utc()));
+        let find = token::Entity::find().filter(token::Column::Node.eq(node.as_str())).filter(holds);
+        within(PATIENCE, async { Ok(find.count(&self.0.database).await? > 0) }).await
     }
 
     async fn token(&self, kind: TokenKind, token: &SecretString) -> Result<Option<TokenRow>, StoreError> {

@@ -202,9 +202,8 @@ impl Store {
             let (table, row) = name.split_once('/').unwrap_or((name, ""));
             let told = told.get(name);
             match (there.get(name), told.and_then(|told| told.fingerprint.as_ref())) {
-                (None, None) => {}
                 (Some(_), None) => {
-                    faults.add(table, row, "no entry tells that it was made, or one that it was removed")
+                    faults.add(table, row, "no entry tells that it was made, or one that it was removed");
                 }
                 (None, Some(_)) if told.is_some_and(|told| told.may_be_forgotten(table, now)) => {}
                 (None, Some(_)) => faults.add(table, row, "it is missing"),
@@ -212,7 +211,7 @@ impl Store {
                     faults.add(table, row, "it was altered");
                 }
                 (Some(There { is_authentic: false, .. }), _) => faults.add(table, row, "its MAC was altered"),
-                (Some(_), Some(_)) => {}
+                (None, None) | (Some(_), Some(_)) => {}
             }
         }
         Ok(())

@@ -77,6 +77,15 @@ impl Store {
         within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(webhook_of).collect() }).await
     }
 
+    /// Webhooks behind one of them, in the order they were made in.
+    pub async fn webhooks_after(&self, after: Option<Uuid>, most: u64) -> Result<Vec<Webhook>, StoreError> {
+        let mut find = webhook::Entity::find().order_by_asc(webhook::Column::Id).limit(most);
+        if let Some(after) = after {
+            find = find.filter(webhook::Column::Id.gt(after));
+        }
+        within(PATIENCE, async { find.all(&self.0.database).await?.into_iter().map(webhook_of).collect() }).await
+    }
+
     pub async fn webhook(&self, id: Uuid) -> Result<Option<Webhook>, StoreError> {
         let find = webhook::Entity::find_by_id(id);
         within(PATIENCE, async { find.one(&self.0.database).await?.map(webhook_of).transpose() }).await

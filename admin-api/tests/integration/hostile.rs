@@ -234,11 +234,8 @@ fn what_is_not_there_is_told_as_a_problem_too() {
     assert!(head.body.is_empty());
 }
 
-#[test]
-fn an_address_has_so_many_connections_and_who_takes_no_answer_loses_its_own() {
-    let database = Database::sqlite();
-    let setup = database.admin();
-    // More than the system takes for a client that does not read.
+/// More than the system takes for a client that does not read.
+fn put_much(client: &Client) {
     for number in 0..12 {
         let mut large = tenant(&format!("large-{number}"));
         let route = |route: usize| {
@@ -246,8 +243,118 @@ fn an_address_has_so_many_connections_and_who_takes_no_answer_loses_its_own() {
             json!({ "id": format!("route-{route}"), "match": { "path": path }, "upstream": "own" })
         };
         large["routes"] = (0..2500).map(route).collect();
-        setup.client().put(&format!("/tenants/large-{number}"), &large).is(200);
+        client.put(&format!("/tenants/large-{number}"), &large).is(200);
     }
+}
+
+#[test]
+fn heavy_answers_of_one_operator_come_a_few_at_a_time_whatever_tokens_and_hold_up_nobody_else() {
+    let database = Database::sqlite();
+    let admin = database.admin();
+    let owner = admin.client();
+    put_much(&owner);
+    let vic = admin.operator("vic", "viewer", None);
+    let begin = |client: &Client| {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let token = client.token.as_deref().unwrap();
+        let request =
+            format!("GET /api/enterprise/export HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        stream.read_exact(&mut first).unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        stream
+    };
+    // It takes nothing more of them.
+    let mut slow = vec![begin(&vic), begin(&vic)];
+    let operators = owner.get("/operators").json();
+    let id = operators["items"].as_array().unwrap().iter().find(|one| one["name"] == "vic").unwrap()["id"].clone();
+    let other = owner.post("/tokens", &json!({ "kind": "operator", "name": "other", "operator": id })).is(201);
+    let other = Client { token: Some(other.json()["token"].as_str().unwrap().to_owned()), ..vic.clone() };
+    let refused = vic.get("/export");
+    refused.is_problem(429, "#quota-exceeded");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    other.get("/revisions/1/diff").is_problem(429, "#quota-exceeded");
+    other.get("/status").is(200);
+    owner.get("/export").is(200);
+    slow.pop();
+    wait_until("one of them has ended", || vic.get("/export").status == 200);
+}
+
+#[test]
+fn an_operator_has_so_many_requests_at_a_time() {
+    let database = Database::sqlite();
+    let admin = database.admin();
+    let owner = admin.client();
+    owner.post("/tenants", &tenant("acme")).is(201);
+    let vic = admin.operator("vic", "operator", None);
+    // Bodies that do not come.
+    let slow: Vec<TcpStream> = (0..16)
+        .map(|_| {
+            let mut stream = TcpStream::connect(admin.address).unwrap();
+            let request = format!(
+                "PUT /api/enterprise/gateway/limits HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {}\r\n\
+                 content-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
+                vic.token.as_deref().unwrap()
+            );
+            stream.write_all(request.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    wait_until("all are under way", || vic.get("/status").status == 429);
+    owner.get("/status").is(200);
+    drop(slow);
+    wait_until("they have ended", || vic.get("/status").status == 200);
+}
+
+#[test]
+fn an_empty_list_of_tenants_or_kinds_is_refused_wherever_one_may_stand() {
+    let database = Database::sqlite();
+    let admin = database.admin();
+    let client = admin.client();
+    let operator = client.post("/operators", &json!({ "name": "vic", "role": "viewer", "tenants": ["acme"] })).is(201);
+    let hook = json!({ "name": "hook", "url": "https://hooks.example/x", "tenants": ["acme"] });
+    let hook = client.post("/webhooks", &hook).is(201).json();
+    let (operator, hook) = (operator.json()["id"].clone(), hook["id"].clone());
+    unchanged(&client, || {
+        for (method, path, body, place) in [
+            ("POST", "/operators".to_owned(), json!({ "name": "x", "role": "viewer", "tenants": [] }), "tenants"),
+            (
+                "PUT",
+                format!("/operators/{}", operator.as_str().unwrap()),
+                json!({ "name": "vic", "role": "viewer", "tenants": [] }),
+                "tenants",
+            ),
+            (
+                "POST",
+                "/webhooks".to_owned(),
+                json!({ "name": "x", "url": "https://hooks.example/x", "tenants": [] }),
+                "tenants",
+            ),
+            (
+                "POST",
+                "/webhooks".to_owned(),
+                json!({ "name": "x", "url": "https://hooks.example/x", "kinds": [] }),
+                "kinds",
+            ),
+            (
+                "PUT",
+                format!("/webhooks/{}", hook.as_str().unwrap()),
+                json!({ "name": "hook", "url": "https://hooks.example/x", "tenants": [] }),
+                "tenants",
+            ),
+        ] {
+            let problem = client.send(method, &path, &[JSON], body.to_string().as_bytes()).is_problem(422, ":invalid");
+            assert_eq!(problem["errors"][0]["path"], place, "{method} {path}");
+        }
+    });
+}
+
+#[test]
+fn an_address_has_so_many_connections_and_who_takes_no_answer_loses_its_own() {
+    let database = Database::sqlite();
+    let setup = database.admin();
+    put_much(&setup.client());
     let arguments = ["--connections-per-address", "1", "--write-timeout", "1s"];
     let admin = Admin::start(&database, tempfile::tempdir().unwrap(), &arguments);
     let is_served = || {
@@ -274,6 +381,38 @@ fn an_address_has_so_many_connections_and_who_takes_no_answer_loses_its_own() {
     // It takes nothing more, and does not close either.
     wait_until("it is cut off", is_served);
     drop(slow);
+}
+
+#[test]
+fn a_websocket_counts_as_a_connection_until_it_ends() {
+    let database = Database::sqlite();
+    let admin = Admin::start(&database, tempfile::tempdir().unwrap(), &["--connections-per-address", "2"]);
+    let is_served = || {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer.starts_with("HTTP/1.1 200")
+    };
+    let socket = || {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let request = format!(
+            "GET /api/enterprise/events/ws HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {}\r\nconnection: upgrade\r\n\
+             upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            admin.token
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut first = [0; 12];
+        (stream.read_exact(&mut first).is_ok() && &first == b"HTTP/1.1 101").then_some(stream)
+    };
+    let mut sockets: Vec<TcpStream> = Vec::new();
+    wait_until("both are open", || {
+        sockets.extend(socket());
+        sockets.len() == 2
+    });
+    assert!(!is_served(), "it has its two connections");
+    sockets.pop();
+    wait_until("one of them has ended", is_served);
 }
 
 on_both! {

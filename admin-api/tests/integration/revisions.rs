@@ -37,6 +37,40 @@ on_both! {
         assert_eq!(client.get("/audit/verify").json()["intact"], true);
     }
 
+    fn what_changed_comes_in_pages_and_each_document_once(database) {
+        let admin = database.admin();
+        let client = admin.client();
+        let file = |names: &[String], rate: u64| {
+            let tenants: Vec<_> = names.iter().map(|name| tenant_with_rate(name, rate)).collect();
+            json!({ "revision": 1, "plans": { "gold": {} }, "tenants": tenants }).to_string()
+        };
+        let names: Vec<String> = (0..45).map(|number| format!("t{number:02}")).collect();
+        client.import("", &file(&names, 1)).is(200);
+        client.import("", &file(&names[..10], 2)).is(200);
+        let all = |path: &str| {
+            let (mut found, mut cursor, mut pages) = (Vec::new(), String::new(), 0);
+            loop {
+                let page = client.get(&format!("{path}limit=20{cursor}")).is(200).json();
+                let changes = page["changes"].as_array().unwrap();
+                assert!(changes.len() <= 20, "{}", changes.len());
+                found.extend(changes.iter().map(|change| change["tenant"].as_str().unwrap_or_default().to_owned()));
+                pages += 1;
+                match page["next"].as_str() {
+                    Some(next) => cursor = format!("&cursor={next}"),
+                    None => return (found, pages),
+                }
+            }
+        };
+        let mut expected = vec![String::new()];
+        expected.extend(names.iter().cloned());
+        assert_eq!(all("/revisions/1?"), (expected.clone(), 3));
+        assert_eq!(all("/revisions/0/diff?to=2&"), (expected, 3));
+        assert_eq!(all("/revisions/1/diff?"), (names[..10].to_vec(), 1));
+        assert_eq!(client.get("/revisions/1").json()["changes"].as_array().unwrap().len(), 46);
+        client.get("/revisions/1?limit=0").is_problem(400, ":bad-request");
+        client.get("/revisions/1?cursor=%3F").is_problem(400, ":bad-request");
+    }
+
     fn a_revision_tells_what_it_changed(database) {
         let admin = database.admin();
         let client = admin.operator("ada", "admin", None);

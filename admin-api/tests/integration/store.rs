@@ -1,9 +1,13 @@
 //! What the hub gets of the store.
 
+use std::collections::BTreeMap;
+
 use secrecy::SecretString;
-use seiketsu_admin_api::store::{Author, ChangeSet, Changes, HeadDocument, Store, StoredDocument};
+use seiketsu_admin_api::store::{
+    Author, ChangeSet, Changes, HeadDocument, Store, StoredDocument, operators::ManageError,
+};
 use seiketsu_config::{
-    push::{Applied, Heartbeat, Hello, Sum},
+    push::{Applied, Heartbeat, Hello, Refused, Sum, Task},
     tenant::Tenant,
     values::Id,
 };
@@ -130,6 +134,33 @@ on_both! {
         });
     }
 
+    fn a_heartbeat_that_comes_late_of_a_connection_before_tells_nothing_of_what_is_in_force(database) {
+        run(async {
+            let store = open(database).await;
+            let hello = Hello {
+                node: id("eu-1"),
+                run: Uuid::now_v7(),
+                version: "0.1.0".to_owned(),
+                region: None,
+                zone: None,
+                schemas: vec![1],
+                holds: None,
+                orders: false,
+                usage: false,
+            };
+            let refused = vec![Refused { tenant: Some(id("acme")), errors: vec!["no such file".to_owned()] }];
+            let applied = Applied { nonce: 1, revision: 7, refused, refused_more: 0, lost: false };
+            store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
+            store.node_applied(&hello.node, hello.run, &applied).await.unwrap();
+            // Connected anew, it has not answered yet what it refuses.
+            store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
+            let heartbeat = Heartbeat { revision: 7, ready: true, draining: false };
+            store.node_heard(&hello.node, hello.run, &heartbeat).await.unwrap();
+            let node = store.node(&hello.node).await.unwrap().unwrap();
+            assert_eq!((node.ready, node.revision, node.refused.len()), (true, 0, 0));
+        });
+    }
+
     fn nodes_are_heard_of_while_very_much_is_written(database) {
         run(async {
             let store = open(database).await;
@@ -161,6 +192,30 @@ on_both! {
             }
             assert_eq!(writing.await.unwrap().unwrap().changed.len(), 3000);
             assert!(heard > 3, "{heard}");
+        });
+    }
+
+    fn a_tenant_is_given_so_much_to_do_in_a_day_and_others_have_theirs(database) {
+        run(async {
+            let store = open(database).await;
+            let list = |tenant: &str| Task::Warm {
+                urls: vec![format!("https://{tenant}.example/{}", "x".repeat(1 << 20))],
+                headers: BTreeMap::default(),
+            };
+            let (acme, globex) = (id("acme"), id("globex"));
+            let mut given = 0;
+            let refused = loop {
+                match store.give_order(&by(), &acme, list("acme"), None).await {
+                    Ok(_) => given += 1,
+                    Err(error) => break error,
+                }
+                assert!(given < 100, "without end");
+            };
+            assert!(matches!(refused, ManageError::Orders(tenant) if tenant == acme) && given > 20, "{given}");
+            store.give_order(&by(), &globex, list("globex"), None).await.unwrap();
+            // After a day there is room again.
+            database.execute("UPDATE orders SET at = '2020-01-01T00:00:00Z'");
+            store.give_order(&by(), &acme, list("acme"), None).await.unwrap();
         });
     }
 

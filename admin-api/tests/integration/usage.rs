@@ -94,6 +94,19 @@ on_both! {
         });
     }
 
+    fn no_sum_comes_near_the_end_of_numbers(database) {
+        run(async {
+            let store = open(database).await;
+            for log in 0..5 {
+                let much = record(1, 1000, ACME, 1 << 53);
+                store.take_usage(&id("n1"), None, page(&format!("0{log}"), vec![much])).await.unwrap();
+            }
+            assert_eq!(admitted(&store, Step::Day).await, acme(1 << 53));
+            store.take_usage(&id("n1"), None, page("0a", vec![record(1, 90_000, ACME, 7)])).await.unwrap();
+            assert_eq!(admitted(&store, Step::Day).await, acme((1 << 53) + 7));
+        });
+    }
+
     fn what_is_missing_is_a_gap_and_stays_one(database) {
         run(async {
             let store = open(database).await;

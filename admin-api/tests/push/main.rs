@@ -12,6 +12,7 @@
 mod admin;
 mod caches;
 mod connections;
+mod credible;
 mod ctl;
 mod events;
 mod gateway;

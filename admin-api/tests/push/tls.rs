@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -150,18 +151,7 @@ impl Admin {
         authority: &Authority,
         shown: Option<&(String, String)>,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-        let builder = builder.with_root_certificates(roots);
-        let config = match shown {
-            Some((certificate, key)) => {
-                let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
-                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
-            }
-            None => builder.with_no_client_auth(),
-        };
+        let config = client_config(authority, shown);
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         timeout(PATIENCE, TlsConnector::from(Arc::new(config)).connect(name, stream)).await.unwrap()
@@ -183,6 +173,21 @@ impl Admin {
             Err(Error::Http(response)) => Err(response.status().as_u16()),
             Err(_) => Err(0),
         }
+    }
+}
+
+fn client_config(authority: &Authority, shown: Option<&(String, String)>) -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let builder = builder.with_root_certificates(roots);
+    match shown {
+        Some((certificate, key)) => {
+            let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+        }
+        None => builder.with_no_client_auth(),
     }
 }
 
@@ -307,6 +312,39 @@ async fn a_certificate_is_replaced_while_connections_go_on_and_a_broken_one_is_n
     assert!(!admin.log().contains("PRIVATE KEY"));
 }
 
+/// What a client says first.
+fn client_hello(authority: &Authority) -> Vec<u8> {
+    let mut client = rustls::ClientConnection::new(
+        Arc::new(client_config(authority, None)),
+        ServerName::try_from("127.0.0.1").unwrap(),
+    )
+    .unwrap();
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).unwrap();
+    hello
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_says_nothing_or_does_not_go_on_holds_up_no_handshake_and_is_sent_away_soon() {
+    let admin = Admin::start(&[]).await;
+    let hello = client_hello(&admin.authority);
+    let begun = Instant::now();
+    let mut silent = Vec::new();
+    // More of each than were ever under way at once.
+    for _ in 0..100 {
+        for said in [&[][..], &hello[..hello.len() / 2], &hello] {
+            let mut stream = TcpStream::connect(admin.address).await.unwrap();
+            stream.write_all(said).await.unwrap();
+            silent.push(stream);
+        }
+    }
+    assert!(ask(&mut admin.connect(&admin.authority, None).await.unwrap()).await.starts_with("HTTP/1.1 200"));
+    assert!(begun.elapsed() < Duration::from_secs(8), "it has waited: {:?}", begun.elapsed());
+    for stream in &mut silent {
+        let _ = timeout(PATIENCE, stream.read_to_end(&mut Vec::new())).await.expect("it is ended");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_handshake_that_does_not_come_to_an_end_is_ended() {
     let admin = Admin::start(&[]).await;
@@ -348,9 +386,9 @@ fn without_tls_it_listens_to_this_machine_only_unless_it_is_told_to() {
     let log = folder.path().join("log");
     let mut command = start(&["--listen", "0.0.0.0:0", "--insecure-http"]);
     let _process = Process(command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap());
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     while listening(&log).is_none() {
         assert!(begun.elapsed() < PATIENCE, "{}", fs::read_to_string(&log).unwrap());
-        std::thread::park_timeout(std::time::Duration::from_millis(10));
+        std::thread::park_timeout(Duration::from_millis(10));
     }
 }

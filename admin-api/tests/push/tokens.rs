@@ -67,3 +67,19 @@ async fn a_token_of_one_node_lets_in_that_node_and_no_other() {
     connection.apply(&mut Holdings::default()).await;
     assert_eq!(admin.get("/tokens").await["items"][2]["node"], "n1");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_for_any_node_does_not_take_the_place_of_a_node_that_has_its_own() {
+    let admin = Admin::start().await;
+    let (token, id) = admin.new_node_token(Some("n1")).await;
+    let (mut owner, _) = Connection::greet_with(&admin, &token, &hello("n1")).await;
+    let mut thief = Connection::open(&admin, Some(&admin.node_token)).await.unwrap();
+    thief.say(FromNode::Hello(hello("n1"))).await;
+    let (code, reason) = thief.end().await;
+    assert!(code == CloseCode::Policy && reason.contains("has a token of its own"), "{reason}");
+    owner.apply(&mut Holdings::default()).await;
+    drop(owner);
+    assert_eq!(admin.ask("DELETE", &format!("/tokens/{id}"), None).await.status, 204);
+    let (mut connection, _) = Connection::greet(&admin, &hello("n1")).await;
+    connection.apply(&mut Holdings::default()).await;
+}

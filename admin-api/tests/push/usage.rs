@@ -1,10 +1,13 @@
 //! Usage on its way from nodes into the ledger.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use seiketsu_config::push::{
     FromNode, Hello, ToNode,
     usage::{AskUsed, Counts, UsagePage, UsageRecord, UsageTaken, Used},
 };
 use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::timeout;
 
 use crate::{
@@ -14,11 +17,28 @@ use crate::{
     postgres::Postgres,
 };
 
+/// Yesterday at 14:00.
+fn second() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    (now / 86_400 - 1) * 86_400 + 14 * 3600
+}
+
+/// The day that it is of, from its beginning to its end.
+fn day() -> (String, String) {
+    let at = |second: u64| {
+        let at = OffsetDateTime::from_unix_timestamp(i64::try_from(second).unwrap()).unwrap();
+        at.format(&Rfc3339).unwrap()
+    };
+    let start = second() - 14 * 3600;
+    (at(start), at(start + 86_400))
+}
+
 fn page(sequences: std::ops::RangeInclusive<u64>) -> UsagePage {
     let next = *sequences.end();
+    let second = second();
     let record = |sequence| UsageRecord {
         sequence,
-        second: 1_780_236_000,
+        second,
         tenant: "acme".to_owned(),
         counts: Counts { admitted: 1, cost: 1, ..Counts::default() },
         ..UsageRecord::default()
@@ -39,13 +59,14 @@ async fn heard(connection: &mut Connection) -> ToNode {
 
 async fn taken(connection: &mut Connection) -> u64 {
     match heard(connection).await {
-        ToNode::UsageTaken(UsageTaken { log, next }) if log == "0a" => next,
+        ToNode::UsageTaken(UsageTaken { log, next, refused: None }) if log == "0a" => next,
         other => panic!("{other:?}"),
     }
 }
 
 async fn admitted(admin: &Admin) -> u64 {
-    let told = admin.get("/gateway/analytics?step=day&from=2026-05-31T00:00:00Z&to=2026-06-01T00:00:00Z").await;
+    let (from, to) = day();
+    let told = admin.get(&format!("/gateway/analytics?step=day&from={from}&to={to}")).await;
     told["totals"]["admitted"].as_u64().unwrap_or_else(|| panic!("{told}"))
 }
 
@@ -54,6 +75,7 @@ async fn a_page_counts_once_to_whomever_it_is_sent() {
     let postgres = Postgres::start().await;
     let one = Admin::start_on(Some(&postgres.url), None).await;
     let two = Admin::start_on(Some(&postgres.url), Some(&one)).await;
+    one.put(&tenant("acme", 5), "").await.revision();
     let (mut at_one, welcome) = Connection::greet(&one, &hello("n1")).await;
     assert!(welcome.usage);
     let (mut at_two, _) = Connection::greet(&two, &hello("n1")).await;
@@ -69,7 +91,8 @@ async fn a_page_counts_once_to_whomever_it_is_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_to_be_taken_is_there_after_a_kill() {
     let mut admin = Admin::start().await;
-    for round in 1..=5 {
+    admin.put(&tenant("acme", 5), "").await.revision();
+    for round in 1..=3 {
         let (mut connection, _) = Connection::greet(&admin, &hello("n1")).await;
         connection.say(FromNode::Usage(page(1..=round * 300))).await;
         assert_eq!(taken(&mut connection).await, round * 300);
@@ -102,6 +125,7 @@ async fn a_node_that_does_not_wait_is_told_to_go() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_come_while_usage_is_stored() {
     let admin = Admin::start().await;
+    admin.put(&tenant("acme", 50), "").await.revision();
     let (mut busy, _) = Connection::greet(&admin, &hello("n1")).await;
     let mut holdings = Holdings::default();
     let mut stored = 0;
@@ -130,11 +154,12 @@ async fn changes_come_while_usage_is_stored() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_told_what_a_tenant_has_used_since() {
     let admin = Admin::start().await;
+    admin.put(&tenant("acme", 5), "").await.revision();
     let (mut connection, _) = Connection::greet(&admin, &hello("n1")).await;
     connection.say(FromNode::Usage(page(1..=60))).await;
     taken(&mut connection).await;
     // The records are of 14:00.
-    for (since, expected) in [(1_780_230_600, 60), (1_780_236_000, 60), (1_780_236_060, 0)] {
+    for (since, expected) in [(second() - 5400, 60), (second(), 60), (second() + 60, 0)] {
         connection.say(FromNode::AskUsed(AskUsed { tenant: "acme".parse().unwrap(), since })).await;
         match heard(&mut connection).await {
             ToNode::Used(Used { since: of, used, .. }) => assert_eq!((of, used), (since, expected)),
@@ -221,11 +246,14 @@ async fn usage_is_shown_in_a_terminal() {
     };
     let quotas = shown(&["usage"]);
     let words: Vec<&str> = quotas.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(words, ["acme", "0", "5000", "0", "unlimited"], "{quotas}");
-    let span = ["usage", "acme", "--from", "2026-05-31T00:00:00Z", "--to", "2026-06-01T00:00:00Z", "--step", "day"];
+    // Yesterday was of this month, or of another one.
+    assert_eq!((&words[..3], words[4]), (&["acme", "0", "5000"][..], "unlimited"), "{quotas}");
+    assert!(matches!(words[3], "0" | "7"), "{quotas}");
+    let (from, to) = day();
+    let span = ["usage", "acme", "--from", &from, "--to", &to, "--step", "day"];
     let series = shown(&span);
-    assert!(series.lines().nth(1).unwrap().starts_with("2026-05-31T00:00:00Z  7"), "{series}");
+    assert!(series.lines().nth(1).unwrap().starts_with(&format!("{from}  7")), "{series}");
     let json: serde_json::Value = serde_json::from_str(&shown(&[&span[..], &["--output", "json"]].concat())).unwrap();
     assert_eq!(json["totals"]["admitted"], 7);
-    assert!(!admin.ctl(&["usage", "--from", "2026-05-31T00:00:00Z"]).status.success(), "of whom?");
+    assert!(!admin.ctl(&["usage", "--from", &from]).status.success(), "of whom?");
 }

@@ -1,10 +1,10 @@
 //! `?wait=applied`: what it says is so.
 
-use seiketsu_config::push::{FromNode, Heartbeat};
+use seiketsu_config::push::{Applied, FromNode, Heartbeat};
 use serde_json::json;
 
 use crate::{
-    admin::{Admin, eventually, tenant},
+    admin::{Admin, Answer, eventually, tenant},
     node::{Connection, Holdings, Manner, Running, hello},
 };
 
@@ -60,6 +60,80 @@ async fn who_waits_in_vain_is_told_which_node_refuses_and_which_is_behind() {
     behind.leave().await;
     let answer = admin.put(&tenant("globex", 2), "?wait=applied&timeout=20s").await;
     assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+const WAIT: &str = "?wait=applied&timeout=20s";
+
+/// That one of two nodes refuses the tenant.
+#[track_caller]
+fn is_refused(answer: &Answer) {
+    assert_eq!(answer.status, 504, "{answer:?}");
+    let problem = answer.json();
+    assert_eq!(problem["applied"]["nodes"], json!(["good"]), "{problem}");
+    let missing = problem["applied"]["missing"].as_array().unwrap();
+    assert_eq!((missing.len(), &missing[0]["node"]), (1, &json!("refusing")), "{problem}");
+    assert!(missing[0].to_string().contains("no such file: key"), "{problem}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_refuses_is_never_said_to_be_applied_however_it_is_written_again() {
+    let admin = Admin::start().await;
+    admin.put(&tenant("acme", 1), "").await.revision();
+    let _good = Running::start(&admin, "good").await;
+    let refuses = || Manner { refuses: Some(("acme".to_owned(), "no such file: key".to_owned())), ..Manner::default() };
+    let again = hello("refusing");
+    let refusing = Running::start_with(&admin, &again, refuses()).await;
+    let rollback = async || admin.ask("POST", &format!("/revisions/2/rollback{WAIT}"), None).await;
+    let import = async |query: &str| {
+        let file = json!({ "revision": 1, "tenants": [tenant("acme", 2)] }).to_string();
+        admin.ask("POST", &format!("/import{WAIT}{query}"), Some(file.into())).await
+    };
+
+    is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
+    // Nothing is other than it was, and so is what the node makes of it.
+    is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
+    let route = tenant("acme", 2)["routes"][0].clone();
+    is_refused(&admin.ask("PUT", &format!("/tenants/acme/routes/all{WAIT}"), Some(route)).await);
+    is_refused(&rollback().await);
+    is_refused(&import("").await);
+    is_refused(&import("&replace=true").await);
+    assert_eq!(admin.get("/status").await["revision"], 2);
+    // It is other, and then the same again.
+    is_refused(&admin.put(&tenant("acme", 3), WAIT).await);
+    is_refused(&rollback().await);
+    assert_eq!(admin.ask("DELETE", "/tenants/acme", None).await.status, 200);
+    is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
+    is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
+    // The node comes back, and refuses what it refused.
+    drop(refusing);
+    let refusing = Running::start_with(&admin, &again, refuses()).await;
+    is_refused(&admin.put(&tenant("acme", 2), WAIT).await);
+    // Nobody else waits for that.
+    for _ in 0..2 {
+        assert_eq!(admin.put(&tenant("globex", 2), WAIT).await.status, 200);
+    }
+    // It has come to like it.
+    refusing.manner.lock().unwrap().refuses = None;
+    assert_eq!(admin.put(&tenant("globex", 3), WAIT).await.status, 200);
+    let answer = admin.put(&tenant("acme", 2), WAIT).await;
+    assert_eq!((answer.status, &answer.json()["changed"]), (200, &json!([])), "{answer:?}");
+    assert_eq!(answer.json()["applied"]["nodes"], json!(["good", "refusing"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_lost_has_applied_nothing_whatever_revision_it_tells() {
+    let admin = Admin::start().await;
+    admin.put(&tenant("acme", 1), "").await.revision();
+    let (mut connection, _) = Connection::greet(&admin, &hello("n1")).await;
+    let nonce = connection.update().await[0].nonce;
+    // As after the store was set back: what is in force is of revisions that mean nothing any more.
+    let lost = Applied { nonce, revision: 99, refused: Vec::new(), refused_more: 0, lost: true };
+    connection.say(FromNode::Applied(lost)).await;
+    connection.say(FromNode::Heartbeat(Heartbeat { revision: 99, ready: true, draining: false })).await;
+    assert!(eventually(async || admin.get("/nodes/n1").await["ready"] == true).await);
+    assert_eq!(admin.get("/nodes/n1").await["revision"], 0);
+    let answer = admin.put(&tenant("acme", 1), "?wait=applied&timeout=500ms").await;
+    assert_eq!(answer.status, 504, "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,12 @@ pub const STATUS_CLASSES: usize = 5;
 /// Records that a page has at most.
 pub const MOST_USAGE_RECORDS: usize = 1000;
 
+/// The longest name of a consumer, in bytes; longer ones count as one. Ids of tenants and routes are shorter.
+pub const MOST_NAME_BYTES: usize = 256;
+
+/// The largest number in a record: of bytes, a terabyte in a second.
+pub const MOST_OF_RECORD: u64 = 1 << 40;
+
 /// Records of a node's log that follow upon what was taken of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsagePage {
@@ -42,6 +48,9 @@ pub struct UsagePage {
 pub struct UsageTaken {
     pub log: String,
     pub next: u64,
+    /// Why some of it does not count and will not: the node tells its log of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// What one caller has used in one second. Absent names are not known: a request was refused before they were.
@@ -117,6 +126,14 @@ pub struct Statuses(pub [u64; STATUS_CLASSES]);
 pub struct Latency(pub [u64; LATENCY_BUCKETS]);
 
 impl Counts {
+    /// The largest of its numbers.
+    pub fn most(&self) -> u64 {
+        let Self { admitted, refused, cost, given_back, bytes_in, bytes_out, failures, statuses, latency_ms } = self;
+        let Refused { limit, auth, other } = refused;
+        let own = [admitted, limit, auth, other, cost, given_back, bytes_in, bytes_out, failures];
+        own.into_iter().chain(&statuses.0).chain(&latency_ms.0).copied().max().unwrap_or_default()
+    }
+
     pub fn add(&mut self, other: &Self) {
         self.add_numbers(other);
         add(&mut self.statuses.0, &other.statuses.0);

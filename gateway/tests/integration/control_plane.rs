@@ -510,10 +510,13 @@ fn usage_is_sent_a_page_at_a_time_and_forgotten_when_it_is_taken() {
     while admitted < 5 {
         let page = session.usage();
         admitted += page.records.iter().map(|record| record.counts.admitted).sum::<u64>();
-        session.send(&ToNode::UsageTaken(UsageTaken { log: page.log, next: page.next }));
+        let refused = Some("a record cannot be true".to_owned());
+        session.send(&ToNode::UsageTaken(UsageTaken { log: page.log, next: page.next, refused }));
     }
     assert_eq!(admitted, 5);
     assert!(comes_true(|| oldest() < 0.5));
+    // What does not count is told to whoever runs the node.
+    assert!(comes_true(|| gateway.log().contains("a record cannot be true")));
 }
 
 #[test]

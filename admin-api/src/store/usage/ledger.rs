@@ -4,9 +4,12 @@
 //! however many replicas it is sent. Minutes, hours and days are written together: what comes late is right in all of
 //! them at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbBackend, Statement, TransactionTrait, Value};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QuerySelect, Statement,
+    TransactionTrait, Value,
+};
 use seiketsu_config::{
     push::usage::{Counts, UsagePage, UsageRecord, UsageTaken},
     values::Id,
@@ -17,10 +20,23 @@ use super::{
     Retention,
     sums::{NUMBERS, Step, numbers},
 };
-use crate::store::{PATIENCE, Store, StoreError, number, signed, within};
+use crate::store::{
+    BATCH, PATIENCE, Store, StoreError,
+    entities::{revision_change, tenant},
+    id_of, number, signed, within,
+};
 
 /// Sums of minutes that are written at a time: changes wait for a few milliseconds at most.
 const AT_A_TIME: usize = 200;
+
+/// How long it is known how far a log was taken that nothing more has come of: longer than records may take to come.
+const LOGS_KEPT: time::Duration = time::Duration::days(100);
+
+/// Gaps of a part of a page that are told apart.
+const MOST_GAPS: usize = 20;
+
+/// From this sum on nothing is added: more than is ever true, and far from where numbers end.
+const FULL: i64 = 1 << 53;
 
 /// What sums are of, beside the step.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,9 +62,54 @@ impl Store {
             let through = if rest.is_empty() { Some(signed(next)) } else { None };
             taken = within(PATIENCE, self.take_part(node, region, &log, part, through)).await?.max(taken);
             if rest.is_empty() {
-                return Ok(UsageTaken { log, next: number(taken) });
+                return Ok(UsageTaken { log, next: number(taken), refused: None });
             }
         }
+    }
+
+    /// Of these names, those of tenants that there are or were.
+    pub async fn tenants_ever(&self, names: BTreeSet<&str>) -> Result<HashSet<String>, StoreError> {
+        let mut names: Vec<String> = names.into_iter().map(text).collect();
+        let mut found = HashSet::new();
+        within(PATIENCE, async {
+            for names in names.chunks(BATCH) {
+                let find = tenant::Entity::find().select_only().column(tenant::Column::Name);
+                let find = find.filter(tenant::Column::Name.is_in(names)).into_tuple::<String>();
+                found.extend(find.all(&self.0.database).await?);
+            }
+            names.retain(|name| !name.is_empty() && !found.contains(name));
+            for name in names {
+                let find = revision_change::Entity::find().filter(revision_change::Column::Tenant.eq(&name));
+                if find.one(&self.0.database).await?.is_some() {
+                    found.insert(name);
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Whose log it is, if it is known.
+    pub async fn log_of_usage(&self, log: &str) -> Result<Option<Id>, StoreError> {
+        let sql = "SELECT node FROM usage_logs WHERE log = $1";
+        let statement = Statement::from_sql_and_values(self.0.database.get_database_backend(), sql, [log.into()]);
+        within(PATIENCE, async {
+            let row = self.0.database.query_one_raw(statement).await?;
+            row.map(|row| id_of(&row.try_get::<String>("", "node")?)).transpose()
+        })
+        .await
+    }
+
+    /// How many logs of a node were heard of in the last day.
+    pub async fn logs_of_usage(&self, node: &Id) -> Result<u64, StoreError> {
+        let sql = "SELECT COUNT(*) AS logs FROM usage_logs WHERE node = $1 AND heard_at > $2";
+        let values = [node.as_str().into(), (OffsetDateTime::now_utc() - time::Duration::DAY).into()];
+        let statement = Statement::from_sql_and_values(self.0.database.get_database_backend(), sql, values);
+        within(PATIENCE, async {
+            let row = self.0.database.query_one_raw(statement).await?;
+            Ok(row.map(|row| row.try_get::<i64>("", "logs")).transpose()?.map_or(0, number))
+        })
+        .await
     }
 
     async fn take_part(
@@ -79,7 +140,7 @@ impl Store {
             at.step_to(through + 1, OffsetDateTime::now_utc().unix_timestamp(), &mut gaps);
             at = Place { taken: through, ..at };
         }
-        for gap in gaps {
+        for gap in few(gaps) {
             insert_gap(&transaction, log, node, gap).await?;
         }
         let sums: Vec<(Key, Counts)> = sums.into_iter().collect();
@@ -110,6 +171,8 @@ impl Store {
             let _turn = self.0.turn.lock().await;
             let sql = "DELETE FROM usage_gaps WHERE until_second < $1";
             execute(&self.0.database, sql, vec![gaps.into()]).await?;
+            let sql = "DELETE FROM usage_logs WHERE heard_at < $1";
+            execute(&self.0.database, sql, vec![(now - LOGS_KEPT).into()]).await?;
             let sql = "DELETE FROM enterprise_performance_metrics WHERE recorded_at < $1";
             execute(&self.0.database, sql, vec![before.into()]).await
         })
@@ -135,7 +198,7 @@ impl Store {
 
 /// How many of the records are written together.
 fn part(records: &[UsageRecord]) -> usize {
-    let mut rows = std::collections::HashSet::new();
+    let mut rows = HashSet::new();
     for (index, record) in records.iter().enumerate() {
         rows.insert((record.second / 60, &record.tenant, &record.route, &record.consumer));
         if rows.len() > AT_A_TIME {
@@ -171,6 +234,19 @@ impl Place {
         }
         *self = Self { taken: sequence, last_second: second };
     }
+}
+
+/// As many as are told apart; the rest of them as one, with what lies between.
+fn few(mut gaps: Vec<Missing>) -> Vec<Missing> {
+    let rest = gaps.split_off(gaps.len().min(MOST_GAPS));
+    let all = rest.into_iter().reduce(|first, next| Missing {
+        last: next.last,
+        since: first.since.min(next.since),
+        until: first.until.max(next.until),
+        ..first
+    });
+    gaps.extend(all);
+    gaps
 }
 
 /// The place in the log. Nobody else moves it before the transaction ends.
@@ -240,8 +316,13 @@ async fn add_to_sums(
         ]);
         values.extend(numbers(counts).into_iter().map(|number| Value::from(signed(number))));
     }
-    let added: Vec<String> =
-        NUMBERS.iter().map(|column| format!("{column} = usage_sums.{column} + excluded.{column}")).collect();
+    let add = |column: &&str| {
+        format!(
+            "{column} = CASE WHEN usage_sums.{column} < {FULL} THEN usage_sums.{column} + excluded.{column} \
+             ELSE usage_sums.{column} END"
+        )
+    };
+    let added: Vec<String> = NUMBERS.iter().map(add).collect();
     let sql = format!(
         "INSERT INTO usage_sums (step, since, tenant, route, consumer, region, {columns}) VALUES {} \
          ON CONFLICT (step, tenant, since, route, consumer, region) DO UPDATE SET {}",
@@ -261,6 +342,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn very_many_gaps_are_told_as_a_few_that_leave_none_out() {
+        let gap = |n: i64| Missing { first: 10 * n, last: 10 * n + 3, since: 100 * n, until: 100 * n + 50 };
+        assert_eq!(few((0..3).map(gap).collect()), (0..3).map(gap).collect::<Vec<_>>());
+        let told = few((0..500).map(gap).collect());
+        assert_eq!(told.len(), MOST_GAPS + 1);
+        assert_eq!(told.last(), Some(&Missing { first: 200, last: 4993, since: 2000, until: 49_950 }));
+    }
 
     proptest! {
         /// Whatever comes of a log, in whatever order and however often: each number is taken once, or among the gaps.

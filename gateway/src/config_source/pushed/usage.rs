@@ -69,7 +69,10 @@ async fn send(
         if replies.send(Reply::Say(FromNode::Usage(message(&page)))).is_err() {
             return Ok(());
         }
-        let Some(UsageTaken { log, next }) = taken.recv().await else { return Ok(()) };
+        let Some(UsageTaken { log, next, refused }) = taken.recv().await else { return Ok(()) };
+        if let Some(why) = refused {
+            tracing::warn!(why, "the control plane does not count some of the usage of this node");
+        }
         match blocking(usage, move |usage| usage.take(&Cursor { log, sequence: next })).await {
             // It is sent again, and counts once.
             Err(TakeoverError::Io(error)) => {

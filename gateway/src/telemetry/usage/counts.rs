@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use seiketsu_config::push::usage::{Counts, Refused};
+use seiketsu_config::push::usage::{Counts, MOST_NAME_BYTES, Refused};
 
 use crate::{respond::problem::ProblemKind, telemetry::names::OTHER};
 
@@ -10,8 +10,6 @@ use crate::{respond::problem::ProblemKind, telemetry::names::OTHER};
 const MOST_OF_TENANT: usize = 1000;
 /// The same for a table as a whole.
 const MOST_ROWS: usize = 100_000;
-/// Callers with a longer name, in bytes, count as [`OTHER`]: the subject of a token may be of any length.
-const MOST_NAME: usize = 256;
 /// Stands between the parts of a row's name. No id of a tenant or route contains it.
 const SEPARATOR: char = '\0';
 
@@ -97,7 +95,7 @@ impl Table {
         if has_name {
             let of_tenant = self.of_tenants.get_mut(caller.tenant);
             let is_full = self.rows.len() >= MOST_ROWS || of_tenant.as_ref().is_some_and(|n| **n >= MOST_OF_TENANT);
-            if is_full || caller.consumer.len() > MOST_NAME {
+            if is_full || caller.consumer.len() > MOST_NAME_BYTES {
                 return self.add(&Caller { consumer: OTHER, ..*caller }, counts);
             }
             match of_tenant {
@@ -173,7 +171,7 @@ pub(super) mod tests {
         for n in 0..MOST_OF_TENANT + 500 {
             table.add(&Caller { tenant: "acme", route: "open", consumer: &format!("c{n}") }, &admitted(1));
         }
-        let long = "x".repeat(MOST_NAME + 1);
+        let long = "x".repeat(MOST_NAME_BYTES + 1);
         table.add(&Caller { tenant: "globex", route: "open", consumer: &long }, &admitted(1));
         for (tenant, consumer) in [("acme", ""), ("acme", "c7"), ("globex", "c7")] {
             table.add(&Caller { tenant, route: "open", consumer }, &admitted(1));

@@ -123,7 +123,7 @@ fn shortened(error: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use seiketsu_config::push::{Applied, Frame, FromNode, write};
+    use seiketsu_config::push::{Applied, Frame, FromNode, MOST_SAID_BYTES, write};
 
     use super::*;
 
@@ -136,7 +136,7 @@ mod tests {
         assert!(refused[0].errors[0].ends_with('…') && refused[MOST_EXPLAINED].errors.is_empty());
         let applied = Applied { nonce: 1, revision: 1, refused, refused_more, lost: false };
         let length = serde_json::to_string(&applied).unwrap().len();
-        assert!(length < 8 << 20, "{length}");
+        assert!(length < MOST_SAID_BYTES, "{length}");
         assert!(matches!(write(&FromNode::Applied(applied)).unwrap(), Frame::Binary(_)));
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 const MANY: usize = 10_000;
 
 #[derive(Debug)]
-pub(super) struct Limiter<K> {
+pub(crate) struct Limiter<K> {
     per_second: f64,
     burst: f64,
     callers: Mutex<HashMap<K, Bucket>>,
@@ -26,12 +26,12 @@ struct Bucket {
 }
 
 impl<K: Hash + Eq> Limiter<K> {
-    pub(super) fn new(per_second: u32, burst: u32) -> Self {
+    pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         Self { per_second: per_second.max(1).into(), burst: burst.max(1).into(), callers: Mutex::default() }
     }
 
     /// Takes a token; else tells for how many seconds there will be none.
-    pub(super) fn take(&self, caller: K) -> Result<(), u64> {
+    pub(crate) fn take(&self, caller: K) -> Result<(), u64> {
         self.at(caller, Instant::now())
     }
 
@@ -56,7 +56,7 @@ impl<K: Hash + Eq> Limiter<K> {
 }
 
 /// Whose address it is, for limits: of IPv6 a client has a /64, and may call from any address in it.
-pub(super) fn network(address: IpAddr) -> IpAddr {
+pub(crate) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address @ IpAddr::V4(_) => address,

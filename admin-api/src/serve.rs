@@ -27,7 +27,7 @@ use crate::{
 const MAX_CONNECTIONS: usize = 4096;
 /// Connections that have said nothing yet. Each costs its socket, and the newest take the place of the oldest.
 const MAX_ARRIVING: usize = 1024;
-/// To say something: of TLS, the ClientHello.
+/// To say something: of TLS, the `ClientHello`.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// To the end of a request's head, and for idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);

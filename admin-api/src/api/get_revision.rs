@@ -17,7 +17,7 @@ use crate::store::revisions::RevisionRow;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Revision {
     #[serde(flatten)]
-    revision: RevisionRow,
+    row: RevisionRow,
     changes: Vec<DocumentDifference>,
     /// Where the next page begins; none, if this is the last one.
     next: Option<String>,
@@ -43,9 +43,9 @@ pub(super) async fn get_revision(
     let limit = page::limit(query.limit)?;
     let after: Option<String> = page::after(query.cursor.as_deref())?;
     let found = state.store.revision(number, after.as_deref(), limit).await?;
-    let (revision, page) = found.ok_or_else(|| Problem::not_found(&format!("revision {number}")))?;
+    let (row, page) = found.ok_or_else(|| Problem::not_found(&format!("revision {number}")))?;
     Ok(Json(Revision {
-        revision,
+        row,
         changes: page.changes.into_iter().map(DocumentDifference::from).collect(),
         next: page.next.as_deref().map(page::cursor),
     }))

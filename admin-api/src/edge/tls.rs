@@ -66,7 +66,7 @@ pub(crate) struct Tls {
     handshakes: Arc<Semaphore>,
 }
 
-/// Who has said what TLS it speaks (its ClientHello: RFC 8446, section 4.1.2). Nothing was computed for it yet.
+/// Who has said what TLS it speaks (its `ClientHello`: RFC 8446, section 4.1.2). Nothing was computed for it yet.
 pub(crate) struct Hello(Box<StartHandshake<TcpStream>>);
 
 impl fmt::Debug for Tls {

@@ -361,6 +361,7 @@ on_both! {
 
 #[test]
 fn usage_that_is_written_does_not_hold_changes_up() {
+    const PAGES: u64 = 40;
     let database = Database::sqlite();
     run(async {
         let store = open(&database).await;
@@ -374,28 +375,25 @@ fn usage_that_is_written_does_not_hold_changes_up() {
         let (done, mut is_done) = tokio::sync::watch::channel(false);
         let writer = store.clone();
         let writing = tokio::spawn(async move {
-            for n in 0..40 {
+            for n in 0..PAGES {
                 let names: Vec<String> = (0..1000).map(|caller| format!("c{caller}")).collect();
                 let records = (1..).zip(&names).map(|(at, name)| record(n * 1000 + at, 60, ["acme", "", name], 1));
                 writer.take_usage(&id("n1"), None, page("0a", records.collect())).await.unwrap();
             }
             done.send_replace(true);
         });
-        let mut waits = Vec::new();
-        let mut rate = 0;
+        let (mut changes, mut longest) = (0, Duration::ZERO);
         while !*is_done.borrow_and_update() {
-            rate += 1;
-            let tenant = serde_json::from_value(crate::support::tenant_with_rate("acme", rate)).unwrap();
+            changes += 1;
+            let tenant = serde_json::from_value(crate::support::tenant_with_rate("acme", changes)).unwrap();
             let put = seiketsu_admin_api::store::ChangeSet { put: vec![tenant], ..Default::default() };
             let begun = std::time::Instant::now();
             store.write(&by(), put, None).await.unwrap();
-            waits.push(begun.elapsed());
+            longest = longest.max(begun.elapsed());
         }
         writing.await.unwrap();
-        waits.sort_unstable();
-        let median = waits[waits.len() / 2];
-        // The machine is shared: what is measured is an order of magnitude.
-        assert!(median < Duration::from_millis(250), "{median:?} of {}", waits.len());
-        assert!(waits.len() > 5 && median < PATIENCE);
+        // One that waited for whole pages would come once a page at most, however fast the machine is.
+        assert!(changes > 2 * PAGES, "{changes} changes");
+        assert!(longest < PATIENCE, "{longest:?}");
     });
 }

@@ -116,13 +116,17 @@ pub(crate) async fn serve(
     }
 }
 
-/// Those that have come last, some of which have not said anything yet. An older one that has not either is pushed out.
+/// Those that have not said anything yet, and others that have since. The oldest that has not is pushed out.
 #[derive(Debug, Default)]
 struct Arriving(VecDeque<oneshot::Sender<()>>);
 
 impl Arriving {
     /// Resolves when so many others have come that this one has to go.
     fn enter(&mut self) -> oneshot::Receiver<()> {
+        if self.0.len() >= MAX_ARRIVING {
+            // Whoever has said something, or is gone, makes room before anybody is pushed out.
+            self.0.retain(|pushes_out| !pushes_out.is_closed());
+        }
         if self.0.len() >= MAX_ARRIVING {
             self.0.pop_front();
         }

@@ -9,6 +9,7 @@ mod service;
 mod traffic;
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
@@ -30,6 +31,9 @@ use crate::store::{
 
 /// Of one rule, no more subjects than these have an alert at a time: the first by name.
 const MOST_SUBJECTS: usize = 200;
+
+/// Alerts that are opened in one round, and that are resolved.
+const MOST_TURNED: usize = 100;
 
 /// What is known in a round.
 pub(crate) struct Facts<'a> {
@@ -122,7 +126,7 @@ impl Evaluator {
             }
             looked.push((rule, found));
         }
-        let turn = turn(looked, unresolved, &mut self.since, Instant::now());
+        let turn = turn(looked, unresolved, &mut self.since, Instant::now()).most();
         if !turn.open.is_empty() || !turn.resolve.is_empty() {
             for (rule, found) in &turn.open {
                 tracing::warn!(rule = %rule.name, subject = found.subject, summary = found.summary, "an alert opens");
@@ -130,6 +134,16 @@ impl Evaluator {
             self.store.turn_alerts(turn).await?;
         }
         failed.map_or(Ok(()), Err)
+    }
+}
+
+impl Turn {
+    /// As much as fits into one transaction, the worst first; the rest is found again in the next round.
+    fn most(mut self) -> Self {
+        self.open.sort_by_key(|(rule, _)| Reverse(rule.severity));
+        self.open.truncate(MOST_TURNED);
+        self.resolve.truncate(MOST_TURNED);
+        self
     }
 }
 
@@ -207,6 +221,17 @@ mod tests {
             acknowledged_by: None,
             resolved_at: None,
         }
+    }
+
+    #[test]
+    fn the_worst_is_opened_first_and_the_rest_in_the_rounds_after() {
+        let rule = |severity| AlertRule { severity, ..rule(1, 0) };
+        let many = (0..2 * MOST_TURNED).map(|subject| (rule(Severity::Warning), found(&subject.to_string())));
+        let worst = (rule(Severity::Critical), found("the worst"));
+        let resolve = vec![alert(&rule(Severity::Info), found("over")); 2 * MOST_TURNED];
+        let turn = Turn { open: many.chain([worst]).collect(), resolve }.most();
+        assert_eq!((turn.open.len(), turn.resolve.len()), (MOST_TURNED, MOST_TURNED));
+        assert_eq!(turn.open[0].1.subject, "the worst");
     }
 
     proptest! {

@@ -133,12 +133,15 @@ pub(super) fn error_rate(
         let bad = class.of(answered);
         let is_so = answered.requests >= u64::from(least_requests)
             && u128::from(bad) * 100 > u128::from(answered.requests) * u128::from(percent);
+        if !is_so {
+            return None;
+        }
         let told = format!(
             "{bad} of {} within {window_minutes} min were answered with {}",
             of(tenant, "requests", answered.requests),
             class.name()
         );
-        found(tenant, told).filter(|_| is_so)
+        found(tenant, told)
     });
     Some(found.collect())
 }
@@ -162,12 +165,15 @@ pub(super) fn sudden_rise(
         let count = |answered: &Answered| class.map_or(answered.requests, |class| class.of(answered));
         let is_so = has_risen(count(answered), window_minutes * 60 + seconds, count(before), factor)
             && count(answered) >= u64::from(least);
+        if !is_so {
+            return None;
+        }
         let told = format!(
             "{} within {window_minutes} min are more than {factor} times as many as in the hour before, which had {}",
             of(tenant, what, count(answered)),
             count(before)
         );
-        found(tenant, told).filter(|_| is_so)
+        found(tenant, told)
     });
     Some(found.collect())
 }

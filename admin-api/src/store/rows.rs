@@ -184,8 +184,8 @@ pub(super) struct Refused(Mutex<HashMap<String, Instant>>);
 const ROW_REFUSED: &str = "refuse_row";
 const GUARD: &str = "row-guard";
 
-/// One that is refused again and again is told of once in so long.
-const AGAIN: Duration = Duration::from_mins(1);
+/// One that is refused again and again is told of once in so long: each entry has all of the trail verified.
+const AGAIN: Duration = Duration::from_hours(1);
 
 /// More are not remembered.
 const MOST: usize = 1000;
@@ -329,7 +329,7 @@ pub(super) fn told_in(detail: &Value) -> impl Iterator<Item = (&String, Option<&
 }
 
 /// How the audit trail calls it.
-const ADOPT_ROWS: &str = "adopt_rows";
+pub(super) const ADOPT_ROWS: &str = "adopt_rows";
 
 /// Rows have MACs from now on, and more of them are told of; the start that adds the columns comes here, and no other.
 ///

@@ -273,13 +273,15 @@ struct Told {
     /// None: it is gone.
     fingerprint: Option<String>,
     at: String,
+    /// It was there before the trail told of such rows, for longer than since then.
+    was_adopted: bool,
 }
 
 impl Told {
     /// Orders are kept for a while.
     fn may_be_forgotten(&self, table: &str, now: OffsetDateTime) -> bool {
         let is_old = |at: OffsetDateTime| now - at > orders::KEPT - CLOCKS;
-        table == "orders" && OffsetDateTime::parse(&self.at, &Rfc3339).is_ok_and(is_old)
+        table == "orders" && (self.was_adopted || OffsetDateTime::parse(&self.at, &Rfc3339).is_ok_and(is_old))
     }
 }
 
@@ -297,7 +299,8 @@ impl Trail {
         }
         self.orders = detail[ORDERS].as_i64().unwrap_or(self.orders);
         for (name, state) in rows::told_in(&detail) {
-            let told = Told { fingerprint: state.map(str::to_owned), at: row.at.clone() };
+            let was_adopted = row.action == rows::ADOPT_ROWS;
+            let told = Told { fingerprint: state.map(str::to_owned), at: row.at.clone(), was_adopted };
             self.rows.insert(name.clone(), told);
         }
         let (Some(revision), Some(documents)) = (row.revision, detail[DOCUMENTS].as_str()) else { return Ok(()) };

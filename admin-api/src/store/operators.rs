@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter,
-    QueryOrder, QuerySelect, sea_query::IntoCondition,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder,
+    QuerySelect, sea_query::IntoCondition,
 };
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
@@ -269,18 +269,20 @@ impl Writing<'_> {
         self.leaves_a_token(operator::Column::Id.ne(operator.id)).await
     }
 
-    /// Whether any owner of all tenants has a token that holds, of those that are left.
+    /// Whether any owner of all tenants has a token that holds, of those that are left. What was altered lets nobody in.
     pub(super) async fn leaves_a_token(&self, left: impl IntoCondition) -> Result<(), ManageError> {
         let tokens = token::Entity::find()
-            .inner_join(operator::Entity)
+            .find_also_related(operator::Entity)
             .filter(operator::Column::Role.eq(Role::Owner.as_str()))
             .filter(operator::Column::Tenants.is_null())
             .filter(Condition::any().add(token::Column::ExpiresAt.is_null()).add(token::Column::ExpiresAt.gt(self.now)))
             .filter(left);
-        match tokens.count(&self.transaction).await.map_err(StoreError::from)? {
-            0 => Err(ManageError::LastOwner),
-            _ => Ok(()),
-        }
+        let tokens = tokens.all(&self.transaction).await.map_err(StoreError::from)?;
+        let trail = &self.store.0.trail;
+        let holds = |(token, operator): &(token::Model, Option<operator::Model>)| {
+            trail.is_authentic(token) && operator.as_ref().is_some_and(|operator| trail.is_authentic(operator))
+        };
+        if tokens.iter().any(holds) { Ok(()) } else { Err(ManageError::LastOwner) }
     }
 }
 

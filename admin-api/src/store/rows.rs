@@ -187,17 +187,17 @@ const GUARD: &str = "row-guard";
 /// One that is refused again and again is told of once in so long: each entry has all of the trail verified.
 const AGAIN: Duration = Duration::from_hours(1);
 
-/// More are not remembered.
-const MOST: usize = 1000;
+/// The trail is told of so many in that time: they are enough for an alert, and verifying names all.
+const MOST: usize = 100;
 
 impl Refused {
     /// Whether the trail is to be told.
     fn is_new(&self, name: &str) -> bool {
         let mut told = self.0.lock();
         if told.len() >= MOST {
-            told.clear();
+            told.retain(|_, at| at.elapsed() < AGAIN);
         }
-        let is_new = told.get(name).is_none_or(|at| at.elapsed() >= AGAIN);
+        let is_new = told.get(name).map_or(told.len() < MOST, |at| at.elapsed() >= AGAIN);
         if is_new {
             told.insert(name.to_owned(), Instant::now());
         }

@@ -118,7 +118,11 @@ impl Store {
             .add(token::Column::ExpiresAt.is_null())
             .add(token::Column::ExpiresAt.gt(OffsetDateTime::now_utc()));
         let find = token::Entity::find().filter(token::Column::Node.eq(node.as_str())).filter(holds);
-        within(PATIENCE, async { Ok(find.count(&self.0.database).await? > 0) }).await
+        within(PATIENCE, async {
+            let tokens = find.all(&self.0.database).await?;
+            Ok(tokens.iter().any(|token| self.0.trail.is_authentic(token)))
+        })
+        .await
     }
 
     async fn token(&self, kind: TokenKind, token: &SecretString) -> Result<Option<TokenRow>, StoreError> {

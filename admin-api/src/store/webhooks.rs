@@ -146,7 +146,8 @@ impl Store {
                 created_at: before.created_at,
                 ..new(settings, writing.now)
             };
-            if after == before {
+            // One that was altered stands as it should from now on, if an operator says so.
+            if after == before && self.0.trail.is_authentic(&stored) {
                 return Ok(before);
             }
             let after = Webhook { revision: before.revision + 1, ..after };
@@ -195,8 +196,11 @@ impl Store {
         within(PATIENCE, async {
             let mut writing = self.keeping(by, None).await?;
             let (stored, before) = writing.webhook(id, expected).await?;
+            if !self.0.trail.is_authentic(&stored) {
+                return Err(KeepError::State("the webhook was altered in the store: put it as it should be first"));
+            }
             let at = At::of(id, &stored.url);
-            // One that was altered signs nothing any more: a new one mends that.
+            // One that is sealed for another address signs nothing any more: a new one mends that.
             let old = match self.open_sealed(at.place("secret"), &stored.secret) {
                 Ok(old) => Some(self.seal(at.place("old_secret"), &old)?),
                 Err(error) if error.is_passing() => return Err(error.into()),

@@ -173,6 +173,10 @@ on_both! {
         assert_eq!(refused["detail"]["row"], "tokens/00112233-4455-6677-8899-aabbccddee00");
         let no_entry = "no entry tells that it was made, or one that it was removed".to_owned();
         assert_eq!(named(&owner).iter().filter(|(_, what)| *what == no_entry).count(), 2);
+        // Nor does it count as an owner who is left.
+        let tokens = owner.get("/tokens").json();
+        let own = tokens["items"].as_array().unwrap().iter().find(|token| token["name"] == "first owner").unwrap();
+        owner.delete(&format!("/tokens/{}", own["id"].as_str().unwrap())).is(409);
         database.execute("DELETE FROM tokens WHERE name = 'intruder'; DELETE FROM operators WHERE name = 'intruder'");
 
         // An operator that is raised is none any more.

@@ -4,7 +4,7 @@
 // The macros write paths in full.
 #![allow(unused_qualifications)]
 
-use std::{collections::BTreeMap, hint::black_box};
+use std::{collections::BTreeMap, hint::black_box, sync::Arc};
 
 use gungraun::{
     Callgrind, EntryPoint, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
@@ -70,7 +70,7 @@ fn match_100_routes(mut requests: Requests) -> Requests {
 }
 
 /// A hundred replacements, of different tenants: what one costs depends on how the others lie in the table.
-fn replacements(tenants: usize) -> (Snapshot<Router>, Vec<TenantEntry<Router>>) {
+fn replacements(tenants: usize) -> (Snapshot<Router>, Vec<Arc<TenantEntry<Router>>>) {
     (snapshot(tenants), (0..100).map(|nth| tenant(nth * (tenants / 100))).collect())
 }
 
@@ -78,7 +78,7 @@ type Replaced = (Snapshot<Router>, Vec<Result<Snapshot<Router>, Vec<HostConflict
 
 #[library_benchmark]
 #[bench::of_10_000(args = (10_000), setup = replacements, config = limit("replace_100_tenants of_10_000"))]
-fn replace_100_tenants((snapshot, tenants): (Snapshot<Router>, Vec<TenantEntry<Router>>)) -> Replaced {
+fn replace_100_tenants((snapshot, tenants): (Snapshot<Router>, Vec<Arc<TenantEntry<Router>>>)) -> Replaced {
     let next = tenants.into_iter().map(|tenant| snapshot.with_changes(2, [Change::Put(tenant)])).collect();
     (snapshot, next)
 }

@@ -1,5 +1,7 @@
 //! Tenants with the five routes that most have, and the way of a request through host, path and route.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, Method};
 use seiketsu_config::{
     tenant::RouteMatch,
@@ -37,7 +39,7 @@ pub fn snapshot(tenants: usize) -> Snapshot<Router> {
 }
 
 /// One of these tenants, compiled anew.
-pub fn tenant(index: usize) -> TenantEntry<Router> {
+pub fn tenant(index: usize) -> Arc<TenantEntry<Router>> {
     let routes: Vec<RouteMatch> = ROUTES.into_iter().map(|(path, methods)| route(path, methods)).collect();
     let id: Id = parse(&format!("tenant-{index:06}"));
     let host: HostPattern = parse(&host(index));

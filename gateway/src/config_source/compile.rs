@@ -33,7 +33,7 @@ pub(super) struct FileChange {
     pub(super) next: Option<FileInForce>,
     pub(super) difference: Difference,
     /// In the order of `difference.put`.
-    pub(super) entries: Vec<TenantEntry<CompiledTenant>>,
+    pub(super) entries: Vec<Arc<TenantEntry<CompiledTenant>>>,
     pub(super) prepared: Vec<Prepared>,
     /// Upstreams of what goes, and of what comes.
     pub(super) pools_before: Vec<PoolKey>,

@@ -108,7 +108,7 @@ impl<'a> HeadCompiler<'a> {
         &mut self,
         tenant: &Arc<Tenant>,
         revision: u64,
-    ) -> (WrongUpstreams, Result<TenantEntry<CompiledTenant>, CompileError>) {
+    ) -> (WrongUpstreams, Result<Arc<TenantEntry<CompiledTenant>>, CompileError>) {
         let before = (self.prepared.len(), self.keys.len());
         let (own, wrong) = self.prepare(&Owner::Tenant(tenant.id.clone()), &tenant.upstreams);
         let former = self.parts.snapshot.tenant(tenant.id.as_str()).map(|former| former.compiled());
@@ -135,7 +135,7 @@ impl<'a> HeadCompiler<'a> {
         &mut self,
         tenant: &Arc<Tenant>,
         revision: u64,
-    ) -> Result<TenantEntry<CompiledTenant>, Vec<String>> {
+    ) -> Result<Arc<TenantEntry<CompiledTenant>>, Vec<String>> {
         let before = (self.prepared.len(), self.keys.len());
         let (wrong, compiled) = self.tenant(tenant, revision);
         let mut errors: Vec<String> =

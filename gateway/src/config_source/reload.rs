@@ -353,7 +353,7 @@ impl Reloader {
     }
 
     /// Puts the next snapshot in force; says of how many tenants it differs from the one before.
-    fn swap(&self, changes: &Changes, entries: Vec<TenantEntry<CompiledTenant>>) -> usize {
+    fn swap(&self, changes: &Changes, entries: Vec<Arc<TenantEntry<CompiledTenant>>>) -> usize {
         let put: HashSet<&Id> = changes.values().flat_map(FileChange::put).map(|tenant| &tenant.id).collect();
         let gone = changes.values().flat_map(|change| &change.difference.gone).map(|tenant| &tenant.id);
         let removals: Vec<_> = gone.filter(|id| !put.contains(id)).cloned().map(Change::Remove).collect();

@@ -6,9 +6,7 @@
 use std::{
     future::poll_fn,
     io,
-    mem::MaybeUninit,
     pin::Pin,
-    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -21,7 +19,7 @@ use pingora_core::{
 };
 use pingora_timeout::timeout;
 use tokio::{
-    io::{AsyncWriteExt, ReadBuf},
+    io::AsyncWriteExt,
     time::{Sleep, sleep_until},
 };
 
@@ -176,21 +174,9 @@ impl IdleTimer {
     }
 }
 
-/// Reads once through a buffer on the stack, so that nothing is held while waiting.
+/// Reads once; gives how much it was.
 pub(super) async fn receive(transport: &mut Transport, into: &mut BytesMut) -> io::Result<usize> {
-    poll_fn(|cx| {
-        let mut space = [const { MaybeUninit::uninit() }; 4096];
-        let mut buf = ReadBuf::uninit(&mut space);
-        match transport.poll_receive(cx, &mut buf) {
-            Poll::Ready(Ok(())) => {
-                into.extend_from_slice(buf.filled());
-                Poll::Ready(Ok(buf.filled().len()))
-            }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
+    poll_fn(|cx| transport.poll_append(cx, into)).await
 }
 
 /// Divides what was received: this head and the part of its body go to Pingora, the rest waits.

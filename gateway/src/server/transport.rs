@@ -17,6 +17,7 @@
 
 use std::{
     fmt, io,
+    mem::MaybeUninit,
     os::fd::AsRawFd,
     pin::Pin,
     sync::{Arc, atomic::AtomicBool},
@@ -32,7 +33,7 @@ use pingora_core::protocols::{
 };
 use rustix::{
     fs::sendfile,
-    net::{SendFlags, send},
+    net::{RecvFlags, SendFlags, recv, send},
 };
 use seiketsu_cache::storage::Twin;
 use tokio::{
@@ -263,6 +264,18 @@ impl Transport {
         }
     }
 
+    /// The same, appended to what is there, through a buffer on the stack: nothing is held while waiting.
+    pub(crate) fn poll_append(&mut self, cx: &mut Context<'_>, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+        let mut space = [const { MaybeUninit::uninit() }; 4096];
+        if let Socket::Plain(tcp) = &self.socket {
+            return poll_recv(tcp, cx, &mut space, |received| into.extend_from_slice(received));
+        }
+        let mut buf = ReadBuf::uninit(&mut space);
+        ready!(self.poll_receive(cx, &mut buf))?;
+        into.extend_from_slice(buf.filled());
+        Poll::Ready(Ok(buf.filled().len()))
+    }
+
     /// Waits for the client to send something (kept for later) or to leave.
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut space = [0; 2048];
@@ -280,7 +293,7 @@ impl Transport {
 
     fn poll_send(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let sent = match &mut self.socket {
-            Socket::Plain(tcp) => Pin::new(tcp).poll_write(cx, data),
+            Socket::Plain(tcp) => poll_try_write(tcp, cx, || Ok(send(&*tcp, data, SendFlags::NOSIGNAL)?)),
             Socket::Tls(tls) => Pin::new(tls.as_mut()).poll_write(cx, data),
             Socket::Moved => moved(),
         };
@@ -398,7 +411,40 @@ impl Transport {
     }
 }
 
-/// A system call that writes, as soon as there is room for it.
+/// Reads as soon as there is something; gives how much it was, nothing at the end.
+///
+/// Not by tokio, which calls the C library: that guards each call against the cancellation of its thread, which costs two
+/// atomic operations, and here each request is a call or two.
+fn poll_recv(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    space: &mut [MaybeUninit<u8>],
+    mut take: impl FnMut(&[u8]),
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_read_ready(cx))?;
+        let mut taken = None;
+        let tried = tcp.try_io(Interest::READABLE, || {
+            let whole = space.len();
+            let ((received, _), _) = recv(tcp, &mut *space, RecvFlags::empty())?;
+            take(received);
+            taken = Some(received.len());
+            // Less than there was room for: it is all there is. That is said here, so that the next call waits for more
+            // in place of asking the kernel in vain.
+            if (1..whole).contains(&received.len()) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match (taken, tried) {
+            (Some(received), _) => return Poll::Ready(Ok(received)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+            (None, Err(error)) => return Poll::Ready(Err(error)),
+            // Cannot be: what was not taken has failed.
+            (None, Ok(())) => {}
+        }
+    }
+}
+
+/// A system call that writes, as soon as there is room for it. See [`poll_recv`] for why it is not tokio's.
 fn poll_try_write(
     tcp: &TcpStream,
     cx: &mut Context<'_>,

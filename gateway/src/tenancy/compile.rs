@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use seiketsu_cache::storage::{Partition, Storage};
 use seiketsu_config::{
     error::ConfigErrors,
-    layers::Effective,
+    layers::{Effective, Sourced},
     load,
     policy::{self, Auth, JsonDocument, Retries, Timeouts},
     tenant::{self, Canary, Mirror, Route, Tenant},
@@ -200,8 +200,56 @@ pub(crate) struct Compiler<'a> {
     /// Of the settings of the tenants that come next.
     pub(crate) revision: u64,
     file: Arc<Path>,
-    /// Policies by the merged settings that they were compiled from.
-    policies: HashMap<*const Effective, (Arc<Effective>, Arc<CompiledPolicies>)>,
+    /// Policies by the settings that they are compiled from, and merged settings that keep those alive: a tenant that sets
+    /// none but its limits shares the policies of its plan, and so do the processor's caches.
+    policies: HashMap<Compiled, (Arc<Effective>, Arc<CompiledPolicies>)>,
+}
+
+/// Where the settings are that [`CompiledPolicies`] are compiled from. Layers share what they do not set.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Compiled([Option<*const ()>; 12]);
+
+impl Compiled {
+    fn of(effective: &Effective) -> Self {
+        fn at<T>(value: &Arc<T>) -> *const () {
+            Arc::as_ptr(value).cast()
+        }
+        fn is_at<T>(value: Option<&Sourced<T>>) -> Option<*const ()> {
+            value.map(|sourced| at(&sourced.value))
+        }
+        // All are named, so that whoever adds one decides whether it belongs here.
+        let Effective {
+            auth,
+            cors,
+            security_headers,
+            headers,
+            access,
+            request,
+            transform,
+            validation,
+            compression,
+            timeouts,
+            retries,
+            access_log,
+            cache: _,
+            limits: _,
+            route_limits: _,
+        } = effective;
+        Self([
+            Some(at(&auth.value)),
+            is_at(cors.as_ref()),
+            Some(at(security_headers)),
+            Some(at(headers)),
+            is_at(access.as_ref()),
+            Some(at(&request.value)),
+            is_at(transform.as_ref()),
+            is_at(validation.as_ref()),
+            is_at(compression.as_ref()),
+            Some(at(&timeouts.value)),
+            Some(at(&retries.value)),
+            Some(at(&access_log.value)),
+        ])
+    }
 }
 
 impl<'a> Compiler<'a> {
@@ -226,6 +274,12 @@ impl<'a> Compiler<'a> {
         pools: &dyn Pools,
         former: Option<&CompiledTenant>,
     ) -> Result<CompiledTenant, CompileError> {
+        let before = former.iter().flat_map(|former| former.effective.iter().zip(&former.routes));
+        // Not where files were read: they may be others by now.
+        for (effective, route) in before.filter(|(effective, _)| effective.validation.is_none()) {
+            let shared = || (effective.clone(), route.policies.clone());
+            self.policies.entry(Compiled::of(effective)).or_insert_with(shared);
+        }
         let of_tenant = |source| CompileError::Tenant { tenant: tenant.id.clone(), source: Box::new(source) };
         let tls = tls.map_err(|source| CompileError::Tls { tenant: tenant.id.clone(), source: source.into() })?;
         let auth = TenantAuth::compile(tenant, &limits_compile::claims(tenant_effective, &effective), self.identity)
@@ -311,12 +365,13 @@ impl<'a> Compiler<'a> {
     }
 
     fn policies(&mut self, effective: &Arc<Effective>) -> Result<Arc<CompiledPolicies>, PolicyError> {
-        if let Some((_, compiled)) = self.policies.get(&Arc::as_ptr(effective)) {
+        let compiled_from = Compiled::of(effective);
+        if let Some((_, compiled)) = self.policies.get(&compiled_from) {
             return Ok(compiled.clone());
         }
         let compiled = Arc::new(CompiledPolicies::compile(effective)?);
-        // The settings are kept with it, so that their address stays theirs.
-        self.policies.insert(Arc::as_ptr(effective), (effective.clone(), compiled.clone()));
+        // The settings are kept with it, so that their addresses stay theirs.
+        self.policies.insert(compiled_from, (effective.clone(), compiled.clone()));
         Ok(compiled)
     }
 }

@@ -3,11 +3,10 @@
 //! A snapshot is never changed: [`Snapshot::with_changes`] makes the next one, which shares everything
 //! but the changed tenants and a few kilobytes of tables with the one before.
 
-use std::{collections::BTreeSet, fmt};
+use std::{fmt, sync::Arc};
 
 use seiketsu_config::values::{HostPattern, Id};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
 
 use super::{
     hosts::{self, HostBuffer, HostError, HostTable},
@@ -26,8 +25,8 @@ pub struct Snapshot<T> {
 #[derive(Debug)]
 pub struct TenantEntry<T> {
     id: Id,
-    /// Without duplicates.
-    hosts: BTreeSet<HostPattern>,
+    /// Sorted, without duplicates.
+    hosts: Box<[HostPattern]>,
     content_hash: ContentHash,
     compiled: T,
 }
@@ -36,7 +35,7 @@ pub struct TenantEntry<T> {
 #[derive(Debug)]
 pub enum Change<T> {
     /// Add the tenant, or replace the one of the same id.
-    Put(TenantEntry<T>),
+    Put(Arc<TenantEntry<T>>),
     /// Take it out; nothing happens if there is none of this id.
     Remove(Id),
 }
@@ -117,7 +116,6 @@ impl<T> Snapshot<T> {
             match change {
                 Change::Put(tenant) => {
                     next.take_out(tenant.id.as_str());
-                    let tenant = Arc::new(tenant);
                     next.tenants.insert(tenant.id.as_str(), Arc::clone(&tenant));
                     added.push(tenant);
                 }
@@ -161,8 +159,17 @@ impl<T> Snapshot<T> {
 }
 
 impl<T> TenantEntry<T> {
-    pub fn new(id: Id, hosts: impl IntoIterator<Item = HostPattern>, content_hash: ContentHash, compiled: T) -> Self {
-        Self { id, hosts: hosts.into_iter().collect(), content_hash, compiled }
+    /// Shared from the start: there may be a hundred thousand at once, and they are large.
+    pub fn new(
+        id: Id,
+        hosts: impl IntoIterator<Item = HostPattern>,
+        content_hash: ContentHash,
+        compiled: T,
+    ) -> Arc<Self> {
+        let mut hosts: Vec<HostPattern> = hosts.into_iter().collect();
+        hosts.sort_unstable();
+        hosts.dedup();
+        Arc::new(Self { id, hosts: hosts.into(), content_hash, compiled })
     }
 
     pub fn id(&self) -> &Id {
@@ -216,13 +223,13 @@ impl fmt::Debug for ContentHash {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use proptest::prelude::*;
 
     use super::*;
 
-    fn tenant(id: &str, hosts: &[&str]) -> TenantEntry<u32> {
+    fn tenant(id: &str, hosts: &[&str]) -> Arc<TenantEntry<u32>> {
         let hosts: Vec<HostPattern> = hosts.iter().map(|host| host.parse().unwrap()).collect();
         TenantEntry::new(id.parse().unwrap(), hosts, ContentHash::of(id.as_bytes()), 0)
     }

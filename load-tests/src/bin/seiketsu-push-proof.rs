@@ -59,18 +59,18 @@ fn prove(flags: &Flags) -> anyhow::Result<bool> {
     let postgres = Postgres::start(&folder.join("postgres.log"))?;
     let counts = (flags.replicas.max(1), flags.gateways);
     let cluster = Cluster::start(&programs, &folder, &postgres.url, counts, flags.tenants)?;
+    let mut out = std::io::stdout();
+    let (gateways, replicas, tenants) = (flags.gateways, counts.0, flags.tenants + 1);
+    writeln!(out, "{gateways} gateways, {replicas} replicas on one Postgres, {tenants} tenants\n")?;
     let measured = run::run(&cluster, flags.changes)?;
+    // What is known by now is not lost with what comes.
+    write!(out, "{}", report::text(&measured))?;
     let costs = costs::measure(&cluster, (flags.changes / 5).max(1))?;
     let kept = report::kept(&measured) && report::kept_cheaply(&costs);
-    let mut out = std::io::stdout();
     writeln!(
         out,
-        "{} gateways, {} replicas on one Postgres, {} tenants\n\n{}{}\n{}: p50 {:?} and p99 {:?} at most, every answer true; a whole configuration within {:?} and {} MiB, {:?} of \
+        "{}\n{}: p50 {:?} and p99 {:?} at most, every answer true; a whole configuration within {:?} and {} MiB, {:?} of \
          processor time for a change, no answer later than {:?}",
-        flags.gateways,
-        counts.0,
-        flags.tenants + 1,
-        report::text(&measured),
         report::text_of(&costs),
         if kept { "kept" } else { "BROKEN" },
         report::PROMISED_HALF,

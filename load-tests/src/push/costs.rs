@@ -15,7 +15,7 @@ use super::{
 use crate::process;
 
 /// Bursts from here on are of no change that was measured for its time.
-const BURSTS: u64 = FIRST_BURST + 1_000_000;
+const BURSTS: u64 = FIRST_BURST + 500_000;
 
 /// Of the gateway that was worst, each.
 #[derive(Debug, Default)]

@@ -75,12 +75,14 @@ fn find<T, C: Claimant<T>>(
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::tenancy::{Change, snapshot::ContentHash};
 
-    struct Put(u64, TenantEntry<()>);
+    struct Put(u64, Arc<TenantEntry<()>>);
 
     impl Claimant<()> for Put {
         fn entry(&self) -> &TenantEntry<()> {

@@ -510,6 +510,37 @@ fn one_of_very_many_costs_what_one_costs() {
     assert!(node.reports.iter().any(|report| matches!(report, Report::Kept(None))), "it is kept");
 }
 
+#[test]
+fn tenants_that_set_nothing_but_limits_share_the_policies_of_all_others() {
+    let (mut store, mut node) = (Store::default(), Node::new());
+    let with = |id: &str, policies: serde_json::Value| {
+        let mut tenant: serde_json::Value = serde_json::from_str(&tenant(id, &[id], "own")).unwrap();
+        tenant["policies"] = policies;
+        tenant.to_string()
+    };
+    let timeouts = |total: &str| json!({ "timeouts": { "total": total } });
+    store.change(&[
+        (Some("a"), Some(with_rate("a", 60))),
+        (Some("b"), Some(with_rate("b", 70))),
+        (Some("c"), Some(with("c", timeouts("7s")))),
+    ]);
+    node.take(store.update(None));
+    let policies =
+        |node: &Node, id: &str| node.shared.live.load().tenant(id).unwrap().compiled().routes[0].policies.clone();
+    let shared = policies(&node, "a");
+    assert!(Arc::ptr_eq(&shared, &policies(&node, "b")) && !Arc::ptr_eq(&shared, &policies(&node, "c")));
+    // Also when they come one by one, later; and what is set is what holds.
+    store.change(&[(Some("b"), Some(with_rate("b", 80)))]);
+    store.change(&[(Some("c"), Some(with("c", timeouts("8s"))))]);
+    node.take(store.update(Some(1)));
+    assert!(Arc::ptr_eq(&shared, &policies(&node, "b")));
+    assert_eq!(policies(&node, "c").timeouts.total.get(), Duration::from_secs(8));
+    store.change(&[(Some("c"), Some(with_rate("c", 60))), (Some("a"), Some(with("a", timeouts("9s"))))]);
+    node.take(store.update(Some(3)));
+    assert_eq!(policies(&node, "a").timeouts.total.get(), Duration::from_secs(9));
+    assert_eq!(policies(&node, "c").timeouts.total, shared.timeouts.total);
+}
+
 /// Hosts and an upstream; none, where the tenant is gone.
 type Content = Option<(BTreeSet<&'static str>, &'static str)>;
 

@@ -71,7 +71,7 @@ struct Made {
 struct Ready {
     tenant: Arc<Tenant>,
     sent: Sent,
-    entry: TenantEntry<CompiledTenant>,
+    entry: Arc<TenantEntry<CompiledTenant>>,
 }
 
 /// A tenant that keeps its former state.

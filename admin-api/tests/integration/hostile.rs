@@ -304,14 +304,16 @@ fn a_body_that_comes_slowly_holds_up_no_heavy_request() {
             (client, streams)
         })
         .collect();
-    let valid = |client: &Client| client.send("POST", "/validate", &[("content-type", "application/yaml")], b"revision: 1\ntenants: []\n");
+    let valid = |client: &Client| {
+        client.send("POST", "/validate", &[("content-type", "application/yaml")], b"revision: 1\ntenants: []\n")
+    };
     wait_until("all are arriving", || slow.iter().all(|(client, _)| valid(client).status == 429));
     let vic = admin.operator("vic", "viewer", Some(&["acme"]));
     valid(&vic).is(200);
-    vic.get("/usage?from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z").is(200);
+    vic.get("/usage").is(200);
     owner.get("/export").is(200);
     // Their own, too.
-    slow[0].0.get("/usage?from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00Z").is(200);
+    slow[0].0.get("/usage").is(200);
     drop(slow);
 }
 

@@ -252,7 +252,7 @@ async fn breaking(there: SocketAddr, bytes: u64, times: usize) -> SocketAddr {
                 let mut answer = far_read.take(if time < times { bytes } else { u64::MAX });
                 tokio::select! {
                     _ = tokio::io::copy(&mut answer, &mut near_write) => {}
-                    _ = async {
+                    () = async {
                         let _ = tokio::io::copy(&mut near_read, &mut far_write).await;
                         std::future::pending::<()>().await;
                     } => {}

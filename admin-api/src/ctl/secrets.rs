@@ -21,8 +21,11 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
         Command::Rotate => {
             let answer = client.json(Ask::post("/secrets/rotate")).await?;
             output.show(&answer, |answer| {
-                let sealed =
-                    format!("{} secrets are sealed with the new key {}", cell(&answer["resealed"]), cell(&answer["key"]));
+                let sealed = format!(
+                    "{} secrets are sealed with the new key {}",
+                    cell(&answer["resealed"]),
+                    cell(&answer["key"])
+                );
                 let named = answer["unopened_secrets"].as_array().into_iter().flatten();
                 let name = |secret: &Value| {
                     let [table, column, row] = ["table", "column", "row"].map(|name| cell(&secret[name]));

@@ -316,7 +316,9 @@ fn within<T, E: From<StoreError>>(
     async move {
         match tokio::time::timeout(patience, AssertUnwindSafe(work).catch_unwind()).await {
             Ok(Ok(done)) => done,
-            Ok(Err(fault)) if is_out_of_range(&*fault) => Err(StoreError::corrupt("a row", &"a time is out of range").into()),
+            Ok(Err(fault)) if is_out_of_range(&*fault) => {
+                Err(StoreError::corrupt("a row", &"a time is out of range").into())
+            }
             Ok(Err(fault)) => resume_unwind(fault),
             Err(_) => Err(StoreError::Slow(patience).into()),
         }

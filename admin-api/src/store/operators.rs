@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait,
-    QueryFilter, QueryOrder, QuerySelect, sea_query::IntoCondition,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::IntoCondition,
 };
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
@@ -242,11 +242,7 @@ impl Writing<'_> {
         Ok(())
     }
 
-    async fn operator(
-        &self,
-        id: Uuid,
-        expected: Option<u64>,
-    ) -> Result<(operator::Model, Operator), ManageError> {
+    async fn operator(&self, id: Uuid, expected: Option<u64>) -> Result<(operator::Model, Operator), ManageError> {
         let found = operator::Entity::find_by_id(id).one(&self.transaction).await.map_err(StoreError::from)?;
         let row = found.ok_or(ManageError::Missing("operator"))?;
         let operator = operator_of(row.clone())?;

@@ -67,7 +67,7 @@ on_both! {
         }
         let whole = owner.get("/audit/export").is(200);
         let number = |line: &str| serde_json::from_str::<Value>(line).unwrap()["number"].as_u64();
-        let last = whole.text().lines().filter_map(number).last().unwrap();
+        let last = whole.text().lines().filter_map(number).next_back().unwrap();
         let rest = owner.get("/audit/export?after=3").is(200);
         let expected: Vec<u64> = (4..=last + 1).collect();
         assert_eq!(rest.text().lines().filter_map(number).collect::<Vec<_>>(), expected);

@@ -1,6 +1,6 @@
 //! `?wait=applied`: the answer is as true as what the nodes say.
 
-use std::thread;
+use std::{thread, time::Duration};
 
 use seiketsu_admin_api::store::Store;
 use seiketsu_config::push::{Applied, Hello, Refused};
@@ -38,8 +38,8 @@ on_both! {
             .map(|number| {
                 let (client, tenants) = (client.clone(), tenants.clone());
                 thread::spawn(move || match number % 4 {
-                    0 => client.import("?wait=applied&timeout=10s", &tenants),
-                    _ => client.put("/tenants/acme?wait=applied&timeout=10s", &tenant("acme")),
+                    0 => client.import("?wait=applied&timeout=20s", &tenants),
+                    _ => client.put("/tenants/acme?wait=applied&timeout=20s", &tenant("acme")),
                 })
             })
             .collect();
@@ -48,7 +48,8 @@ on_both! {
             let done = done.as_array().unwrap().iter().filter(|entry| entry["outcome"] == "refused").count();
             (done, waiting.iter().filter(|one| one.is_finished()).count())
         };
-        thread::sleep(std::time::Duration::from_secs(7));
+        // Longer than a turn is waited for.
+        thread::park_timeout(Duration::from_secs(7));
         assert_eq!(done(), (0, 0), "all of them wait");
         client.get("/export").is(200);
         let applied = Applied { nonce: 1, revision: 1, refused: Vec::new(), refused_more: 0, lost: false };

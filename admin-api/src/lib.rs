@@ -34,7 +34,15 @@ pub async fn run(settings: &Settings) -> Result<()> {
     match &settings.command {
         None => serve(settings).await,
         Some(Command::RewrapKeys { previous_key_file }) => rewrap_keys(settings, previous_key_file).await,
+        Some(Command::NewOwner) => new_owner(settings).await,
     }
+}
+
+async fn new_owner(settings: &Settings) -> Result<()> {
+    let store = Store::connect(&settings.store()).await.context("the store cannot be opened")?;
+    let (name, file) = store.new_owner(&settings.state_dir).await?;
+    tracing::info!(operator = %name, file = %file.display(), "an owner was made: see who has altered the others");
+    Ok(())
 }
 
 async fn rewrap_keys(settings: &Settings, previous: &Path) -> Result<()> {

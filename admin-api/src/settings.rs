@@ -94,6 +94,9 @@ pub enum Command {
         #[arg(long, value_name = "FILE")]
         previous_key_file: PathBuf,
     },
+    /// Make an owner more, write its token into a file in the state folder, and end: the way in when no owner is left whose
+    /// token holds. It needs the key of the store, as every start does.
+    NewOwner,
 }
 
 /// Usage: how long it is kept, where it is read, and what it is measured by.

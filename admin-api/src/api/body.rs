@@ -3,8 +3,9 @@
 use std::{borrow::Cow, collections::BTreeSet, path::Path as FsPath, time::Duration};
 
 use axum::{
+    body::Body,
     extract::{FromRequest, FromRequestParts, Path, Query, Request},
-    http::{header, request::Parts},
+    http::{HeaderMap, header, request::Parts},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -36,7 +37,8 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 
     async fn from_request(request: Request, _: &AppState) -> Result<Self, Problem> {
         is_json(request.headers())?;
-        let text = read(request, MOST_BYTES).await?;
+        let (head, body) = request.into_parts();
+        let text = read(&head.headers, body, MOST_BYTES).await?;
         Ok(Self { value: parse(utf8(&text)?)?, text })
     }
 }
@@ -55,7 +57,8 @@ impl FromRequest<AppState> for Yaml {
             let detail = "send application/yaml or application/json";
             return Err(Problem::new(Kind::UnsupportedMediaType, detail));
         }
-        let text = read(request, MOST_IMPORT_BYTES).await?;
+        let (head, body) = request.into_parts();
+        let text = read(&head.headers, body, MOST_IMPORT_BYTES).await?;
         utf8(&text)?;
         Ok(Self(text))
     }
@@ -68,12 +71,12 @@ impl Yaml {
     }
 }
 
-fn media_type(headers: &http::HeaderMap) -> String {
+fn media_type(headers: &HeaderMap) -> String {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
-fn is_json(headers: &http::HeaderMap) -> Result<(), Problem> {
+fn is_json(headers: &HeaderMap) -> Result<(), Problem> {
     let given = media_type(headers);
     if given == "application/json" || (given.starts_with("application/") && given.ends_with("+json")) {
         return Ok(());
@@ -81,20 +84,27 @@ fn is_json(headers: &http::HeaderMap) -> Result<(), Problem> {
     Err(Problem::new(Kind::UnsupportedMediaType, "send application/json"))
 }
 
-async fn read(request: Request, most: usize) -> Result<Bytes, Problem> {
+async fn read(headers: &HeaderMap, body: Body, most: usize) -> Result<Bytes, Problem> {
     let too_large =
         || Problem::new(Kind::PayloadTooLarge, format!("the body is larger than {most} bytes")).with("max-bytes", most);
-    let length = request.headers().get(header::CONTENT_LENGTH);
+    let length = headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
-    match timeout(TO_THE_END, Limited::new(request.into_body(), most).collect()).await {
+    match timeout(TO_THE_END, Limited::new(body, most).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
         Ok(Err(_)) => Err(Problem::bad_request("the body broke off, or is not what its header fields say")),
         Err(_) => Err(Problem::bad_request("the body took too long to arrive")),
     }
+}
+
+/// The request, when its body has arrived.
+pub(super) async fn arrived(request: Request, most: usize) -> Result<Request, Problem> {
+    let (head, body) = request.into_parts();
+    let body = read(&head.headers, body, most).await?;
+    Ok(Request::from_parts(head, body.into()))
 }
 
 fn utf8(text: &[u8]) -> Result<&str, Problem> {

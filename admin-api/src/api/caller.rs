@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use axum::{
@@ -14,12 +15,12 @@ use axum::{
 use http::{HeaderMap, StatusCode, header, request::Parts};
 use secrecy::SecretString;
 use seiketsu_config::values::Id;
-use uuid::Uuid;
 
 use super::{
-    AppState, BASE, Problem, RequestId,
+    AppState, BASE, Problem, RequestId, body,
     operations::{self, Operation, Scope},
     problem::Kind,
+    turns::Turn,
 };
 use crate::{
     serve::HangUp,
@@ -36,6 +37,8 @@ use crate::{
 pub(super) struct Caller {
     pub(super) operator: Operator,
     pub(super) author: Author,
+    /// Of this request.
+    pub(super) turn: Arc<Turn>,
 }
 
 impl Caller {
@@ -89,7 +92,7 @@ impl FromRequestParts<AppState> for Caller {
 }
 
 /// Lets through who may call the operation, and keeps what was refused.
-pub(super) async fn guard(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip());
     let path = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned()).unwrap_or_default();
     let path = path.strip_prefix(BASE).unwrap_or_default();
@@ -105,9 +108,7 @@ pub(super) async fn guard(State(state): State<AppState>, mut request: Request, n
     };
     let response = match admit(&state, operation, request.headers(), &mut author).await {
         Ok(caller) => {
-            let operator = caller.operator.id;
-            request.extensions_mut().insert(caller);
-            in_turn(&state, operation, operator, request, next).await.unwrap_or_else(IntoResponse::into_response)
+            in_turn(&state, operation, caller, request, next).await.unwrap_or_else(IntoResponse::into_response)
         }
         Err(problem) => problem.into_response(),
     };
@@ -118,17 +119,30 @@ pub(super) async fn guard(State(state): State<AppState>, mut request: Request, n
 async fn in_turn(
     state: &AppState,
     operation: &Operation,
-    operator: Uuid,
-    request: Request,
+    caller: Caller,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, Problem> {
-    if !operation.is_heavy() {
-        let _turn = state.turns.take(operator).await?;
-        return Ok(next.run(request).await);
+    let operator = &caller.operator;
+    let turn = Arc::new(state.turns.take(operator).await?);
+    if operation.is_heavy() {
+        let mut room = None;
+        // Whoever sends a body slowly holds up nobody's heavy request.
+        if let Some(most) = operation.heavy_body() {
+            room = Some(state.turns.make_room(operator).await?);
+            request = body::arrived(request, most).await?;
+        }
+        let hang_up = request.extensions().get::<HangUp>().cloned();
+        state.turns.take_heavy(&turn, operator, hang_up).await?;
+        drop(room);
     }
-    let hang_up = request.extensions().get::<HangUp>().cloned();
-    let turn = state.turns.take_heavy(operator, hang_up).await?;
-    Ok(next.run(request).await.map(|answer| turn.until_taken(answer)))
+    request.extensions_mut().insert(Caller { turn: Arc::clone(&turn), ..caller });
+    let response = next.run(request).await;
+    if operation.is_heavy() {
+        return Ok(response.map(|answer| turn.until_taken(answer)));
+    }
+    turn.end();
+    Ok(response)
 }
 
 async fn admit(
@@ -156,7 +170,7 @@ async fn admit(
     author.id = Some(Principal { operator: operator.id, revision: operator.revision, token: token.id });
     author.name = operator.name.to_string();
     state.requests.take(token.id).map_err(too_many)?;
-    let caller = Caller { operator, author: author.clone() };
+    let caller = Caller { operator, author: author.clone(), turn: Arc::default() };
     if caller.role() < operation.least {
         let detail = format!("this is for the role {} and above", operation.least.as_str());
         return Err(Problem::new(Kind::Forbidden, detail));

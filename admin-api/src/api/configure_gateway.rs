@@ -110,7 +110,7 @@ pub(super) async fn configure_gateway(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value, text }: Json<Configure>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     caller.may_touch(&value.tenant)?;
     let once = key.once(&text);
     let answer = |written: &Written| kept(StatusCode::OK, &WriteAnswer::from(written.clone()));

@@ -65,7 +65,7 @@ pub(super) async fn create_consumer(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value, text }: Json<NewConsumer>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let NewConsumer { tenant, id, scopes, roles, certificates, limits } = value;
     caller.may_touch(&tenant)?;
     let once = key.once(&text);

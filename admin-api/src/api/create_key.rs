@@ -61,7 +61,7 @@ pub(super) async fn create_key(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value, text }: Json<KeyBody>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let KeyBody { tenant, consumer, expires_at, scopes } = value;
     caller.may_touch(&tenant)?;
     made_key::in_the_future("expires_at", expires_at)?;

@@ -38,7 +38,7 @@ pub(super) async fn create_tenant(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value: tenant, text }: Json<Tenant>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let id = tenant.id.clone();
     caller.may_touch(&id)?;
     let once = key.once(&text);

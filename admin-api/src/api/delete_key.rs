@@ -31,7 +31,7 @@ pub(super) async fn delete_key(
     PathOf(id): PathOf<KeyId>,
     QueryOf(query): QueryOf<WaitQuery>,
 ) -> Result<JsonAnswer<WriteAnswer>, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     caller.may_touch(&id.tenant)?;
     let edit = |mut tenant: Tenant| {
         let mut keys = tenant.consumers.iter_mut().map(|consumer| &mut consumer.keys);

@@ -33,7 +33,7 @@ pub(super) async fn delete_route(
     IfMatch(expected): IfMatch,
     QueryOf(query): QueryOf<WaitQuery>,
 ) -> Result<JsonAnswer<WriteAnswer>, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let edit = |mut tenant: Tenant| {
         let before = tenant.routes.len();
         tenant.routes.retain(|there| there.id != part.name);

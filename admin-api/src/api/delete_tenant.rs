@@ -32,7 +32,7 @@ pub(super) async fn delete_tenant(
     IfMatch(expected): IfMatch,
     QueryOf(query): QueryOf<WaitQuery>,
 ) -> Result<Json<WriteAnswer>, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     caller.may_touch(&id)?;
     let expected = match expected {
         Some(revision) => Expected::Revision { tenant: Some(id.clone()), revision },

@@ -64,7 +64,7 @@ pub(super) async fn import_configuration(
     QueryOf(query): QueryOf<ImportQuery>,
     body: Yaml,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let once = key.once(&body.0).filter(|_| !query.dry_run);
     let (head, put) = parse(body).await?;
     let has_head = query.replace || head != TenantHead { revision: head.revision, ..TenantHead::default() };

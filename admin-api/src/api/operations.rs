@@ -3,7 +3,10 @@
 
 use http::Method;
 
-use super::{Kind, Problem};
+use super::{
+    Kind, Problem,
+    body::{MOST_BYTES, MOST_IMPORT_BYTES},
+};
 use crate::store::operators::Role;
 
 /// Which operators an operation is for, by their tenants.
@@ -49,6 +52,15 @@ impl Operation {
                 | "list_performance"
                 | "list_objectives"
         )
+    }
+
+    /// How large the body of a heavy one may be, where it has one.
+    pub(super) fn heavy_body(&self) -> Option<usize> {
+        match self.id {
+            "put_head" => Some(MOST_BYTES),
+            "import_configuration" | "validate" => Some(MOST_IMPORT_BYTES),
+            _ => None,
+        }
     }
 
     /// Refusals are kept of what would have changed something.

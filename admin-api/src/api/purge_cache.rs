@@ -109,6 +109,7 @@ pub(super) async fn purge_cache(
     let task = Task::Purge { tenant: tenant.clone(), what };
     let once = key.once(&text);
     let id = state.store.give_order(&caller.author, &tenant, task, once.as_ref()).await?;
+    caller.turn.give_back();
     let carried = carried(&state, id, Instant::now() + timeout).await?;
     if carried.missing.is_empty() {
         return Ok(JsonAnswer(PurgeAnswer { id, carried }));

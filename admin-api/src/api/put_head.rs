@@ -36,7 +36,7 @@ pub(super) async fn put_head(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value: head, .. }: Json<HeadDocument>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let expected = expected.map(|revision| Expected::Revision { tenant: None, revision });
     let change = ChangeSet { head: Some(head), ..ChangeSet::default() };
     let written = state.store.write(&caller.author, change, expected).await?;

@@ -60,7 +60,7 @@ pub(super) async fn put_limits(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value, .. }: Json<Limits>,
 ) -> Result<JsonAnswer<WriteAnswer>, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     caller.may_touch(&value.tenant)?;
     let Limits { tenant, rate_limit_rpm, burst_limit, quota_daily, quota_monthly } = value;
     let change = LimitsChange { rate_limit_rpm, burst_limit, quota_daily, quota_monthly };

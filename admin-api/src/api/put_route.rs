@@ -36,7 +36,7 @@ pub(super) async fn put_route(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value: route, .. }: Json<Route>,
 ) -> Result<JsonAnswer<WriteAnswer>, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     if route.id != part.name {
         let detail = format!("{:?} stands in the body, and {} in the path", route.id.as_str(), part.name);
         return Err(Problem::invalid_at("id", detail, Some("write the same name in both; routes are not renamed")));

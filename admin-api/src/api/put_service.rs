@@ -36,7 +36,7 @@ pub(super) async fn put_service(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value: service, .. }: Json<Upstream>,
 ) -> Result<JsonAnswer<WriteAnswer>, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let name = part.name.clone();
     let edit = |mut tenant: Tenant| {
         tenant.upstreams.insert(name, service);

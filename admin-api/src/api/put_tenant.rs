@@ -39,7 +39,7 @@ pub(super) async fn put_tenant(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value: tenant, .. }: Json<Tenant>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     caller.may_touch(&id)?;
     if tenant.id != id {
         let detail = format!("{:?} stands in the body, and {id} in the path", tenant.id.as_str());

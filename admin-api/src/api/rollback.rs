@@ -52,7 +52,7 @@ pub(super) async fn rollback(
     PathOf(number): PathOf<u64>,
     QueryOf(query): QueryOf<RollbackQuery>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let once = key.once(&[]);
     let answer = |written: &Written| kept(StatusCode::OK, &WriteAnswer::from(written.clone()));
     let once = once.as_ref().map(|once| (once, &answer as Answer<'_>));

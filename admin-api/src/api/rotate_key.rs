@@ -60,7 +60,7 @@ pub(super) async fn rotate_key(
     QueryOf(query): QueryOf<WaitQuery>,
     Json { value, text }: Json<Rotation>,
 ) -> Result<Response, Problem> {
-    let wait = Wait::parse(query.wait, query.timeout.as_deref())?;
+    let wait = Wait::parse(&caller, query.wait, query.timeout.as_deref())?;
     let Rotation { grace, expires_at } = value;
     caller.may_touch(&old.tenant)?;
     made_key::in_the_future("expires_at", expires_at)?;

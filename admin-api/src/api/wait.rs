@@ -1,7 +1,7 @@
 //! `?wait=applied`: the answer comes when all nodes have what was written, and says which have not. Those count that are
 //! live, and those that were a moment ago and have not said that they end: they come back, and may serve meanwhile.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use utoipa::ToSchema;
 
-use super::{AppState, Problem, idempotency, problem::Kind};
+use super::{AppState, Problem, caller::Caller, idempotency, problem::Kind, turns::Turn};
 use crate::store::{Remembered, Written, nodes::NodeRow};
 
 const USUAL: Duration = Duration::from_secs(5);
@@ -102,14 +102,18 @@ impl From<Written> for WriteAnswer {
 }
 
 /// How long to wait, if at all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Wait(Option<Duration>);
+#[derive(Debug)]
+pub(super) struct Wait {
+    timeout: Option<Duration>,
+    /// Given back when there is nothing left to do but wait.
+    turn: Arc<Turn>,
+}
 
 impl Wait {
     /// Before anything is written: a wrong time must not come to light afterwards.
-    pub(super) fn parse(wait: Option<WaitFor>, timeout: Option<&str>) -> Result<Self, Problem> {
+    pub(super) fn parse(caller: &Caller, wait: Option<WaitFor>, timeout: Option<&str>) -> Result<Self, Problem> {
         let timeout = patience(timeout)?;
-        Ok(Self(wait.map(|WaitFor::Applied| timeout)))
+        Ok(Self { timeout: wait.map(|WaitFor::Applied| timeout), turn: Arc::clone(&caller.turn) })
     }
 
     /// Completes the answer, when the nodes have what was to be written.
@@ -119,7 +123,8 @@ impl Wait {
         about: &About,
         answer: WriteAnswer,
     ) -> Result<WriteAnswer, Problem> {
-        let Some(timeout) = self.0 else { return Ok(answer) };
+        let Some(timeout) = self.timeout else { return Ok(answer) };
+        self.turn.give_back();
         // Revisions of nodes count only if they are of the store as it is now.
         state.store.look().await?;
         let deadline = Instant::now() + timeout;
@@ -156,7 +161,7 @@ pub(super) fn patience(timeout: Option<&str>) -> Result<Duration, Problem> {
 impl Wait {
     /// The answer to a request that is repeated, which waits as the first one did.
     pub(super) async fn again(self, state: &AppState, about: &About, before: Remembered) -> Result<Response, Problem> {
-        let Some(answer) = serde_json::from_str(&before.answer).ok().filter(|_| self.0.is_some()) else {
+        let Some(answer) = serde_json::from_str(&before.answer).ok().filter(|_| self.timeout.is_some()) else {
             return Ok(idempotency::again(before));
         };
         let applied = self.complete(state, about, answer).await?.applied;

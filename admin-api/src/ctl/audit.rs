@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use super::{
     Outcome,
+    audit_export::export,
     audit_file::{self, PublicKey},
     client::{Ask, Client},
     failure::Failure,
     output::{Output, cell, rows, table},
-    progress::Progress,
-    transfer::save,
+    transfer::{Take, save},
 };
 
 #[derive(Debug, Subcommand)]
@@ -47,7 +47,7 @@ pub(super) enum Command {
         #[arg(long)]
         tenant: Option<Id>,
     },
-    /// All entries as JSON lines.
+    /// All entries as JSON lines. What breaks off is gone on with.
     Export {
         /// Instead of standard output.
         #[arg(long, short = 'f')]
@@ -82,11 +82,11 @@ pub(super) async fn run(command: Command, client: &Client, output: &Output) -> R
             })?;
         }
         Command::Export { file: Some(path) } => {
-            save(client, Ask::get("/audit/export"), &path, "exporting").await?;
+            save(&path, "exporting", async |take: &mut Take<'_>| export(client, take).await).await?;
         }
         Command::Export { file: None } => {
             let mut out = BufWriter::new(io::stdout());
-            client.read(Ask::get("/audit/export"), &Progress::none(), |piece| Ok(out.write_all(piece)?)).await?;
+            export(client, &mut |piece: &[u8]| Ok(out.write_all(piece)?)).await?;
             out.flush()?;
         }
     }

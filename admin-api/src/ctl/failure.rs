@@ -31,6 +31,8 @@ pub(super) enum Failure {
     Settings { path: PathBuf, source: serde_json::Error },
     #[error("the audit trail is not intact:{0}")]
     Audit(String),
+    #[error("the answer ended before the last entry of the audit trail")]
+    BrokenOff,
     #[error("the server has answered what this version does not understand: {0}")]
     Answer(#[from] serde_json::Error),
     #[error("name at least one limit: --rpm, --burst, --daily, --monthly")]

@@ -6,6 +6,7 @@
 mod alert_rules;
 mod alerts;
 mod audit;
+mod audit_export;
 mod audit_file;
 mod cache;
 mod client;

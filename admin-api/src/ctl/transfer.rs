@@ -56,12 +56,20 @@ pub(super) async fn export(arguments: Export, client: &Client, _: &Output) -> Re
         out.flush()?;
         return Ok(Outcome::Done);
     };
-    save(client, Ask::get("/export"), &path, "exporting").await?;
+    let receive = async |take: &mut Take<'_>| client.read(Ask::get("/export"), &Progress::none(), take).await;
+    save(&path, "exporting", receive).await?;
     Ok(Outcome::Done)
 }
 
-/// Writes an answer into a file, which is whole or is not there.
-pub(super) async fn save(client: &Client, ask: Ask, path: &Path, doing: &'static str) -> Result<(), Failure> {
+/// Takes what is received, piece by piece.
+pub(super) type Take<'a> = dyn FnMut(&[u8]) -> Result<(), Failure> + 'a;
+
+/// Writes what is received into a file, which is whole or is not there.
+pub(super) async fn save(
+    path: &Path,
+    doing: &'static str,
+    receive: impl AsyncFnOnce(&mut Take<'_>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let unwritable = |source| Failure::Write { path: path.to_owned(), source };
     let mut next = path.as_os_str().to_owned();
     next.push(".part");
@@ -69,11 +77,11 @@ pub(super) async fn save(client: &Client, ask: Ask, path: &Path, doing: &'static
     let progress = Progress::new(doing, None);
     let received = async {
         let mut file = BufWriter::new(File::create(&next).map_err(unwritable)?);
-        let take = |piece: &[u8]| {
+        let mut take = |piece: &[u8]| {
             progress.add(piece.len());
             file.write_all(piece).map_err(unwritable)
         };
-        client.read(ask, &Progress::none(), take).await?;
+        receive(&mut take).await?;
         file.into_inner().map_err(|error| unwritable(error.into_error()))?.sync_all().map_err(unwritable)?;
         fs::rename(&next, path).map_err(unwritable)
     };

@@ -35,16 +35,15 @@ pub(super) async fn pass_on(
     }
     let mut told = missed.upto;
     loop {
-        if *newest.borrow_and_update() <= told {
+        let upto = *newest.borrow_and_update();
+        if upto <= told {
             newest.changed().await.map_err(|_| End::Draining)?;
             continue;
         }
-        match shared.store.orders_after(told).await {
-            // What has been forgotten already.
-            Ok(orders) if orders.is_empty() => told = *newest.borrow(),
-            Ok(orders) => {
-                for row in orders {
-                    told = row.number;
+        // A page at a time. Of one that holds none, all have been forgotten already, or were refused.
+        match shared.store.orders_after(told, upto).await {
+            Ok(page) => {
+                for row in page.orders {
                     if hello.orders {
                         give(sink, row.order).await?;
                     } else {
@@ -52,6 +51,7 @@ pub(super) async fn pass_on(
                         carried(shared, hello, &Carried { id: row.order.id, done: true, error, warmed: None }).await;
                     }
                 }
+                told = page.upto;
             }
             Err(error) => wait(hello, &error).await,
         }

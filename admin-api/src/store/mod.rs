@@ -43,12 +43,15 @@ pub mod webhooks;
 mod writing;
 
 use std::{
+    any::Any,
     collections::{BTreeSet, HashSet},
     fmt,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use parking_lot::RwLock;
 use sea_orm::{
     AccessMode, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, EntityTrait,
@@ -311,9 +314,19 @@ fn within<T, E: From<StoreError>>(
 ) -> impl Future<Output = Result<T, E>> + Send {
     let work = Box::pin(work);
     async move {
-        match tokio::time::timeout(patience, work).await {
-            Ok(done) => done,
+        match tokio::time::timeout(patience, AssertUnwindSafe(work).catch_unwind()).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(fault)) if is_out_of_range(&*fault) => {
+                Err(StoreError::corrupt("a row", &"a time is out of range").into())
+            }
+            Ok(Err(fault)) => resume_unwind(fault),
             Err(_) => Err(StoreError::Slow(patience).into()),
         }
     }
+}
+
+/// A time beyond all years, as Postgres has one (`infinity`), is a panic where it is read. All else is a fault here.
+fn is_out_of_range(fault: &(dyn Any + Send)) -> bool {
+    let text = fault.downcast_ref::<String>().map(String::as_str).or_else(|| fault.downcast_ref::<&str>().copied());
+    text == Some("resulting value is out of range")
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{
-    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, QueryFilter, QueryOrder,
-    QuerySelect, sea_query::IntoCondition,
+    ActiveModelTrait, ColumnTrait, Condition, EntityTrait, IntoActiveModel, ModelTrait, PaginatorTrait, QueryFilter,
+    QueryOrder, QuerySelect, sea_query::IntoCondition,
 };
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
@@ -175,12 +175,13 @@ impl Store {
     ) -> Result<Operator, ManageError> {
         within(PATIENCE, async {
             let mut writing = self.managing(by, None).await?;
-            let before = writing.operator(id, expected).await?;
+            let (stored, before) = writing.operator(id, expected).await?;
             not_above(role, before.role.max(settings.role))?;
             writing.is_free(&settings.name, Some(id)).await?;
             let OperatorSettings { name, role, tenants } = settings;
             let after = Operator { name, role, tenants, ..before.clone() };
-            if after == before {
+            // One that was altered stands as it should from now on, if an operator says so.
+            if after == before && self.0.trail.is_authentic(&stored) {
                 return Ok(before);
             }
             if !is_owner(&after) {
@@ -207,7 +208,7 @@ impl Store {
     ) -> Result<(), ManageError> {
         within(PATIENCE, async {
             let mut writing = self.managing(by, None).await?;
-            let operator = writing.operator(id, expected).await?;
+            let (_, operator) = writing.operator(id, expected).await?;
             not_above(role, operator.role)?;
             writing.leaves_an_owner(&operator).await?;
             let mut entry = audit::Entry::done().with("operator", shown(&operator)).gone::<operator::Model>(id);
@@ -241,15 +242,29 @@ impl Writing<'_> {
         Ok(())
     }
 
-    async fn operator(&self, id: Uuid, expected: Option<u64>) -> Result<Operator, ManageError> {
+    async fn operator(&self, id: Uuid, expected: Option<u64>) -> Result<(operator::Model, Operator), ManageError> {
         let found = operator::Entity::find_by_id(id).one(&self.transaction).await.map_err(StoreError::from)?;
-        let operator = operator_of(found.ok_or(ManageError::Missing("operator"))?)?;
+        let row = found.ok_or(ManageError::Missing("operator"))?;
+        let operator = operator_of(row.clone())?;
         match expected {
             Some(expected) if expected != operator.revision => {
                 Err(ManageError::Changed { expected, current: Box::new(operator) })
             }
-            _ => Ok(operator),
+            _ => Ok((row, operator)),
         }
+    }
+
+    /// The name, or one like it, if there is an operator of this name.
+    pub(super) async fn free_operator_name(&self, name: &str) -> Result<Id, StoreError> {
+        let mut free = name.to_owned();
+        for further in 2.. {
+            let find = operator::Entity::find().filter(operator::Column::Name.eq(free.as_str()));
+            if find.count(&self.transaction).await? == 0 {
+                break;
+            }
+            free = format!("{name}-{further}");
+        }
+        id_of(&free)
     }
 
     async fn is_free(&self, name: &Id, but: Option<Uuid>) -> Result<(), ManageError> {

@@ -20,6 +20,7 @@ use super::{
     entities::{control, order, order_answer},
     id_of, number,
     operators::ManageError,
+    rows::{self, Damaged},
     signed, within,
 };
 
@@ -58,6 +59,15 @@ pub struct AnswerRow {
     pub node: Id,
     pub run: Uuid,
     pub carried: Carried,
+}
+
+/// Some of the orders behind a number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrdersPage {
+    /// Those that count. There may be none.
+    pub orders: Vec<OrderRow>,
+    /// Orders behind this number are on further pages.
+    pub upto: u64,
 }
 
 /// What a node has to do that connects.
@@ -133,13 +143,23 @@ impl Store {
         }
     }
 
-    /// Orders behind a number, in the order they were given in.
-    pub async fn orders_after(&self, after: u64) -> Result<Vec<OrderRow>, StoreError> {
-        let find = order::Entity::find().filter(order::Column::Number.gt(signed(after)));
-        let find = find.order_by_asc(order::Column::Number).limit(AT_ONCE);
+    /// A page of the orders behind a number, in the order they were given in, as far as they count. One beyond the newest
+    /// was given by nobody.
+    pub async fn orders_after(&self, after: u64, newest: u64) -> Result<OrdersPage, StoreError> {
+        use order::Column::Number;
+        let find = order::Entity::find().filter(Number.gt(signed(after))).filter(Number.lte(signed(newest)));
+        let find = find.order_by_asc(Number).limit(AT_ONCE);
         within(PATIENCE, async {
-            let rows = find.all(&self.0.database).await?;
-            self.counting(rows).await.into_iter().map(row_of).collect()
+            let rows = rows::read(&self.0.database, find).await?;
+            let is_last = (rows.len() as u64) < AT_ONCE;
+            let last = rows.last().and_then(|row| match row {
+                Ok(row) => Some(number(row.number)),
+                Err(damaged) => damaged.row.parse().ok(),
+            });
+            let orders =
+                self.counting(readable(rows)).await.into_iter().map(row_of).collect::<Result<_, StoreError>>()?;
+            let upto = last.filter(|_| !is_last).unwrap_or(newest);
+            Ok(OrdersPage { orders, upto })
         })
         .await
     }
@@ -180,11 +200,11 @@ impl Store {
                 .add(order::Column::Number.lte(signed(upto)))
                 .add(order::Column::Id.not_in_subquery(answered.into_query()));
             let rows = order::Entity::find().filter(missed).order_by_asc(order::Column::Number);
-            let rows = rows.limit(MOST_MISSED + 1).all(&self.0.database).await?;
+            let rows = rows::read(&self.0.database, rows.limit(MOST_MISSED + 1)).await?;
             if rows.len() as u64 > MOST_MISSED {
                 return Ok(everything(upto));
             }
-            let rows = self.counting(rows).await.into_iter();
+            let rows = self.counting(readable(rows)).await.into_iter();
             let orders = rows.map(|row| Ok(row_of(row)?.order)).collect::<Result<_, StoreError>>()?;
             Ok(Missed { orders, upto })
         })
@@ -250,6 +270,13 @@ async fn has_room(transaction: &impl ConnectionTrait, tenant: &Id, bytes: usize)
     let Some(row) = transaction.query_one_raw(statement).await? else { return Ok(true) };
     let (orders, given): (i64, i64) = (row.try_get("", "orders")?, row.try_get("", "bytes")?);
     Ok(orders < MOST_OF_TENANT && given.saturating_add(signed(bytes as u64)) <= MOST_BYTES_OF_TENANT)
+}
+
+/// Those that can be read. The others count as none, as those do that were altered.
+fn readable(rows: Vec<Result<order::Model, Damaged>>) -> Vec<order::Model> {
+    let warn =
+        |Damaged { row, why, .. }: &Damaged| tracing::error!(row, why, "an order cannot be read: it counts as none");
+    rows.into_iter().filter_map(|row| row.inspect_err(warn).ok()).collect()
 }
 
 fn everything(upto: u64) -> Missed {

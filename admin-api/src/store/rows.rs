@@ -350,6 +350,7 @@ pub(super) async fn adopt(
         is_first || !is_told_before(name) || told.get(name).is_some_and(|told| told == fingerprint)
     };
     let entry = authenticate_all(transaction, keys, ALL, is_good).await?;
+    warn_of_left_out(transaction, keys).await?;
     if entry.detail.is_empty() && control.orders == 0 {
         return Ok(());
     }
@@ -366,6 +367,22 @@ pub(super) async fn adopt(
     control.audit_hash.clone_from(&row.hash);
     audit_log::Entity::insert(row.into_active_model()).exec_without_returning(transaction).await?;
     control.clone().into_active_model().reset_all().update(transaction).await?;
+    Ok(())
+}
+
+/// Whoever could call until now, and cannot any more, is to be found in the log.
+async fn warn_of_left_out(transaction: &DatabaseTransaction, keys: &TrailKeys) -> Result<(), StoreError> {
+    let why = "it is not as the audit trail tells, and is not taken over: it counts as none";
+    for row in read(transaction, operator::Entity::find()).await?.into_iter().flatten() {
+        if !keys.is_authentic(&row) {
+            tracing::warn!(operator = row.name, id = %row.id, "{why}");
+        }
+    }
+    for row in read(transaction, token::Entity::find()).await?.into_iter().flatten() {
+        if !keys.is_authentic(&row) {
+            tracing::warn!(token = row.name, id = %row.id, "{why}");
+        }
+    }
     Ok(())
 }
 

@@ -132,12 +132,14 @@ impl Store {
     }
 
     /// Keeps what was done, and seals the trail with it.
-    pub async fn record_and_seal(&self, by: &Author, entry: Entry<'_>) -> Result<(), StoreError> {
+    pub async fn record_and_seal(&self, by: &Author, entry: Entry<'_>) -> Result<u64, StoreError> {
         within(PATIENCE, async {
             let mut writing = self.writing().await?;
             writing.audit(by, entry).await?;
             writing.seal_trail().await?;
-            writing.finish().await
+            let last = number(writing.control.audit_number);
+            writing.finish().await?;
+            Ok(last)
         })
         .await
     }

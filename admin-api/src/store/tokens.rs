@@ -226,18 +226,7 @@ impl Store {
         };
         let mut written = Vec::new();
         if operator::Entity::find().count(&writing.transaction).await? == 0 {
-            let name: Id = "owner".parse().map_err(|why| StoreError::corrupt("a name", &why))?;
-            let (id, created_at) = (Uuid::now_v7(), writing.now);
-            let owner = Operator { id, name, role: Role::Owner, tenants: None, revision: 1, created_at };
-            writing.insert(&owner).await?;
-            let new = NewToken {
-                kind: TokenKind::Operator,
-                name: "first owner".to_owned(),
-                operator: Some(id),
-                node: None,
-                expires_at: None,
-            };
-            written.push(writing.first_token(&by, new, Some(&owner), folder.join("admin-token")).await?);
+            written.push(writing.first_owner(&by, id_of(OWNER)?, "first owner", folder.join("admin-token")).await?);
         }
         let nodes = token::Entity::find().filter(token::Column::Kind.eq(TokenKind::Node.as_str()));
         if nodes.count(&writing.transaction).await? == 0 {
@@ -250,9 +239,54 @@ impl Store {
         }
         Ok(written)
     }
+
+    /// An owner more, and the file in which its token is. For whoever has the key of the store and lost all owners: rows that
+    /// somebody has altered, or put there, let nobody in, and keep others from being made.
+    pub async fn new_owner(&self, folder: &Path) -> Result<(Id, PathBuf), StoreError> {
+        within(PATIENCE, async {
+            let mut writing = self.writing().await?;
+            let by = Author {
+                id: None,
+                name: "seiketsu-admin".to_owned(),
+                address: None,
+                request: Uuid::now_v7().to_string(),
+                action: "new_owner",
+            };
+            let name = writing.free_operator_name(OWNER).await?;
+            // Beside the token of another owner, which may still hold.
+            let path = folder.join(format!("{name}-token"));
+            let path = writing.first_owner(&by, name.clone(), "new owner", path).await?;
+            writing.finish().await?;
+            Ok((name, path))
+        })
+        .await
+    }
 }
 
+/// How owners are called that nobody has named.
+const OWNER: &str = "owner";
+
 impl super::writing::Writing<'_> {
+    async fn first_owner(
+        &mut self,
+        by: &Author,
+        name: Id,
+        token: &'static str,
+        path: PathBuf,
+    ) -> Result<PathBuf, StoreError> {
+        let (id, created_at) = (Uuid::now_v7(), self.now);
+        let owner = Operator { id, name, role: Role::Owner, tenants: None, revision: 1, created_at };
+        self.insert(&owner).await?;
+        let new = NewToken {
+            kind: TokenKind::Operator,
+            name: token.to_owned(),
+            operator: Some(id),
+            node: None,
+            expires_at: None,
+        };
+        self.first_token(by, new, Some(&owner), path).await
+    }
+
     /// The file is there before the token holds: should this process end in between, the next start makes both anew.
     async fn first_token(
         &mut self,

@@ -59,6 +59,26 @@ on_both! {
         assert_eq!(faulty(&owner), Vec::<u64>::new());
     }
 
+    fn an_export_goes_on_behind_an_entry(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        for number in 1..4 {
+            owner.put("/tenants/acme", &crate::support::tenant_with_rate("acme", number)).is(200);
+        }
+        let whole = owner.get("/audit/export").is(200);
+        let number = |line: &str| serde_json::from_str::<Value>(line).unwrap()["number"].as_u64();
+        let last = whole.text().lines().filter_map(number).next_back().unwrap();
+        let rest = owner.get("/audit/export?after=3").is(200);
+        let expected: Vec<u64> = (4..=last + 1).collect();
+        assert_eq!(rest.text().lines().filter_map(number).collect::<Vec<_>>(), expected);
+        assert!(rest.text().contains(whole.text().lines().nth(3).unwrap()));
+        let end: Value = serde_json::from_str(rest.text().lines().last().unwrap()).unwrap();
+        assert_eq!(end["seal"]["number"], last + 1);
+        assert_eq!(owner.get("/audit/export?after=99999").is(200).text(), "");
+        owner.get("/audit/export?after=-1").is_problem(400, ":bad-request");
+        assert_eq!(faulty(&owner), Vec::<u64>::new());
+    }
+
     fn whatever_is_altered_is_named(database) {
         let admin = database.admin();
         let owner = admin.client();
@@ -350,6 +370,26 @@ on_both! {
             alter(table, "a row more", &format!("INSERT INTO {table} {}", row.replace("{id}", id)));
         }
         assert_eq!(verdict(&owner)["intact"], true, "{}", verdict(&owner));
+    }
+
+    fn a_time_that_cannot_be_read_is_told_as_damage(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let never = match database {
+            Database::Sqlite(_) => "'nonsense'",
+            Database::Postgres(_) => "'infinity'",
+        };
+        admin.operator("vic", "viewer", None);
+        let vic = owner.get("/operators").json()["items"][1].clone();
+        let path = format!("/operators/{}", vic["id"].as_str().unwrap());
+        database.execute(&format!("UPDATE operators SET created_at = {never} WHERE name = 'vic'"));
+        database.execute(&format!("UPDATE alert_rules SET created_at = {never} WHERE name = 'node-gone'"));
+        for path in ["/operators", &path, "/alerts/rules"] {
+            owner.get(path).is_problem(500, ":store-damaged");
+        }
+        owner.put(&path, &json!({ "name": "vic", "role": "viewer" })).is_problem(500, ":store-damaged");
+        // Others are served, and changed.
+        owner.post("/operators", &json!({ "name": "ada", "role": "viewer" })).is(201);
     }
 
     fn a_row_that_cannot_be_read_is_named_and_hides_no_other(database) {

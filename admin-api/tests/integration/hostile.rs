@@ -282,6 +282,42 @@ fn heavy_answers_of_one_operator_come_a_few_at_a_time_whatever_tokens_and_hold_u
 }
 
 #[test]
+fn a_body_that_comes_slowly_holds_up_no_heavy_request() {
+    let database = Database::sqlite();
+    let admin = database.admin();
+    let owner = admin.client();
+    let begin = |client: &Client| {
+        let mut stream = TcpStream::connect(admin.address).unwrap();
+        let request = format!(
+            "POST /api/enterprise/validate HTTP/1.1\r\nhost: admin\r\nauthorization: Bearer {}\r\n\
+             content-type: application/yaml\r\ncontent-length: 100\r\n\r\n{{",
+            client.token.as_deref().unwrap()
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        stream
+    };
+    // As many as there may be heavy requests.
+    let slow: Vec<(Client, [TcpStream; 2])> = (0..4)
+        .map(|number| {
+            let client = admin.operator(&format!("slow-{number}"), "viewer", Some(&["acme"]));
+            let streams = [begin(&client), begin(&client)];
+            (client, streams)
+        })
+        .collect();
+    let valid = |client: &Client| {
+        client.send("POST", "/validate", &[("content-type", "application/yaml")], b"revision: 1\ntenants: []\n")
+    };
+    wait_until("all are arriving", || slow.iter().all(|(client, _)| valid(client).status == 429));
+    let vic = admin.operator("vic", "viewer", Some(&["acme"]));
+    valid(&vic).is(200);
+    vic.get("/usage").is(200);
+    owner.get("/export").is(200);
+    // Their own, too.
+    slow[0].0.get("/usage").is(200);
+    drop(slow);
+}
+
+#[test]
 fn an_operator_has_so_many_requests_at_a_time() {
     let database = Database::sqlite();
     let admin = database.admin();

@@ -9,6 +9,8 @@ use std::{
 use secrecy::{ExposeSecret, SecretString};
 use seiketsu_admin_api::store::{
     Author, Store, StoreSettings,
+    audit::AuditFilter,
+    operators::Role,
     secrets::{KeySource, Place},
 };
 use serde_json::json;
@@ -114,6 +116,7 @@ on_both! {
         asked.join().unwrap();
         let left = not_sealed_with(database, &newest(database));
         assert!(left > 0, "it was killed in the middle");
+        let begun = newest(database);
         run(async { all_open(&open(database).await, database) });
         admin.restart(database);
         let owner = admin.client();
@@ -123,7 +126,9 @@ on_both! {
         let rotated = owner.post("/secrets/rotate", &json!({})).is(200).json();
         let key = newest(database);
         assert_eq!(rotated["key"].as_str().unwrap().replace('-', ""), key);
-        assert!(rotated["resealed"].as_u64().unwrap() > ROWS as u64, "{rotated}");
+        // What was begun is gone on with: trying again leaves no keys behind.
+        assert_eq!((&key, rotated["resealed"].as_i64()), (&begun, Some(left)), "{rotated}");
+        assert_eq!((count(database, "sealing_keys"), &rotated["unopened"]), (2, &json!(0)));
         assert_eq!(not_sealed_with(database, &key), 0);
         assert_eq!(count(database, "sealing_keys WHERE retired_at IS NULL"), 1);
         run(async { all_open(&open(database).await, database) });
@@ -140,6 +145,73 @@ on_both! {
             assert!(store.open_sealed(at("test-1"), &sealed[0].1.replace(&key, &first)).is_err());
             // And elsewhere it opens with no key.
             assert!(store.open_sealed(at("test-2"), &sealed[0].1).is_err());
+        });
+    }
+
+    fn secrets_that_do_not_open_are_named_and_hold_up_no_others(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        run(async { fill(&open(database).await, database) });
+        let nobodys = "s1.00000000000070008000000000000000.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+        database.execute(&format!(
+            "UPDATE own_secrets SET secret = '{nobodys}' WHERE name = 'test-0'; \
+             UPDATE own_secrets SET secret = (SELECT secret FROM own_secrets WHERE name = 'test-1') WHERE name = 'test-2500'"
+        ));
+        let first = newest(database);
+        for keys in [2, 3] {
+            let rotated = owner.post("/secrets/rotate", &json!({})).is(200).json();
+            let key = newest(database);
+            assert_eq!((rotated["key"].as_str().unwrap().replace('-', ""), &rotated["unopened"]), (key.clone(), &json!(2)));
+            let named = |row: &str| json!({ "table": "own_secrets", "column": "secret", "row": row });
+            assert_eq!(rotated["unopened_secrets"], json!([named("test-0"), named("test-2500")]));
+            assert!(rotated["resealed"].as_u64().unwrap() >= ROWS as u64 - 2, "{rotated}");
+            assert_eq!(not_sealed_with(database, &key), 2);
+            assert_eq!((count(database, "sealing_keys"), count(database, "sealing_keys WHERE retired_at IS NULL")), (keys, 1));
+            let entry = owner.get("/audit?action=rotate_secrets").json()["items"][0].clone();
+            assert_eq!(entry["detail"], rotated);
+        }
+        // They stay as they are, and open when they are put right.
+        let sealed = database.pairs("SELECT name AS one, secret AS two FROM own_secrets WHERE name IN ('test-0', 'test-2500') ORDER BY name");
+        assert_eq!(sealed[0].1, nobodys);
+        assert!(sealed[1].1.starts_with(&format!("s1.{first}.")));
+        database.execute("DELETE FROM own_secrets WHERE name IN ('test-0', 'test-2500')");
+        run(async { all_open(&open(database).await, database) });
+        assert_eq!(owner.post("/secrets/rotate", &json!({})).is(200).json()["unopened"], 0);
+    }
+
+    fn a_new_owner_takes_the_key_of_the_store_and_lets_in_whoever_has_it(database) {
+        let folder = tempfile::tempdir().unwrap();
+        let state = folder.path().join("state");
+        let key = state.join("sealing-key").to_str().unwrap().to_owned();
+        drop(start(database, &state, &[]).unwrap());
+        database.execute("UPDATE operators SET role = 'viewer'");
+        // Who has the database alone makes none.
+        let elsewhere = folder.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::fs::write(elsewhere.join("key"), "5e".repeat(32)).unwrap();
+        let wrong = elsewhere.join("key").to_str().unwrap().to_owned();
+        for arguments in [&["new-owner"][..], &["--key-file", &wrong, "new-owner"]] {
+            let refused = start(database, &elsewhere, arguments).err().unwrap();
+            assert!(refused.contains("the store cannot be opened"), "{refused}");
+        }
+        assert_eq!(count(database, "operators"), 1);
+
+        let told = start(database, &elsewhere, &["--key-file", &key, "new-owner"]).err().unwrap();
+        let file = elsewhere.join("owner-2-token");
+        assert!(told.contains("owner-2") && told.contains(file.to_str().unwrap()), "{told}");
+        assert_eq!(mode(&file), 0o600);
+        let token = SecretString::from(std::fs::read_to_string(&file).unwrap().trim().to_owned());
+        let settings = StoreSettings { url: database.url().into(), key: KeySource::File(key.into()) };
+        run(async {
+            let store = Store::connect(&settings).await.unwrap();
+            let (operator, _) = store.operator_token(&token).await.unwrap().unwrap();
+            assert_eq!((operator.name.as_str(), operator.role, &operator.tenants), ("owner-2", Role::Owner, &None));
+            let entries = store.audit(&AuditFilter::default(), None, 10).await.unwrap();
+            let made = entries.iter().find(|entry| entry.action == "new_owner").unwrap();
+            assert_eq!((made.actor.as_str(), made.outcome.as_str()), ("seiketsu-admin", "done"));
+            // Nothing but what was altered is told.
+            let faults = store.verify_audit().await.unwrap().faults;
+            assert_eq!(faults.iter().map(|fault| fault.table.as_str()).collect::<Vec<_>>(), ["operators"]);
         });
     }
 

@@ -255,17 +255,19 @@ pub struct Admin {
     pub address: SocketAddr,
     pub process: Process,
     pub token: String,
+    /// What it logged before it listened.
+    pub started: String,
 }
 
 impl Admin {
     pub fn start(database: &Database, folder: TempDir, arguments: &[&str]) -> Self {
-        let (address, process) = Self::spawn(database, folder.path(), arguments);
+        let (address, process, started) = Self::spawn(database, folder.path(), arguments);
         // With the store of another replica there is none; whoever starts it that way has one.
         let token = fs::read_to_string(folder.path().join("admin-token")).unwrap_or_default().trim().to_owned();
-        Self { folder, address, process, token }
+        Self { folder, address, process, token, started }
     }
 
-    fn spawn(database: &Database, folder: &Path, arguments: &[&str]) -> (SocketAddr, Process) {
+    fn spawn(database: &Database, folder: &Path, arguments: &[&str]) -> (SocketAddr, Process, String) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_seiketsu-admin"))
             .args(["--listen", "127.0.0.1:0", "--state-dir"])
             .arg(folder)
@@ -292,14 +294,14 @@ impl Admin {
         };
         let kept = folder.join("log");
         std::thread::spawn(move || std::io::copy(&mut errors, &mut fs::File::create(kept).unwrap()));
-        (address, process)
+        (address, process, log)
     }
 
     /// Kills it, and starts another one on the same store.
     pub fn restart(&mut self, database: &Database) {
         self.process.0.kill().unwrap();
         self.process.0.wait().unwrap();
-        (self.address, self.process) = Self::spawn(database, self.folder.path(), &[]);
+        (self.address, self.process, self.started) = Self::spawn(database, self.folder.path(), &[]);
     }
 
     pub fn log(&self) -> String {

@@ -197,6 +197,52 @@ on_both! {
         another.get("/operators").is_problem(401, ":unauthenticated");
     }
 
+    fn an_operator_or_a_rule_that_was_altered_counts_again_when_it_is_written_as_it_is(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let viewer = admin.operator("vic", "viewer", None);
+        let mine = json!({ "name": "mine", "condition": { "kind": "webhook_disabled" }, "severity": "info" });
+        let rule = owner.post("/alerts/rules", &mine).is(201).json();
+        database.execute("UPDATE operators SET role = 'auditor' WHERE name = 'vic'");
+        database.execute("UPDATE alert_rules SET severity = 'critical' WHERE name = 'mine'");
+        viewer.get("/status").is(401);
+        let operators = owner.get("/operators").json();
+        let vic = operators["items"].as_array().unwrap().iter().find(|one| one["name"] == "vic").unwrap().clone();
+        let path = |list: &str, row: &Value| format!("{list}/{}", row["id"].as_str().unwrap());
+        let put = |path: &str, body: &Value, revision: u64| {
+            assert_eq!(owner.put(path, body).is(200).json()["revision"], revision, "{path}");
+        };
+        let (operator, rule) = (path("/operators", &vic), path("/alerts/rules", &rule));
+        put(&operator, &json!({ "name": "vic", "role": "auditor" }), 2);
+        let mine = json!({ "name": "mine", "condition": { "kind": "webhook_disabled" }, "severity": "critical" });
+        put(&rule, &mine, 2);
+        // A token that was refused is asked for anew after some seconds.
+        wait_until("it counts again", || viewer.get("/operators").status == 200);
+        assert_eq!(named(&owner), []);
+        // Once more, there is nothing to change.
+        put(&operator, &json!({ "name": "vic", "role": "auditor" }), 2);
+        put(&rule, &mine, 2);
+    }
+
+    fn an_operator_who_is_not_taken_over_is_named_in_the_log(database) {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Store::connect(&settings(database.url())).await.unwrap();
+            store.first_tokens(folder.path()).await.unwrap();
+        });
+        drop(runtime);
+        without_macs(database);
+        put_intruder(database);
+        let admin = Admin::start(database, folder, &[]);
+        let warned = |what: &str| {
+            let is_it = |line: &&str| line.contains("\"WARN\"") && line.contains(&format!("\"{what}\":\"intruder\""));
+            admin.started.lines().filter(is_it).count()
+        };
+        assert_eq!((warned("operator"), warned("token")), (1, 1), "{}", admin.started);
+        assert!(!admin.started.contains("\"operator\":\"owner\""), "{}", admin.started);
+    }
+
     fn a_token_that_was_revoked_and_is_put_back_is_named(database) {
         let admin = database.admin();
         let owner = admin.client();

@@ -1,15 +1,64 @@
 //! `?wait=applied`: the answer is as true as what the nodes say.
 
-use std::thread;
+use std::{thread, time::Duration};
 
-use seiketsu_admin_api::store::{Store, StoreSettings, secrets::KeySource};
+use seiketsu_admin_api::store::Store;
 use seiketsu_config::push::{Applied, Hello, Refused};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{KEY, on_both, tenant};
+use crate::support::{on_both, settings, tenant};
+
+fn node(name: &str) -> Hello {
+    Hello {
+        node: name.parse().unwrap(),
+        run: Uuid::now_v7(),
+        version: "0.1.0".to_owned(),
+        region: None,
+        zone: None,
+        schemas: vec![1],
+        holds: None,
+        orders: false,
+        usage: false,
+    }
+}
 
 on_both! {
+    fn whoever_waits_for_nodes_holds_no_turn(database) {
+        let admin = database.admin();
+        let client = admin.client();
+        client.post("/tenants", &tenant("acme")).is(201);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let replica = runtime.block_on(Store::connect(&settings(database.url()))).unwrap();
+        let eu = node("eu");
+        runtime.block_on(replica.node_connected(&eu, Uuid::nil())).unwrap();
+        // More than an operator may have under way; of heavy ones too.
+        let tenants = json!({ "revision": 1, "tenants": [tenant("acme")] }).to_string();
+        let waiting: Vec<_> = (0..20)
+            .map(|number| {
+                let (client, tenants) = (client.clone(), tenants.clone());
+                thread::spawn(move || match number % 4 {
+                    0 => client.import("?wait=applied&timeout=20s", &tenants),
+                    _ => client.put("/tenants/acme?wait=applied&timeout=20s", &tenant("acme")),
+                })
+            })
+            .collect();
+        let done = || {
+            let done = client.get("/audit?limit=1000").json()["items"].clone();
+            let done = done.as_array().unwrap().iter().filter(|entry| entry["outcome"] == "refused").count();
+            (done, waiting.iter().filter(|one| one.is_finished()).count())
+        };
+        // Longer than a turn is waited for.
+        thread::park_timeout(Duration::from_secs(7));
+        assert_eq!(done(), (0, 0), "all of them wait");
+        client.get("/export").is(200);
+        let applied = Applied { nonce: 1, revision: 1, refused: Vec::new(), refused_more: 0, lost: false };
+        runtime.block_on(replica.node_applied(&eu.node, eu.run, &applied)).unwrap();
+        for one in waiting {
+            one.join().unwrap().is(200);
+        }
+    }
+
     fn a_change_is_waited_for_until_all_live_nodes_have_it(database) {
         let admin = database.admin();
         let client = admin.client();
@@ -18,18 +67,7 @@ on_both! {
 
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         // Another replica, to which the nodes are connected.
-        let replica = runtime.block_on(Store::connect(&StoreSettings { url: database.url().into(), key: KeySource::Given(KEY.into()) })).unwrap();
-        let node = |name: &str| Hello {
-            node: name.parse().unwrap(),
-            run: Uuid::now_v7(),
-            version: "0.1.0".to_owned(),
-            region: None,
-            zone: None,
-            schemas: vec![1],
-            holds: None,
-            orders: false,
-            usage: false,
-        };
+        let replica = runtime.block_on(Store::connect(&settings(database.url()))).unwrap();
         let (eu, us) = (node("eu"), node("us"));
         let applied = |node: &Hello, revision: u64, refused: &[&str]| {
             let errors = vec!["no such upstream".to_owned()];

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    admin::{Admin, eventually},
+    admin::{Admin, eventually, execute},
     gateway::{Gateway, Origin, field, served},
     node::{Connection, Running, hello},
     postgres::Postgres,
@@ -225,4 +225,26 @@ async fn an_order_reaches_the_nodes_of_all_replicas_and_is_told_again_until_it_i
     let (mut node, _) = Connection::greet(&here, &greeting).await;
     let (_, task) = next_order(&mut node).await;
     assert_eq!(task, tagged("t2"), "and what was answered is not told again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_that_were_refused_hide_none_behind_them() {
+    let admin = Admin::start().await;
+    admin.put(&crate::admin::tenant("acme", 1), "").await.revision();
+    let (mut node, _) = Connection::greet(&admin, &able("n1")).await;
+    assert!(matches!(next_order(&mut node).await, (_, Task::PurgeEverything)));
+    // More than are read at once, and none of them given by the control plane.
+    let forged = "INSERT INTO orders (number, id, tenant, lasting, content, at) \
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1100) \
+         SELECT i, randomblob(16), 'acme', true, '{}', created_at FROM n, operators; \
+         UPDATE control SET orders = 1100";
+    execute(&admin.sqlite(), forged).await;
+    // And some of them cannot even be read.
+    execute(&admin.sqlite(), "UPDATE orders SET at = 'nonsense' WHERE number <= 700").await;
+    let (answer, ()) = tokio::join!(purge(&admin, "t1", "20s"), async {
+        let (id, task) = next_order(&mut node).await;
+        assert_eq!(task, tagged("t1"));
+        node.say(FromNode::Carried(Carried { id, done: true, error: None, warmed: None })).await;
+    });
+    assert_eq!((answer.status, &answer.json()["nodes"]), (200, &json!(["n1"])), "{answer:?}");
 }

@@ -3,10 +3,15 @@
 use std::{
     fs,
     io::Write,
+    net::SocketAddr,
     process::{Output, Stdio},
 };
 
 use serde_json::{Value, json};
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     admin::{Admin, tenant},
@@ -232,6 +237,62 @@ async fn the_audit_trail_is_shown_and_verified() {
     for line in lines.lines() {
         serde_json::from_str::<Value>(line).unwrap();
     }
+}
+
+/// A way to the control plane that breaks off after so many bytes of each answer, so many times.
+async fn breaking(there: SocketAddr, bytes: u64, times: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        for time in 0.. {
+            let (near, _) = listener.accept().await.unwrap();
+            let (far_read, mut far_write) = TcpStream::connect(there).await.unwrap().into_split();
+            let (mut near_read, mut near_write) = near.into_split();
+            tokio::spawn(async move {
+                let mut answer = far_read.take(if time < times { bytes } else { u64::MAX });
+                tokio::select! {
+                    _ = tokio::io::copy(&mut answer, &mut near_write) => {}
+                    () = async {
+                        let _ = tokio::io::copy(&mut near_read, &mut far_write).await;
+                        std::future::pending::<()>().await;
+                    } => {}
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_of_the_trail_that_breaks_off_is_gone_on_with() {
+    let admin = Admin::start().await;
+    for limit in 1..30 {
+        admin.put(&tenant("acme", limit), "").await.revision();
+    }
+    let file = |name: &str| admin.folder.path().join(name).to_str().unwrap().to_owned();
+    let export = async |address: SocketAddr| {
+        let mut command = admin.ctl_command(&["audit", "export", "--file", &file("trail.jsonl")]);
+        command.env("SEIKETSU_ADMIN", format!("http://{address}"));
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    // In the middle of some line, twice.
+    let told = export(breaking(admin.address, 6000, 2).await).await;
+    assert_eq!((code(&told), err(&told).matches("going on behind entry").count()), (0, 2), "{told:?}");
+    let verified = admin.ctl(&["audit", "verify", "--file", &file("trail.jsonl")]);
+    assert!(done(&verified).contains("intact"), "{verified:?}");
+    let trail = fs::read_to_string(file("trail.jsonl")).unwrap();
+    let entries = |action: &str| trail.lines().filter(|line| line.contains(action)).count();
+    assert_eq!((entries("put_tenant"), entries("export_audit")), (29, 3));
+
+    // Not for ever; and a file that is not whole is not there.
+    fs::remove_file(file("trail.jsonl")).unwrap();
+    let told = export(breaking(admin.address, 1000, usize::MAX).await).await;
+    assert_eq!(code(&told), 1, "{told:?}");
+    assert!(err(&told).contains("broke"), "{told:?}");
+    assert!(!fs::exists(file("trail.jsonl")).unwrap());
+    // Nobody is waited for who never answered.
+    let nobody = export("127.0.0.1:1".parse().unwrap()).await;
+    assert_eq!((code(&nobody), err(&nobody).matches("going on").count()), (1, 0), "{nobody:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

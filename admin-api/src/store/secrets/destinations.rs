@@ -29,7 +29,7 @@ pub(in crate::store) async fn bind_to_receivers(
         return Ok(());
     }
     for column in SEALED.iter().filter(|column| column.is_for_receiver) {
-        for found in rotation::sealed(transaction, column, "").await? {
+        for found in rotation::sealed(transaction, column, "", None).await? {
             let before = Place { destination: "", ..found.place(column) };
             // What does not open was altered: it stays as it is, and is told of where it is used.
             let Ok(secret) = keys.open(before, &found.text) else { continue };

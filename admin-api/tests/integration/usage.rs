@@ -157,6 +157,29 @@ on_both! {
         });
     }
 
+    fn what_was_used_since_a_moment_is_told_whichever_sums_are_kept(database) {
+        run(async {
+            let store = open(database).await;
+            let (day, hour, minute) = (86_400, 3600, 60);
+            // A month that begins in the middle of an hour of UTC.
+            let since = 20_000 * day + 5 * hour + 30 * minute;
+            let at = [
+                since - minute, since, since + 29 * minute, since + 30 * minute, since + 3 * hour, 20_001 * day - 1,
+                20_001 * day, 20_004 * day + 7,
+            ];
+            let records = (0..).zip(at).map(|(n, at)| record(n + 1, at, ACME, 1 << n)).collect();
+            store.take_usage(&id("n1"), None, page("0a", records)).await.unwrap();
+            let asked = |since: u64| i64::try_from(since).unwrap();
+            let used = async || {
+                let [since, later, end] = [since, since + 30 * minute, 20_005 * day].map(asked);
+                store.usage_since(&[("acme", since), ("nobody", since), ("acme", later), ("acme", end)]).await.unwrap()
+            };
+            assert_eq!(used().await, [254, 0, 248, 0]);
+            database.execute(&format!("DELETE FROM usage_sums WHERE step < 86400 AND since >= {}", 20_001 * day));
+            assert_eq!(used().await, [254, 0, 248, 0]);
+        });
+    }
+
     fn usage_is_forgotten_step_by_step(database) {
         run(async {
             let store = open(database).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 pub(super) use self::sums::{all, counts_of, sums};
 pub use self::{
-    answered::Answered,
+    answered::{Answered, InUse},
     quotas::{PeriodUse, QuotaUse},
     sums::{Filter, Gap, Group, Point, Row, Step},
 };

@@ -5,13 +5,12 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    Facts, expiry, nodes, quotas, service,
+    Facts, Findings, expiry, nodes, quotas, service,
     traffic::{self, StatusClass, Whose},
 };
 use crate::store::{
     StoreError,
     alert_rules::{RuleSettings, Severity},
-    alerts::Found,
 };
 
 /// What has to be so for an alert. Where there is `for_seconds`, it has to have been so for that long.
@@ -271,9 +270,13 @@ impl Condition {
         &self,
         facts: &mut Facts<'_>,
         tenant: Option<&Id>,
-    ) -> Result<Option<Vec<Found>>, StoreError> {
-        let whose = |each: bool| if each || tenant.is_some() { Whose::Each } else { Whose::Together };
-        Ok(Some(match self {
+    ) -> Result<Option<Findings>, StoreError> {
+        let whose = |each: bool| match tenant {
+            Some(tenant) => Whose::One(tenant.clone()),
+            None if each => Whose::Each,
+            None => Whose::Together,
+        };
+        let found = match self {
             Self::NodeGone { forget_hours, .. } => nodes::gone(facts, *forget_hours),
             Self::NodeNotReady { .. } => nodes::not_ready(facts),
             Self::NodeRefuses { .. } => nodes::refuses(facts),
@@ -291,17 +294,18 @@ impl Condition {
             }
             Self::WebhookDisabled {} => service::webhook_disabled(facts).await?,
             Self::SiemStalled { .. } => service::siem_stalled(facts).await?,
-            Self::QuotaUsed { percent } => return Ok(quotas::quota_used(facts, *percent)),
+            Self::QuotaUsed { percent } => return Ok(quotas::quota_used(facts, *percent, tenant)),
             Self::ErrorRate { class, percent, window_minutes, least_requests, each_tenant } => {
                 let whose = whose(*each_tenant);
-                return Ok(traffic::error_rate(facts, *class, *percent, *window_minutes, *least_requests, whose));
+                return Ok(traffic::error_rate(facts, *class, *percent, *window_minutes, *least_requests, &whose));
             }
             Self::SuddenRise { class, factor, window_minutes, least, each_tenant } => {
                 let whose = whose(*each_tenant);
-                return Ok(traffic::sudden_rise(facts, *class, *factor, *window_minutes, *least, whose));
+                return Ok(traffic::sudden_rise(facts, *class, *factor, *window_minutes, *least, &whose));
             }
             Self::ReplicaLag { more_than_seconds, .. } => service::replica_lag(facts, *more_than_seconds),
-        }))
+        };
+        Ok(Some(found.into()))
     }
 }
 

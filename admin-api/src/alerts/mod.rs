@@ -7,13 +7,16 @@ mod nodes;
 mod quotas;
 mod service;
 mod traffic;
+mod walk;
 
 use std::{
     cmp::Reverse,
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use seiketsu_config::values::Id;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -21,7 +24,7 @@ pub use self::{
     condition::{Condition, FirstRule, first_rules},
     traffic::StatusClass,
 };
-use self::{expiry::Keys, quotas::Quotas, service::Service, traffic::Traffic};
+use self::{expiry::Keys, quotas::Quotas, service::Service, traffic::Traffic, walk::Tenants};
 use crate::store::{
     Store, StoreError,
     alert_rules::AlertRule,
@@ -47,11 +50,27 @@ pub(crate) struct Facts<'a> {
     traffic: &'a mut Traffic,
 }
 
+/// What a rule finds right now.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    found: Vec<Found>,
+    /// Of whom it is not known whether it is so.
+    unknown: Arc<Tenants>,
+}
+
+impl From<Vec<Found>> for Findings {
+    fn from(found: Vec<Found>) -> Self {
+        Self { found, unknown: Arc::default() }
+    }
+}
+
+/// Rule and subject, and since when it is so, what has to last for an alert; and of which tenant.
+type Since = HashMap<(Uuid, String), (Instant, Option<Id>)>;
+
 /// From round to round.
 pub(crate) struct Evaluator {
     store: Store,
-    /// Since when it is so, what has to last for an alert.
-    since: HashMap<(Uuid, String), Instant>,
+    since: Since,
     keys: Keys,
     service: Service,
     quotas: Quotas,
@@ -73,6 +92,7 @@ impl Evaluator {
     /// Another replica leads: what was seen here is old when this one does again.
     pub(crate) fn forget(&mut self) {
         self.since.clear();
+        (self.quotas, self.traffic) = (Quotas::default(), Traffic::default());
     }
 
     /// Every replica does: whichever leads when the store is back knows that it was away.
@@ -102,7 +122,7 @@ impl Evaluator {
         };
         let now = facts.now;
         let quotas = facts.quotas.turn(&self.store, now, newest).await;
-        let traffic = facts.traffic.turn(&self.store, now.unix_timestamp()).await;
+        let traffic = facts.traffic.turn(&self.store).await;
         failed = quotas.and(traffic).err().or(failed);
         let mut looked = Vec::new();
         for rule in rules {
@@ -118,7 +138,7 @@ impl Evaluator {
                     None
                 }
             };
-            if let Some(found) = &mut found {
+            if let Some(Findings { found, .. }) = &mut found {
                 found.retain(|found| rule.tenant.is_none() || found.tenant == rule.tenant);
                 found.sort_unstable_by(|one, other| one.subject.cmp(&other.subject));
                 found.dedup_by(|one, other| one.subject == other.subject);
@@ -147,34 +167,36 @@ impl Turn {
     }
 }
 
-/// What is to be opened and resolved: `looked` has what each rule finds right now, none where that is not known.
-fn turn(
-    looked: Vec<(AlertRule, Option<Vec<Found>>)>,
-    unresolved: Vec<Alert>,
-    since: &mut HashMap<(Uuid, String), Instant>,
-    now: Instant,
-) -> Turn {
+/// What is to be opened and resolved: `looked` has what each rule finds right now, none where that is not known. Of a tenant
+/// of whom it is not known, nothing is.
+fn turn(looked: Vec<(AlertRule, Option<Findings>)>, unresolved: Vec<Alert>, since: &mut Since, now: Instant) -> Turn {
     let there: HashSet<(Uuid, &str)> = unresolved.iter().map(|alert| (alert.rule_id, &*alert.subject)).collect();
-    let (mut seen, mut unknown) = (HashSet::new(), HashSet::new());
+    // None: of all.
+    let mut unknown: HashMap<Uuid, Option<Arc<Tenants>>> = HashMap::new();
+    let mut seen = HashSet::new();
     let mut open = Vec::new();
     for (rule, found) in looked {
-        let Some(found) = found else {
-            unknown.insert(rule.id);
-            continue;
-        };
+        unknown.insert(rule.id, found.as_ref().map(|found| Arc::clone(&found.unknown)));
         let lasting = Duration::from_secs(rule.condition.for_seconds().into());
-        for found in found {
+        for found in found.unwrap_or_default().found {
             let key = (rule.id, found.subject.clone());
-            let begun = *since.entry(key.clone()).or_insert(now);
-            if now.duration_since(begun) >= lasting && !there.contains(&(rule.id, &*found.subject)) {
+            let (begun, _) = since.entry(key.clone()).or_insert_with(|| (now, found.tenant.clone()));
+            if now.duration_since(*begun) >= lasting && !there.contains(&(rule.id, &*found.subject)) {
                 open.push((rule.clone(), found));
             }
             seen.insert(key);
         }
     }
-    since.retain(|key, _| seen.contains(key) || unknown.contains(&key.0));
-    let is_over =
-        |alert: &Alert| !unknown.contains(&alert.rule_id) && !seen.contains(&(alert.rule_id, alert.subject.clone()));
+    // Rules that are gone find nothing more.
+    let is_unknown = |rule: &Uuid, tenant: Option<&Id>| match unknown.get(rule) {
+        None => false,
+        Some(None) => true,
+        Some(Some(tenants)) => tenant.is_some_and(|tenant| tenants.has(tenant.as_str())),
+    };
+    since.retain(|key, (_, tenant)| seen.contains(key) || is_unknown(&key.0, tenant.as_ref()));
+    let is_over = |alert: &Alert| {
+        !is_unknown(&alert.rule_id, alert.tenant.as_ref()) && !seen.contains(&(alert.rule_id, alert.subject.clone()))
+    };
     drop(there);
     Turn { open, resolve: unresolved.into_iter().filter(is_over).collect() }
 }
@@ -234,6 +256,20 @@ mod tests {
         assert_eq!(turn.open[0].1.subject, "the worst");
     }
 
+    #[test]
+    fn of_whom_it_is_not_known_nothing_opens_and_nothing_ends() {
+        let of = |tenant: &str| Found { tenant: Some(tenant.parse().unwrap()), ..found(tenant) };
+        let rule = rule(1, 0);
+        let there = ["acme", "globex", "initech"]
+            .map(|tenant| Alert { tenant: Some(tenant.parse().unwrap()), ..alert(&rule, of(tenant)) });
+        let unknown = Tenants { names: ["globex".to_owned()].into(), ..Tenants::default() };
+        let found = Findings { found: vec![of("acme"), of("umbrella")], unknown: Arc::new(unknown) };
+        let mut since = Since::new();
+        let turn = turn(vec![(rule, Some(found))], there.to_vec(), &mut since, Instant::now());
+        assert_eq!(turn.open.iter().map(|(_, found)| &*found.subject).collect::<Vec<_>>(), ["umbrella"]);
+        assert_eq!(turn.resolve.iter().map(|alert| &*alert.subject).collect::<Vec<_>>(), ["initech"]);
+    }
+
     proptest! {
         /// Each round tells for each of three subjects whether it is so, or that nothing is known.
         #[test]
@@ -247,8 +283,10 @@ mod tests {
             let mut begun: [Option<u64>; 3] = [None; 3];
             for (second, round) in (0_u64..).zip(rounds) {
                 let now = start + Duration::from_secs(second);
-                let so = round.map(|so| (0..3).filter(|subject| so[*subject]).map(|subject| found(&subject.to_string())).collect());
-                let turn = turn(vec![(rule.clone(), so)], there.clone(), &mut since, now);
+                let so = round.map(|so| -> Vec<Found> {
+                    (0..3).filter(|subject| so[*subject]).map(|subject| found(&subject.to_string())).collect()
+                });
+                let turn = turn(vec![(rule.clone(), so.map(Findings::from))], there.clone(), &mut since, now);
                 there.retain(|alert| !turn.resolve.contains(alert));
                 there.extend(turn.open.into_iter().map(|(rule, found)| alert(&rule, found)));
                 let Some(so) = round else { continue };

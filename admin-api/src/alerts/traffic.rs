@@ -1,15 +1,21 @@
 //! How requests are answered: too many errors, and sudden rises.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::Duration,
 };
 
 use seiketsu_config::values::Id;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::{Facts, later::Later};
+use super::{
+    Facts, Findings, MOST_SUBJECTS,
+    later::Later,
+    walk::{MOST_FAILURES, PART, Range, Tenants, Walk},
+};
 use crate::store::{
     Store, StoreError,
     alerts::Found,
@@ -20,6 +26,9 @@ const LOOK: Duration = Duration::from_secs(5);
 
 /// What the last minutes are compared with.
 const BEFORE: u32 = 60;
+
+/// Of all tenants, that are read at a time.
+const MINUTES: u32 = 5;
 
 /// A class of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
@@ -47,76 +56,257 @@ impl StatusClass {
 }
 
 /// Whose requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Whose {
-    Each,
+    /// Of all tenants.
     Together,
+    /// Of each tenant by itself.
+    Each,
+    One(Id),
 }
 
 /// From one number of minutes ago, counted from the minute that runs, to before another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Span {
     from: u32,
     to: u32,
-    whose: Whose,
 }
 
 type Sums = BTreeMap<String, Answered>;
 
+/// What rules want to know, and of whom, where it is not of all.
+type Wanted = BTreeMap<Span, BTreeSet<String>>;
+
+/// Each has a pace of its own: what is soon known of one tenant does not wait until all have been read.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
-    later: Later<Looked>,
-    looked: Option<Looked>,
-    /// What rules want to know.
-    wanted: HashSet<Span>,
+    /// Under the empty name.
+    together: View<Figures>,
+    /// Of tenants that rules are for.
+    named: View<Figures>,
+    each: View<Vec<Page>>,
 }
 
+#[derive(Debug)]
+struct View<T> {
+    later: Later<(T, Option<StoreError>)>,
+    looked: Option<T>,
+    wanted: Wanted,
+}
+
+impl<T> Default for View<T> {
+    fn default() -> Self {
+        Self { later: Later::default(), looked: None, wanted: Wanted::new() }
+    }
+}
+
+/// Whoever is not there is not known.
 #[derive(Debug, Default)]
-struct Looked {
+struct Figures {
     /// How much of the minute that runs is in it.
     seconds: u32,
     spans: HashMap<Span, Sums>,
 }
 
-impl Traffic {
+/// Tenants that follow each other by name. Those without requests are not among the sums; spans that could not be read are
+/// not there.
+#[derive(Debug)]
+struct Page {
+    range: Range,
+    figures: Figures,
+}
+
+impl<T: Send + 'static> View<T> {
     /// Takes in what was looked at, and looks at more.
-    pub(super) async fn turn(&mut self, store: &Store, now: i64) -> Result<(), StoreError> {
-        match self.later.ended().await {
-            Some(Ok(looked)) => self.looked = Some(looked),
+    async fn turn<Work>(&mut self, look: impl FnOnce(Wanted) -> Work) -> Result<(), StoreError>
+    where
+        Work: Future<Output = Result<(T, Option<StoreError>), StoreError>> + Send + 'static,
+    {
+        let failed = match self.later.ended().await {
+            Some(Ok((looked, failed))) => {
+                self.looked = Some(looked);
+                failed
+            }
             Some(Err(error)) => {
                 self.looked = None;
-                return Err(error);
+                Some(error)
             }
-            None => {}
-        }
+            None => None,
+        };
         let wanted = std::mem::take(&mut self.wanted);
         if wanted.is_empty() {
             self.looked = None;
         } else {
-            self.later.begin(LOOK, || look(store.clone(), now, wanted));
+            self.later.begin(LOOK, || look(wanted));
         }
-        Ok(())
-    }
-
-    /// None: it is not known yet.
-    fn of(&mut self, spans: &[Span]) -> Option<(u32, Vec<&Sums>)> {
-        self.wanted.extend(spans);
-        let looked = self.looked.as_ref()?;
-        let sums: Option<Vec<&Sums>> = spans.iter().map(|span| looked.spans.get(span)).collect();
-        Some((looked.seconds, sums?))
+        failed.map_or(Ok(()), Err)
     }
 }
 
-async fn look(store: Store, now: i64, wanted: HashSet<Span>) -> Result<Looked, StoreError> {
-    let minute = Step::Minute.start(now);
-    let mut looked = Looked { seconds: u32::try_from(now - minute).unwrap_or_default(), ..Looked::default() };
-    for span in wanted {
-        let ago = |minutes: u32| minute - i64::from(minutes) * Step::Minute.seconds();
-        // To the end of what there is, whatever the clocks of nodes say.
-        let to = if span.to == 0 { i64::MAX } else { ago(span.to) };
-        looked.spans.insert(span, store.answered(ago(span.from), to, span.whose == Whose::Each).await?);
+impl Traffic {
+    pub(super) async fn turn(&mut self, store: &Store) -> Result<(), StoreError> {
+        let together = self.together.turn(|wanted| look_at_all(store.clone(), wanted)).await;
+        let named = self.named.turn(|wanted| look_at_named(store.clone(), wanted)).await;
+        let each = self.each.turn(|wanted| look_at_each(store.clone(), wanted)).await;
+        together.and(named).and(each)
     }
-    Ok(looked)
+
+    /// What is found by the figures of these spans, and how many seconds of the minute that runs are in them. None: they
+    /// are not known yet.
+    fn find<const N: usize>(
+        &mut self,
+        whose: &Whose,
+        spans: [Span; N],
+        found: impl Fn(&str, u32, [Answered; N]) -> Option<Found>,
+    ) -> Option<Findings> {
+        let (view, name) = match whose {
+            Whose::Each => return self.find_of_each(spans, found),
+            Whose::Together => (&mut self.together, ""),
+            Whose::One(tenant) => (&mut self.named, tenant.as_str()),
+        };
+        for span in spans {
+            view.wanted.entry(span).or_default().insert(name.to_owned());
+        }
+        let Figures { seconds, spans: known } = view.looked.as_ref()?;
+        let figures = spans.map(|span| known.get(&span).and_then(|sums| sums.get(name)).copied());
+        if figures.iter().any(Option::is_none) {
+            return None;
+        }
+        Some(found(name, *seconds, figures.map(Option::unwrap_or_default)).into_iter().collect::<Vec<_>>().into())
+    }
+
+    fn find_of_each<const N: usize>(
+        &mut self,
+        spans: [Span; N],
+        found: impl Fn(&str, u32, [Answered; N]) -> Option<Found>,
+    ) -> Option<Findings> {
+        self.each.wanted.extend(spans.map(|span| (span, BTreeSet::new())));
+        let (mut all, mut unknown) = (Vec::new(), Tenants::default());
+        for Page { range, figures: Figures { seconds, spans: known } } in self.each.looked.as_ref()? {
+            let sums = spans.map(|span| known.get(&span));
+            if sums.iter().any(Option::is_none) {
+                unknown.ranges.push(range.clone());
+                continue;
+            }
+            let of =
+                |tenant: &str| sums.map(|sums| sums.and_then(|sums| sums.get(tenant)).copied().unwrap_or_default());
+            let tenants = sums.first().copied().flatten().into_iter().flat_map(BTreeMap::keys);
+            let found = tenants.filter_map(|tenant| found(tenant, *seconds, of(tenant)));
+            all.extend(found.take(MOST_SUBJECTS.saturating_sub(all.len())));
+        }
+        Some(Findings { found: all, unknown: Arc::new(unknown) })
+    }
+}
+
+/// The minute that runs.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    minute: i64,
+    seconds: u32,
+}
+
+impl Now {
+    fn new() -> Self {
+        let now = OffsetDateTime::now_utc().unix_timestamp();
+        let minute = Step::Minute.start(now);
+        Self { minute, seconds: u32::try_from(now - minute).unwrap_or_default() }
+    }
+
+    fn ago(self, minutes: u32) -> i64 {
+        self.minute - i64::from(minutes) * Step::Minute.seconds()
+    }
+
+    /// To the end of what there is, whatever the clocks of nodes say.
+    fn bounds(self, span: Span) -> (i64, i64) {
+        (self.ago(span.from), if span.to == 0 { i64::MAX } else { self.ago(span.to) })
+    }
+}
+
+/// Backwards, some minutes at a time, each of them once, whatever they are wanted for.
+async fn look_at_all(store: Store, wanted: Wanted) -> Result<(Figures, Option<StoreError>), StoreError> {
+    let now = Now::new();
+    let oldest = now.ago(wanted.keys().map(|span| span.from).max().unwrap_or_default());
+    let (mut minutes, mut unknown, mut failed) = (BTreeMap::new(), Vec::new(), None);
+    let (mut from, mut to) = (now.ago(MINUTES - 1).max(oldest), i64::MAX);
+    loop {
+        match store.answered_by_minute(from, to).await {
+            Ok(read) => minutes.extend(read),
+            Err(error) => {
+                failed.get_or_insert(error);
+                unknown.push((from, to));
+            }
+        }
+        if from <= oldest || unknown.len() >= MOST_FAILURES {
+            break;
+        }
+        (from, to) = ((from - i64::from(MINUTES) * Step::Minute.seconds()).max(oldest), from);
+    }
+    unknown.push((i64::MIN, from));
+    let mut figures = Figures { seconds: now.seconds, ..Figures::default() };
+    for span in wanted.into_keys() {
+        let (from, to) = now.bounds(span);
+        if unknown.iter().any(|unknown| from < unknown.1 && unknown.0 < to) {
+            continue;
+        }
+        let mut sum = Answered::default();
+        minutes.range(from..to).for_each(|(_, answered)| sum.add(answered));
+        figures.spans.insert(span, Sums::from([(String::new(), sum)]));
+    }
+    Ok((figures, failed))
+}
+
+async fn look_at_named(store: Store, wanted: Wanted) -> Result<(Figures, Option<StoreError>), StoreError> {
+    let now = Now::new();
+    let (mut figures, mut failed, mut failures) = (Figures { seconds: now.seconds, ..Figures::default() }, None, 0);
+    for (span, names) in wanted {
+        let (from, to) = now.bounds(span);
+        let sums = figures.spans.entry(span).or_default();
+        let names: Vec<String> = names.into_iter().collect();
+        for names in names.chunks(PART) {
+            match store.answered(names, from, to).await {
+                Ok(mut read) => {
+                    failures = 0;
+                    sums.extend(names.iter().map(|name| (name.clone(), read.remove(name).unwrap_or_default())));
+                }
+                Err(error) => {
+                    failures += 1;
+                    failed.get_or_insert(error);
+                }
+            }
+            if failures >= MOST_FAILURES {
+                return Ok((figures, failed));
+            }
+        }
+    }
+    Ok((figures, failed))
+}
+
+async fn look_at_each(store: Store, wanted: Wanted) -> Result<(Vec<Page>, Option<StoreError>), StoreError> {
+    let spans: Vec<Span> = wanted.into_keys().collect();
+    let longest = spans.iter().map(|span| span.from).max().unwrap_or_default();
+    let mut walk = Walk::new(&store, Step::Minute, Now::new().ago(longest), Range::all());
+    let (mut pages, mut failed) = (Vec::new(), None);
+    while let Some((range, names)) = walk.next().await {
+        // It takes a while: each page is of the time when it is read.
+        let now = Now::new();
+        let mut figures = Figures { seconds: now.seconds, ..Figures::default() };
+        let read = async {
+            let names = names?;
+            for span in &spans {
+                let (from, to) = now.bounds(*span);
+                figures.spans.insert(*span, store.answered(&names, from, to).await?);
+            }
+            Ok::<_, StoreError>(())
+        };
+        let read = read.await;
+        pages.push(Page { range, figures });
+        let rest = walk.goes_on(read.is_ok());
+        pages.extend(rest.map(|range| Page { range, figures: Figures::default() }));
+        if let Err(error) = read {
+            failed.get_or_insert(error);
+        }
+    }
+    Ok((pages, failed))
 }
 
 /// Too many of a class. None: it is not known yet.
@@ -126,11 +316,11 @@ pub(super) fn error_rate(
     percent: u32,
     window_minutes: u32,
     least_requests: u32,
-    whose: Whose,
-) -> Option<Vec<Found>> {
-    let (_, sums) = facts.traffic.of(&[Span { from: window_minutes, to: 0, whose }])?;
-    let found = sums.into_iter().flatten().filter_map(|(tenant, answered)| {
-        let bad = class.of(answered);
+    whose: &Whose,
+) -> Option<Findings> {
+    let window = Span { from: window_minutes, to: 0 };
+    facts.traffic.find(whose, [window], |tenant, _, [answered]| {
+        let bad = class.of(&answered);
         let is_so = answered.requests >= u64::from(least_requests)
             && u128::from(bad) * 100 > u128::from(answered.requests) * u128::from(percent);
         if !is_so {
@@ -142,8 +332,7 @@ pub(super) fn error_rate(
             class.name()
         );
         found(tenant, told)
-    });
-    Some(found.collect())
+    })
 }
 
 /// More than before. None: it is not known yet.
@@ -153,29 +342,26 @@ pub(super) fn sudden_rise(
     factor: u32,
     window_minutes: u32,
     least: u32,
-    whose: Whose,
-) -> Option<Vec<Found>> {
-    let now = Span { from: window_minutes, to: 0, whose };
-    let before = Span { from: window_minutes + BEFORE, to: window_minutes, whose };
-    let (seconds, sums) = facts.traffic.of(&[now, before])?;
-    let [now, before] = sums[..] else { return None };
+    whose: &Whose,
+) -> Option<Findings> {
+    let now = Span { from: window_minutes, to: 0 };
+    let before = Span { from: window_minutes + BEFORE, to: window_minutes };
     let what = class.map_or("requests", StatusClass::name);
-    let found = now.iter().filter_map(|(tenant, answered)| {
-        let before = before.get(tenant)?;
+    facts.traffic.find(whose, [now, before], |tenant, seconds, [answered, before]| {
         let count = |answered: &Answered| class.map_or(answered.requests, |class| class.of(answered));
-        let is_so = has_risen(count(answered), window_minutes * 60 + seconds, count(before), factor)
-            && count(answered) >= u64::from(least);
+        let (now, earlier) = (count(&answered), count(&before));
+        let is_so = before.requests > 0
+            && has_risen(now, window_minutes * 60 + seconds, earlier, factor)
+            && now >= u64::from(least);
         if !is_so {
             return None;
         }
         let told = format!(
-            "{} within {window_minutes} min are more than {factor} times as many as in the hour before, which had {}",
-            of(tenant, what, count(answered)),
-            count(before)
+            "{} within {window_minutes} min are more than {factor} times as many as in the hour before, which had {earlier}",
+            of(tenant, what, now),
         );
         found(tenant, told)
-    });
-    Some(found.collect())
+    })
 }
 
 /// Whether so many within these seconds are more than so many times what came in the hour before.

@@ -140,8 +140,7 @@ async fn work(shared: &Shared, hello: &Hello, said: &Said) -> Result<ToNode, Sto
             let (tenant, since) = (tenant.clone(), *since);
             let work = async move {
                 let from = i64::try_from(since).unwrap_or(i64::MAX);
-                let used = store.usage_since(&[tenant.as_str()], from).await?;
-                let used = used.get(tenant.as_str()).copied().unwrap_or_default();
+                let used = store.usage_since(&[(tenant.as_str(), from)]).await?.into_iter().sum();
                 Ok(ToNode::Used(Used { tenant, since, used }))
             };
             tokio::spawn(work).await

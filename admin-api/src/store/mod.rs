@@ -108,6 +108,8 @@ struct Inner {
     events: events::Bus,
     /// Events of each node.
     told_of: Limiter<Id>,
+    /// New callers that each node has named.
+    callers: Limiter<Id>,
     /// On SQLite, whose only process this is.
     nodes: Option<NodeMemory>,
     /// Moved on whenever a token was removed here.
@@ -157,6 +159,7 @@ impl Store {
             replica: OnceLock::new(),
             events,
             told_of: Limiter::new(nodes::EVENTS_PER_SECOND, nodes::EVENTS_AT_ONCE),
+            callers: Limiter::new(usage::CALLERS_PER_SECOND, usage::CALLERS_AT_ONCE),
             nodes: is_alone.then(NodeMemory::default),
             revoked: watch::Sender::new(0),
             trail,

@@ -176,6 +176,20 @@ fn answered(good: u64, client_errors: u64, server_errors: u64) -> Counts {
     }
 }
 
+/// From now on, no usage of a tenant can be read.
+fn break_usage(database: &Database, tenant: &str) {
+    let error = match database {
+        Database::Sqlite(_) => "abs(-9223372036854775807 - length(tenant) / length(tenant))",
+        Database::Postgres(_) => "1 / (length(tenant) - length(tenant))",
+    };
+    database.execute(&format!(
+        "ALTER TABLE usage_sums RENAME TO kept_sums; CREATE VIEW usage_sums AS SELECT step, since, tenant, route, consumer, \
+         region, given_back, status_1xx, status_2xx, status_3xx, status_4xx, \
+         CASE WHEN tenant = '{tenant}' THEN {error} ELSE cost END AS cost, \
+         CASE WHEN tenant = '{tenant}' THEN {error} ELSE status_5xx END AS status_5xx FROM kept_sums"
+    ));
+}
+
 fn with_quota(id: &str, daily: u64) -> Value {
     let mut tenant = tenant(id);
     tenant["policies"]["limits"] = json!({ "quotas": { "daily": daily } });
@@ -393,6 +407,62 @@ on_both! {
             assert_eq!(owner.post("/alerts/rules", &rule("x", wrong)).is_problem(422, ":invalid")["errors"][0]["path"], place);
         }
         owner.post("/alerts/rules", &rule("x", json!({ "kind": "error_rate", "class": "3xx" }))).is_problem(422, ":invalid");
+    }
+
+    fn usage_that_cannot_be_read_of_some_tenants_neither_opens_nor_ends_alerts_of_theirs_and_holds_up_no_others(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let nodes = Nodes::of(database);
+        let names: Vec<String> = (0..600).map(|number| format!("t{number:03}")).collect();
+        let tenants: Vec<Value> = names.iter().map(|name| with_quota(name, 100)).collect();
+        owner.import("", &json!({ "revision": 1, "tenants": tenants }).to_string()).is(200);
+        owner.post("/alerts/rules", &rule("each", json!({ "kind": "error_rate", "each_tenant": true }))).is(201);
+        // A while ahead, so that it is new in each round. Of the first and the last tenants, one each has errors, and has
+        // nearly used up its quota.
+        let records = (1..).zip(&names).map(|(sequence, tenant)| {
+            let is_bad = tenant == "t001" || tenant == "t599";
+            let counts = Counts {
+                cost: if is_bad { 90 } else { 1 },
+                ..if is_bad { answered(0, 0, 200) } else { answered(200, 0, 0) }
+            };
+            UsageRecord { sequence, second: now() + 540, tenant: tenant.clone(), counts, ..UsageRecord::default() }
+        });
+        let page = UsagePage { log: "0a".to_owned(), missing: None, records: records.collect(), next: 600 };
+        nodes.runtime.block_on(nodes.store.take_usage(&"n1".parse().unwrap(), None, page)).unwrap();
+        let states = |tenant: &str| -> Vec<Value> {
+            let of = |rule: &str| alerts(&owner, rule).into_iter().filter(|alert| alert["tenant"] == tenant);
+            of("quota-used").chain(of("each")).map(|alert| alert["state"].clone()).collect()
+        };
+        let become_ = |tenant: &str, state: &str| {
+            wait_until(&format!("{tenant} is {state}"), || states(tenant) == [json!(state), json!(state)]);
+        };
+        become_("t001", "open");
+        become_("t599", "open");
+        break_usage(database, "t002");
+        database.execute("UPDATE kept_sums SET cost = 1, status_5xx = 0 WHERE tenant IN ('t001', 't599')");
+        become_("t599", "resolved");
+        assert_eq!(states("t001"), ["open", "open"]);
+        database.execute("DROP VIEW usage_sums; ALTER TABLE kept_sums RENAME TO usage_sums");
+        become_("t001", "resolved");
+    }
+
+    fn a_rule_about_one_tenant_asks_for_nothing_of_others(database) {
+        let admin = database.admin();
+        let owner = admin.client();
+        let nodes = Nodes::of(database);
+        for (tenant, sequence) in [("acme", 1), ("globex", 2)] {
+            owner.post("/tenants", &with_quota(tenant, 100)).is(201);
+            take_usage(&nodes, "0a", sequence, now() + 540, tenant, Counts { cost: 90, ..answered(0, 0, 200) });
+        }
+        break_usage(database, "globex");
+        for (name, condition) in [("quota", json!({ "kind": "quota_used" })), ("errors", json!({ "kind": "error_rate" }))] {
+            let mut rule = rule(name, condition);
+            rule["tenant"] = "acme".into();
+            owner.post("/alerts/rules", &rule).is(201);
+        }
+        comes_to(&owner, "quota", "open");
+        comes_to(&owner, "errors", "open");
+        assert!(alerts(&owner, "error-rate").is_empty(), "of all together it is not known");
     }
 
     fn a_store_of_an_earlier_release_gets_rules_of_the_new_kinds_once(database) {

@@ -363,7 +363,7 @@ on_both! {
             ("webhooks", "SELECT {id}, name, url, kinds, tenants, secret, old_secret, old_until, enabled, disabled_reason, failing_since, revision, created_at, mac FROM webhooks"),
             (
                 "audit_log",
-                "SELECT -1, at, actor, actor_id, address, action, tenant, outcome, revision, request, detail, hash, mac \
+                "SELECT -1, at, actor, actor_id, address, action, tenant, outcome, revision, request_id, detail, hash, mac \
                  FROM audit_log LIMIT 1",
             ),
         ] {

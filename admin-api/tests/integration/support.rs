@@ -99,17 +99,22 @@ impl Database {
 
     /// As somebody who has got at the database itself.
     pub fn execute(&self, sql: &str) {
+        self.try_to_execute(sql).unwrap();
+    }
+
+    pub fn try_to_execute(&self, sql: &str) -> Result<(), String> {
         // Beside a runtime that a test may be in.
         let execute = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 use sea_orm::ConnectionTrait as _;
                 let database = sea_orm::Database::connect(self.url()).await.unwrap();
-                database.execute_unprepared(sql).await.unwrap();
+                let done = database.execute_unprepared(sql).await;
                 database.close().await.unwrap();
-            });
+                done.map(|_| ()).map_err(|error| error.to_string())
+            })
         };
-        std::thread::scope(|scope| scope.spawn(execute).join().unwrap());
+        std::thread::scope(|scope| scope.spawn(execute).join().unwrap())
     }
 
     /// What a statement gives as `number`.

@@ -152,7 +152,9 @@ fn named(client: &Client) -> Vec<(String, String)> {
 
 /// What a release left behind that gave rows no MACs.
 pub fn without_macs(database: &Database) {
-    database.execute("DELETE FROM schema_steps WHERE number = (SELECT MAX(number) FROM schema_steps)");
+    database.execute(
+        "DELETE FROM schema_steps WHERE number >= 15; ALTER TABLE audit_log RENAME COLUMN request_id TO request",
+    );
     for table in ["operators", "tokens", "orders", "alert_rules", "alerts", "webhooks", "siem_sinks"] {
         database.execute(&format!("ALTER TABLE {table} DROP COLUMN mac"));
     }
@@ -291,6 +293,36 @@ on_both! {
         let owner = admin.client();
         Client { token: Some(intruder), ..owner.clone() }.get("/status").is_problem(401, ":unauthenticated");
         assert_eq!(adopted(&owner), 1);
+    }
+
+    fn a_replica_of_an_earlier_release_that_still_runs_writes_no_row_without_a_mac(database) {
+        let folder = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let store = Store::connect(&settings(database.url())).await.unwrap();
+            store.first_tokens(folder.path()).await.unwrap();
+        });
+        drop(runtime);
+        without_macs(database);
+        let id = match database {
+            Database::Sqlite(_) => "randomblob(16)",
+            Database::Postgres(_) => "gen_random_uuid()",
+        };
+        // As it writes: what is changed, and its entry, in one transaction.
+        let write = |end: &str| {
+            database.try_to_execute(&format!(
+                "BEGIN; INSERT INTO alert_rules (id, name, condition, severity, enabled, revision, created_at) SELECT {id}, \
+                 'of-before', '{{\"kind\":\"webhook_disabled\"}}', 'info', true, 1, created_at FROM operators; \
+                 INSERT INTO audit_log (number, at, actor, action, outcome, request, detail, hash) \
+                 SELECT number + 1, at, actor, action, outcome, 'r', detail, hash FROM audit_log \
+                 ORDER BY number DESC LIMIT 1; {end}"
+            ))
+        };
+        write("ROLLBACK").unwrap();
+        let admin = Admin::start(database, folder, &[]);
+        let refused = write("COMMIT").unwrap_err();
+        assert!(refused.contains("request"), "{refused}");
+        assert_eq!(named(&admin.client()), []);
     }
 
     fn a_store_whose_macs_were_taken_away_is_not_taken_over_again(database) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use seiketsu_admin_api::store::{
     Store,
     performance::Objectives,
-    usage::{Filter, Group, Retention, Step},
+    usage::{Filter, Group, MOST_CALLERS, OTHER, Retention, Step},
 };
 use seiketsu_config::{
     push::usage::{Counts, Latency, Refused, Statuses, UsagePage, UsageRecord},
@@ -154,6 +154,68 @@ on_both! {
                 rows.extend(more);
             }
             assert_eq!(rows.len(), 999);
+        });
+    }
+
+    fn a_tenant_has_so_many_callers_a_day_and_all_others_count_as_one(database) {
+        run(async {
+            let store = open(database).await;
+            let there = MOST_CALLERS - 2;
+            let zeros = vec!["0"; 27].join(", ");
+            database.execute(&format!(
+                "WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < {there}) \
+                 INSERT INTO usage_sums SELECT 86400, 0, 'acme', 'all', 'c' || i, 'eu', {zeros} FROM numbers"
+            ));
+            let take = async |log: &str, records: &[(u64, [&str; 3], u64)]| {
+                let records = (1..).zip(records).map(|(n, (second, caller, many))| record(n, *second, *caller, *many));
+                store.take_usage(&id("n1"), Some(&id("eu")), page(log, records.collect())).await.unwrap();
+            };
+            let callers = async |step: Step| {
+                let filter = Filter { tenants: Some([id("acme")].into()), to: 86_400, ..all(step) };
+                let points = store.usage(&filter, Some(Group::Consumer), 200_000).await.unwrap().unwrap();
+                let used = points.into_iter().filter(|point| point.counts.admitted > 0);
+                used.map(|point| (point.group, point.counts.admitted)).collect::<Vec<_>>()
+            };
+            let of = |caller: &'static str| ["acme", "all", caller];
+            let records = [(60, of("c5"), 1), (60, of("n1"), 2), (61, of("n2"), 4), (61, of("n3"), 8), (62, of("n4"), 16)];
+            take("0a", &records).await;
+            let expected = |other, n1| {
+                let all = [(OTHER, other), ("c5", 1), ("n1", n1), ("n2", 4)];
+                all.map(|(name, many)| (name.to_owned(), many)).to_vec()
+            };
+            for step in Step::ALL {
+                assert_eq!(callers(step).await, expected(24, 2), "{step:?}");
+            }
+            // Those who are told apart stay so. Neither another tenant nor another day has less room for that.
+            let records = [(90, of("n1"), 1), (90, of("n5"), 1), (90, ["globex", "all", "n6"], 7), (86_400, of("n5"), 9)];
+            take("0b", &records).await;
+            assert_eq!(callers(Step::Day).await, expected(25, 3));
+            let told: Vec<(String, u64)> = store.usage_rows(&all(Step::Hour), None, 100).await.unwrap().into_iter()
+                .filter(|row| ["n5", "n6"].contains(&&*row.consumer)).map(|row| (row.consumer, row.counts.admitted)).collect();
+            assert_eq!(told, [("n6".to_owned(), 7), ("n5".to_owned(), 9)]);
+        });
+    }
+
+    fn what_was_used_since_a_moment_is_told_whichever_sums_are_kept(database) {
+        run(async {
+            let store = open(database).await;
+            let (day, hour, minute) = (86_400, 3600, 60);
+            // A month that begins in the middle of an hour of UTC.
+            let since = 20_000 * day + 5 * hour + 30 * minute;
+            let at = [
+                since - minute, since, since + 29 * minute, since + 30 * minute, since + 3 * hour, 20_001 * day - 1,
+                20_001 * day, 20_004 * day + 7,
+            ];
+            let records = (0..).zip(at).map(|(n, at)| record(n + 1, at, ACME, 1 << n)).collect();
+            store.take_usage(&id("n1"), None, page("0a", records)).await.unwrap();
+            let asked = |since: u64| i64::try_from(since).unwrap();
+            let used = async || {
+                let [since, later, end] = [since, since + 30 * minute, 20_005 * day].map(asked);
+                store.usage_since(&[("acme", since), ("nobody", since), ("acme", later), ("acme", end)]).await.unwrap()
+            };
+            assert_eq!(used().await, [254, 0, 248, 0]);
+            database.execute(&format!("DELETE FROM usage_sums WHERE step < 86400 AND since >= {}", 20_001 * day));
+            assert_eq!(used().await, [254, 0, 248, 0]);
         });
     }
 

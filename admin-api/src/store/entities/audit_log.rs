@@ -15,6 +15,7 @@ pub struct Model {
     pub tenant: Option<String>,
     pub outcome: String,
     pub revision: Option<i64>,
+    #[sea_orm(column_name = "request_id")]
     pub request: String,
     pub detail: String,
     pub hash: String,

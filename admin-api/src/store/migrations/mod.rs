@@ -25,6 +25,7 @@ const STEPS: &[&str] = &[
     include_str!("0013_enterprise.sql"),
     include_str!("0014_webhook_deliveries.sql"),
     ROW_MACS,
+    include_str!("0016_request_id.sql"),
 ];
 
 /// Tables of what documents say; filled from those that are there.

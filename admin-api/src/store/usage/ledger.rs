@@ -18,6 +18,7 @@ use time::OffsetDateTime;
 
 use super::{
     Retention,
+    callers::Beyond,
     sums::{NUMBERS, Step, numbers},
 };
 use crate::store::{
@@ -132,9 +133,11 @@ impl Store {
         let place = lock_log(&transaction, log, node, region).await?;
         let mut at = place.clone();
         let (mut sums, mut gaps) = (BTreeMap::new(), Vec::new());
-        for record in records.iter().filter(|record| signed(record.sequence) > place.taken) {
+        let new = || records.iter().filter(|record| signed(record.sequence) > place.taken);
+        let beyond = self.beyond(&transaction, node, region, new()).await?;
+        for record in new() {
             at.step_to(signed(record.sequence), signed(record.second), &mut gaps);
-            add(&mut sums, record);
+            add(&mut sums, record, &beyond);
         }
         if let Some(through) = through.filter(|through| *through > at.taken) {
             at.step_to(through + 1, OffsetDateTime::now_utc().unix_timestamp(), &mut gaps);
@@ -273,22 +276,23 @@ async fn insert_gap(
     execute(transaction, sql, values).await
 }
 
-fn add(sums: &mut BTreeMap<Key, Counts>, record: &UsageRecord) {
+fn add(sums: &mut BTreeMap<Key, Counts>, record: &UsageRecord, beyond: &Beyond) {
     let second = signed(record.second);
+    let (route, consumer) = beyond.caller(record);
     for step in Step::ALL {
         let key = Key {
             step: step.seconds(),
             tenant: text(&record.tenant),
             since: step.start(second),
-            route: text(&record.route),
-            consumer: text(&record.consumer),
+            route: route.clone(),
+            consumer: consumer.clone(),
         };
         sums.entry(key).or_default().add(&record.counts);
     }
 }
 
 /// Postgres has no text with a NUL. A token's subject may have one.
-fn text(text: &str) -> String {
+pub(super) fn text(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 

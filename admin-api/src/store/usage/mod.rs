@@ -1,17 +1,22 @@
 //! Usage: taken over from nodes' logs into sums of minutes, hours and days, and read from there.
 
 mod answered;
+mod callers;
 mod ledger;
 mod quotas;
 mod sums;
 
 use std::time::Duration;
 
-pub(super) use self::sums::{all, counts_of, sums};
 pub use self::{
-    answered::Answered,
+    answered::{Answered, InUse},
+    callers::{MOST_CALLERS, OTHER},
     quotas::{PeriodUse, QuotaUse},
     sums::{Filter, Gap, Group, Point, Row, Step},
+};
+pub(super) use self::{
+    callers::{CALLERS_AT_ONCE, CALLERS_PER_SECOND},
+    sums::{all, counts_of, sums},
 };
 
 /// How long sums are kept, by the step that they are of.

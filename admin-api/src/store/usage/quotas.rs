@@ -1,7 +1,5 @@
 //! What tenants have used of their quotas, in the periods of their own calendars.
 
-use std::collections::BTreeMap;
-
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter};
 use seiketsu_config::{layers::SharedLayers, limits::Calendar as CalendarSetting, tenant::TenantHead, values::Id};
 use seiketsu_limits::calendar::Calendar;
@@ -87,22 +85,15 @@ impl Store {
         Ok(uses)
     }
 
-    /// Most have the same periods, and are asked for together.
     async fn fill_in(&self, uses: &mut [QuotaUse]) -> Result<(), StoreError> {
-        let mut by_start: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
-        for (index, of) in uses.iter().enumerate() {
-            by_start.entry(of.day.since.unix_timestamp()).or_default().push(index);
-            by_start.entry(of.month.since.unix_timestamp()).or_default().push(index);
-        }
-        for (since, indices) in by_start {
-            let names: Vec<&str> = indices.iter().map(|index| uses[*index].tenant.as_str()).collect();
-            let used = self.usage_since(&names, since).await?;
-            for index in indices {
-                let QuotaUse { tenant, day, month, .. } = &mut uses[index];
-                for period in [day, month].into_iter().filter(|period| period.since.unix_timestamp() == since) {
-                    period.used = used.get(tenant.as_str()).copied().unwrap_or_default();
-                }
-            }
+        let asked: Vec<(&str, i64)> = uses
+            .iter()
+            .flat_map(|of| [&of.day, &of.month].map(|period| (of.tenant.as_str(), period.since.unix_timestamp())))
+            .collect();
+        let used = self.usage_since(&asked).await?;
+        let periods = uses.iter_mut().flat_map(|of| [&mut of.day, &mut of.month]);
+        for (period, used) in periods.zip(used) {
+            period.used = used;
         }
         Ok(())
     }

@@ -1,9 +1,6 @@
 //! The sums, as they are read.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, QueryResult, Statement, Value};
 use seiketsu_config::{
@@ -12,7 +9,7 @@ use seiketsu_config::{
 };
 use serde::Deserialize;
 
-use crate::store::{Store, StoreError, number};
+use crate::store::{BATCH, Store, StoreError, number};
 
 const HOUR: i64 = 3600;
 
@@ -111,6 +108,11 @@ impl Step {
     /// The beginning of the step that a moment lies in.
     pub fn start(self, second: i64) -> i64 {
         second - second.rem_euclid(self.seconds())
+    }
+
+    /// The beginning of the first step that is not before a moment.
+    pub fn end(self, second: i64) -> i64 {
+        self.start(second.saturating_add(self.seconds() - 1))
     }
 }
 
@@ -305,34 +307,49 @@ impl Store {
         rows.iter().map(gap).collect()
     }
 
-    /// What each of these tenants has used of its quotas since a moment. Those that have used nothing are left out.
-    pub async fn usage_since(&self, tenants: &[&str], since: i64) -> Result<BTreeMap<String, u64>, StoreError> {
-        let tenants: Vec<String> = tenants.iter().map(|tenant| (*tenant).to_owned()).collect();
-        self.read(move |database| used_since(database, tenants.clone(), since)).await
+    /// What each of these tenants has used of its quotas since its moment, in the same order.
+    pub async fn usage_since(&self, asked: &[(&str, i64)]) -> Result<Vec<u64>, StoreError> {
+        let mut used = Vec::with_capacity(asked.len());
+        for asked in asked.chunks(BATCH) {
+            let asked: Vec<(String, i64)> =
+                asked.iter().map(|(tenant, since)| ((*tenant).to_owned(), *since)).collect();
+            used.extend(self.read(move |database| used_since(database, asked.clone())).await?);
+        }
+        Ok(used)
     }
 }
 
-/// The same, by this connection: whole hours from hours, and what is before the first of them from minutes.
-async fn used_since(
-    database: DatabaseConnection,
-    tenants: Vec<String>,
-    since: i64,
-) -> Result<BTreeMap<String, u64>, StoreError> {
-    let mut used = BTreeMap::new();
-    for tenants in tenants.chunks(crate::store::BATCH) {
-        let hour = Step::Hour.start(since.saturating_add(HOUR - 1));
-        let mut condition = Where { sql: String::new(), values: vec![hour.into(), since.into()] };
-        condition.sql.push_str("(step = 3600 AND since >= $1 OR step = 60 AND since >= $2 AND since < $1)");
-        condition.and_tenants(tenants.iter().map(String::as_str));
-        let sql = format!(
-            "SELECT tenant, CAST(SUM(cost - given_back) AS BIGINT) AS used FROM usage_sums WHERE {} GROUP BY tenant",
-            condition.sql
-        );
-        for row in all(database.clone(), sql, condition.values).await? {
-            used.insert(row.try_get("", "tenant")?, number(row.try_get("", "used")?));
-        }
+/// The same, by this connection: whole days from days, whole hours before them from hours, and what is before these from
+/// minutes. Each tenant is looked up by the key, whatever the store expects of times that it has not counted yet.
+async fn used_since(database: DatabaseConnection, asked: Vec<(String, i64)>) -> Result<Vec<u64>, StoreError> {
+    let (mut rows, mut values) = (Vec::with_capacity(asked.len()), Vec::<Value>::with_capacity(4 * asked.len()));
+    for (place, (tenant, since)) in asked.into_iter().enumerate() {
+        let [one, two, three, four] = [1, 2, 3, 4].map(|place| values.len() + place);
+        rows.push(if place == 0 {
+            format!(
+                "(0, CAST(${one} AS TEXT), CAST(${two} AS BIGINT), CAST(${three} AS BIGINT), CAST(${four} AS BIGINT))"
+            )
+        } else {
+            format!("({place}, ${one}, ${two}, ${three}, ${four})")
+        });
+        values.extend([tenant.into(), since.into(), Step::Hour.end(since).into(), Step::Day.end(since).into()]);
     }
-    Ok(used)
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sum = |condition: &str| {
+        format!("COALESCE((SELECT SUM(cost - given_back) FROM usage_sums WHERE tenant = name AND {condition}), 0)")
+    };
+    let sql = format!(
+        "WITH asked (place, name, minute, hour, day) AS MATERIALIZED (VALUES {}) \
+         SELECT CAST({} + {} + {} AS BIGINT) AS used FROM asked ORDER BY place",
+        rows.join(", "),
+        sum("step = 86400 AND since >= day"),
+        sum("step = 3600 AND since >= hour AND since < day"),
+        sum("step = 60 AND since >= minute AND since < hour"),
+    );
+    let rows = all(database, sql, values).await?;
+    rows.iter().map(|row| Ok(number(row.try_get("", "used")?))).collect()
 }
 
 pub(in crate::store) fn sums() -> String {

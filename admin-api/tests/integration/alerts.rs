@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     events::Stream,
-    support::{Admin, Client, Database, KEY, on_both, tenant, wait_until},
+    support::{Admin, Client, Database, KEY, hello, on_both, tenant, wait_until},
 };
 
 /// A rule about what expires.
@@ -92,17 +92,7 @@ impl Nodes {
     }
 
     fn connect(&self, name: &str, region: &str) -> Hello {
-        let hello = Hello {
-            node: name.parse().unwrap(),
-            run: Uuid::now_v7(),
-            version: "0.1.0".to_owned(),
-            region: Some(region.parse().unwrap()),
-            zone: None,
-            schemas: vec![1],
-            holds: None,
-            orders: false,
-            usage: false,
-        };
+        let hello = hello(name, Some(region));
         self.runtime.block_on(async {
             let mut connected = self.connected.lock().await;
             self.store.node_connected(&hello, self.replica).await.unwrap();

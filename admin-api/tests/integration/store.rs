@@ -13,7 +13,7 @@ use seiketsu_config::{
 };
 use uuid::Uuid;
 
-use crate::support::{self, Database, on_both};
+use crate::support::{self, Database, hello, on_both};
 
 fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
@@ -96,17 +96,7 @@ on_both! {
         run(async {
             let store = open(database).await;
             let replica = Uuid::now_v7();
-            let hello = Hello {
-                node: id("eu-1"),
-                run: Uuid::now_v7(),
-                version: "0.1.0".to_owned(),
-                region: Some(id("eu")),
-                zone: None,
-                schemas: vec![1],
-                holds: None,
-                orders: false,
-                usage: false,
-            };
+            let hello = hello("eu-1", Some("eu"));
             store.node_connected(&hello, replica).await.unwrap();
             let node = &store.nodes().await.unwrap()[0];
             assert_eq!((node.live, node.ready, node.revision, node.replica), (true, false, 0, Some(replica)));
@@ -137,17 +127,7 @@ on_both! {
     fn a_heartbeat_that_comes_late_of_a_connection_before_tells_nothing_of_what_is_in_force(database) {
         run(async {
             let store = open(database).await;
-            let hello = Hello {
-                node: id("eu-1"),
-                run: Uuid::now_v7(),
-                version: "0.1.0".to_owned(),
-                region: None,
-                zone: None,
-                schemas: vec![1],
-                holds: None,
-                orders: false,
-                usage: false,
-            };
+            let hello = hello("eu-1", None);
             let refused = vec![Refused { tenant: Some(id("acme")), errors: vec!["no such file".to_owned()] }];
             let applied = Applied { nonce: 1, revision: 7, refused, refused_more: 0, lost: false };
             store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
@@ -164,17 +144,7 @@ on_both! {
     fn nodes_are_heard_of_while_very_much_is_written(database) {
         run(async {
             let store = open(database).await;
-            let hello = Hello {
-                node: id("eu-1"),
-                run: Uuid::now_v7(),
-                version: "0.1.0".to_owned(),
-                region: None,
-                zone: None,
-                schemas: vec![1],
-                holds: None,
-                orders: false,
-                usage: false,
-            };
+            let hello = hello("eu-1", None);
             store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
             let names: Vec<String> = (0..3000).map(|number| format!("t{number}")).collect();
             let change = put(&names.iter().map(|name| (name.as_str(), 1)).collect::<Vec<_>>());
@@ -224,17 +194,7 @@ on_both! {
         run(async {
             // Another replica, to which it was connected.
             let store = open(database).await;
-            let hello = Hello {
-                node: id("eu-1"),
-                run: Uuid::now_v7(),
-                version: "0.1.0".to_owned(),
-                region: None,
-                zone: None,
-                schemas: vec![1],
-                holds: None,
-                orders: false,
-                usage: false,
-            };
+            let hello = hello("eu-1", None);
             store.node_connected(&hello, Uuid::now_v7()).await.unwrap();
         });
         let client = admin.client();

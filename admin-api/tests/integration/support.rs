@@ -12,8 +12,10 @@ use std::{
 };
 
 use seiketsu_admin_api::store::{StoreSettings, secrets::KeySource};
+use seiketsu_config::push::{Hello, SCHEMAS};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use uuid::Uuid;
 
 /// Nothing here takes this long unless it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,6 +46,21 @@ macro_rules! on_both {
     )+};
 }
 pub(crate) use on_both;
+
+/// A node that says who it is.
+pub fn hello(node: &str, region: Option<&str>) -> Hello {
+    Hello {
+        node: node.parse().unwrap(),
+        run: Uuid::now_v7(),
+        version: "0.1.0".to_owned(),
+        region: region.map(|region| region.parse().unwrap()),
+        zone: None,
+        schemas: SCHEMAS.to_vec(),
+        holds: None,
+        orders: false,
+        usage: false,
+    }
+}
 
 /// Ends with the test, however that ends.
 pub struct Process(pub Child);

@@ -7,21 +7,7 @@ use seiketsu_config::push::{Applied, Hello, Refused};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{on_both, settings, tenant};
-
-fn node(name: &str) -> Hello {
-    Hello {
-        node: name.parse().unwrap(),
-        run: Uuid::now_v7(),
-        version: "0.1.0".to_owned(),
-        region: None,
-        zone: None,
-        schemas: vec![1],
-        holds: None,
-        orders: false,
-        usage: false,
-    }
-}
+use crate::support::{hello, on_both, settings, tenant};
 
 on_both! {
     fn whoever_waits_for_nodes_holds_no_turn(database) {
@@ -30,7 +16,7 @@ on_both! {
         client.post("/tenants", &tenant("acme")).is(201);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let replica = runtime.block_on(Store::connect(&settings(database.url()))).unwrap();
-        let eu = node("eu");
+        let eu = hello("eu", None);
         runtime.block_on(replica.node_connected(&eu, Uuid::nil())).unwrap();
         // More than an operator may have under way; of heavy ones too.
         let tenants = json!({ "revision": 1, "tenants": [tenant("acme")] }).to_string();
@@ -68,7 +54,7 @@ on_both! {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         // Another replica, to which the nodes are connected.
         let replica = runtime.block_on(Store::connect(&settings(database.url()))).unwrap();
-        let (eu, us) = (node("eu"), node("us"));
+        let (eu, us) = (hello("eu", None), hello("us", None));
         let applied = |node: &Hello, revision: u64, refused: &[&str]| {
             let errors = vec!["no such upstream".to_owned()];
             let refused = refused.iter().map(|id| Refused { tenant: Some(id.parse().unwrap()), errors: errors.clone() });

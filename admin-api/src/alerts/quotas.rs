@@ -156,8 +156,14 @@ async fn look(
 
 impl Looked {
     async fn read_ranges(&mut self, store: &Store, ranges: &[Range], now: OffsetDateTime) {
+        let mut failures = 0;
         for range in ranges {
-            let mut walk = Walk::new(store, Step::Day, now.unix_timestamp() - LONGEST, range.clone());
+            if failures >= MOST_FAILURES {
+                self.unknown.ranges.push(range.clone());
+                continue;
+            }
+            let since = now.unix_timestamp() - LONGEST;
+            let mut walk = Walk::new(store, Step::Day, since, range.clone()).after_failures(failures);
             while let Some((range, names)) = walk.next().await {
                 let read = match names {
                     Ok(names) => store.quota_uses(&names, now).await,
@@ -173,6 +179,7 @@ impl Looked {
                     }
                 }
             }
+            failures = walk.failures();
         }
     }
 

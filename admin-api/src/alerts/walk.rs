@@ -58,6 +58,16 @@ impl<'a> Walk<'a> {
         Self { store, step, since, rest: Some(range), failures: 0 }
     }
 
+    /// The same, where so many parts before it could not be read.
+    pub(super) fn after_failures(self, failures: usize) -> Self {
+        Self { failures, ..self }
+    }
+
+    /// How many parts in a row could not be read, to the last.
+    pub(super) fn failures(&self) -> usize {
+        self.failures
+    }
+
     /// The next part, and whom of it there is to look at.
     pub(super) async fn next(&mut self) -> Option<(Range, Result<Vec<String>, StoreError>)> {
         let rest = self.rest.take()?;

@@ -188,6 +188,16 @@ mod tests {
     use crate::api::{BASE, openapi};
 
     #[test]
+    fn heavy_operations_that_have_a_body_say_how_large_it_may_be() {
+        let described = openapi::document();
+        for operation in OPERATIONS.iter().filter(|operation| operation.is_heavy()) {
+            let path = format!("{BASE}{}", operation.path);
+            let told = &described["paths"][path][operation.method.as_str().to_lowercase()];
+            assert_eq!(operation.heavy_body().is_some(), told.get("requestBody").is_some(), "{}", operation.id);
+        }
+    }
+
+    #[test]
     fn the_table_is_what_is_described() {
         let described = openapi::document();
         let mut found = BTreeSet::new();

@@ -1,14 +1,12 @@
 //! `POST /cache/purge`: what no node is to serve from its cache any more.
 
-use std::time::Duration;
-
 use axum::{Json as JsonAnswer, extract::State};
 use seiketsu_config::{
     push::{Purged, Task},
     values::Id,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::Instant;
 use url::Url;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -19,12 +17,9 @@ use super::{
     caller::Caller,
     idempotency::Key,
     problem::{Kind, ProblemDocument},
-    wait,
+    wait::{self, NodeWatch},
 };
 use crate::store::{StoreError, WriteError, nodes::NodeRow, orders::AnswerRow};
-
-/// Other replicas tell of what their nodes answer; should that be lost, it is looked up this often.
-const LOOK: Duration = Duration::from_millis(200);
 
 const LONGEST: usize = 8 << 10;
 
@@ -167,18 +162,13 @@ pub(super) fn checked_url(path: &str, text: String, query: bool) -> Result<Strin
 
 /// Waits until all live nodes have answered.
 async fn carried(state: &AppState, id: Uuid, deadline: Instant) -> Result<CarriedBy, StoreError> {
-    let mut applied = state.store.applied();
+    let mut watch = NodeWatch::new(&state.store);
     loop {
-        applied.mark_unchanged();
-        let now = standing(&state.store.nodes().await?, &state.store.order_answers(id).await?);
+        let now = standing(&watch.nodes().await?, &state.store.order_answers(id).await?);
         if now.missing.iter().all(|missing| missing.is_final) || Instant::now() >= deadline {
             return Ok(now);
         }
-        let look = deadline.min(Instant::now() + LOOK);
-        if let Ok(Err(_)) = timeout_at(look, applied.changed()).await {
-            // Nobody is left who could tell.
-            sleep_until(look).await;
-        }
+        watch.news(deadline).await;
     }
 }
 

@@ -11,11 +11,14 @@ use seiketsu_config::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout_at},
+};
 use utoipa::ToSchema;
 
 use super::{AppState, Problem, caller::Caller, idempotency, problem::Kind, turns::Turn};
-use crate::store::{Remembered, Written, nodes::NodeRow};
+use crate::store::{Remembered, Store, StoreError, Written, nodes::NodeRow};
 
 const USUAL: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_mins(1);
@@ -128,10 +131,9 @@ impl Wait {
         // Revisions of nodes count only if they are of the store as it is now.
         state.store.look().await?;
         let deadline = Instant::now() + timeout;
-        let mut applied = state.store.applied();
+        let mut watch = NodeWatch::new(&state.store);
         loop {
-            applied.mark_unchanged();
-            let now = standing(&state.store.nodes().await?, about, answer.revision);
+            let now = standing(&watch.nodes().await?, about, answer.revision);
             let settled = now.missing.iter().all(|missing| missing.refused_more > 0 || !missing.refused.is_empty());
             if now.missing.is_empty() {
                 return Ok(WriteAnswer { applied: Some(now), ..answer });
@@ -139,12 +141,41 @@ impl Wait {
             if settled || Instant::now() >= deadline {
                 return Err(not_applied(&answer, &now));
             }
-            let look = deadline.min(Instant::now() + LOOK);
-            if let Ok(Err(_)) = timeout_at(look, applied.changed()).await {
+            watch.news(deadline).await;
+        }
+    }
+}
+
+/// Looks at the nodes whenever one has said something. Many may at once: what one of them has read does for all.
+pub(super) struct NodeWatch<'a> {
+    store: &'a Store,
+    applied: watch::Receiver<u64>,
+    /// What was read since then is new enough.
+    since: Instant,
+}
+
+impl<'a> NodeWatch<'a> {
+    pub(super) fn new(store: &'a Store) -> Self {
+        Self { store, applied: store.applied(), since: Instant::now() }
+    }
+
+    pub(super) async fn nodes(&self) -> Result<Arc<Vec<NodeRow>>, StoreError> {
+        self.store.nodes_since(self.since).await
+    }
+
+    /// Waits until a node has said something, it is time to look anyway, or the deadline has come.
+    pub(super) async fn news(&mut self, deadline: Instant) {
+        let from = Instant::now();
+        let look = deadline.min(from + LOOK);
+        self.since = match timeout_at(look, self.applied.changed()).await {
+            Ok(Ok(())) => Instant::now(),
+            Ok(Err(_)) => {
                 // Nobody is left who could tell.
                 sleep_until(look).await;
+                from
             }
-        }
+            Err(_) => from,
+        };
     }
 }
 

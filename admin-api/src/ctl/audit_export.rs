@@ -16,8 +16,9 @@ use super::{
     transfer::Take,
 };
 
-/// Tries one after the other that bring nothing new.
+/// Tries one after the other that bring no more than the few entries which tell of the tries themselves.
 const MOST_TRIES: u32 = 5;
+const FEW: u64 = 10;
 
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -36,7 +37,7 @@ pub(super) async fn export(client: &Client, take: &mut Take<'_>) -> Result<(), F
             Err(Failure::Problem(problem)) if problem.is_passing() => Failure::Problem(problem),
             Err(failure) => return Err(failure),
         };
-        tries = if lines.last > before { 0 } else { tries + 1 };
+        tries = if lines.last > before + FEW { 0 } else { tries + 1 };
         // Of a server that never was there, nothing has come.
         if lines.last == 0 || tries >= MOST_TRIES {
             return Err(failure);

@@ -21,7 +21,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Inner, Store, StoreError, entities::control, events, number, secrets::KeySource};
+use super::{Inner, PATIENCE, Store, StoreError, entities::control, events, number, secrets::KeySource, within};
 
 /// Channels of Postgres. What is said there is only that there is something to read.
 pub(super) const REVISION_CHANNEL: &str = "seiketsu_revision";
@@ -178,7 +178,7 @@ async fn poll(store: Weak<Inner>) {
 
 /// Keys and orders that other replicas have made. Whether the keys can be used here, as they could before or not.
 async fn catch_up(store: &Store, opened: bool) -> bool {
-    let learned = store.learn_keys(&store.0.database).await;
+    let learned = within(PATIENCE, store.learn_keys(&store.0.database)).await;
     if let Err(error) = &learned
         && opened
     {

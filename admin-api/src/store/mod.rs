@@ -108,10 +108,12 @@ struct Inner {
     events: events::Bus,
     /// Events of each node.
     told_of: Limiter<Id>,
-    /// New callers that each node has named.
-    callers: Limiter<Id>,
+    /// Callers that usage is told apart by.
+    callers: usage::Callers,
     /// On SQLite, whose only process this is.
     nodes: Option<NodeMemory>,
+    /// All nodes, as they were read last by somebody who waits for them.
+    nodes_lately: nodes::Lately,
     /// Moved on whenever a token was removed here.
     revoked: watch::Sender<u64>,
     trail: seals::TrailKeys,
@@ -159,8 +161,9 @@ impl Store {
             replica: OnceLock::new(),
             events,
             told_of: Limiter::new(nodes::EVENTS_PER_SECOND, nodes::EVENTS_AT_ONCE),
-            callers: Limiter::new(usage::CALLERS_PER_SECOND, usage::CALLERS_AT_ONCE),
+            callers: usage::Callers::default(),
             nodes: is_alone.then(NodeMemory::default),
+            nodes_lately: nodes::Lately::default(),
             revoked: watch::Sender::new(0),
             trail,
             refused: rows::Refused::default(),

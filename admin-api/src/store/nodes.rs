@@ -1,5 +1,7 @@
 //! Gateway nodes: what they run, and whether they are there.
 
+use std::sync::Arc;
+
 use sea_orm::{
     ActiveModelTrait, ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, IntoActiveModel, ModelTrait,
     PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Set, Statement,
@@ -12,7 +14,10 @@ use seiketsu_config::{
 use serde::Serialize;
 use serde_json::json;
 use time::{Duration, OffsetDateTime};
-use tokio::time::timeout;
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use super::{
@@ -95,6 +100,10 @@ pub struct NodeRow {
     /// Whether another process with the same id runs as well, as was seen lately: one of them needs another id.
     pub twin: bool,
 }
+
+/// All nodes, and since when they were so.
+#[derive(Debug, Default)]
+pub(super) struct Lately(Mutex<Option<(Instant, Arc<Vec<NodeRow>>)>>);
 
 impl Store {
     /// A node has connected. A former run of it is forgotten.
@@ -195,6 +204,20 @@ impl Store {
     /// All nodes that are known, in the order of their names.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, StoreError> {
         self.nodes_after(None, MOST_NODES).await
+    }
+
+    /// The same, as they were at this moment or later. However many wait for nodes, each time they are read once.
+    pub async fn nodes_since(&self, since: Instant) -> Result<Arc<Vec<NodeRow>>, StoreError> {
+        let mut lately = self.0.nodes_lately.0.lock().await;
+        if let Some((at, nodes)) = &*lately
+            && *at >= since
+        {
+            return Ok(Arc::clone(nodes));
+        }
+        let at = Instant::now();
+        let nodes = Arc::new(self.nodes().await?);
+        *lately = Some((at, Arc::clone(&nodes)));
+        Ok(nodes)
     }
 
     /// Nodes behind a name, in the order of their names.

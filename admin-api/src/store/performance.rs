@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbBackend, EntityTrait, QueryFilter, QueryResult, QuerySelect, Statement,
-    TransactionTrait, Value,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbBackend, EntityTrait, QueryFilter, QueryResult, QuerySelect,
+    Statement, TransactionTrait, Value,
 };
 use seiketsu_config::{push::usage::Counts, values::Id};
 use serde::{Deserialize, Serialize};
@@ -17,12 +17,12 @@ use super::{
     BATCH, PATIENCE, Store, StoreError,
     entities::tenant,
     id_of,
-    usage::{Step, all, counts_of, sums},
+    usage::{Step, all, counts_of, of_tenants, sums},
     within,
 };
 
-/// Minutes that are measured again, since usage comes a little late.
-const MEASURED_AGAIN: i64 = 3;
+/// Seconds before that are measured: of more minutes than the last one, since usage comes a little late.
+const MEASURED: i64 = 3 * 60;
 
 /// When a minute is measured first.
 const SETTLED_AFTER: i64 = 5;
@@ -140,48 +140,70 @@ impl Store {
     pub async fn measure(&self, objectives: &Objectives) -> Result<(), StoreError> {
         let database = &self.0.database;
         if database.get_database_backend() != DbBackend::Postgres {
-            return self.measure_alone(objectives).await;
+            return self.measure_alone(objectives, None).await;
         }
         let lock = database.begin().await?;
         let sql = format!("SELECT pg_try_advisory_xact_lock({LOCK}) AS mine");
         let row = lock.query_one_raw(Statement::from_string(DbBackend::Postgres, sql)).await?;
         let is_mine = row.map(|row| row.try_get("", "mine")).transpose()?.unwrap_or(false);
-        let measured = if is_mine { self.measure_alone(objectives).await } else { Ok(()) };
+        let measured = if is_mine { self.measure_alone(objectives, Some(&lock)).await } else { Ok(()) };
         lock.rollback().await?;
         measured
     }
 
-    async fn measure_alone(&self, objectives: &Objectives) -> Result<(), StoreError> {
+    /// Some tenants at a time, however many there are.
+    async fn measure_alone(
+        &self,
+        objectives: &Objectives,
+        lock: Option<&DatabaseTransaction>,
+    ) -> Result<(), StoreError> {
         let now = OffsetDateTime::now_utc();
         let to = Step::Minute.start(now.unix_timestamp() - SETTLED_AFTER);
-        let from = to - MEASURED_AGAIN * Step::Minute.seconds();
-        let sql = format!(
-            "SELECT tenant, region, since AS began, {} FROM usage_sums WHERE step = 60 AND since >= $1 AND since < $2 \
-             GROUP BY 1, 2, 3",
-            sums()
-        );
-        let rows = all(self.0.database.clone(), sql, vec![from.into(), to.into()]).await?;
-        let mut minutes = Vec::with_capacity(rows.len());
+        let mut after = String::new();
+        loop {
+            let next = self.tenants_in_use(Step::Minute, to - MEASURED, &after, BATCH).await?;
+            if !next.tenants.is_empty() {
+                self.measure_some(objectives, &next.tenants, now, to).await?;
+            }
+            let Some(through) = next.through else { return Ok(()) };
+            after = through;
+            if let Some(lock) = lock {
+                // Postgres ends a transaction in which nothing happens for a while, and the lock with it.
+                lock.execute_unprepared("SELECT 1").await?;
+            }
+        }
+    }
+
+    /// The minutes before `to`, of these tenants.
+    async fn measure_some(
+        &self,
+        objectives: &Objectives,
+        names: &[String],
+        now: OffsetDateTime,
+        to: i64,
+    ) -> Result<(), StoreError> {
+        let columns = format!("tenant, region, since AS began, {}", sums());
+        let (sql, values) = of_tenants(&columns, "1, 2, 3", names, to - MEASURED, to);
+        let rows = all(self.0.database.clone(), sql, values).await?;
+        let ids = self.tenant_ids(names).await?;
+        let mut measured = Vec::new();
+        let mut of_minutes = BTreeSet::new();
         for row in &rows {
             let (tenant, region): (String, String) = (row.try_get("", "tenant")?, row.try_get("", "region")?);
-            minutes.push((tenant, region, row.try_get::<i64>("", "began")?, counts_of(row)?));
-        }
-        let names: BTreeSet<String> = minutes.iter().map(|(tenant, ..)| tenant.clone()).collect();
-        let names: Vec<String> = names.into_iter().collect();
-        let ids = self.tenant_ids(&names).await?;
-        let mut measured = Vec::new();
-        for (tenant, region, minute, counts) in &minutes {
-            let Some(id) = ids.get(tenant) else { continue };
-            measured.extend(of_minute(counts, objectives).into_iter().map(|one| (*id, region.as_str(), *minute, one)));
+            let Some(id) = ids.get(&tenant) else { continue };
+            let (minute, counts) = (row.try_get::<i64>("", "began")?, counts_of(row)?);
+            measured.extend(of_minute(&counts, objectives).into_iter().map(|one| (*id, region.clone(), minute, one)));
+            of_minutes.insert(tenant);
         }
         let last = to - Step::Minute.seconds();
+        let names: Vec<String> = of_minutes.into_iter().collect();
         for of in self.quota_uses(&names, now).await? {
             let Some(id) = ids.get(of.tenant.as_str()) else { continue };
             for (metric, period) in [("quota_daily_used", &of.day), ("quota_monthly_used", &of.month)] {
                 let Some(value) = period.percent() else { continue };
                 let status = MetricStatus::of(value, objectives.quota_percent, 100.0);
                 let threshold = Some(objectives.quota_percent);
-                measured.push((*id, "", last, Measured { metric, value, threshold, status }));
+                measured.push((*id, String::new(), last, Measured { metric, value, threshold, status }));
             }
         }
         for batch in measured.chunks(BATCH) {
@@ -205,7 +227,7 @@ impl Store {
         Ok(ids)
     }
 
-    async fn write_metrics(&self, batch: &[(Uuid, &str, i64, Measured)]) -> Result<(), StoreError> {
+    async fn write_metrics(&self, batch: &[(Uuid, String, i64, Measured)]) -> Result<(), StoreError> {
         let mut values: Vec<Value> = Vec::new();
         let mut rows = Vec::with_capacity(batch.len());
         for (tenant, region, minute, Measured { metric, value, threshold, status }) in batch {
@@ -218,7 +240,7 @@ impl Store {
                 (*tenant).into(),
                 (*metric).into(),
                 status.as_str().into(),
-                Some(*region).filter(|region| !region.is_empty()).map(str::to_owned).into(),
+                Some(region.clone()).filter(|region| !region.is_empty()).into(),
                 OffsetDateTime::from_unix_timestamp(*minute).unwrap_or(OffsetDateTime::UNIX_EPOCH).into(),
             ]);
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use seiketsu_admin_api::store::{
-    Store,
+    Author, ChangeSet, Store,
     performance::Objectives,
     usage::{Filter, Group, MOST_CALLERS, OTHER, Retention, Step},
 };
@@ -14,7 +14,7 @@ use seiketsu_config::{
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use crate::support::{Database, on_both, tenant, wait_until};
+use crate::support::{Database, PATIENCE, on_both, tenant, wait_until};
 
 fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap().block_on(work)
@@ -22,6 +22,10 @@ fn run<T>(work: impl Future<Output = T>) -> T {
 
 async fn open(database: &Database) -> Store {
     Store::connect(&crate::support::settings(database.url())).await.unwrap()
+}
+
+fn by() -> Author {
+    Author { id: None, name: "test".to_owned(), address: None, request: "r".to_owned(), action: "test" }
 }
 
 fn id(text: &str) -> Id {
@@ -347,6 +351,29 @@ on_both! {
         acme.get("/usage?tenant=idle").is_problem(403, ":forbidden");
     }
 
+    fn performance_is_measured_of_more_tenants_than_are_read_at_once(database) {
+        run(async {
+            let store = open(database).await;
+            let names: Vec<String> = (0..1001).map(|number| format!("t{number:04}")).collect();
+            let put = names.iter().map(|name| serde_json::from_value(tenant(name)).unwrap()).collect();
+            store.write(&by(), ChangeSet { put, ..ChangeSet::default() }, None).await.unwrap();
+            let minute = now() / 60 * 60 - 60;
+            for names in names.chunks(500) {
+                let records = (1..).zip(names).map(|(number, name)| record(number, minute, [name.as_str(), "open", "app"], 7));
+                store.take_usage(&id("n1"), None, page(&names[0], records.collect())).await.unwrap();
+            }
+            let objectives = Objectives { latency_ms: 100, errors_percent: 1.0, quota_percent: 80.0 };
+            // The minute counts as ended a little later than it has.
+            let until = tokio::time::Instant::now() + PATIENCE;
+            let rows = || database.number("SELECT COUNT(*) AS number FROM enterprise_performance_metrics WHERE metric_type = 'requests_per_minute' AND metric_value = 7");
+            while rows() < 1001 {
+                assert!(tokio::time::Instant::now() < until, "{}", rows());
+                store.measure(&objectives).await.unwrap();
+            }
+            assert_eq!(rows(), 1001);
+        });
+    }
+
     fn performance_is_measured_of_what_really_was(database) {
         let admin = database.admin();
         let client = admin.client();
@@ -427,13 +454,6 @@ fn usage_that_is_written_does_not_hold_changes_up() {
     let database = Database::sqlite();
     run(async {
         let store = open(&database).await;
-        let by = || seiketsu_admin_api::store::Author {
-            id: None,
-            name: "test".to_owned(),
-            address: None,
-            request: "r".to_owned(),
-            action: "test",
-        };
         let (done, mut is_done) = tokio::sync::watch::channel(false);
         let writer = store.clone();
         let writing = tokio::spawn(async move {
@@ -448,7 +468,7 @@ fn usage_that_is_written_does_not_hold_changes_up() {
         while !*is_done.borrow_and_update() {
             asked += 1;
             let tenant = serde_json::from_value(crate::support::tenant_with_rate("acme", asked)).unwrap();
-            let put = seiketsu_admin_api::store::ChangeSet { put: vec![tenant], ..Default::default() };
+            let put = ChangeSet { put: vec![tenant], ..Default::default() };
             // One that has waited for too long is none.
             changes += u64::from(store.write(&by(), put, None).await.is_ok());
         }

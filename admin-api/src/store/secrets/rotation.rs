@@ -246,9 +246,10 @@ pub(super) async fn sealed(
     let found = transaction.query_all_raw(select).await?;
     let read = |found: &QueryResult| {
         let ((row, key), (tenant, _)) = (text(found, "place")?, text(found, "tenant")?);
-        let url: String = found.try_get("", "url")?;
+        // SQLite takes whatever is written into a column: what is no text does not open either.
+        let url: String = found.try_get("", "url").unwrap_or_default();
         let destination = if url.is_empty() { url } else { destination(&url) };
-        Ok(Sealed { tenant, row, key, destination, text: found.try_get("", "sealed")? })
+        Ok(Sealed { tenant, row, key, destination, text: found.try_get("", "sealed").unwrap_or_default() })
     };
     found.iter().map(read).collect()
 }

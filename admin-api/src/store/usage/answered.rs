@@ -43,6 +43,29 @@ pub struct InUse {
     pub through: Option<String>,
 }
 
+/// A statement that reads sums of these minutes of these tenants, of which there is one at least, and its values.
+pub(in crate::store) fn of_tenants(
+    columns: &str,
+    group: &str,
+    tenants: &[String],
+    from: i64,
+    to: i64,
+) -> (String, Vec<Value>) {
+    // The first row says of what types all are. That the store does not see through them is what has it look up each
+    // tenant by the key: of the last minutes it knows nothing yet, takes them to be empty, and would read all of them.
+    let places: Vec<String> = (4..3 + tenants.len()).map(|place| format!(", (${place}, $1, $2)")).collect();
+    let sql = format!(
+        "WITH asked (name, begun, ended) AS MATERIALIZED ( \
+         VALUES (CAST($3 AS TEXT), CAST($1 AS BIGINT), CAST($2 AS BIGINT)){}) \
+         SELECT {columns} FROM asked CROSS JOIN usage_sums \
+         WHERE step = 60 AND tenant = name AND since >= begun AND since < ended GROUP BY {group}",
+        places.concat()
+    );
+    let mut values: Vec<Value> = vec![from.into(), to.into()];
+    values.extend(tenants.iter().map(|tenant| Value::from(tenant.as_str())));
+    (sql, values)
+}
+
 impl Store {
     /// The requests of all tenants together, by the minute.
     pub async fn answered_by_minute(&self, from: i64, to: i64) -> Result<BTreeMap<i64, Answered>, StoreError> {
@@ -63,18 +86,7 @@ impl Store {
         if tenants.is_empty() {
             return Ok(BTreeMap::new());
         }
-        // The first row says of what types all are. That the store does not see through them is what has it look up each
-        // tenant by the key: of the last minutes it knows nothing yet, takes them to be empty, and would read all of them.
-        let places: Vec<String> = (4..3 + tenants.len()).map(|place| format!(", (${place}, $1, $2)")).collect();
-        let sql = format!(
-            "WITH asked (name, begun, ended) AS MATERIALIZED ( \
-             VALUES (CAST($3 AS TEXT), CAST($1 AS BIGINT), CAST($2 AS BIGINT)){}) \
-             SELECT tenant, {COUNTS} FROM asked CROSS JOIN usage_sums \
-             WHERE step = 60 AND tenant = name AND since >= begun AND since < ended GROUP BY tenant",
-            places.concat()
-        );
-        let mut values: Vec<Value> = vec![from.into(), to.into()];
-        values.extend(tenants.iter().map(|tenant| Value::from(tenant.as_str())));
+        let (sql, values) = of_tenants(&format!("tenant, {COUNTS}"), "tenant", tenants, from, to);
         let rows = self.read(move |database| all(database, sql.clone(), values.clone())).await?;
         rows.iter().map(|row| Ok((row.try_get("", "tenant")?, counts(row)?))).collect()
     }

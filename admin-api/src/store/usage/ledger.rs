@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 use super::{
     Retention,
-    callers::Beyond,
+    callers::New,
     sums::{NUMBERS, Step, numbers},
 };
 use crate::store::{
@@ -134,10 +134,10 @@ impl Store {
         let mut at = place.clone();
         let (mut sums, mut gaps) = (BTreeMap::new(), Vec::new());
         let new = || records.iter().filter(|record| signed(record.sequence) > place.taken);
-        let beyond = self.beyond(&transaction, node, region, new()).await?;
+        let callers = self.new_callers(&transaction, node, new()).await?;
         for record in new() {
             at.step_to(signed(record.sequence), signed(record.second), &mut gaps);
-            add(&mut sums, record, &beyond);
+            add(&mut sums, record, &callers);
         }
         if let Some(through) = through.filter(|through| *through > at.taken) {
             at.step_to(through + 1, OffsetDateTime::now_utc().unix_timestamp(), &mut gaps);
@@ -155,6 +155,7 @@ impl Store {
             execute(&transaction, sql, vec![log.into(), at.taken.into(), at.last_second.into()]).await?;
         }
         transaction.commit().await?;
+        self.0.callers.add(&callers.told_apart);
         Ok(at.taken)
     }
 
@@ -276,9 +277,9 @@ async fn insert_gap(
     execute(transaction, sql, values).await
 }
 
-fn add(sums: &mut BTreeMap<Key, Counts>, record: &UsageRecord, beyond: &Beyond) {
+fn add(sums: &mut BTreeMap<Key, Counts>, record: &UsageRecord, callers: &New) {
     let second = signed(record.second);
-    let (route, consumer) = beyond.caller(record);
+    let (route, consumer) = callers.caller(record);
     for step in Step::ALL {
         let key = Key {
             step: step.seconds(),

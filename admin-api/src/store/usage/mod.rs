@@ -8,15 +8,16 @@ mod sums;
 
 use std::time::Duration;
 
+pub(super) use self::{
+    answered::of_tenants,
+    callers::Callers,
+    sums::{all, counts_of, sums},
+};
 pub use self::{
     answered::{Answered, InUse},
     callers::{MOST_CALLERS, OTHER},
     quotas::{PeriodUse, QuotaUse},
     sums::{Filter, Gap, Group, Point, Row, Step},
-};
-pub(super) use self::{
-    callers::{CALLERS_AT_ONCE, CALLERS_PER_SECOND},
-    sums::{all, counts_of, sums},
 };
 
 /// How long sums are kept, by the step that they are of.

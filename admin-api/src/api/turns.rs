@@ -37,7 +37,7 @@ const MOST_HEAVY: usize = 8;
 const KEPT_HEAVY: usize = 2;
 
 /// Bodies of heavy requests that are arriving, of all operators: each may be as large as an import. As many are kept.
-const MOST_ARRIVING: usize = 8;
+const MOST_ARRIVING: usize = 16;
 
 /// How long a request waits for each of these.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -38,6 +38,9 @@ pub(super) async fn export_audit(
     caller: Caller,
     QueryOf(query): QueryOf<ExportAuditQuery>,
 ) -> Result<Response, Problem> {
+    if i64::try_from(query.after).is_err() {
+        return Err(Problem::bad_request("after: write the number of an entry, or 0 for the whole trail"));
+    }
     let entry = Entry::done();
     let entry = if query.after > 0 { entry.with("after", query.after) } else { entry };
     let upto = state.store.record_and_seal(&caller.author, entry).await?;

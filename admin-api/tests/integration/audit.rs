@@ -75,7 +75,9 @@ on_both! {
         let end: Value = serde_json::from_str(rest.text().lines().last().unwrap()).unwrap();
         assert_eq!(end["seal"]["number"], last + 1);
         assert_eq!(owner.get("/audit/export?after=99999").is(200).text(), "");
-        owner.get("/audit/export?after=-1").is_problem(400, ":bad-request");
+        for wrong in ["-1", "9223372036854775808", "x"] {
+            owner.get(&format!("/audit/export?after={wrong}")).is_problem(400, ":bad-request");
+        }
         assert_eq!(faulty(&owner), Vec::<u64>::new());
     }
 

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use bytes::BufMut;
 use smallvec::SmallVec;
 
 /// The bytes of a key. Most fit on the stack.
@@ -40,35 +41,43 @@ pub struct KeyParts<'a> {
 
 impl KeyParts<'_> {
     pub fn write(&self, to: &mut KeyBytes) {
-        to.push(self.identity as u8 | u8::from(self.secure) << 1 | u8::from(self.canary) << 2);
-        to.extend_from_slice(self.settings);
-        put(to, self.tenant);
-        put(to, self.version);
-        put_host(to, self.host);
-        put(to, self.path);
-        to.push(u8::from(self.query.is_some()));
-        put(to, self.query.unwrap_or_default());
+        let query = self.query.unwrap_or_default();
+        let parts = [self.tenant, self.version, self.host, self.path, query];
+        let forwarded = self.forwarded.iter().copied();
+        let lengths: usize = parts.into_iter().chain(forwarded).map(|part| LENGTH_BYTES + part.len()).sum();
+        // All room at once, then filled: each growth by itself costs more than what it writes.
+        let start = to.len();
+        to.resize(start + 2 + self.settings.len() + lengths, 0);
+        let mut to = &mut to[start..];
+        to.put_u8(self.identity as u8 | u8::from(self.secure) << 1 | u8::from(self.canary) << 2);
+        to.put_slice(self.settings);
+        put(&mut to, self.tenant);
+        put(&mut to, self.version);
+        put_host(&mut to, self.host);
+        put(&mut to, self.path);
+        to.put_u8(u8::from(self.query.is_some()));
+        put(&mut to, query);
         for part in self.forwarded {
-            put(to, part);
+            put(&mut to, part);
         }
     }
 }
 
-fn put(to: &mut KeyBytes, part: &[u8]) {
-    put_length(to, part.len());
-    to.extend_from_slice(part);
+const LENGTH_BYTES: usize = size_of::<u32>();
+
+fn put(to: &mut impl BufMut, part: &[u8]) {
+    put_length(to, part);
+    to.put_slice(part);
+}
+
+fn put_host(to: &mut impl BufMut, host: &[u8]) {
+    put_length(to, host);
+    host.iter().for_each(|byte| to.put_u8(byte.to_ascii_lowercase()));
 }
 
 /// Heads are far smaller than what four bytes can count.
-fn put_length(to: &mut KeyBytes, length: usize) {
-    to.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
-}
-
-fn put_host(to: &mut KeyBytes, host: &[u8]) {
-    put_length(to, host.len());
-    let start = to.len();
-    to.extend_from_slice(host);
-    to[start..].make_ascii_lowercase();
+fn put_length(to: &mut impl BufMut, part: &[u8]) {
+    to.put_u32(u32::try_from(part.len()).unwrap_or(u32::MAX));
 }
 
 /// Sorts the parameters of a query by their names; those of one name keep their order.

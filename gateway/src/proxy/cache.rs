@@ -22,7 +22,12 @@ use seiketsu_cache::{
     validation,
 };
 
-use super::{RequestContext, Shared, early_request::X_FORWARDED_PROTO, request, response, response_body};
+use super::{
+    Downstream, RequestContext, Shared,
+    early_request::X_FORWARDED_PROTO,
+    request::{self, Decision},
+    response, response_body,
+};
 use crate::{
     cache::{
         background::{Internal, Job, Place},
@@ -31,7 +36,6 @@ use crate::{
     },
     policy::Refusal,
     respond::{self, problem::ProblemKind},
-    server::peer::Peer,
     tenancy::compile::{CompiledRoute, CompiledTenant},
 };
 
@@ -47,36 +51,33 @@ enum Plan {
     Refuse(Refusal),
 }
 
-/// `true`: the request was answered here.
-pub(super) async fn answer(
+/// Whether what is stored answers the request, or what the cache wants of the origin.
+pub(super) fn decide(
     shared: &Shared,
     worker: usize,
-    session: &mut Session,
+    downstream: &impl Downstream,
     ctx: &mut RequestContext,
     tenant: &CompiledTenant,
     route: &CompiledRoute,
     cache: &CompiledCache,
-) -> Result<bool> {
-    match plan(shared, worker, session, ctx, tenant, route, cache) {
+) -> Result<Decision, Refusal> {
+    match plan(shared, worker, downstream, ctx, tenant, route, cache) {
         Plan::Serve(stored, status) => {
             ctx.cache.status = Some(status);
-            // Boxed, here and below, so that what an answer needs makes no room in the future of all.
-            Box::pin(serve(session, ctx, route, &stored)).await?;
-            Ok(true)
+            Ok(Decision::Serve(stored))
         }
         Plan::Fetch(fetch, forwarded) => {
             ctx.cache.status = Some(Status { forwarded: Some(forwarded), ..Status::default() });
             ctx.cache.fetch = Some(fetch);
-            Ok(false)
+            Ok(Decision::Proxy)
         }
         Plan::PassBy(forwarded) => {
             ctx.cache.status = Some(Status { forwarded: Some(forwarded), ..Status::default() });
-            Ok(false)
+            Ok(Decision::Proxy)
         }
         Plan::Refuse(refusal) => {
             ctx.cache.status = Some(Status::default());
-            Box::pin(respond::refuse(shared, session, ctx, &refusal)).await?;
-            Ok(true)
+            Err(refusal)
         }
     }
 }
@@ -84,13 +85,13 @@ pub(super) async fn answer(
 fn plan(
     shared: &Shared,
     worker: usize,
-    session: &Session,
+    downstream: &impl Downstream,
     ctx: &RequestContext,
     tenant: &CompiledTenant,
     route: &CompiledRoute,
     cache: &CompiledCache,
 ) -> Plan {
-    let request = session.req_header();
+    let request = downstream.head();
     if !cache_request::is_cacheable_method(&request.method) {
         return Plan::PassBy(Forwarded::Method);
     }
@@ -106,7 +107,7 @@ fn plan(
     let forwarded = route.policies.auth.forward_credential.then(|| tenant.auth.credential_headers());
     let identified =
         cache_request::is_identified(ctx.principal.as_deref(), &request.headers, forwarded.unwrap_or_default());
-    let (secure, trusted) = scheme(session);
+    let (secure, trusted) = scheme(downstream);
     let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
     let origin = Origin {
         tenant: tenant.config.id.as_str(),
@@ -129,7 +130,7 @@ fn plan(
             Reuse::Refresh => {
                 let status = Status::hit(stored.rules.remaining(now));
                 if stored.begin_refresh() {
-                    refresh(shared, worker, session, ctx, &origin, &key, &stored);
+                    refresh(shared, worker, request, ctx, &origin, &key, &stored);
                 }
                 return Plan::Serve(stored, status);
             }
@@ -161,9 +162,9 @@ fn plan(
 }
 
 /// Whether the client speaks TLS, with the gateway or with a proxy that is believed; and whether there is such a proxy.
-pub(super) fn scheme(session: &Session) -> (bool, bool) {
-    let Some(peer) = Peer::of(session) else { return (false, false) };
-    let told = || session.req_header().headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
+pub(super) fn scheme(downstream: &impl Downstream) -> (bool, bool) {
+    let Some(peer) = downstream.peer() else { return (false, false) };
+    let told = || downstream.head().headers.get(X_FORWARDED_PROTO).is_some_and(|proto| proto == "https");
     (peer.tls.is_some() || peer.trusted && told(), peer.trusted)
 }
 
@@ -171,13 +172,12 @@ pub(super) fn scheme(session: &Session) -> (bool, bool) {
 fn refresh(
     shared: &Shared,
     worker: usize,
-    session: &Session,
+    request: &RequestHeader,
     ctx: &RequestContext,
     origin: &Origin<'_>,
     key: &KeyBytes,
     stored: &Arc<Stored>,
 ) {
-    let request = session.req_header();
     let place = Place {
         key: key.as_slice().into(),
         resource: cache_request::resource(request, origin.host),
@@ -199,12 +199,9 @@ fn refresh(
 
 /// Sends what is stored to a client whose request could not be sent to the origin.
 pub(super) async fn serve_stale(session: &mut Session, ctx: &mut RequestContext) -> Result<()> {
-    let entry = ctx.tenant.clone();
-    let route = ctx.route.and_then(|index| entry.as_deref()?.compiled().routes.get(index));
-    let stored = ctx.cache.fetch.as_ref().and_then(|fetch| fetch.stored.clone());
-    let (Some(route), Some(stored)) = (route, stored) else { return Ok(()) };
+    let Some(stored) = ctx.cache.fetch.as_ref().and_then(|fetch| fetch.stored.clone()) else { return Ok(()) };
     note_stale(ctx, None);
-    serve(session, ctx, route, &stored).await
+    serve(session, ctx, &stored).await
 }
 
 /// The client gets what is stored, since the origin has failed.
@@ -264,19 +261,9 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
 }
 
 /// Sends what is stored, or what of it the client has not got yet.
-async fn serve(session: &mut Session, ctx: &mut RequestContext, route: &CompiledRoute, stored: &Stored) -> Result<()> {
-    let mut parts = http::Response::new(()).into_parts().0;
-    let mut body = compose(session.req_header(), &mut parts, route, stored, ctx.started_at.into());
-    response::change(session, &mut parts, ctx);
+pub(super) async fn serve(session: &mut Session, ctx: &mut RequestContext, stored: &Stored) -> Result<()> {
+    let (parts, body) = answer(session, ctx, stored)?;
     let has_body = respond::may_have_body(session.req_header(), parts.status);
-    if has_body {
-        response_body::filter(session, &mut body, true, ctx)?;
-    } else {
-        body = None;
-    }
-    if let Some(body) = &body {
-        offer_file(session, route, stored, body);
-    }
     let is_last = body.as_ref().is_none_or(Bytes::is_empty);
     session.write_response_header(Box::new(parts.into()), is_last).await?;
     if !is_last {
@@ -288,13 +275,35 @@ async fn serve(session: &mut Session, ctx: &mut RequestContext, route: &Compiled
     Ok(())
 }
 
+/// The whole answer that a client gets of what is stored.
+pub(super) fn answer(
+    downstream: &mut impl Downstream,
+    ctx: &mut RequestContext,
+    stored: &Stored,
+) -> Result<(Parts, Option<Bytes>)> {
+    let mut parts = http::Response::new(()).into_parts().0;
+    let entry = ctx.tenant.clone();
+    let route = ctx.route.and_then(|index| entry.as_deref()?.compiled().routes.get(index));
+    let mut body = compose(downstream.head(), &mut parts, route, stored, ctx.started_at.into());
+    response::change(downstream, &mut parts, ctx);
+    if respond::may_have_body(downstream.head(), parts.status) {
+        response_body::filter(downstream, &mut body, true, ctx)?;
+    } else {
+        body = None;
+    }
+    if let (Some(body), Some(route)) = (&body, route) {
+        offer_file(downstream, route, stored, body);
+    }
+    Ok((parts, body))
+}
+
 /// A stored body that goes out as it is, to a client whom nothing but TCP lies before, may be sent from its file.
-fn offer_file(session: &Session, route: &CompiledRoute, stored: &Stored, body: &Bytes) {
-    let (Some(peer), Some(cache)) = (Peer::of(session), &route.cache) else { return };
+fn offer_file(downstream: &impl Downstream, route: &CompiledRoute, stored: &Stored, body: &Bytes) {
+    let (Some(peer), Some(cache)) = (downstream.peer(), &route.cache) else { return };
     let is_stored = body.as_ptr() == stored.body.as_ptr() && body.len() == stored.body.len();
     if is_stored
         && peer.tls.is_none()
-        && session.req_header().version != http::Version::HTTP_2
+        && downstream.head().version != http::Version::HTTP_2
         && let Some(twin) = stored.twin(cache.partition.storage())
     {
         peer.set_twin(Some(twin));
@@ -305,7 +314,7 @@ fn offer_file(session: &Session, route: &CompiledRoute, stored: &Stored, body: &
 fn compose(
     request: &RequestHeader,
     parts: &mut Parts,
-    route: &CompiledRoute,
+    route: Option<&CompiledRoute>,
     stored: &Stored,
     now: Timestamp,
 ) -> Option<Bytes> {
@@ -317,7 +326,7 @@ fn compose(
         validation::without_content(&mut parts.headers);
         return None;
     }
-    if stored.status == StatusCode::OK && request.method == Method::GET && serves_parts(route) {
+    if stored.status == StatusCode::OK && request.method == Method::GET && route.is_some_and(serves_parts) {
         match range::parts(&request.headers, &stored.headers, stored.body.len()) {
             range::Parts::Whole => {}
             range::Parts::Some(ranges) => {

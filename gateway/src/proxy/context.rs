@@ -10,6 +10,7 @@ use http::{HeaderMap, StatusCode};
 use seiketsu_identity::principal::Principal;
 use seiketsu_limits::shedding;
 
+use super::fast_path::Progress;
 use crate::{
     cache::request::CacheContext,
     limits::check::Limited,
@@ -31,6 +32,7 @@ use crate::{
 
 /// One request, from its head to its line in the access log.
 pub(crate) struct RequestContext {
+    pub(crate) progress: Progress,
     pub(crate) started: Instant,
     pub(crate) started_at: SystemTime,
     pub(crate) request_id: RequestId,
@@ -115,6 +117,7 @@ pub(crate) struct Exchange {
 impl RequestContext {
     pub(crate) fn new() -> Self {
         Self {
+            progress: Progress::default(),
             started: Instant::now(),
             started_at: SystemTime::now(),
             request_id: RequestId::default(),

@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use seiketsu_config::forwarded;
 use seiketsu_identity::forged::{self, is_spelled};
 
-use super::{RequestContext, Shared, context, parts};
+use super::{Downstream, RequestContext, Shared, context};
 use crate::{fields, server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -20,39 +20,21 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A client that sends nothing of its body is waited for no longer.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
 
-pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) {
-    let Some(peer) = Peer::of(session) else {
+pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut Box<RequestContext>) {
+    match Peer::of(session).map(Peer::take_begun) {
         // A request of the cache's own.
-        ctx.request_id = RequestId::generate(ctx.started_at);
-        return;
-    };
-    let (client, trusted) = (peer.ip(), peer.trusted);
-    ctx.client = if trusted { forwarded_for(&session.req_header().headers, client, shared) } else { client };
+        None => {
+            ctx.request_id = RequestId::generate(ctx.started_at);
+            return;
+        }
+        Some(Some(begun)) => begun.go_on(session, ctx),
+        Some(None) => identify(shared, session, ctx),
+    }
     let downstream = session.as_downstream_mut();
     let is_http2 = downstream.req_header().version == Version::HTTP_2;
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
     downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);
-    parts::change_request(downstream.req_header_mut(), |request| {
-        let upgrades = fields::has(&request.headers, &header::UPGRADE);
-        ctx.websocket = upgrades && is_websocket(request);
-        let fields = &mut request.headers;
-        let sent = trusted.then(|| sent_request_id(fields)).flatten();
-        ctx.request_id = sent.unwrap_or_else(|| RequestId::generate(ctx.started_at));
-        ctx.trace = shared.tracer.begin(fields);
-        ctx.grpc = request.method == Method::POST && context::is_grpc(fields);
-        if upgrades && !ctx.websocket {
-            // To Pingora the field alone is an upgrade; nothing else is passed on.
-            fields.remove(header::UPGRADE);
-        }
-        ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(fields);
-        for name in forged::forged_headers(fields) {
-            fields.remove(name);
-        }
-        for name in foreign_forwarding(fields, trusted) {
-            fields.remove(name);
-        }
-    });
     // The silence of a WebSocket or of a gRPC stream is not a slow body. Neither is to be had by a word in the
     // head: the one needs an upgrade, the other HTTP/2.
     let may_pause = ctx.websocket || ctx.grpc && is_http2;
@@ -63,6 +45,32 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCo
     }
     if may_pause && let Some(peer) = Peer::of(session) {
         peer.watch.body_ended();
+    }
+}
+
+/// Finds out who the client is, and takes from the head what it may not claim.
+pub(super) fn identify(shared: &Shared, downstream: &mut impl Downstream, ctx: &mut RequestContext) {
+    let Some(peer) = downstream.peer() else { return };
+    let (client, trusted) = (peer.ip(), peer.trusted);
+    ctx.client = if trusted { forwarded_for(&downstream.head().headers, client, shared) } else { client };
+    let request = downstream.head();
+    let fields = &request.headers;
+    let upgrades = fields::has(fields, &header::UPGRADE);
+    ctx.websocket = upgrades && is_websocket(request);
+    let sent = trusted.then(|| sent_request_id(fields)).flatten();
+    ctx.request_id = sent.unwrap_or_else(|| RequestId::generate(ctx.started_at));
+    ctx.trace = shared.tracer.begin(fields);
+    ctx.grpc = request.method == Method::POST && context::is_grpc(fields);
+    ctx.may_be_quiet = ctx.grpc || ctx.websocket || accepts_event_stream(fields);
+    let mut removed = forged::forged_headers(fields);
+    removed.append(&mut foreign_forwarding(fields, trusted));
+    if upgrades && !ctx.websocket {
+        // To Pingora the field alone is an upgrade; nothing else is passed on.
+        removed.push(header::UPGRADE);
+    }
+    downstream.forget_case();
+    for name in removed {
+        downstream.head_mut().remove_header(&name);
     }
 }
 

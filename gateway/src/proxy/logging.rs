@@ -3,15 +3,13 @@
 use std::time::{Duration, Instant};
 
 use pingora_core::{Error, ErrorSource};
-use pingora_proxy::Session;
 use seiketsu_cache::status::Forwarded;
 use seiketsu_identity::principal::Principal;
 
-use super::{RequestContext, Shared, request};
+use super::{Downstream, RequestContext, Shared, request};
 use crate::{
     cache::background::{Fetched, Internal},
     limits::check::Limited,
-    server::peer::Peer,
     telemetry::{
         access_log::{AccessRecord, LimitRecord, UpstreamRecord},
         metrics::{Attempt, CacheResult, Outcome, RouteSlot},
@@ -22,11 +20,11 @@ use crate::{
 /// A WebSocket lasts as long as its client likes: its latency is none.
 const SWITCHING_PROTOCOLS: u16 = 101;
 
-pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Error>, ctx: &mut RequestContext) {
+pub(super) fn finish(shared: &Shared, downstream: &impl Downstream, error: Option<&Error>, ctx: &mut RequestContext) {
     if let Some(mut internal) = ctx.cache.internal.take() {
         return finish_of_cache(ctx, &mut internal);
     }
-    if let Some(peer) = Peer::of(session) {
+    if let Some(peer) = downstream.peer() {
         peer.watch.disarm();
         peer.set_twin(None);
     }
@@ -34,8 +32,8 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     ctx.exchange.permit = None;
     ctx.admitted = None;
     let duration = ctx.started.elapsed();
-    let status = session.response_written().map_or(0, |response| response.status.as_u16());
-    let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
+    let status = downstream.answered().map_or(0, |status| status.as_u16());
+    let (bytes_in, bytes_out) = (downstream.body_received(), downstream.body_sent());
     let asked_upstream = ctx.exchange.first_attempt_at;
     let upstream_time = asked_upstream.map(|at| ctx.exchange.headers_after.unwrap_or_else(|| at.elapsed()));
     let tenant = ctx.tenant();
@@ -84,7 +82,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
     if !logged && !ctx.trace.is_recorded() {
         return;
     }
-    let request = session.req_header();
+    let request = downstream.head();
     let text = |name| request.headers.get(name).map_or(&b""[..], http::HeaderValue::as_bytes);
     let record = AccessRecord {
         started: ctx.started_at,
@@ -99,7 +97,7 @@ pub(super) fn finish(shared: &Shared, session: &mut Session, error: Option<&Erro
         host: request::request_host(request).unwrap_or_default(),
         path: request.uri.path().as_bytes(),
         protocol: request.version,
-        tls: Peer::of(session).and_then(|peer| peer.tls.as_ref()).map_or("", |tls| tls.version),
+        tls: downstream.peer().and_then(|peer| peer.tls.as_ref()).map_or("", |tls| tls.version),
         status,
         bytes_in,
         bytes_out,

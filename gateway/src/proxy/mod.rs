@@ -4,8 +4,10 @@
 mod cache;
 mod cache_hit;
 mod context;
+mod downstream;
 mod early_request;
 mod failure;
+pub(crate) mod fast_path;
 mod logging;
 mod parts;
 mod request;
@@ -32,6 +34,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Sess
 use seiketsu_limits::shedding::Shedder;
 
 pub(crate) use self::context::RequestContext;
+pub(crate) use self::downstream::Downstream;
 pub(crate) use self::parts::{change_request, change_response};
 pub(crate) use self::shared::{Shared, SharedError, identity};
 use crate::upstream::joining::Joining;

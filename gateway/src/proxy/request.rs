@@ -6,11 +6,12 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
+use seiketsu_cache::stored::Stored;
 use seiketsu_config::policy::ValidationMode;
 use seiketsu_identity::{assertion::JWKS_PATH, failure::AuthFailure};
 use seiketsu_limits::shedding::{Shed, Shedder};
 
-use super::{RequestContext, Shared, cache, context::RequestBody};
+use super::{Downstream, RequestContext, Shared, cache, context::RequestBody, fast_path::Progress, upstream_peer};
 use crate::{
     cache::background,
     fields,
@@ -20,7 +21,6 @@ use crate::{
     },
     policy::{Refusal, body_transform::Body, cors::Preflight, json_body, validation::Request as RequestToValidate},
     respond::{self, problem::ProblemKind},
-    server::peer::Peer,
     tenancy::{
         compile::{CompiledRoute, CompiledTenant},
         path,
@@ -32,10 +32,12 @@ use crate::{
 const MAX_READ_BODY: usize = 64 << 10;
 
 /// What becomes of a request.
-enum Decision {
+pub(crate) enum Decision {
     Proxy,
     /// Answered by the gateway itself, with these headers and body.
     Answer(StatusCode, Vec<(http::HeaderName, HeaderValue)>, bytes::Bytes),
+    /// From what is stored.
+    Serve(Arc<Stored>),
 }
 
 /// `true`: the request was answered here.
@@ -49,22 +51,22 @@ pub(super) async fn filter(
     if let Some(internal) = background::take(session) {
         return Ok(!cache::internal(shared, session, ctx, internal));
     }
-    let decision = match decide(shared, shedder, session, ctx) {
-        Ok(Decision::Proxy) => admit(shared, session, ctx).await?,
-        other => other,
+    let decision = match std::mem::take(&mut ctx.progress) {
+        Progress::Arrived => match decide(shared, shedder, session, ctx) {
+            Ok(Decision::Proxy) => admit_with_body(shared, worker, session, ctx).await?,
+            other => other,
+        },
+        Progress::Decided => admit_with_body(shared, worker, session, ctx).await?,
+        Progress::Judged(decision) => decision,
     };
     match decision {
-        Ok(Decision::Proxy) => {
-            let Some(entry) = ctx.tenant.clone() else { return Ok(false) };
-            let tenant = entry.compiled();
-            let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(false) };
-            match &route.cache {
-                None => Ok(false),
-                Some(cache) => cache::answer(shared, worker, session, ctx, tenant, route, cache).await,
-            }
+        Ok(Decision::Proxy) => Ok(false),
+        Ok(Decision::Serve(stored)) => {
+            // Boxed, here and below, so that what an answer needs makes no room in the future of all.
+            Box::pin(cache::serve(session, ctx, &stored)).await?;
+            Ok(true)
         }
         Ok(Decision::Answer(status, headers, body)) => {
-            // Boxed, here and below, so that what few requests need makes no room in the future of all.
             Box::pin(respond::answer(shared, session, ctx, status, headers, body)).await?;
             Ok(true)
         }
@@ -76,18 +78,18 @@ pub(super) async fn filter(
 }
 
 /// Everything that can be decided from the head alone, without waiting.
-fn decide(
+pub(super) fn decide(
     shared: &Shared,
     shedder: Option<&Arc<Shedder>>,
-    session: &mut Session,
+    downstream: &mut impl Downstream,
     ctx: &mut RequestContext,
 ) -> Result<Decision, Refusal> {
-    find_tenant(shared, session, ctx)?;
+    find_tenant(shared, downstream, ctx)?;
     // In HTTP/1 they were counted before anything was parsed.
-    if session.req_header().headers.len() > usize::from(shared.node.protection.max_header_fields) {
+    if downstream.head().headers.len() > usize::from(shared.node.protection.max_header_fields) {
         return Err(Refusal::new(ProblemKind::HeadersTooLarge, "The request has too many header fields."));
     }
-    let request = session.req_header();
+    let request = downstream.head();
     // The answer would hold what the gateway adds for the upstream's eyes (RFC 9110 §9.3.8).
     if request.method == Method::TRACE {
         return Err(Refusal::new(ProblemKind::MethodNotAllowed, "TRACE is not supported."));
@@ -96,10 +98,10 @@ fn decide(
         let detail = "Content-Length and Transfer-Encoding are written with a hyphen.";
         return Err(Refusal::new(ProblemKind::BadRequest, detail));
     }
-    normalise_path(session)?;
+    normalise_path(downstream)?;
     let Some(entry) = ctx.tenant.clone() else { return Err(Refusal::new(ProblemKind::Internal, "")) };
     let tenant = entry.compiled();
-    let request = session.req_header();
+    let request = downstream.head();
     if fields::get(&request.headers, &header::EXPECT)
         .is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
     {
@@ -174,20 +176,19 @@ pub(super) fn find_route(shared: &Shared, session: &mut Session, ctx: &mut Reque
     Ok(())
 }
 
-/// Who is calling, and whether the body is what the route wants.
-async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<Result<Decision, Refusal>> {
+/// Who is calling, whether the body is what the route wants, and what is stored.
+async fn admit_with_body(
+    shared: &Shared,
+    worker: usize,
+    session: &mut Session,
+    ctx: &mut RequestContext,
+) -> Result<Result<Decision, Refusal>> {
     let (Some(entry), Some(index)) = (ctx.tenant.clone(), ctx.route) else {
         return Ok(Err(Refusal::new(ProblemKind::Internal, "")));
     };
     let tenant = entry.compiled();
     let Some(route) = tenant.routes.get(index) else { return Ok(Err(Refusal::new(ProblemKind::Internal, ""))) };
-    if let Err(refusal) = limit_address(shared, ctx, route).await {
-        return Ok(Err(refusal));
-    }
-    if let Err(failure) = authenticate(session, ctx, tenant, route).await {
-        return Ok(Err(unauthenticated(&failure)));
-    }
-    if let Err(refusal) = limit_caller(shared, session, ctx, tenant, route).await {
+    if let Err(refusal) = admit(shared, session, ctx, tenant, route).await {
         return Ok(Err(refusal));
     }
     if route.looks_at_body()
@@ -195,21 +196,53 @@ async fn admit(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
     {
         return Ok(Err(refusal));
     }
-    ctx.weight = Some(route.limits.cost);
-    super::upstream_peer::choose_pool(session, ctx, route);
-    Ok(Ok(Decision::Proxy))
+    Ok(look_up(shared, worker, session, ctx, tenant, route))
 }
 
-fn find_tenant(shared: &Shared, session: &mut Session, ctx: &mut RequestContext) -> Result<(), Refusal> {
-    let request = session.req_header();
+/// Who is calling, and whether the limits let it.
+pub(super) async fn admit(
+    shared: &Shared,
+    downstream: &impl Downstream,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+) -> Result<(), Refusal> {
+    limit_address(shared, ctx, route).await?;
+    authenticate(downstream, ctx, tenant, route).await.map_err(|failure| unauthenticated(&failure))?;
+    limit_caller(shared, downstream, ctx, tenant, route).await
+}
+
+/// All checks are passed: where the request goes, if what is stored does not answer it.
+pub(super) fn look_up(
+    shared: &Shared,
+    worker: usize,
+    downstream: &impl Downstream,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+) -> Result<Decision, Refusal> {
+    ctx.weight = Some(route.limits.cost);
+    upstream_peer::choose_pool(downstream, ctx, route);
+    match &route.cache {
+        None => Ok(Decision::Proxy),
+        Some(cache) => cache::decide(shared, worker, downstream, ctx, tenant, route, cache),
+    }
+}
+
+fn find_tenant(shared: &Shared, downstream: &mut impl Downstream, ctx: &mut RequestContext) -> Result<(), Refusal> {
+    let request = downstream.head();
     let bad_host = || Refusal::new(ProblemKind::BadRequest, "The Host field is missing or is not a host name.");
     let host = request_host(request).ok_or_else(bad_host)?;
-    let tenant = shared.live.find(host).map_err(|_| bad_host())?;
+    // The fast path has looked for it already.
+    let tenant = match ctx.tenant.take() {
+        None => shared.live.find(host).map_err(|_| bad_host())?,
+        found => found,
+    };
     let Some(tenant) = tenant else {
         return Err(Refusal::new(ProblemKind::UnknownHost, "No API is served under this host."));
     };
     // A connection whose certificate was checked for one tenant must not carry requests for another.
-    let named = Peer::of(session).and_then(|peer| peer.tls.as_ref()?.server_name.as_deref());
+    let named = downstream.peer().and_then(|peer| peer.tls.as_ref()?.server_name.as_deref());
     if let Some(named) = named
         && !same_host(named, host)
     {
@@ -224,7 +257,7 @@ fn find_tenant(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
             None => {}
         }
     } else if named.is_none() {
-        let tls = Peer::of(session).is_some_and(|peer| peer.tls.is_some());
+        let tls = downstream.peer().is_some_and(|peer| peer.tls.is_some());
         let compiled = tenant.compiled();
         if tls && compiled.asks_for_client_certificate || compiled.requires_client_certificate {
             return Err(Refusal::new(
@@ -233,7 +266,7 @@ fn find_tenant(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
             ));
         }
     }
-    check_verification(session, tenant.compiled())?;
+    check_verification(downstream, tenant.compiled())?;
     ctx.in_flight = Some(tenant.compiled().metrics.begin());
     ctx.tenant = Some(tenant);
     Ok(())
@@ -241,14 +274,14 @@ fn find_tenant(shared: &Shared, session: &mut Session, ctx: &mut RequestContext)
 
 /// Refuses what comes on a connection whose client was verified in another way than the tenant does it now: for another
 /// tenant, by other authorities, or not at all. What was found out then says nothing any more.
-fn check_verification(session: &mut Session, tenant: &CompiledTenant) -> Result<(), Refusal> {
-    let Some(peer) = Peer::of(session) else { return Ok(()) };
+fn check_verification(downstream: &mut impl Downstream, tenant: &CompiledTenant) -> Result<(), Refusal> {
+    let Some(peer) = downstream.peer() else { return Ok(()) };
     let present = tenant.tls.as_ref().and_then(|tls| Some(tls.verified()?.1));
     if peer.tls.as_ref().is_none_or(|tls| tls.verification == present) {
         return Ok(());
     }
     peer.outdate();
-    session.as_downstream_mut().set_keepalive(None);
+    downstream.close_after();
     let detail = "How this host verifies its clients has changed; it needs a new connection.";
     Err(Refusal::new(ProblemKind::Misdirected, detail))
 }
@@ -268,8 +301,8 @@ fn same_host(server_name: &str, host: &[u8]) -> bool {
 }
 
 /// One form of the path for everything behind: matching, access control, upstream.
-fn normalise_path(session: &mut Session) -> Result<(), Refusal> {
-    let request = session.req_header();
+fn normalise_path(downstream: &mut impl Downstream) -> Result<(), Refusal> {
+    let request = downstream.head();
     let rewritten = {
         let raw = request.raw_path();
         if raw == b"*" {
@@ -285,9 +318,9 @@ fn normalise_path(session: &mut Session) -> Result<(), Refusal> {
         })
     };
     if let Some(target) = rewritten {
-        let uri = respond::uri_with_target(&session.req_header().uri, &target)
+        let uri = respond::uri_with_target(&downstream.head().uri, &target)
             .map_err(|_| Refusal::new(ProblemKind::BadRequest, "The path is not one."))?;
-        session.req_header_mut().set_uri(uri);
+        downstream.head_mut().set_uri(uri);
     }
     Ok(())
 }
@@ -307,15 +340,14 @@ fn preflight_method(request: &RequestHeader) -> Option<Method> {
 }
 
 async fn authenticate(
-    session: &Session,
+    downstream: &impl Downstream,
     ctx: &mut RequestContext,
     tenant: &CompiledTenant,
     route: &CompiledRoute,
 ) -> Result<(), AuthFailure> {
-    let certificate = Peer::of(session).and_then(|peer| peer.tls.as_ref()?.certificate.clone());
+    let certificate = downstream.peer().and_then(|peer| peer.tls.as_ref()?.certificate.as_deref());
     let auth = &route.policies.auth;
-    let principal =
-        tenant.auth.authenticate(&session.req_header().headers, certificate.as_deref(), &auth.accept).await?;
+    let principal = tenant.auth.authenticate(&downstream.head().headers, certificate, &auth.accept).await?;
     tenant.auth.authorise(&principal, &auth.scopes, &auth.roles)?;
     ctx.principal = Some(principal);
     Ok(())
@@ -331,16 +363,13 @@ async fn limit_address(shared: &Shared, ctx: &mut RequestContext, route: &Compil
 /// Whether all other limits that apply admit it.
 async fn limit_caller(
     shared: &Shared,
-    session: &Session,
+    downstream: &impl Downstream,
     ctx: &mut RequestContext,
     tenant: &CompiledTenant,
     route: &CompiledRoute,
 ) -> Result<(), Refusal> {
-    let asking = Asking {
-        principal: ctx.principal.as_deref(),
-        headers: &session.req_header().headers,
-        websocket: ctx.websocket,
-    };
+    let asking =
+        Asking { principal: ctx.principal.as_deref(), headers: &downstream.head().headers, websocket: ctx.websocket };
     let limits = tenant.limits.as_ref();
     let checked = check::check_caller(&shared.limits, limits, &route.limits, asking, &mut ctx.limited).await;
     checked.map_err(|reason| told::refusal(ctx.limited.as_ref(), reason))

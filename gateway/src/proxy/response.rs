@@ -8,7 +8,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{RequestContext, change_response, request};
+use super::{Downstream, RequestContext, change_response, request};
 use crate::{policy::compression, respond};
 
 /// Request id, limits, what the cache says, CORS, security headers.
@@ -26,7 +26,7 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
 }
 
 /// What the client gets of a head, whether it comes from an upstream or from the cache.
-pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut RequestContext) {
+pub(super) fn change(downstream: &mut impl Downstream, response: &mut Parts, ctx: &mut RequestContext) {
     let Some(entry) = ctx.tenant.clone() else { return };
     let tenant = entry.compiled();
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return };
@@ -44,7 +44,7 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
             fields.insert(header::AGE, HeaderValue::from(stored.rules.age(SystemTime::now().into())));
         }
         // Pingora asks for a whole response also where the client wants a head alone.
-        ctx.cache.head_only = !respond::may_have_body(session.req_header(), response.status);
+        ctx.cache.head_only = !respond::may_have_body(downstream.head(), response.status);
     }
     policies.response_headers.apply(fields);
     if let Some(versions) = &tenant.versions
@@ -58,11 +58,11 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
     if let Some(cors) = &policies.cors {
         cors.remove_foreign(fields);
     }
-    respond::common_headers(session, ctx, policies, fields);
+    respond::common_headers(downstream, ctx, policies, fields);
     if response.status == StatusCode::SWITCHING_PROTOCOLS {
         return;
     }
-    let has_body = respond::may_have_body(session.req_header(), response.status);
+    let has_body = respond::may_have_body(downstream.head(), response.status);
     // What could not be transformed does not come as far as this.
     if policies.response_body.is_some() && fields.get(header::CONTENT_TYPE).is_some_and(request::is_json_type) {
         fields.remove(header::CONTENT_ENCODING);
@@ -71,18 +71,18 @@ pub(super) fn change(session: &mut Session, response: &mut Parts, ctx: &mut Requ
         fields.remove(header::ETAG);
         if has_body {
             ctx.response_body.collected = Some(Vec::new());
-            chunked(session, fields);
+            chunked(downstream, fields);
         }
     }
     if let Some(policy) = &policies.compression {
-        let accepted = compression::AcceptedEncodings::of(&session.req_header().headers);
-        ctx.response_body.encoder = policy.apply(accepted, &session.req_header().method, response);
+        let accepted = compression::AcceptedEncodings::of(&downstream.head().headers);
+        ctx.response_body.encoder = policy.apply(accepted, &downstream.head().method, response);
         if ctx.response_body.encoder.is_some() {
-            chunked(session, &mut response.headers);
+            chunked(downstream, &mut response.headers);
         }
     }
-    if has_body && session.req_header().version == Version::HTTP_10 {
-        end_with_connection(session, &mut response.headers);
+    if has_body && downstream.head().version == Version::HTTP_10 {
+        end_with_connection(downstream, &mut response.headers);
     }
 }
 
@@ -105,16 +105,16 @@ fn only_hints(response: &mut ResponseHeader) -> Result<()> {
 }
 
 /// HTTP/1.0 knows no chunks (RFC 9112 §7.1): a body of unknown length ends with the connection.
-fn end_with_connection(session: &mut Session, fields: &mut HeaderMap) {
+fn end_with_connection(downstream: &mut impl Downstream, fields: &mut HeaderMap) {
     fields.remove(header::TRANSFER_ENCODING);
     if !fields.contains_key(header::CONTENT_LENGTH) {
-        session.set_keepalive(None);
+        downstream.close_after();
     }
 }
 
 /// A body whose length is not known in advance: chunked in HTTP/1.1.
-fn chunked(session: &Session, fields: &mut HeaderMap) {
-    if session.req_header().version == Version::HTTP_11 {
+fn chunked(downstream: &impl Downstream, fields: &mut HeaderMap) {
+    if downstream.head().version == Version::HTTP_11 {
         fields.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }

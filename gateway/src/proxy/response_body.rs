@@ -6,22 +6,19 @@ use bytes::Bytes;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
 
-use super::RequestContext;
-use crate::{
-    policy::body_transform::{Body as TransformedBody, TransformFailure},
-    server::peer::Peer,
-};
+use super::{Downstream, RequestContext};
+use crate::policy::body_transform::{Body as TransformedBody, TransformFailure};
 
 /// Larger bodies are not transformed; the exchange is broken off, since half of one cannot be.
 const MAX_TRANSFORMED: usize = 1 << 20;
 
 pub(super) fn filter(
-    session: &Session,
+    downstream: &impl Downstream,
     body: &mut Option<Bytes>,
     end_of_stream: bool,
     ctx: &mut RequestContext,
 ) -> Result<Option<Duration>> {
-    if let Some(peer) = Peer::of(session) {
+    if let Some(peer) = downstream.peer() {
         peer.watch.progress();
     }
     if ctx.cache.head_only {

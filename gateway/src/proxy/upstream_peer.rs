@@ -11,7 +11,7 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_config::{policy::Timeouts, tenant::HashKey};
 
-use super::{RequestContext, Shared, cache};
+use super::{Downstream, RequestContext, Shared, cache};
 use crate::{
     policy::Refusal,
     respond::problem::ProblemKind,
@@ -21,10 +21,9 @@ use crate::{
 };
 
 /// Decides between the route's upstream and its canary.
-pub(super) fn choose_pool(session: &Session, ctx: &mut RequestContext, route: &CompiledRoute) {
+pub(super) fn choose_pool(downstream: &impl Downstream, ctx: &mut RequestContext, route: &CompiledRoute) {
     if let Some(canary) = &route.canary {
-        let request = session.req_header();
-        let (chosen, set_cookie) = canary_side(canary, request, || cache::scheme(session).0);
+        let (chosen, set_cookie) = canary_side(canary, downstream.head(), || cache::scheme(downstream).0);
         if let Some(cookie) = set_cookie {
             ctx.sticky_cookie = Some(cookie);
         }

@@ -17,8 +17,7 @@ use self::problem::{Problem, ProblemKind};
 use crate::{
     limits::told,
     policy::Refusal,
-    proxy::{RequestContext, Shared},
-    server::peer::Peer,
+    proxy::{Downstream, RequestContext, Shared},
     telemetry::request_id::RequestId,
     tenancy::compile::CompiledPolicies,
 };
@@ -95,7 +94,7 @@ pub(crate) async fn answer(
 
 /// What every response carries, whoever made it.
 pub(crate) fn common_headers(
-    session: &Session,
+    downstream: &impl Downstream,
     ctx: &RequestContext,
     policies: &CompiledPolicies,
     fields: &mut HeaderMap,
@@ -108,9 +107,9 @@ pub(crate) fn common_headers(
         status.write(fields);
     }
     if let Some(cors) = &policies.cors {
-        cors.apply(session.req_header().headers.get(header::ORIGIN), fields);
+        cors.apply(downstream.head().headers.get(header::ORIGIN), fields);
     }
-    let tls = Peer::of(session).is_some_and(|peer| peer.tls.is_some());
+    let tls = downstream.peer().is_some_and(|peer| peer.tls.is_some());
     policies.security_headers.apply(fields, tls);
 }
 

@@ -4,6 +4,8 @@
 //! another's request. So nothing ambiguous gets through: what a lenient parser would mend is refused
 //! here, with a reason, and the connection is closed. What passes means the same to every parser.
 
+use std::ops::Range;
+
 use super::{chunked::ChunkScanner, transport::Framing};
 
 /// What a head may measure. See [`seiketsu_config::node::Protection`].
@@ -106,6 +108,9 @@ pub struct Head {
     pub(crate) framing: Framing,
     /// For an absolute-form target: the bytes of it in front of the path.
     pub authority_form: Option<AbsoluteForm>,
+    /// Of the plainest requests: where the host stands, counted from `start`. They are a GET in HTTP/1.1 and origin
+    /// form, have no body, and ask for nothing of the connection but that it stays open.
+    pub plain_host: Option<Range<usize>>,
 }
 
 /// `http://host` in front of the path of an absolute-form target (RFC 9112 §3.2.2). It says the same as
@@ -129,18 +134,20 @@ pub struct HeadScanner {
     /// Up to where there is no line end.
     searched: usize,
     /// The range of the request target, once the request line is there.
-    target: Option<std::ops::Range<usize>>,
+    target: Option<Range<usize>>,
     http10: bool,
     options: bool,
     get: bool,
     fields: usize,
     length: Option<u64>,
     chunked: bool,
-    host: Option<std::ops::Range<usize>>,
+    host: Option<Range<usize>>,
     /// Fields named `Upgrade`, and whether one of them asks for a WebSocket.
     upgrades: usize,
     websocket: bool,
     connection_upgrade: bool,
+    /// A `Connection` field says something else than that it stays open.
+    connection_other: bool,
 }
 
 /// Empty lines in front of a request line that are tolerated.
@@ -167,6 +174,7 @@ impl HeadScanner {
             upgrades: 0,
             websocket: false,
             connection_upgrade: false,
+            connection_other: false,
         }
     }
 
@@ -273,6 +281,7 @@ impl HeadScanner {
             }
             10 if name.eq_ignore_ascii_case(b"connection") => {
                 self.connection_upgrade |= list_has(raw, b"upgrade");
+                self.connection_other |= !raw.trim_ascii().eq_ignore_ascii_case(b"keep-alive");
             }
             // With an underscore too: what reads headers as environment variables takes it for the real one.
             14 if is_named(name, b"content-length") => {
@@ -317,7 +326,16 @@ impl HeadScanner {
         } else {
             Framing::Length(self.length.unwrap_or(0))
         };
-        Ok(Head { start: self.start, end: self.line, framing, authority_form: self.target_form(bytes)? })
+        let authority_form = self.target_form(bytes)?;
+        let is_plain = self.get
+            && !self.http10
+            && authority_form.is_none()
+            && framing == Framing::Length(0)
+            && self.upgrades == 0
+            && !self.connection_other;
+        let host = self.host.clone().filter(|_| is_plain);
+        let plain_host = host.map(|host| host.start - self.start..host.end - self.start);
+        Ok(Head { start: self.start, end: self.line, framing, authority_form, plain_host })
     }
 
     fn target_form(&self, bytes: &[u8]) -> Result<Option<AbsoluteForm>, HeadError> {

@@ -31,7 +31,10 @@ use super::{
     transport::{Framing, Transport},
     worker::Worker,
 };
-use crate::respond::EarlyError;
+use crate::{
+    proxy::fast_path::{self, Outcome},
+    respond::EarlyError,
+};
 
 /// While draining, a client that has just connected or was just served may already be sending its next request: it gets this
 /// long to do so, and is answered with `Connection: close`, instead of running into a closed connection.
@@ -61,11 +64,26 @@ pub(super) async fn serve(
                 return refuse(&mut transport, worker, error.reason(), error.status(), &error.to_string()).await;
             }
         };
-        let prefix = match hand_over(&mut transport, bytes, &head) {
+        let mut prefix = match hand_over(&mut transport, bytes, &head) {
             Ok(prefix) => prefix,
             Err(error) => return refuse(&mut transport, worker, "chunk", 400, &error.to_string()).await,
         };
         requests_left = requests_left.saturating_sub(1);
+        if let (Some(host), Some(peer)) = (head.plain_host, Peer::from_digest(&digest))
+            && requests_left > 0
+            && let Some(tenant) = fast_path::caching_tenant(&worker.shared, &prefix[host])
+            && !*shutdown.borrow()
+        {
+            // Boxed, so that an idle connection holds no room for it.
+            match Box::pin(worker.fast_path(&mut transport, peer, tenant, prefix)).await {
+                Outcome::Answered => {
+                    idle.begin();
+                    continue;
+                }
+                Outcome::Broken => return,
+                Outcome::GoesOn(head) => prefix = head,
+            }
+        }
         let mut session = ServerSession::new_http1(transport as Stream);
         if requests_left == 0 {
             // So that the answer says it: what a session is told of keep-alive otherwise, the request overrides.

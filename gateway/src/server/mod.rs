@@ -155,6 +155,7 @@ impl Server {
         for (index, share) in shares.into_iter().enumerate() {
             let shedder = shared.shedders.get(index).cloned();
             let worker = Arc::new(Worker {
+                index,
                 proxy: Arc::new(http_proxy(&conf, Gateway::new(shared.clone(), shedder.clone(), index))),
                 shedder,
                 protection: Protection::new(node),

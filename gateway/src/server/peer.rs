@@ -20,7 +20,7 @@ use seiketsu_identity::certificate::ClientCertificate;
 use tokio::sync::Notify;
 
 use super::{transport::Transport, watch::Watch};
-use crate::tenancy::tls::Verification;
+use crate::{proxy::fast_path::Begun, tenancy::tls::Verification};
 
 /// What is known of a client's connection before any request.
 #[derive(Debug)]
@@ -119,6 +119,8 @@ pub(crate) struct Peer {
     kept: Kept,
     /// Of the stored body that is being sent.
     twin: Mutex<Option<Arc<Twin>>>,
+    /// The request whose session is being made.
+    begun: Mutex<Option<Begun>>,
 }
 
 /// Pingora gives a connection back after requests that went well, and drops it after all others. Where such a
@@ -131,12 +133,22 @@ struct Kept {
 
 impl Peer {
     pub(super) fn new(client: Arc<Client>, watch: Watch) -> Self {
-        Self { client, watch, kept: Kept::default(), twin: Mutex::new(None) }
+        Self { client, watch, kept: Kept::default(), twin: Mutex::new(None), begun: Mutex::new(None) }
     }
 
     /// What is sent of this body from now on may be sent from the file; none: of no body.
     pub(crate) fn set_twin(&self, twin: Option<Arc<Twin>>) {
         *self.twin.lock() = twin;
+    }
+
+    /// What the session that is made next goes on with.
+    pub(crate) fn put_begun(&self, begun: Begun) {
+        *self.begun.lock() = Some(begun);
+    }
+
+    /// Once.
+    pub(crate) fn take_begun(&self) -> Option<Begun> {
+        self.begun.lock().take()
     }
 
     /// The file in which these very bytes stand too, and where.

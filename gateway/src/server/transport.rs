@@ -53,6 +53,9 @@ use super::{
 /// Header and body of an answer leave together up to this size.
 const WRITE_BUFFER_BYTES: usize = 16 * 1024;
 
+/// What a small answer takes.
+const ANSWER_BYTES: usize = 2048;
+
 /// How much of a pipeline is read ahead while a request is being answered.
 const READ_AHEAD_BYTES: usize = 16 * 1024;
 
@@ -253,6 +256,12 @@ impl Transport {
         let overdue = frames.overdue();
         self.head_frames = Some(frames);
         overdue
+    }
+
+    /// The head of an answer that is there as a whole goes in here; what is written then follows it.
+    pub(crate) fn begin_answer(&mut self) -> &mut BytesMut {
+        self.unsent.reserve(ANSWER_BYTES);
+        &mut self.unsent
     }
 
     /// Reads whatever is there, regardless of framing. For heads, and before HTTP has begun.
@@ -553,7 +562,7 @@ impl AsyncWrite for Transport {
         if self.unsent.len() + data.len() <= WRITE_BUFFER_BYTES {
             if self.unsent.capacity() == 0 {
                 // One allocation for a small answer: its header comes first and is most of it.
-                self.unsent.reserve(data.len().max(2048));
+                self.unsent.reserve(data.len().max(ANSWER_BYTES));
             }
             self.unsent.extend_from_slice(data);
             return Poll::Ready(Ok(data.len()));

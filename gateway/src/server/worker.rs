@@ -11,6 +11,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use bytes::BytesMut;
 use http::Version;
 use ipnet::IpNet;
 use pingora_core::server::ShutdownWatch;
@@ -25,16 +26,21 @@ use super::{
     connection,
     head::HeadLimits,
     listener::Listener,
-    peer::Client,
+    peer::{Client, Peer},
     shutdown,
     tls::LiveTls,
+    transport::Transport,
     watch::Watch,
 };
 use crate::{
     cache::background::{self, Jobs},
-    proxy::{Gateway, Shared},
+    proxy::{
+        Gateway, Shared,
+        fast_path::{self, Outcome},
+    },
     respond::EarlyError,
     telemetry::{access_log::AccessRecord, metrics::ConnectionMetrics},
+    tenancy::{compile::CompiledTenant, snapshot::TenantEntry},
 };
 
 /// When the process or machine is out of file descriptors, accepting pauses for this long.
@@ -42,6 +48,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What every connection of a worker needs.
 pub(super) struct Worker {
+    pub(super) index: usize,
     pub(super) proxy: Arc<HttpProxy<Gateway>>,
     /// None where load shedding is off.
     pub(super) shedder: Option<Arc<Shedder>>,
@@ -138,6 +145,17 @@ impl Worker {
     /// For a new exchange.
     pub(super) fn watch(&self) -> Watch {
         Watch::new(self.protection.min_body_rate)
+    }
+
+    /// Serves a request without a session of Pingora's, if that can be done.
+    pub(super) async fn fast_path(
+        &self,
+        transport: &mut Transport,
+        peer: &Peer,
+        tenant: Arc<TenantEntry<CompiledTenant>>,
+        head: BytesMut,
+    ) -> Outcome {
+        fast_path::serve(&self.shared, self.shedder.as_ref(), self.index, transport, peer, tenant, head).await
     }
 
     pub(super) fn trusts(&self, peer: IpAddr) -> bool {

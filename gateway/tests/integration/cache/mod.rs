@@ -3,6 +3,7 @@
 //! | file | promises |
 //! |---|---|
 //! | `collapsing.rs` | one request for one thing at a time |
+//! | `fast_path.rs` | hits that need no session are answered as all others |
 //! | `freshness.rs` | how long a response is fresh |
 //! | `invalidation.rs` | what unsafe requests make invalid |
 //! | `isolation.rs` | never a foreign byte |
@@ -16,6 +17,7 @@
 //! | `variants.rs` | `Vary` |
 
 mod collapsing;
+mod fast_path;
 mod freshness;
 mod invalidation;
 mod isolation;

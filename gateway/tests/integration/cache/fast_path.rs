@@ -1,0 +1,162 @@
+//! The plainest requests are answered without a session of Pingora's; nobody can tell that from the answers, the
+//! counters or the logs.
+
+use super::counting;
+use crate::{
+    fixtures::{Stub, comes_true, demo, open, tenants},
+    support::{Gateway, Response},
+};
+
+/// What keeps a request off the fast path and changes nothing else.
+const OTHER: &str = "Connection: keep-alive, x\r\n";
+
+/// All that two answers to the same request have in common.
+fn comparable(answer: &Response) -> (u16, Vec<(String, String)>, Vec<u8>) {
+    let of_this_one = ["x-request-id", "date", "age", "ratelimit", "set-cookie"];
+    let fields = answer.head.lines().skip(1).filter_map(|line| line.split_once(": "));
+    let mut fields: Vec<(String, String)> = fields
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.split("; ttl=").next().unwrap_or_default().to_owned()))
+        .filter(|(name, _)| !of_this_one.contains(&name.as_str()))
+        .collect();
+    fields.sort();
+    let mut body = String::from_utf8_lossy(&answer.body).into_owned();
+    // Between parts stands a number drawn by lot.
+    for (_, value) in &mut fields {
+        if let Some((kind, boundary)) = value.split_once("; boundary=") {
+            body = body.replace(boundary, "");
+            *value = kind.to_owned();
+        }
+    }
+    // A problem names the request that it is about.
+    let body = body.split("\"instance\"").next().unwrap_or_default().as_bytes().to_vec();
+    (answer.status, fields, body)
+}
+
+fn with_everything(origin: &Stub) -> Gateway {
+    let policies = "cache: {}, cors: { origins: ['https://a.test'] }, compression: {}, \
+        headers: { response: { set: { x-set: '1' } } }, \
+        limits: { rate: { requests: 10000, per: 1h, burst: 10000 } }";
+    let small = "- { id: closed, match: { path: '/closed/{*rest}' }, upstream: demo, \
+        policies: { cache: {}, auth: { accept: [api_key] } } }\n\
+        - { id: uncached, match: { path: '/uncached/{*rest}' }, upstream: demo }\n";
+    Gateway::start(&tenants(&demo(&[origin.address], ""), "", &format!("{}{small}", open(policies))))
+}
+
+#[test]
+fn answers_are_those_of_the_longer_way() {
+    let text = "word ".repeat(400);
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nETag: \"1\"\r\nContent-Type: text/plain\r\nX-Own: 1\r\n\
+         Last-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    );
+    let origin = Stub::start(move |_| answer.clone().into_bytes());
+    let gateway = with_everything(&origin);
+    gateway.fetch("/v1/a", "");
+    let mut statuses = Vec::new();
+    for (target, fields) in [
+        ("/v1/a", ""),
+        ("/v1/./a", ""),
+        ("/v1/a", "Connection: keep-alive\r\n"),
+        ("/v1/a", "Origin: https://a.test\r\n"),
+        ("/v1/a", "Accept-Encoding: gzip\r\n"),
+        ("/v1/a", "Range: bytes=1-3\r\n"),
+        ("/v1/a", "Range: bytes=1-3,7-9\r\n"),
+        ("/v1/a", "Range: bytes=90000-\r\n"),
+        ("/v1/a", "If-None-Match: \"1\"\r\n"),
+        ("/v1/a", "If-None-Match: \"2\"\r\n"),
+        ("/v1/a", "If-Modified-Since: Fri, 02 Jan 2026 00:00:00 GMT\r\n"),
+        ("/v1/a", "Expect: 100-continue\r\n"),
+        ("/v1/a", "Expect: wonders\r\n"),
+        ("/v1/a", "Content-Length: 0\r\n"),
+        ("/v1/a", "X-Forwarded-For: 1.2.3.4\r\nX_Real_Ip: 1.2.3.4\r\nX-Api-Version: 1\r\n"),
+        ("/v1/none", "Cache-Control: only-if-cached\r\n"),
+        ("/v1/%zz", ""),
+        ("/v1/../..", ""),
+        ("/nowhere", ""),
+        ("/closed/a", ""),
+        ("/closed/a", "X-Api-Key: wrong\r\n"),
+        ("/uncached/a", ""),
+    ] {
+        let other = gateway.fetch(target, &format!("{OTHER}{}", fields.replace("Connection: keep-alive\r\n", "")));
+        let plain = gateway.fetch(target, fields);
+        assert_eq!(comparable(&plain), comparable(&other), "{target} {fields}");
+        statuses.push(plain.status);
+    }
+    for status in [200, 206, 304, 400, 401, 404, 416, 417, 504] {
+        assert!(statuses.contains(&status), "{status} in {statuses:?}");
+    }
+}
+
+#[test]
+fn each_request_is_counted_logged_and_taken_from_limits_once() {
+    let origin = counting("Cache-Control: max-age=60\r\n");
+    let policies = "cache: {}, limits: { rate: { requests: 1, per: 1h, burst: 6 } }";
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), "", &open(policies)));
+    // A miss, a hit, a miss that is not stored, a hit, a part, something that is not there.
+    for (target, fields, status) in [
+        ("/v1/a", "", 200),
+        ("/v1/a", "", 200),
+        ("/v1/b", "Cache-Control: no-store\r\n", 200),
+        ("/v1/a", "If-None-Match: *\r\n", 304),
+        ("/v1/a", "Range: bytes=0-0\r\n", 206),
+        ("/v1/c", "Cache-Control: only-if-cached\r\n", 504),
+    ] {
+        assert_eq!(gateway.fetch(target, fields).status, status, "{target} {fields}");
+    }
+    let refused = gateway.fetch("/v1/a", "");
+    assert_eq!((refused.status, origin.asked()), (429, 2));
+    let requests = |class| {
+        let series = format!("seiketsu_requests_total{{tenant=\"acme\",route=\"open\",class=\"{class}\"}}");
+        gateway.metric(&series) as u64
+    };
+    assert!(comes_true(|| [requests("2xx"), requests("3xx"), requests("4xx"), requests("5xx")] == [4, 1, 1, 1]));
+    assert!(comes_true(|| gateway.access_log().lines().count() == 7), "{}", gateway.access_log());
+    let log = gateway.access_log();
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!((line["tenant"].as_str(), line["method"].as_str()), (Some("acme"), Some("GET")), "{line}");
+    }
+    assert_eq!(gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as u64, 0);
+}
+
+#[test]
+fn a_pipeline_over_both_ways_is_answered_in_order() {
+    let origin = counting("Cache-Control: max-age=60\r\n");
+    let gateway = with_everything(&origin);
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
+    let plain = |target: &str| format!("GET {target} HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    let post = "POST /uncached/a HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 31\r\n\r\nGET /v1/a HTTP/1.1\r\nHost: a\r\n\r\n";
+    let pipeline = [
+        plain("/v1/a"),
+        plain("/v1/b"),
+        post.to_owned(),
+        plain("/v1/a"),
+        format!("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n{OTHER}\r\n"),
+        plain("/nowhere"),
+        plain("/v1/b"),
+        "GET /v1/a HTTP/1.1\r\nHost: acme.test\r\nConnection: close\r\n\r\n".to_owned(),
+    ];
+    let mut client = gateway.connect();
+    client.send(pipeline.concat().as_bytes());
+    let mut bodies = Vec::new();
+    for _ in &pipeline {
+        let answer = client.receive().expect("an answer");
+        bodies.push(if answer.status == 200 { answer.text() } else { answer.status.to_string() });
+    }
+    assert_eq!(bodies, ["0", "1", "2", "0", "0", "404", "1", "0"]);
+    assert!(client.is_closed());
+}
+
+#[test]
+fn who_gets_the_last_request_of_a_connection_is_told_so() {
+    let origin = counting("Cache-Control: max-age=60\r\n");
+    let tenants = tenants(&demo(&[origin.address], ""), "", &open("cache: {}"));
+    let gateway = Gateway::start_with(&tenants, "protection: { keepalive_requests: 3 }\n");
+    let mut client = gateway.connect();
+    for expected in ["keep-alive", "keep-alive", "close"] {
+        let answer = client.request("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        assert_eq!((answer.text().as_str(), answer.header("connection")), ("0", Some(expected)));
+    }
+    assert!(client.is_closed());
+}

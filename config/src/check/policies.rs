@@ -29,11 +29,12 @@ pub(super) enum Place<'a> {
 
 const MOST_RETRIES: u8 = 5;
 
-/// Header fields that describe the message on one connection (RFC 9110 §7.6.1, RFC 9112 §6), or that
+/// Header fields that describe the message on one connection (RFC 9110 §7.6.1, RFC 9112 §6), or when it was made, or that
 /// upstreams believe because the gateway wrote them.
-const OWNED: [&str; 13] = [
+const OWNED: [&str; 14] = [
     "connection",
     "content-length",
+    "date",
     "host",
     "keep-alive",
     "proxy-connection",

@@ -72,7 +72,9 @@ fn put(to: &mut impl BufMut, part: &[u8]) {
 
 fn put_host(to: &mut impl BufMut, host: &[u8]) {
     put_length(to, host);
-    host.iter().for_each(|byte| to.put_u8(byte.to_ascii_lowercase()));
+    for byte in host {
+        to.put_u8(byte.to_ascii_lowercase());
+    }
 }
 
 /// Heads are far smaller than what four bytes can count.

@@ -7,7 +7,7 @@ use crate::{
     freshness::{self, Exchange, Heuristic},
     reuse::Rules,
     targeted::Said,
-    time::Timestamp,
+    time::{self, Timestamp},
     vary::Vary,
 };
 
@@ -174,8 +174,9 @@ fn kept(headers: &HeaderMap, private: &[HeaderName], no_cache: &[HeaderName], an
             kept.append(name, value.clone());
         }
     }
-    // Who stores a response without a date adds when it came (RFC 9110 §6.6.1).
-    if !kept.contains_key(header::DATE)
+    // Who stores a response without a date adds when it came (RFC 9110 §6.6.1). What is none is replaced.
+    let is_one = kept.get_all(header::DATE).iter().count() == 1;
+    if !(is_one && matches!(time::date(&kept, &header::DATE), time::Date::At(_)))
         && let Ok(date) = HeaderValue::try_from(answered.to_http())
     {
         kept.insert(header::DATE, date);

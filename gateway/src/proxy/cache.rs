@@ -262,7 +262,10 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
 
 /// Sends what is stored, or what of it the client has not got yet.
 pub(super) async fn serve(session: &mut Session, ctx: &mut RequestContext, stored: &Stored) -> Result<()> {
-    let (parts, body) = answer(session, ctx, stored)?;
+    let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
+    let tenant = entry.compiled();
+    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
+    let (parts, body) = answer(session, ctx, tenant, route, stored)?;
     let has_body = respond::may_have_body(session.req_header(), parts.status);
     let is_last = body.as_ref().is_none_or(Bytes::is_empty);
     session.write_response_header(Box::new(parts.into()), is_last).await?;
@@ -279,19 +282,19 @@ pub(super) async fn serve(session: &mut Session, ctx: &mut RequestContext, store
 pub(super) fn answer(
     downstream: &mut impl Downstream,
     ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
     stored: &Stored,
 ) -> Result<(Parts, Option<Bytes>)> {
     let mut parts = http::Response::new(()).into_parts().0;
-    let entry = ctx.tenant.clone();
-    let route = ctx.route.and_then(|index| entry.as_deref()?.compiled().routes.get(index));
     let mut body = compose(downstream.head(), &mut parts, route, stored, ctx.started_at.into());
-    response::change(downstream, &mut parts, ctx);
+    response::change(downstream, &mut parts, ctx, tenant, route);
     if respond::may_have_body(downstream.head(), parts.status) {
         response_body::filter(downstream, &mut body, true, ctx)?;
     } else {
         body = None;
     }
-    if let (Some(body), Some(route)) = (&body, route) {
+    if let Some(body) = &body {
         offer_file(downstream, route, stored, body);
     }
     Ok((parts, body))
@@ -314,7 +317,7 @@ fn offer_file(downstream: &impl Downstream, route: &CompiledRoute, stored: &Stor
 fn compose(
     request: &RequestHeader,
     parts: &mut Parts,
-    route: Option<&CompiledRoute>,
+    route: &CompiledRoute,
     stored: &Stored,
     now: Timestamp,
 ) -> Option<Bytes> {
@@ -326,7 +329,7 @@ fn compose(
         validation::without_content(&mut parts.headers);
         return None;
     }
-    if stored.status == StatusCode::OK && request.method == Method::GET && route.is_some_and(serves_parts) {
+    if stored.status == StatusCode::OK && request.method == Method::GET && serves_parts(route) {
         match range::parts(&request.headers, &stored.headers, stored.body.len()) {
             range::Parts::Whole => {}
             range::Parts::Some(ranges) => {

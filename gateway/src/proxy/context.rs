@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use seiketsu_identity::principal::Principal;
 use seiketsu_limits::shedding;
 
-use super::fast_path::Progress;
+use super::request::Decision;
 use crate::{
     cache::request::CacheContext,
     limits::check::Limited,
@@ -29,6 +29,17 @@ use crate::{
         pool::UpstreamPool,
     },
 };
+
+/// How far the checks of a request have got: on the [fast path](super::fast_path), or nowhere yet.
+#[derive(Default)]
+pub(crate) enum Progress {
+    #[default]
+    Arrived,
+    /// `request::decide` has let it pass.
+    Decided,
+    /// All of them are done.
+    Judged(Result<Decision, Refusal>),
+}
 
 /// One request, from its head to its line in the access log.
 pub(crate) struct RequestContext {

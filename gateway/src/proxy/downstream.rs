@@ -4,7 +4,6 @@ use http::StatusCode;
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 
-use super::parts;
 use crate::server::peer::Peer;
 
 /// A session of Pingora's; or a request that has none, on the [fast path](super::fast_path).
@@ -12,9 +11,6 @@ pub(crate) trait Downstream: Send + Sync {
     fn head(&self) -> &RequestHeader;
 
     fn head_mut(&mut self) -> &mut RequestHeader;
-
-    /// Has names of fields in lower case only, from here on. See [`parts`].
-    fn forget_case(&mut self);
 
     /// `None` only for requests that did not come over a connection.
     fn peer(&self) -> Option<&Peer>;
@@ -39,10 +35,6 @@ impl Downstream for Session {
 
     fn head_mut(&mut self) -> &mut RequestHeader {
         self.req_header_mut()
-    }
-
-    fn forget_case(&mut self) {
-        parts::change_request(self.req_header_mut(), |_| ());
     }
 
     fn peer(&self) -> Option<&Peer> {

@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use seiketsu_config::forwarded;
 use seiketsu_identity::forged::{self, is_spelled};
 
-use super::{Downstream, RequestContext, Shared, context};
+use super::{Downstream, RequestContext, Shared, context, parts};
 use crate::{fields, server::peer::Peer, telemetry::request_id::RequestId};
 
 pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -28,7 +28,11 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut Box<Reque
             return;
         }
         Some(Some(begun)) => begun.go_on(session, ctx),
-        Some(None) => identify(shared, session, ctx),
+        Some(None) => {
+            // Names go on in lower case.
+            parts::change_request(session.req_header_mut(), |_| ());
+            identify(shared, session, ctx);
+        }
     }
     let downstream = session.as_downstream_mut();
     let is_http2 = downstream.req_header().version == Version::HTTP_2;
@@ -68,7 +72,6 @@ pub(super) fn identify(shared: &Shared, downstream: &mut impl Downstream, ctx: &
         // To Pingora the field alone is an upgrade; nothing else is passed on.
         removed.push(header::UPGRADE);
     }
-    downstream.forget_case();
     for name in removed {
         downstream.head_mut().remove_header(&name);
     }

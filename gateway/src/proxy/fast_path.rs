@@ -5,7 +5,7 @@
 //! functions that the hooks call. What turns out to be no hit goes on in Pingora from where the checks have got to:
 //! nothing is checked, taken from a limit, or counted twice.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response::Parts};
@@ -18,12 +18,13 @@ use seiketsu_limits::shedding::Shedder;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    Downstream, RequestContext, Shared, cache, early_request, logging,
+    Downstream, RequestContext, Shared, cache,
+    context::Progress,
+    early_request, logging,
     request::{self, Decision},
 };
 use crate::{
-    policy::Refusal,
-    respond,
+    fields, respond,
     server::{peer::Peer, transport::Transport},
     tenancy::{
         compile::{CompiledRoute, CompiledTenant},
@@ -34,17 +35,6 @@ use crate::{
 /// What the session of a request that goes on in Pingora is given to parse: its own head comes with [`Begun`].
 const PLACEHOLDER: &[u8] = b"GET / HTTP/1.1\r\n\r\n";
 
-/// How far the checks of a request have got.
-#[derive(Default)]
-pub(crate) enum Progress {
-    #[default]
-    Arrived,
-    /// [`request::decide`] has let it pass.
-    Decided,
-    /// All of them are done.
-    Judged(Result<Decision, Refusal>),
-}
-
 /// A request that goes on in Pingora.
 pub(crate) struct Begun {
     head: RequestHeader,
@@ -53,7 +43,7 @@ pub(crate) struct Begun {
 }
 
 impl Begun {
-    pub(super) fn go_on(self, session: &mut Session, ctx: &mut Box<RequestContext>) {
+    pub(super) fn go_on(self: Box<Self>, session: &mut Session, ctx: &mut Box<RequestContext>) {
         *session.req_header_mut() = self.head;
         if self.closes {
             session.close_after();
@@ -64,13 +54,15 @@ impl Begun {
 
 impl fmt::Debug for Begun {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Begun").field("head", &self.head).field("closes", &self.closes).finish_non_exhaustive()
+        // Nothing of the head: it holds credentials.
+        f.debug_struct("Begun").finish_non_exhaustive()
     }
 }
 
 /// What became of a request.
-pub(crate) enum Outcome {
-    Answered,
+pub(crate) enum Served {
+    /// By then.
+    Answered(Instant),
     /// The client has gone, or has taken nothing for too long.
     Broken,
     /// A session is to be made for it, with this head.
@@ -93,25 +85,32 @@ pub(crate) async fn serve(
     peer: &Peer,
     tenant: Arc<TenantEntry<CompiledTenant>>,
     bytes: BytesMut,
-) -> Outcome {
+) -> Served {
     let bytes = bytes.freeze();
     // What cannot be read here, Pingora refuses in its own way.
-    let Some(head) = parse(&bytes) else { return Outcome::GoesOn(bytes.into()) };
+    let Some(head) = parse(&bytes) else { return Served::GoesOn(bytes.into()) };
     let mut ctx = Box::new(RequestContext::new());
-    ctx.tenant = Some(tenant);
+    ctx.tenant = Some(tenant.clone());
+    let tenant = tenant.compiled();
     let mut request = Direct { head, peer, closes: false, status: None, body_sent: 0 };
     early_request::identify(shared, &mut request, &mut ctx);
-    ctx.progress = check(shared, shedder, worker, &mut request, &mut ctx).await;
-    let stored = match &ctx.progress {
-        Progress::Judged(Ok(Decision::Serve(stored))) if sends_as_stored(&request.head, ctx.route()) => stored.clone(),
-        _ => {
-            peer.put_begun(Begun { head: request.head, closes: request.closes, ctx });
-            return Outcome::GoesOn(PLACEHOLDER.into());
+    let progress = check(shared, shedder, worker, &mut request, &mut ctx, tenant).await;
+    let route = ctx.route.and_then(|index| tenant.routes.get(index));
+    match (progress, route) {
+        // A transform may fail, and then somebody else must answer.
+        (Progress::Judged(Ok(Decision::Serve(stored))), Some(route))
+            if route.policies.response_body.is_none() && !request.closes =>
+        {
+            let sent = send(transport, &mut request, &mut ctx, tenant, route, &stored).await;
+            let took = logging::finish(shared, &request, None, &mut ctx);
+            if sent { Served::Answered(ctx.started + took) } else { Served::Broken }
         }
-    };
-    let sent = send(transport, &mut request, &mut ctx, &stored).await;
-    logging::finish(shared, &request, None, &mut ctx);
-    if sent { Outcome::Answered } else { Outcome::Broken }
+        (progress, _) => {
+            ctx.progress = progress;
+            peer.put_begun(Box::new(Begun { head: request.head, closes: request.closes, ctx }));
+            Served::GoesOn(PLACEHOLDER.into())
+        }
+    }
 }
 
 async fn check(
@@ -120,13 +119,12 @@ async fn check(
     worker: usize,
     request: &mut Direct<'_>,
     ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
 ) -> Progress {
     match request::decide(shared, shedder, request, ctx) {
         Ok(Decision::Proxy) => {}
         other => return Progress::Judged(other),
     }
-    let Some(entry) = ctx.tenant.clone() else { return Progress::Decided };
-    let tenant = entry.compiled();
     let route = ctx.route.and_then(|index| tenant.routes.get(index));
     let Some(route) = route.filter(|route| route.cache.is_some() && !route.looks_at_body()) else {
         return Progress::Decided;
@@ -137,20 +135,23 @@ async fn check(
     Progress::Judged(request::look_up(shared, worker, request, ctx, tenant, route))
 }
 
-/// Whether a stored body goes out as it is, or a part of it.
-fn sends_as_stored(request: &RequestHeader, route: Option<&CompiledRoute>) -> bool {
-    route.is_some_and(|route| {
-        let compresses = route.policies.compression.is_some() && request.headers.contains_key(header::ACCEPT_ENCODING);
-        route.policies.response_body.is_none() && !compresses
-    })
-}
-
-/// `false`: the client has not got all of it.
-async fn send(transport: &mut Transport, request: &mut Direct<'_>, ctx: &mut RequestContext, stored: &Stored) -> bool {
-    let Ok((mut parts, body)) = cache::answer(request, ctx, stored) else { return false };
+/// `false`: the client has not got all of it, and gets nothing more.
+async fn send(
+    transport: &mut Transport,
+    request: &mut Direct<'_>,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+    stored: &Stored,
+) -> bool {
+    // Fails only where a body is transformed, or compressing fails, which it does not in memory.
+    let Ok((mut parts, body)) = cache::answer(request, ctx, tenant, route, stored) else { return false };
     request.status = Some(parts.status);
     let body = body.unwrap_or_default();
-    if respond::may_have_body(&request.head, parts.status) && !parts.headers.contains_key(header::CONTENT_LENGTH) {
+    let told = fields::get(&parts.headers, &header::CONTENT_LENGTH);
+    let told = told.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    // Whatever is stored: a wrong length would make a part of this body the client's next answer.
+    if respond::may_have_body(&request.head, parts.status) && told != Some(body.len()) {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
     write_head(transport.begin_answer(), &parts);
@@ -161,7 +162,7 @@ async fn send(transport: &mut Transport, request: &mut Direct<'_>, ctx: &mut Req
     true
 }
 
-/// RFC 9112 §4. The fields about the connection are those that Pingora adds to all other answers.
+/// RFC 9112 §4. `Connection` says what Pingora says in all other answers; `Date` is the one that is stored.
 fn write_head(to: &mut BytesMut, parts: &Parts) {
     to.put_slice(b"HTTP/1.1 ");
     to.put_slice(parts.status.as_str().as_bytes());
@@ -232,10 +233,6 @@ impl Downstream for Direct<'_> {
 
     fn head_mut(&mut self) -> &mut RequestHeader {
         &mut self.head
-    }
-
-    fn forget_case(&mut self) {
-        // It has been read without.
     }
 
     fn peer(&self) -> Option<&Peer> {

@@ -20,9 +20,16 @@ use crate::{
 /// A WebSocket lasts as long as its client likes: its latency is none.
 const SWITCHING_PROTOCOLS: u16 = 101;
 
-pub(super) fn finish(shared: &Shared, downstream: &impl Downstream, error: Option<&Error>, ctx: &mut RequestContext) {
+/// Gives how long it has taken.
+pub(super) fn finish(
+    shared: &Shared,
+    downstream: &impl Downstream,
+    error: Option<&Error>,
+    ctx: &mut RequestContext,
+) -> Duration {
     if let Some(mut internal) = ctx.cache.internal.take() {
-        return finish_of_cache(ctx, &mut internal);
+        finish_of_cache(ctx, &mut internal);
+        return ctx.started.elapsed();
     }
     if let Some(peer) = downstream.peer() {
         peer.watch.disarm();
@@ -80,7 +87,7 @@ pub(super) fn finish(shared: &Shared, downstream: &impl Downstream, error: Optio
 
     let logged = shared.access_log.samples(ctx.policies().map_or(1.0, |policies| policies.log_sample), status);
     if !logged && !ctx.trace.is_recorded() {
-        return;
+        return duration;
     }
     let request = downstream.head();
     let text = |name| request.headers.get(name).map_or(&b""[..], http::HeaderValue::as_bytes);
@@ -116,6 +123,7 @@ pub(super) fn finish(shared: &Shared, downstream: &impl Downstream, error: Optio
     if logged {
         shared.access_log.write(&record);
     }
+    duration
 }
 
 /// What became of the attempts, the first of which began then; they took so long.

@@ -11,7 +11,11 @@ use seiketsu_config::policy::ValidationMode;
 use seiketsu_identity::{assertion::JWKS_PATH, failure::AuthFailure};
 use seiketsu_limits::shedding::{Shed, Shedder};
 
-use super::{Downstream, RequestContext, Shared, cache, context::RequestBody, fast_path::Progress, upstream_peer};
+use super::{
+    Downstream, RequestContext, Shared, cache,
+    context::{Progress, RequestBody},
+    upstream_peer,
+};
 use crate::{
     cache::background,
     fields,
@@ -222,11 +226,15 @@ pub(super) fn look_up(
     route: &CompiledRoute,
 ) -> Result<Decision, Refusal> {
     ctx.weight = Some(route.limits.cost);
-    upstream_peer::choose_pool(downstream, ctx, route);
-    match &route.cache {
-        None => Ok(Decision::Proxy),
-        Some(cache) => cache::decide(shared, worker, downstream, ctx, tenant, route, cache),
+    upstream_peer::choose_side(downstream, ctx, route);
+    let decision = match &route.cache {
+        None => Decision::Proxy,
+        Some(cache) => cache::decide(shared, worker, downstream, ctx, tenant, route, cache)?,
+    };
+    if let Decision::Proxy = decision {
+        ctx.exchange.pool.get_or_insert_with(|| route.pool.clone());
     }
+    Ok(decision)
 }
 
 fn find_tenant(shared: &Shared, downstream: &mut impl Downstream, ctx: &mut RequestContext) -> Result<(), Refusal> {

@@ -9,7 +9,11 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::{Downstream, RequestContext, change_response, request};
-use crate::{policy::compression, respond};
+use crate::{
+    policy::compression,
+    respond,
+    tenancy::compile::{CompiledRoute, CompiledTenant},
+};
 
 /// Request id, limits, what the cache says, CORS, security headers.
 const ADDED_FIELDS: usize = 14;
@@ -21,15 +25,21 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     if interim {
         return only_hints(response);
     }
-    change_response(response, |response| change(session, response, ctx));
+    let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
+    let tenant = entry.compiled();
+    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
+    change_response(response, |response| change(session, response, ctx, tenant, route));
     Ok(())
 }
 
 /// What the client gets of a head, whether it comes from an upstream or from the cache.
-pub(super) fn change(downstream: &mut impl Downstream, response: &mut Parts, ctx: &mut RequestContext) {
-    let Some(entry) = ctx.tenant.clone() else { return };
-    let tenant = entry.compiled();
-    let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return };
+pub(super) fn change(
+    downstream: &mut impl Downstream,
+    response: &mut Parts,
+    ctx: &mut RequestContext,
+    tenant: &CompiledTenant,
+    route: &CompiledRoute,
+) {
     let policies = &route.policies;
     let fields = &mut response.headers;
     // The map has room for what came with it; what follows mostly fits into that much more.

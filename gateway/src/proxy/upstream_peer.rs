@@ -20,8 +20,8 @@ use crate::{
     upstream::{balance, joining::Joining, outbound::Mirrored, peer::PeerTimeouts, pool::Selection},
 };
 
-/// Decides between the route's upstream and its canary.
-pub(super) fn choose_pool(downstream: &impl Downstream, ctx: &mut RequestContext, route: &CompiledRoute) {
+/// Decides between the route's upstream and its canary; the former is where a request goes that says nothing else.
+pub(super) fn choose_side(downstream: &impl Downstream, ctx: &mut RequestContext, route: &CompiledRoute) {
     if let Some(canary) = &route.canary {
         let (chosen, set_cookie) = canary_side(canary, downstream.head(), || cache::scheme(downstream).0);
         if let Some(cookie) = set_cookie {
@@ -30,10 +30,8 @@ pub(super) fn choose_pool(downstream: &impl Downstream, ctx: &mut RequestContext
         if chosen {
             ctx.exchange.canary = true;
             ctx.exchange.pool = Some(canary.pool.clone());
-            return;
         }
     }
-    ctx.exchange.pool = Some(route.pool.clone());
 }
 
 /// Whether the canary takes the request, and the cookie that keeps it so.

@@ -7,6 +7,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -27,12 +28,12 @@ use super::{
     chunked::ChunkError,
     head::{Head, HeadError, HeadScanner},
     peer::Peer,
-    shutdown,
+    shutdown::Draining,
     transport::{Framing, Transport},
     worker::Worker,
 };
 use crate::{
-    proxy::fast_path::{self, Outcome},
+    proxy::fast_path::{self, Served},
     respond::EarlyError,
 };
 
@@ -46,14 +47,15 @@ pub(super) const DRAIN_LINGER: Duration = Duration::from_secs(1);
 pub(super) async fn serve(
     mut transport: Box<Transport>,
     worker: &Worker,
-    mut shutdown: ShutdownWatch,
+    shutdown: ShutdownWatch,
     mut begun: Option<Instant>,
 ) {
+    let mut draining = Draining::new(shutdown);
     let mut requests_left = worker.protection.keepalive_requests;
     let mut idle = IdleTimer::new(worker.protection.keepalive);
     let digest = transport.peer_digest();
     loop {
-        let (bytes, head) = match next_head(&mut transport, worker, &mut shutdown, &mut idle, begun.take()).await {
+        let (bytes, head) = match next_head(&mut transport, worker, &mut draining, &mut idle, begun.take()).await {
             Next::Head(bytes, head) => (bytes, head),
             Next::Closed => {
                 let _ = AsyncWriteExt::shutdown(&mut transport).await;
@@ -72,16 +74,16 @@ pub(super) async fn serve(
         if let (Some(host), Some(peer)) = (head.plain_host, Peer::from_digest(&digest))
             && requests_left > 0
             && let Some(tenant) = fast_path::caching_tenant(&worker.shared, &prefix[host])
-            && !*shutdown.borrow()
+            && !draining.has_begun()
         {
             // Boxed, so that an idle connection holds no room for it.
             match Box::pin(worker.fast_path(&mut transport, peer, tenant, prefix)).await {
-                Outcome::Answered => {
-                    idle.begin();
+                Served::Answered(at) => {
+                    idle.since = at;
                     continue;
                 }
-                Outcome::Broken => return,
-                Outcome::GoesOn(head) => prefix = head,
+                Served::Broken => return,
+                Served::GoesOn(head) => prefix = head,
             }
         }
         let mut session = ServerSession::new_http1(transport as Stream);
@@ -90,7 +92,12 @@ pub(super) async fn serve(
             session.set_keepalive_reuses_remaining(Some(0));
         }
         session.set_pipelined_prefix(prefix);
-        let same = match worker.proxy.process_new_http(session, &shutdown).await {
+        let served = worker.proxy.process_new_http(session, &draining.watch).await;
+        if let Some(peer) = Peer::from_digest(&digest) {
+            // Whatever has become of the session: no other request may take it for its own.
+            drop(peer.take_begun());
+        }
+        let same = match served {
             Some(reusable) => reusable.consume().0.into_any().downcast::<Transport>().ok(),
             // Also after a failure of the upstream, if the client had no part in it.
             None => Peer::from_digest(&digest).and_then(Peer::take_connection),
@@ -115,17 +122,16 @@ enum Next {
 async fn next_head(
     transport: &mut Transport,
     worker: &Worker,
-    shutdown: &mut ShutdownWatch,
+    draining: &mut Draining,
     idle: &mut IdleTimer,
     begun: Option<Instant>,
 ) -> Next {
     let mut bytes = transport.take_ahead();
     if bytes.is_empty() {
-        let first = tokio::select! {
-            biased;
-            received = receive(transport, &mut bytes) => received.ok(),
-            () = idle.ended() => None,
-            () = shutdown::begun(shutdown) => {
+        let first = match poll_fn(|cx| poll_first(transport, &mut bytes, draining, idle, cx)).await {
+            First::Received(received) => received.ok(),
+            First::Silent => None,
+            First::Draining => {
                 // Those that have been silent for a while are closed at once, so that an idle node ends at once.
                 let linger = DRAIN_LINGER.saturating_sub(idle.since.elapsed());
                 timeout(linger, receive(transport, &mut bytes)).await.ok().and_then(Result::ok)
@@ -159,6 +165,29 @@ async fn next_head(
     timeout(worker.protection.head_timeout.saturating_sub(passed), rest).await.unwrap_or(Next::TimedOut)
 }
 
+/// What comes first of a connection that waits for a request.
+enum First {
+    Received(io::Result<usize>),
+    Silent,
+    Draining,
+}
+
+fn poll_first(
+    transport: &mut Transport,
+    bytes: &mut BytesMut,
+    draining: &mut Draining,
+    idle: &mut IdleTimer,
+    cx: &mut Context<'_>,
+) -> Poll<First> {
+    if let Poll::Ready(received) = transport.poll_append(cx, bytes) {
+        return Poll::Ready(First::Received(received));
+    }
+    if idle.poll_ended(cx).is_ready() {
+        return Poll::Ready(First::Silent);
+    }
+    draining.poll_begun(cx).map(|()| First::Draining)
+}
+
 /// How long a client may be silent between two requests. Its timer is not moved with each of them: when
 /// it fires, it looks how long the present silence has lasted, and waits for the rest.
 struct IdleTimer {
@@ -177,18 +206,23 @@ impl IdleTimer {
         self.since = Instant::now();
     }
 
-    /// Resolves once the silence has lasted for too long.
-    async fn ended(&mut self) {
+    /// Ready once the silence has lasted for too long. Always called by the same task, which the timer wakes: it is
+    /// not told so again before it has fired.
+    fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let due = self.since + self.limit;
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(sleep_until(due.into())));
+        let sleep = match &mut self.sleep {
+            Some(sleep) if !sleep.is_elapsed() => return Poll::Pending,
+            Some(sleep) => sleep,
+            none => none.insert(Box::pin(sleep_until(due.into()))),
+        };
         // It never fires too late: what is due moves on only.
-        loop {
-            sleep.as_mut().await;
+        while sleep.as_mut().poll(cx).is_ready() {
             if Instant::now() >= due {
-                return;
+                return Poll::Ready(());
             }
             sleep.as_mut().reset(due.into());
         }
+        Poll::Pending
     }
 }
 

@@ -120,7 +120,7 @@ pub(crate) struct Peer {
     /// Of the stored body that is being sent.
     twin: Mutex<Option<Arc<Twin>>>,
     /// The request whose session is being made.
-    begun: Mutex<Option<Begun>>,
+    begun: Mutex<Option<Box<Begun>>>,
 }
 
 /// Pingora gives a connection back after requests that went well, and drops it after all others. Where such a
@@ -142,12 +142,13 @@ impl Peer {
     }
 
     /// What the session that is made next goes on with.
-    pub(crate) fn put_begun(&self, begun: Begun) {
-        *self.begun.lock() = Some(begun);
+    pub(crate) fn put_begun(&self, begun: Box<Begun>) {
+        let before = self.begun.lock().replace(begun);
+        debug_assert!(before.is_none(), "a request was begun and never gone on with");
     }
 
     /// Once.
-    pub(crate) fn take_begun(&self) -> Option<Begun> {
+    pub(crate) fn take_begun(&self) -> Option<Box<Begun>> {
         self.begun.lock().take()
     }
 

@@ -36,7 +36,7 @@ use crate::{
     cache::background::{self, Jobs},
     proxy::{
         Gateway, Shared,
-        fast_path::{self, Outcome},
+        fast_path::{self, Served},
     },
     respond::EarlyError,
     telemetry::{access_log::AccessRecord, metrics::ConnectionMetrics},
@@ -154,7 +154,7 @@ impl Worker {
         peer: &Peer,
         tenant: Arc<TenantEntry<CompiledTenant>>,
         head: BytesMut,
-    ) -> Outcome {
+    ) -> Served {
         fast_path::serve(&self.shared, self.shedder.as_ref(), self.index, transport, peer, tenant, head).await
     }
 

@@ -52,10 +52,10 @@ fuzz_target!(|input: &[u8]| {
         }
         let selection = Selection::of(&stored.vary, &request);
         assert!(selection.matches(&request));
-        match stored.rules.reuse(&wishes, now) {
+        match stored.rules.reuse(&wishes, policy.stale, now) {
             Reuse::Fresh => assert!(stored.rules.is_fresh(now) && !wishes.no_cache),
             Reuse::Stale => assert!(!stored.rules.forbids_stale),
-            Reuse::Refresh => assert!(stored.rules.stale_while_revalidate > 0),
+            Reuse::Refresh => assert!(stored.rules.stale_while_revalidate.is_some_and(|window| window > 0)),
             Reuse::Validate => {}
         }
         is_not_modified(&request, status, &stored.headers);

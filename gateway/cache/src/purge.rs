@@ -181,7 +181,7 @@ mod tests {
             status: StatusCode::OK,
             headers,
             body: Bytes::new(),
-            rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, (0, 0)),
+            rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange),
             selection: Selection::default(),
             since,
         })

@@ -118,8 +118,7 @@ fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
 /// Writes the fields of a 206, and gives its body. Bytes of one part are not copied.
 pub fn partial(headers: &mut HeaderMap, body: &Bytes, ranges: &[Range<usize>], boundary: u64) -> Bytes {
     if let [range] = ranges {
-        set(headers, header::CONTENT_RANGE, content_range(range, body.len()));
-        headers.insert(header::CONTENT_LENGTH, range.len().into());
+        fields_of_part(headers, range, body.len());
         return body.slice(range.clone());
     }
     let boundary = format!("{boundary:016x}");
@@ -140,6 +139,12 @@ pub fn partial(headers: &mut HeaderMap, body: &Bytes, ranges: &[Range<usize>], b
     headers.remove(header::CONTENT_RANGE);
     headers.insert(header::CONTENT_LENGTH, whole.len().into());
     whole.freeze()
+}
+
+/// Writes the fields of a 206 with this one part of so many bytes.
+pub fn fields_of_part(headers: &mut HeaderMap, range: &Range<usize>, length: usize) {
+    set(headers, header::CONTENT_RANGE, content_range(range, length));
+    headers.insert(header::CONTENT_LENGTH, range.len().into());
 }
 
 /// Writes the fields of a 416.

@@ -22,8 +22,18 @@ pub struct Rules {
     /// No client may have it stale by its own wish.
     pub forbids_stale: bool,
     pub immutable: bool,
-    pub stale_while_revalidate: u64,
-    pub stale_if_error: u64,
+    /// None where the origin leaves it open.
+    pub stale_while_revalidate: Option<u64>,
+    /// None where the origin leaves it open.
+    pub stale_if_error: Option<u64>,
+}
+
+/// For how long a response may be served although it is stale, in seconds, where its origin leaves that open. Whoever
+/// sets it may do so when the origin is down already: it counts when a response is used, not when it is stored.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Windows {
+    pub while_revalidate: u64,
+    pub if_error: u64,
 }
 
 /// What may be done with a stored response for one request.
@@ -40,22 +50,13 @@ pub enum Reuse {
 }
 
 impl Rules {
-    /// The last pair: for how long it may be stale while it is validated, and on errors, where the origin says
-    /// nothing.
-    pub fn new(
-        directives: &ResponseDirectives,
-        lifetime: u64,
-        initial_age: u64,
-        exchange: Exchange,
-        (while_revalidate, if_error): (u64, u64),
-    ) -> Self {
+    pub fn new(directives: &ResponseDirectives, lifetime: u64, initial_age: u64, exchange: Exchange) -> Self {
         let strict = directives.must_revalidate || directives.proxy_revalidate || directives.no_cache.is_whole();
         // `s-maxage` forbids what the origin has not allowed in the same breath (RFC 9111 §5.2.2.10, RFC 5861).
-        let window = |told: Lifetime, assumed: u64| match told.seconds() {
-            _ if strict => 0,
-            Some(told) => told,
-            None if directives.forbids_stale() => 0,
-            None => assumed,
+        let window = |told: Lifetime| match told.seconds() {
+            _ if strict => Some(0),
+            None if directives.forbids_stale() => Some(0),
+            told => told,
         };
         Self {
             lifetime,
@@ -64,9 +65,15 @@ impl Rules {
             no_cache: directives.no_cache.is_whole(),
             forbids_stale: directives.forbids_stale(),
             immutable: directives.immutable,
-            stale_while_revalidate: window(directives.stale_while_revalidate, while_revalidate),
-            stale_if_error: window(directives.stale_if_error, if_error),
+            stale_while_revalidate: window(directives.stale_while_revalidate),
+            stale_if_error: window(directives.stale_if_error),
         }
+    }
+
+    /// It is not served stale unless its origin has said so: an error that is stale is of no use when there is another.
+    pub(crate) fn assume_nothing(&mut self) {
+        self.stale_while_revalidate.get_or_insert(0);
+        self.stale_if_error.get_or_insert(0);
     }
 
     /// Seconds since the origin made it (RFC 9111 §4.2.3).
@@ -84,12 +91,18 @@ impl Rules {
         !self.no_cache && self.lifetime > self.age(now)
     }
 
+    /// Whether one that comes now with the same rules could be served without asking: else nobody is served by waiting for
+    /// somebody else to validate it.
+    pub fn can_be_fresh(&self) -> bool {
+        !self.no_cache && self.lifetime > self.initial_age
+    }
+
     fn staleness(&self, now: Timestamp) -> u64 {
         self.age(now).saturating_sub(self.lifetime)
     }
 
     /// What may be done with it for a request.
-    pub fn reuse(&self, request: &RequestDirectives, now: Timestamp) -> Reuse {
+    pub fn reuse(&self, request: &RequestDirectives, open: Windows, now: Timestamp) -> Reuse {
         if self.no_cache || request.no_cache {
             return Reuse::Validate;
         }
@@ -116,23 +129,26 @@ impl Rules {
         if accepted && !self.forbids_stale {
             return Reuse::Stale;
         }
-        if self.stale_while_revalidate > 0 && staleness <= self.stale_while_revalidate {
+        let window = self.stale_while_revalidate.unwrap_or(open.while_revalidate);
+        if window > 0 && staleness <= window {
             return Reuse::Refresh;
         }
         Reuse::Validate
     }
 
     /// Whether it may be served when the origin cannot be asked, or answers with an error (RFC 5861 §4).
-    pub fn serves_on_error(&self, request: &RequestDirectives, now: Timestamp) -> bool {
+    pub fn serves_on_error(&self, request: &RequestDirectives, open: Windows, now: Timestamp) -> bool {
         let asked = if self.forbids_stale { 0 } else { request.stale_if_error.seconds().unwrap_or(0) };
-        let window = self.stale_if_error.max(asked);
+        let window = self.stale_if_error.unwrap_or(open.if_error).max(asked);
         window > 0 && self.staleness(now) <= window
     }
 
     /// Whether there can be a request that it answers, as it is or once it has been validated.
-    pub(crate) fn may_be_of_use(&self, headers: &HeaderMap) -> bool {
-        !self.no_cache && (self.lifetime > self.initial_age || self.stale_while_revalidate > 0)
-            || self.stale_if_error > 0
+    pub(crate) fn may_be_of_use(&self, headers: &HeaderMap, open: Windows) -> bool {
+        let refreshes = self.stale_while_revalidate.unwrap_or(open.while_revalidate) > 0;
+        self.can_be_fresh()
+            || !self.no_cache && refreshes
+            || self.stale_if_error.unwrap_or(open.if_error) > 0
             || headers.contains_key(header::ETAG)
             || headers.contains_key(header::LAST_MODIFIED)
     }
@@ -149,11 +165,11 @@ mod tests {
         let mut directives = ResponseDirectives::default();
         change(&mut directives);
         let at = Timestamp::from_unix(CAME);
-        Rules::new(&directives, lifetime, 0, Exchange { requested: at, answered: at }, (0, 0))
+        Rules::new(&directives, lifetime, 0, Exchange { requested: at, answered: at })
     }
 
     fn reuse(rules: &Rules, request: RequestDirectives, after: u64) -> Reuse {
-        rules.reuse(&request, Timestamp::from_unix(CAME + after))
+        rules.reuse(&request, Windows::default(), Timestamp::from_unix(CAME + after))
     }
 
     #[test]
@@ -220,13 +236,41 @@ mod tests {
         let now = |after| Timestamp::from_unix(CAME + after);
         let plain = RequestDirectives::default();
         let allowed = rules(|said| said.stale_if_error = Lifetime::Seconds(5), 10);
-        assert!(allowed.serves_on_error(&plain, now(15)));
-        assert!(!allowed.serves_on_error(&plain, now(16)));
+        assert!(allowed.serves_on_error(&plain, Windows::default(), now(15)));
+        assert!(!allowed.serves_on_error(&plain, Windows::default(), now(16)));
         let silent = rules(|_| {}, 10);
-        assert!(!silent.serves_on_error(&plain, now(11)));
+        assert!(!silent.serves_on_error(&plain, Windows::default(), now(11)));
         let asking = RequestDirectives { stale_if_error: Lifetime::Seconds(5), ..Default::default() };
-        assert!(silent.serves_on_error(&asking, now(11)));
-        assert!(!rules(|said| said.must_revalidate = true, 10).serves_on_error(&asking, now(11)));
+        assert!(silent.serves_on_error(&asking, Windows::default(), now(11)));
+        assert!(!rules(|said| said.must_revalidate = true, 10).serves_on_error(&asking, Windows::default(), now(11)));
+    }
+
+    #[test]
+    fn what_the_origin_leaves_open_is_decided_when_it_is_used() {
+        let now = Timestamp::from_unix(CAME + 15);
+        let plain = RequestDirectives::default();
+        let open = Windows { while_revalidate: 5, if_error: 5 };
+        let silent = rules(|_| {}, 10);
+        assert_eq!(silent.reuse(&plain, Windows::default(), now), Reuse::Validate);
+        assert_eq!(silent.reuse(&plain, open, now), Reuse::Refresh);
+        assert!(silent.serves_on_error(&plain, open, now));
+        let mut of_error = silent.clone();
+        of_error.assume_nothing();
+        for said in [
+            of_error,
+            rules(|said| said.must_revalidate = true, 10),
+            rules(|said| said.s_maxage = Lifetime::Seconds(10), 10),
+            rules(
+                |said| {
+                    said.stale_while_revalidate = Lifetime::Seconds(4);
+                    said.stale_if_error = Lifetime::Seconds(4);
+                },
+                10,
+            ),
+        ] {
+            assert_eq!(said.reuse(&plain, open, now), Reuse::Validate);
+            assert!(!said.serves_on_error(&plain, open, now));
+        }
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub struct Stored {
     checked: AtomicU64,
     /// Somebody is validating it in the background.
     refreshing: AtomicBool,
+    /// How often validating it has failed, for those who wait for it.
+    failures: AtomicU64,
+    /// Somebody has waited for it to be validated, in vain.
+    slow: AtomicBool,
     /// None where the body is of no size for a twin.
     twin: Option<Arc<Place>>,
     weight: usize,
@@ -69,7 +73,8 @@ impl Stored {
             OVERHEAD + body.len() + headers.iter().map(fields).sum::<usize>() + selection.weight() + tags.weight();
         let (checked, refreshing) = (AtomicU64::new(since.get()), AtomicBool::new(false));
         let twin = Place::of(&body);
-        Self { status, headers, body, rules, selection, tags, checked, refreshing, twin, weight }
+        let (failures, slow) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { status, headers, body, rules, selection, tags, checked, refreshing, failures, slow, twin, weight }
     }
 
     /// The same body under what a validation has changed.
@@ -111,6 +116,26 @@ impl Stored {
     /// The attempt to validate it is over. Where it went well, another has taken its place.
     pub fn refreshed(&self) {
         self.refreshing.store(false, Relaxed);
+    }
+
+    /// How often validating it has failed so far.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
+
+    /// Validating it has failed: whoever waits for that knows by [`Self::failures`].
+    pub fn validation_failed(&self) {
+        self.failures.fetch_add(1, Relaxed);
+    }
+
+    /// Whether it is worth while to wait for somebody else who validates it.
+    pub fn is_worth_waiting_for(&self) -> bool {
+        self.rules.can_be_fresh() && !self.slow.load(Relaxed)
+    }
+
+    /// Somebody has waited in vain; nobody else is to, until something else has taken its place.
+    pub fn waited_in_vain(&self) {
+        self.slow.store(true, Relaxed);
     }
 
     pub fn has_validator(&self) -> bool {

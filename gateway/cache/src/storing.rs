@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use crate::{
     directives::{Lifetime, RequestDirectives, Scope},
     freshness::{self, Exchange, Heuristic},
-    reuse::Rules,
+    reuse::{Rules, Windows},
     targeted::Said,
     time::{self, Timestamp},
     vary::Vary,
@@ -17,10 +17,8 @@ pub struct Policy {
     /// Fields that count instead of `Cache-Control`, in order of preference (RFC 9213 §2.2).
     pub targets: Vec<HeaderName>,
     pub heuristic: Heuristic,
-    /// Seconds, where the origin says nothing of its own.
-    pub stale_while_revalidate: u64,
-    /// Seconds, where the origin says nothing of its own.
-    pub stale_if_error: u64,
+    /// Where the origin says nothing of its own.
+    pub stale: Windows,
 }
 
 /// A response that may be stored, and the request that it answers.
@@ -119,13 +117,11 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
         return Err(NotStored::Status);
     }
     let lifetime = freshness::lifetime(status, headers, &said, exchange, policy.heuristic).unwrap_or(0);
-    // An error that is stale is of no use when there is another.
-    let mut assumed = (policy.stale_while_revalidate, policy.stale_if_error);
+    let mut rules = Rules::new(directives, lifetime, freshness::initial_age(headers, exchange), exchange);
     if status.is_server_error() {
-        assumed = (0, 0);
+        rules.assume_nothing();
     }
-    let rules = Rules::new(directives, lifetime, freshness::initial_age(headers, exchange), exchange, assumed);
-    if !rules.may_be_of_use(headers) {
+    if !rules.may_be_of_use(headers, policy.stale) {
         return Err(NotStored::Useless);
     }
     let kept = kept(headers, directives.private.fields(), directives.no_cache.fields(), exchange.answered);

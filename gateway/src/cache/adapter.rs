@@ -1,6 +1,11 @@
 //! The storage as Pingora's cache wants it. Which tenant, key and request it is about comes with the key.
 
-use std::{any::Any, ops::Range, sync::Arc, time::Duration, time::SystemTime};
+use std::{
+    any::Any,
+    ops::Range,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -62,7 +67,7 @@ fn meta(stored: &Arc<Stored>, asked: &Asked) -> Result<CacheMeta> {
         Ok(left) if left > 0 && !stored.rules.no_cache => now + Duration::from_secs(left),
         _ => now - Duration::from_secs(1),
     };
-    let on_error = if stored.rules.serves_on_error(&asked.directives, at) { AS_LONG_AS_NEEDED } else { 0 };
+    let on_error = if stored.rules.serves_on_error(&asked.directives, asked.open, at) { AS_LONG_AS_NEEDED } else { 0 };
     let created = now - Duration::from_secs(stored.rules.age(at));
     let mut meta = CacheMeta::new(fresh_until, created, 0, on_error, head(stored)?);
     meta.extensions_mut().insert(stored.clone());
@@ -202,6 +207,7 @@ impl HandleMiss for Miss {
             selection: Selection::of(&storing.storable.vary, &asked.headers),
             since: storing.since,
         });
+        asked.filled.store(true, Relaxed);
         // Where there is no room for it, it was served all the same.
         asked.partition.store(&asked.key, &asked.resource, stored);
         Ok(MissFinishType::Created(size))

@@ -42,12 +42,12 @@ pub(crate) struct Internal {
     pub(crate) done: Option<oneshot::Sender<Fetched>>,
 }
 
-/// The place of a response that is being validated.
+/// The place of a response that is being validated, or fetched.
 pub(crate) struct Place {
     pub(crate) key: Box<[u8]>,
     pub(crate) resource: Resource,
     pub(crate) identified: bool,
-    pub(crate) stored: Arc<Stored>,
+    pub(crate) stored: Option<Arc<Stored>>,
 }
 
 /// What came of a request.
@@ -61,8 +61,8 @@ pub(crate) struct Fetched {
 impl Drop for Internal {
     fn drop(&mut self) {
         // However it ended: the next one may try.
-        if let Some(place) = &self.place {
-            place.stored.refreshed();
+        if let Some(stored) = self.place.as_ref().and_then(|place| place.stored.as_ref()) {
+            stored.refreshed();
         }
     }
 }

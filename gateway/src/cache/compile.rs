@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use http::HeaderName;
 use seiketsu_cache::{
     freshness::Heuristic,
+    reuse::Windows,
     storage::{Partition, Storage},
     storing::Policy,
 };
@@ -12,9 +13,12 @@ use seiketsu_config::{
     cache,
     layers::Effective,
     tenant::{Route, Tenant},
+    values::{self, PathPattern, Span},
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+
+use super::request::is_written_by_gateway;
 
 /// The cache of a route.
 #[derive(Debug)]
@@ -27,17 +31,26 @@ pub(crate) struct CompiledCache {
     pub(crate) sort_query: bool,
     pub(crate) max_object: usize,
     pub(crate) collapse: Duration,
+    /// Fields of requests that are renamed to these: what the client sends under them does not reach the upstream.
+    renamed_to: Box<[HeaderName]>,
 }
 
-/// The settings that may change what an upstream gets to see of a request, and so what it answers. A change of any
-/// other empties nothing.
+/// The settings that may change what an upstream gets to see of a request, and so what it answers, or for how long its
+/// answer is good. A change of any other empties nothing: least of all in an outage, when operators change deadlines,
+/// limits and how long stale responses may be served.
 #[derive(Serialize)]
 struct Identity<'a> {
-    route: &'a Route,
+    route: &'a str,
+    /// A transform takes parameters from it.
+    path: &'a PathPattern,
+    upstream: &'a str,
+    canary: Option<&'a str>,
     transform: Option<&'a seiketsu_config::policy::Transform>,
     request_headers: &'a seiketsu_config::layers::HeaderEntries,
     auth: &'a seiketsu_config::policy::Auth,
-    cache: &'a cache::Cache,
+    ttl: Option<Span>,
+    sort_query: bool,
+    targeted_fields: &'a [values::HeaderName],
 }
 
 /// The cache of a tenant, if any of its routes uses it.
@@ -63,25 +76,40 @@ impl CompiledCache {
             policy: Policy {
                 targets: cache.targeted_fields.iter().map(|name| HeaderName::clone(name.get())).collect(),
                 heuristic: Heuristic { lifetime: cache.ttl.map(|ttl| ttl.get().as_secs()) },
-                stale_while_revalidate: cache.stale_while_revalidate.get().as_secs(),
-                stale_if_error: cache.stale_if_error.get().as_secs(),
+                stale: Windows {
+                    while_revalidate: cache.stale_while_revalidate.get().as_secs(),
+                    if_error: cache.stale_if_error.get().as_secs(),
+                },
             },
             settings: settings(route, effective, cache),
             client_directives: cache.client_directives,
             sort_query: cache.sort_query,
             max_object: cache.max_object.as_usize(),
             collapse: cache.collapse.get(),
+            renamed_to: effective.headers.request.rename.values().map(|to| to.value.get().clone()).collect(),
         })
+    }
+}
+
+impl CompiledCache {
+    /// Whether a response that depends on this field of requests depends on something that the client has not sent.
+    pub(crate) fn writes(&self, name: &HeaderName) -> bool {
+        is_written_by_gateway(name) || self.renamed_to.contains(name)
     }
 }
 
 fn settings(route: &Route, effective: &Effective, cache: &cache::Cache) -> [u8; 16] {
     let identity = Identity {
-        route,
+        route: route.id.as_str(),
+        path: &route.r#match.path,
+        upstream: route.upstream.as_str(),
+        canary: route.canary.as_ref().map(|canary| canary.upstream.as_str()),
         transform: effective.transform.as_ref().map(|transform| &*transform.value),
         request_headers: &effective.headers.request,
         auth: &effective.auth.value,
-        cache,
+        ttl: cache.ttl,
+        sort_query: cache.sort_query,
+        targeted_fields: &cache.targeted_fields,
     };
     // Settings can always be written: they were read from the same form.
     let digest = Sha256::digest(serde_json::to_vec(&identity).unwrap_or_default());

@@ -1,19 +1,24 @@
 //! What the cache knows of one request, from the look-up to the end.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::AtomicBool};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, Method, header};
 use pingora_http::RequestHeader;
 use seiketsu_cache::{
     directives::RequestDirectives,
     key::{IdentityClass, KeyBytes, KeyParts, Resource, sorted},
     purge::Sequence,
+    reuse::Windows,
     status::Status,
     storage::Partition,
     stored::Stored,
     time::Timestamp,
 };
-use seiketsu_identity::principal::{Principal, PrincipalKind};
+use seiketsu_identity::{
+    forged::{is_identity_header, is_spelled},
+    principal::{Principal, PrincipalKind},
+};
+use smallvec::SmallVec;
 
 use super::{background::Internal, compile::CompiledCache};
 
@@ -37,6 +42,12 @@ pub(crate) struct Fetch {
     pub(crate) stored: Option<Arc<Stored>>,
     /// Who asks for the same thing waits for each other.
     pub(crate) collapses: bool,
+    /// How often validating what is stored had failed when the request came.
+    pub(crate) failures: u64,
+    /// What the origin has answered is of no use to those who wait: each must have it validated for itself.
+    pub(crate) frees_others: bool,
+    /// The answer's body goes into the cache, if all of it comes.
+    pub(crate) fills: bool,
     /// How often Pingora has looked for it.
     pub(crate) looked: u32,
     /// When the origin was last asked.
@@ -63,6 +74,10 @@ pub(crate) struct Asked {
     pub(crate) directives: RequestDirectives,
     pub(crate) identified: bool,
     pub(crate) max_object: usize,
+    /// For how long stale responses may be served, where their origin leaves that open.
+    pub(crate) open: Windows,
+    /// What the origin has answered is whole, and stored if there is room for it.
+    pub(crate) filled: AtomicBool,
 }
 
 /// What a request's key is made of, beside its head.
@@ -87,18 +102,50 @@ pub(crate) fn is_identified(principal: Option<&Principal>, headers: &HeaderMap, 
         || headers.keys().any(is_credential)
 }
 
-/// Whether the client has a response already, or wants a part of one: an origin whose answers are not stored may
+/// Whether the client has a response already, or wants a part or the head of one: an origin whose answers are not stored may
 /// well save itself the whole.
-pub(crate) fn wants_less(headers: &HeaderMap) -> bool {
-    [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE].iter().any(|name| headers.contains_key(name))
+pub(crate) fn wants_less(request: &RequestHeader) -> bool {
+    let names = [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::RANGE];
+    request.method == Method::HEAD || names.iter().any(|name| request.headers.contains_key(name))
 }
 
-/// Whether by this field some servers take a request for another one than its first line says.
+/// Whether by this field some servers take a request for another one than its first line and host say. Many take `_`
+/// for `-` as well.
 fn is_another_request(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "x-http-method" | "x-http-method-override" | "x-method-override" | "x-original-url" | "x-rewrite-url"
-    )
+    const OTHERS: [&str; 13] = [
+        "x-http-method",
+        "x-http-method-override",
+        "x-method-override",
+        "x-original-url",
+        "x-rewrite-url",
+        "x-override-url",
+        "x-rewrite-uri",
+        "x-request-uri",
+        "x-original-host",
+        "x-host",
+        "x-http-host-override",
+        "x-url-scheme",
+        "front-end-https",
+    ];
+    let name = name.as_str();
+    // By far the most are not even looked at.
+    matches!(name.as_bytes(), [b'x', b'-' | b'_', b'h' | b'm' | b'o' | b'r' | b'u', ..] | [b'f', b'r', b'o', b'n', ..])
+        && OTHERS.iter().any(|other| is_spelled(name, other))
+}
+
+/// Whether nothing is said there but how the connection goes on.
+fn is_of_connection_alone(options: &[u8]) -> bool {
+    options.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).all(|option| {
+        let plain = [&b"keep-alive"[..], b"close", b"te", b"upgrade"];
+        option.is_empty() || plain.iter().any(|plain| option.eq_ignore_ascii_case(plain))
+    })
+}
+
+/// Whether the gateway writes this field into requests, from what it knows of each: by it the client's own says nothing
+/// about which response is the right one. What tells the target is not among them, since it is part of the key.
+pub(crate) fn is_written_by_gateway(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "x-forwarded-for" | "x-request-id" | "traceparent" | "tracestate")
+        || is_identity_header(name.as_str())
 }
 
 /// Whether a request can be answered from the cache at all, its head being as it is.
@@ -108,7 +155,9 @@ pub(crate) fn may_use_cache(request: &RequestHeader) -> bool {
         let has_body = *name == header::TRANSFER_ENCODING || *name == header::CONTENT_LENGTH && value != "0";
         // Conditions that only the origin can judge go to it (RFC 9111 §4.3.2).
         let for_origin = *name == header::IF_MATCH || *name == header::IF_UNMODIFIED_SINCE;
-        has_body || for_origin || is_another_request(name)
+        // The origin does not get to see what is named there (RFC 9110 §7.6.1), by which its answer would be chosen.
+        let hides = *name == header::CONNECTION && !is_of_connection_alone(value.as_bytes());
+        has_body || for_origin || hides || is_another_request(name)
     })
 }
 
@@ -118,9 +167,7 @@ pub(crate) fn is_cacheable_method(method: &Method) -> bool {
 
 /// The bytes of a request's key.
 pub(crate) fn key(cache: &CompiledCache, request: &RequestHeader, origin: &Origin<'_>) -> KeyBytes {
-    const FORWARDED: [&str; 4] = ["x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"];
-    let forwarded = |name| request.headers.get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let forwarded = if origin.trusted { FORWARDED.map(forwarded) } else { [&b""[..]; FORWARDED.len()] };
+    let forwarded = if origin.trusted { forwarded_target(&request.headers) } else { SmallVec::new() };
     let query = request.uri.query();
     let in_order = query.filter(|_| cache.sort_query).map(sorted);
     let mut key = KeyBytes::new();
@@ -138,6 +185,21 @@ pub(crate) fn key(cache: &CompiledCache, request: &RequestHeader, origin: &Origi
     }
     .write(&mut key);
     key
+}
+
+/// What a proxy that is believed says about the target, by which an upstream may make links. Whom it speaks for is not
+/// among it: a response that depends on that says so in `Vary`, and is not stored.
+fn forwarded_target(headers: &HeaderMap) -> SmallVec<[&[u8]; 16]> {
+    const NAMES: [&str; 8] = ["proto", "host", "port", "prefix", "scheme", "ssl", "server", "path"];
+    let mut parts = SmallVec::new();
+    for (name, value) in headers {
+        if let Some(rest) = name.as_str().strip_prefix("x-forwarded-")
+            && NAMES.contains(&rest)
+        {
+            parts.extend([rest.as_bytes(), value.as_bytes()]);
+        }
+    }
+    parts
 }
 
 /// What a request's target is called when it is purged.

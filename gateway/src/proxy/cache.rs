@@ -1,13 +1,17 @@
 //! The cache's part of a request: what is answered from it at once, and what goes to the origin on its behalf.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header, response::Parts};
-use pingora_core::Result;
+use pingora_cache::NoCacheReason;
+use pingora_core::{Error, Result};
 use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_cache::{
@@ -122,7 +126,7 @@ fn plan(
     let now = Timestamp::from(ctx.started_at);
     let (stored, forwarded, collapses) = match cache.partition.find(&key, &request.headers, now) {
         Lookup::Found(stored) if !is_servable(route, &stored) => (None, Forwarded::UriMiss, !ctx.may_be_quiet),
-        Lookup::Found(stored) => match stored.rules.reuse(&directives, now) {
+        Lookup::Found(stored) => match stored.rules.reuse(&directives, cache.policy.stale, now) {
             Reuse::Fresh | Reuse::Stale => {
                 let status = Status::hit(stored.rules.remaining(now));
                 return Plan::Serve(stored, status);
@@ -137,13 +141,14 @@ fn plan(
             Reuse::Validate => {
                 let by_request = stored.rules.is_fresh(now);
                 let forwarded = if by_request { Forwarded::Request } else { Forwarded::Stale };
-                (Some(stored), forwarded, true)
+                let collapses = stored.is_worth_waiting_for();
+                (Some(stored), forwarded, collapses)
             }
         },
         // Streams begin with their head and end some time: nobody waits for that.
         Lookup::OtherVariants => (None, Forwarded::VaryMiss, !ctx.may_be_quiet),
         Lookup::Nothing => (None, Forwarded::UriMiss, !ctx.may_be_quiet),
-        Lookup::Passes if cache_request::wants_less(&request.headers) => return Plan::PassBy(Forwarded::UriMiss),
+        Lookup::Passes if cache_request::wants_less(request) => return Plan::PassBy(Forwarded::UriMiss),
         Lookup::Passes => (None, Forwarded::UriMiss, false),
     };
     if directives.only_if_cached {
@@ -157,6 +162,8 @@ fn plan(
         directives,
         identified,
         max_object: cache.max_object,
+        open: cache.policy.stale,
+        filled: AtomicBool::new(false),
     };
     Plan::Fetch(Box::new(Fetch::new(asked, stored, collapses)), forwarded)
 }
@@ -182,7 +189,7 @@ fn refresh(
         key: key.as_slice().into(),
         resource: cache_request::resource(request, origin.host),
         identified: origin.identified,
-        stored: stored.clone(),
+        stored: Some(stored.clone()),
     };
     let internal = Internal {
         host: origin.host.into(),
@@ -194,6 +201,47 @@ fn refresh(
         done: None,
     };
     // Where the worker has no time for it, the next one who is served it asks again.
+    shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal));
+}
+
+/// The end of a request that has begun to fill the cache. Pingora asks for a whole response also where the client wants
+/// less of it, and lets go of what it has of it as soon as the client has all that it wants: then the cache asks once more,
+/// behind the client's back.
+pub(super) fn end_fill(
+    shared: &Shared,
+    worker: usize,
+    session: &mut Session,
+    ctx: &RequestContext,
+    error: Option<&Error>,
+) {
+    let Some(fetch) = ctx.cache.fetch.as_ref().filter(|fetch| fetch.fills) else { return };
+    if fetch.asked.filled.load(Relaxed) {
+        return;
+    }
+    if session.cache.enabled() {
+        // Who waits for it is to know that nothing will come of it.
+        session.cache.disable(NoCacheReason::UpstreamError);
+    }
+    let request = session.req_header();
+    if error.is_some() || ctx.cache.internal.is_some() || !cache_request::wants_less(request) {
+        return;
+    }
+    let asked = &fetch.asked;
+    let place = Place {
+        key: asked.key.clone(),
+        resource: asked.resource.clone(),
+        identified: asked.identified,
+        stored: fetch.stored.clone(),
+    };
+    let internal = Internal {
+        host: request::request_host(request).unwrap_or_default().into(),
+        secure: scheme(session).0,
+        client: ctx.client,
+        principal: ctx.principal.clone(),
+        place: Some(place),
+        canary: ctx.exchange.canary,
+        done: None,
+    };
     shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal));
 }
 
@@ -230,7 +278,7 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
     let canary = route.canary.as_ref().filter(|_| internal.canary);
     ctx.exchange.pool = Some(canary.map_or_else(|| route.pool.clone(), |canary| canary.pool.clone()));
     let (key, resource, identified, stored) = if let Some(place) = &internal.place {
-        (place.key.clone(), place.resource.clone(), place.identified, Some(place.stored.clone()))
+        (place.key.clone(), place.resource.clone(), place.identified, place.stored.clone())
     } else {
         let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
         let origin = Origin {
@@ -254,6 +302,8 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
         directives: RequestDirectives { no_cache: true, ..RequestDirectives::default() },
         identified,
         max_object: cache.max_object,
+        open: cache.policy.stale,
+        filled: AtomicBool::new(false),
     };
     ctx.cache.status = Some(Status { forwarded: Some(Forwarded::Request), ..Status::default() });
     ctx.cache.fetch = Some(Box::new(Fetch::new(asked, stored, true)));
@@ -362,8 +412,11 @@ impl Fetch {
             requested: SystemTime::now().into(),
             since: asked.partition.purges().latest(),
             asked: Arc::new(asked),
+            failures: stored.as_ref().map_or(0, |stored| stored.failures()),
             stored,
             collapses,
+            frees_others: false,
+            fills: false,
             looked: 0,
             update: None,
             serving: None,

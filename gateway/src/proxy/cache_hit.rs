@@ -2,16 +2,13 @@
 
 use std::{sync::Arc, time::SystemTime};
 
-use http::StatusCode;
+use http::{StatusCode, header};
 use pingora_cache::{CacheMeta, ForcedFreshness};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{RangeType, Session, range_header_filter};
 use seiketsu_cache::{range, reuse::Reuse, status::Status, stored::Stored, time::Timestamp, validation};
 
-use super::{RequestContext, cache};
-
-/// Of more parts the whole is sent.
-const MOST_PARTS: usize = 16;
+use super::{RequestContext, cache, change_response, failure};
 
 /// Whether it may be served.
 pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<ForcedFreshness> {
@@ -25,14 +22,23 @@ pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<Force
     let is_new = fetch.stored.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &stored));
     // What somebody else has fetched while this request waited is as new as what it would have fetched itself.
     let came_meanwhile = is_new && stored.rules.answered >= fetch.requested && stored.rules.is_fresh(now);
-    let may_serve = came_meanwhile || stored.rules.reuse(&fetch.asked.directives, now) != Reuse::Validate;
-    if may_serve {
+    let reuse = stored.rules.reuse(&fetch.asked.directives, fetch.asked.open, now);
+    if came_meanwhile || reuse != Reuse::Validate {
         let waited = fetch.collapses;
         ctx.cache.status = Some(Status { collapsed: waited, ..Status::hit(stored.rules.remaining(now)) });
         fetch.serving = Some(stored);
         return Some(ForcedFreshness::ForceFresh);
     }
+    // Who was waited for has asked and failed: those who waited are not to find out one after the other.
+    let failed_meanwhile = !is_new && stored.failures() > fetch.failures;
     fetch.stored = Some(stored);
+    if failed_meanwhile && failure::may_serve_stale(ctx) {
+        cache::note_stale(ctx, None);
+        if let Some(status) = &mut ctx.cache.status {
+            status.collapsed = true;
+        }
+        return Some(ForcedFreshness::ForceFresh);
+    }
     Some(ForcedFreshness::ForceExpiredServeStale { expired_at: None })
 }
 
@@ -41,12 +47,32 @@ pub(super) fn is_not_modified(session: &Session, response: &ResponseHeader) -> b
     validation::is_not_modified(&session.req_header().headers, response.status, &response.headers)
 }
 
-/// Which parts of a response the client gets.
+/// Which parts of a response the client gets. One reading of what it asks for, whether the response is stored already or
+/// on its way there.
 pub(super) fn range(session: &Session, response: &mut ResponseHeader, ctx: &RequestContext) -> RangeType {
     let request = session.req_header();
     let serves = ctx.route().is_some_and(cache::serves_parts);
-    if !serves || response.status != StatusCode::OK || !range::is_for(&request.headers, &response.headers) {
-        return RangeType::None;
+    let length = response.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let Some(length) = length.filter(|_| serves && response.status == StatusCode::OK) else { return RangeType::None };
+    match range::parts(&request.headers, &response.headers, length) {
+        range::Parts::Whole => RangeType::None,
+        range::Parts::Unsatisfiable => {
+            change_response(response, |response| {
+                response.status = StatusCode::RANGE_NOT_SATISFIABLE;
+                range::unsatisfiable(&mut response.headers, length);
+            });
+            RangeType::Invalid
+        }
+        range::Parts::Some(ranges) => match &ranges[..] {
+            [range] => {
+                change_response(response, |response| {
+                    response.status = StatusCode::PARTIAL_CONTENT;
+                    range::fields_of_part(&mut response.headers, range, length);
+                });
+                RangeType::Single(range.clone())
+            }
+            // Checked, so that Pingora's reading is the same; it knows how to write them.
+            several => range_header_filter(request, response, Some(several.len() + 1)),
+        },
     }
-    range_header_filter(request, response, Some(MOST_PARTS))
 }

@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use http::{StatusCode, Version, header};
-use pingora_core::{Error, ErrorSource, ErrorType, protocols::http::ServerSession};
+use pingora_core::{Error, ErrorSource, ErrorType, Result, protocols::http::ServerSession};
 use pingora_proxy::{FailToProxy, Session};
 
 use super::{RequestContext, Shared, cache};
@@ -190,7 +190,7 @@ pub(super) fn serves_stale(session: &mut Session, ctx: &mut RequestContext, erro
         ErrorType::HTTPStatus(status) if *error.esource() == ErrorSource::Upstream => Some(*status),
         _ => None,
     };
-    let failed = by_status.is_none_or(|status| matches!(status, 500 | 502 | 503 | 504));
+    let failed = by_status.is_none_or(is_failure);
     let gone = *error.esource() == ErrorSource::Downstream && Overdue::in_error(error) != Some(Overdue::Response);
     if !failed || gone || !may_serve_stale(ctx) {
         return false;
@@ -205,6 +205,9 @@ pub(super) fn serves_stale(session: &mut Session, ctx: &mut RequestContext, erro
         peer.watch.disarm();
     }
     ctx.refusal = None;
+    if let Some(stored) = ctx.cache.fetch.as_ref().and_then(|fetch| fetch.stored.as_ref()) {
+        stored.validation_failed();
+    }
     cache::note_stale(ctx, by_status);
     true
 }
@@ -212,8 +215,28 @@ pub(super) fn serves_stale(session: &mut Session, ctx: &mut RequestContext, erro
 /// Whether there is something stored that may be served when the origin fails.
 pub(super) fn may_serve_stale(ctx: &RequestContext) -> bool {
     let Some(fetch) = &ctx.cache.fetch else { return false };
-    let stored = fetch.stored.as_ref();
-    stored.is_some_and(|stored| stored.rules.serves_on_error(&fetch.asked.directives, SystemTime::now().into()))
+    let Some(stored) = &fetch.stored else { return false };
+    let asked = &fetch.asked;
+    stored.rules.serves_on_error(&asked.directives, asked.open, SystemTime::now().into())
+        // It may have been purged while the origin was asked.
+        && asked.partition.still_holds(&asked.resource, stored)
+}
+
+/// Whether the answer of an upstream is a failure for which a stale response may stand in (RFC 5861 §4).
+fn is_failure(status: u16) -> bool {
+    matches!(status, 500 | 502 | 503 | 504)
+}
+
+/// In place of an error that an upstream has answered with, where Pingora's cache has been left, since the request has
+/// waited for others in vain: what is stored may still stand in.
+pub(super) fn give_way_to_stale(session: &Session, status: StatusCode, ctx: &RequestContext) -> Result<()> {
+    if session.cache.enabled() || !is_failure(status.as_u16()) || !may_serve_stale(ctx) {
+        return Ok(());
+    }
+    let mut error = Error::explain(ErrorType::HTTPStatus(status.as_u16()), "a stale response is served instead");
+    error.as_up();
+    error.set_retry(false);
+    Err(error)
 }
 
 /// The last word to the client, if there still is one to be said.
@@ -250,9 +273,14 @@ pub(super) async fn answer(
         // The client is told, so that it sends nothing more on this connection.
         session.set_keepalive(None);
     }
-    let refusal = ctx.refusal.take().unwrap_or_else(|| refusal(error));
-    let status = refusal.status();
-    let sent = respond::refuse(shared, session, ctx, &refusal).await;
+    let stands_in =
+        serves_stale(session, ctx, Some(error)).then(|| ctx.cache.fetch.as_ref()?.serving.clone()).flatten();
+    let (sent, status) = if let Some(stored) = stands_in {
+        (Box::pin(cache::serve(session, ctx, &stored)).await, stored.status)
+    } else {
+        let refusal = ctx.refusal.take().unwrap_or_else(|| refusal(error));
+        (respond::refuse(shared, session, ctx, &refusal).await, refusal.status())
+    };
     if sent.is_ok() && session.req_header().version != Version::HTTP_2 && !keep_connection(session).await {
         session.as_downstream_mut().shutdown().await;
     }

@@ -71,7 +71,8 @@ pub(super) fn finish(
         in_flight.cached(result, bytes_out);
     }
     in_flight.finish(&outcome);
-    let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream);
+    let stands_in = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.serving.is_some());
+    let broken_off = error.is_some_and(|error| *error.esource() == ErrorSource::Upstream) && !stands_in;
     if let Some(counts) = of_request(ctx.weight, ctx.refused, status >= 500 || broken_off)
         && let Some(tenant) = &ctx.tenant
     {

@@ -245,6 +245,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<RequestContext>) {
+        cache::end_fill(&self.shared, self.worker, session, ctx, error);
         logging::finish(&self.shared, session, error, ctx);
     }
 

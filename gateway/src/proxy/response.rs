@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header, response::Parts};
+use pingora_cache::NoCacheReason;
 use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -28,6 +29,10 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
     let tenant = entry.compiled();
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
+    if ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.frees_others) {
+        // To Pingora, what nobody else needs to wait for.
+        session.cache.release_write_lock(NoCacheReason::OriginNotCache);
+    }
     change_response(response, |response| change(session, response, ctx, tenant, route));
     Ok(())
 }

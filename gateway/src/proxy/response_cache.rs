@@ -64,6 +64,8 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
     });
     match storable {
         Ok(storable) => {
+            fetch.fills = true;
+            fetch.frees_others = !storable.rules.can_be_fresh();
             let mut meta = meta(&storable.rules, response.clone());
             let storing = Storing { status: response.status, storable, since: fetch.since };
             meta.extensions_mut().insert(Arc::new(storing));
@@ -97,6 +99,7 @@ fn renew(
     let storable = if is_about { storable(fetch, cache, stored.status, &merged) } else { Err(NotStored::Useless) };
     match storable {
         Ok(Storable { headers, rules, vary }) => {
+            fetch.frees_others = !rules.can_be_fresh();
             let selection = Selection::of(&vary, &asked.headers);
             let new = Arc::new(stored.renewed(headers, rules, selection, fetch.since));
             let mut meta = meta(&new.rules, head(&new)?);
@@ -125,7 +128,12 @@ fn storable(
         has_credential: fetch.asked.identified,
         exchange: Exchange { requested: fetch.requested, answered: SystemTime::now().into() },
     };
-    storing::storable(&candidate, &cache.policy)
+    let storable = storing::storable(&candidate, &cache.policy)?;
+    // Which requests it answers cannot be told by what clients send.
+    if storable.vary.iter().any(|name| cache.writes(name)) {
+        return Err(NotStored::Vary);
+    }
+    Ok(storable)
 }
 
 /// What Pingora has to know of it: nothing that it would decide by.
@@ -164,7 +172,14 @@ pub(super) fn invalidate(
 }
 
 /// When the origin is asked, again or for the first time.
-pub(super) fn begin(fetch: &mut Fetch) {
+pub(super) fn begin(fetch: &mut Fetch, is_caching: bool) {
+    // It has waited in vain. Those who come now shall not.
+    if fetch.collapses && !is_caching {
+        match &fetch.stored {
+            Some(stored) => stored.waited_in_vain(),
+            None => fetch.asked.partition.pass(&fetch.asked.key, &fetch.asked.resource, pass_until()),
+        }
+    }
     fetch.requested = Timestamp::from(SystemTime::now());
     fetch.since = fetch.asked.partition.purges().latest();
     fetch.update = None;

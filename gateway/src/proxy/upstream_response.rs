@@ -50,6 +50,7 @@ pub(super) fn filter(
         error.set_retry(true);
         return Err(error);
     }
+    failure::give_way_to_stale(session, response.status, ctx)?;
     if let Some(limited) = &mut ctx.limited {
         if switches {
             limited.has_upgraded();
@@ -183,6 +184,10 @@ fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
     }
 }
 
+fn is_for_caches(name: &HeaderName) -> bool {
+    [header::CACHE_CONTROL, header::VARY, header::AGE, header::DATE, header::EXPIRES, header::SET_COOKIE].contains(name)
+}
+
 /// Removes the fields that `Connection` names.
 fn remove_nominated(fields: &mut HeaderMap) {
     let nominated: Vec<HeaderName> = members(fields, &header::CONNECTION)
@@ -192,6 +197,8 @@ fn remove_nominated(fields: &mut HeaderMap) {
         // Where a body ends is not for the upstream to conceal.
         .filter(|name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING)
         .filter(|name| *name != header::UPGRADE)
+        // Nor by whom and for how long it may be kept.
+        .filter(|name| !is_for_caches(name))
         .collect();
     for name in nominated {
         fields.remove(name);

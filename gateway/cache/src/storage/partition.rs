@@ -134,6 +134,11 @@ impl Partition {
         }
     }
 
+    /// Whether what was found has not been purged meanwhile.
+    pub fn still_holds(&self, resource: &Resource, stored: &Stored) -> bool {
+        self.purges.spare(resource, stored)
+    }
+
     /// Stores a response in place of the one with the same selection. `false`: there is no room for it.
     pub fn store(&self, key: &[u8], resource: &Resource, stored: Stored) -> bool {
         let stored = Arc::new(stored);

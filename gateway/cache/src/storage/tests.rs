@@ -25,7 +25,7 @@ fn response(length: usize, selection: Selection, since: Sequence) -> Stored {
         status: StatusCode::OK,
         headers: http::HeaderMap::new(),
         body: Bytes::from(vec![b'x'; length]),
-        rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange, (0, 0)),
+        rules: Rules::new(&ResponseDirectives::default(), 60, 0, exchange),
         selection,
         since,
     })

@@ -7,12 +7,13 @@ use std::{
         Arc, Barrier,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-use super::{caching_from, wire};
+use super::{caching_from, reload, wire};
 use crate::{
-    fixtures::{comes_true, read_request},
-    support::Client,
+    fixtures::{Stub, comes_true, demo, let_pass, open, read_request, tenants},
+    support::{Client, Gateway},
 };
 
 /// An origin that answers once it is told to.
@@ -43,12 +44,7 @@ fn patient(answer: &str) -> Patient {
 }
 
 /// Sends so many requests, has the origin answer once all are under way, and gives all answers.
-fn together(
-    origin: &Patient,
-    gateway: &crate::support::Gateway,
-    many: usize,
-    fields: &str,
-) -> Vec<crate::support::Response> {
+fn together(origin: &Patient, gateway: &Gateway, many: usize, fields: &str) -> Vec<crate::support::Response> {
     let request = format!("GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n{fields}\r\n");
     let mut clients: Vec<Client> = (0..many).map(|_| gateway.connect()).collect();
     for client in &mut clients {
@@ -143,4 +139,100 @@ fn variants_that_are_known_do_not_wait_for_each_other_for_ever() {
         assert_eq!(thread.join().unwrap(), "body");
     }
     assert_eq!(origin.asked.load(Ordering::SeqCst), 8);
+}
+
+#[test]
+fn what_is_validated_each_time_is_validated_side_by_side() {
+    const MANY: usize = 20;
+    for cache_control in ["no-cache", "max-age=0", "max-age=0, must-revalidate"] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let seen = asked.clone();
+        let answer = wire(&format!("200 OK\nCache-Control: {cache_control}\nETag: \"1\"\n\nbody"));
+        // All but the first are answered once all of them are there.
+        let origin = Stub::start(move |request| {
+            if seen.fetch_add(1, Ordering::SeqCst) == 0 {
+                return answer.clone();
+            }
+            assert!(comes_true(|| seen.load(Ordering::SeqCst) > MANY));
+            assert_eq!(request.header("if-none-match"), Some("\"1\""));
+            wire("304 Not Modified\nETag: \"1\"")
+        });
+        let gateway = caching_from(origin.address, "");
+        gateway.fetch("/v1/a", "");
+        let mut clients: Vec<Client> = (0..MANY).map(|_| gateway.connect()).collect();
+        for client in &mut clients {
+            client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        }
+        for client in &mut clients {
+            assert_eq!(client.receive().unwrap().text(), "body", "{cache_control}");
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), MANY + 1);
+    }
+}
+
+#[test]
+fn those_who_wait_for_what_must_be_validated_each_time_are_let_go_together() {
+    const MANY: usize = 20;
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (seen, may_answer) = (asked.clone(), go.clone());
+    let origin = Stub::start(move |_| {
+        let is_first = seen.fetch_add(1, Ordering::SeqCst) == 0;
+        let all_are_there = || seen.load(Ordering::SeqCst) == MANY;
+        assert!(comes_true(|| if is_first { may_answer.load(Ordering::SeqCst) } else { all_are_there() }));
+        wire("200 OK\nETag: \"1\"\n\nbody")
+    });
+    let gateway = caching_from(origin.address, "");
+    let mut clients: Vec<Client> = (0..MANY).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    }
+    let in_flight = || gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize;
+    assert!(comes_true(|| in_flight() == MANY));
+    go.store(true, Ordering::SeqCst);
+    for client in &mut clients {
+        assert_eq!(client.receive().unwrap().text(), "body");
+    }
+}
+
+#[test]
+fn once_somebody_has_waited_in_vain_nobody_waits() {
+    for fields in ["Cache-Control: max-age=3600", "Cache-Control: max-age=1\nETag: \"1\""] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let seen = asked.clone();
+        let (first, answer) =
+            (wire(&format!("200 OK\n{fields}\n\nbody")), wire("200 OK\nCache-Control: max-age=60\n\nnew"));
+        let is_stale = fields.contains("ETag");
+        let origin = Stub::start(move |_| {
+            if seen.fetch_add(1, Ordering::SeqCst) == 0 && is_stale {
+                return first.clone();
+            }
+            // Until three ask at the same time.
+            assert!(comes_true(|| seen.load(Ordering::SeqCst) >= 3 + usize::from(is_stale)));
+            answer.clone()
+        });
+        let yaml = |collapse: &str| {
+            let policies = format!("cache: {{ collapse: {collapse} }}, retries: {{ attempts: 0 }}");
+            tenants(&demo(&[origin.address], ""), "", &open(&policies))
+        };
+        let gateway = Gateway::start(&yaml("50ms"));
+        if is_stale {
+            gateway.fetch("/v1/a", "");
+            // Until it is stale.
+            let_pass(Duration::from_millis(2100));
+        }
+        let ask = |asked_before: usize| {
+            let mut client = gateway.connect();
+            client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+            let reached = comes_true(|| asked.load(Ordering::SeqCst) > asked_before + usize::from(is_stale));
+            assert!(reached, "{fields}: the one after {asked_before}");
+            client
+        };
+        let mut clients = vec![ask(0), ask(1)];
+        // As long as anybody likes, but there is nothing to be had by it.
+        reload(&gateway, &yaml("1h"));
+        clients.push(ask(2));
+        for client in &mut clients {
+            assert_eq!(client.receive().unwrap().text(), "new");
+        }
+    }
 }

@@ -210,3 +210,51 @@ fn a_tenant_that_floods_leaves_the_hit_ratio_of_another_as_it_was() {
     assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"b\"}") > 3000.0);
     assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"a\"}") < 1.0);
 }
+
+#[test]
+fn what_depends_on_a_field_that_the_gateway_writes_is_not_stored() {
+    let origin = Stub::start(|seen| {
+        let name = seen.target().rsplit('/').next().unwrap().to_owned();
+        let value = seen.header(&name).unwrap_or("-").to_owned();
+        wire(&format!("200 OK\nCache-Control: public, max-age=3600\nVary: {name}\n\n{value}"))
+    });
+    let policies =
+        "auth: { accept: [api_key], forward_headers: true }, cache: {}, headers: { request: { rename: { x-a: x-b } } }";
+    let keys = format!(
+        "consumers:\n- {{ id: one, keys: [{{ prefix: keyone01, hash: '{}' }}] }}\n- {{ id: two, keys: [{{ prefix: keytwo01, hash: '{}' }}] }}\n",
+        crate::fixtures::key_hash("sk_keyone01_0123456789abcdefghijklmnopqrstuv"),
+        crate::fixtures::key_hash("sk_keytwo01_0123456789abcdefghijklmnopqrstuv")
+    );
+    let gateway = Gateway::start(&crate::fixtures::tenants(
+        &demo(&[origin.address], ""),
+        &keys,
+        &crate::fixtures::open(policies),
+    ));
+    for name in ["x-gateway-consumer", "x-gateway-identity", "x-forwarded-for", "x-request-id", "x-b"] {
+        let ask = |key: &str| {
+            let key = format!("X-API-Key: sk_{key}_0123456789abcdefghijklmnopqrstuv\r\nX-A: {key}\r\n");
+            gateway.fetch(&format!("/v1/{name}"), &key)
+        };
+        let (one, two) = (ask("keyone01"), ask("keytwo01"));
+        assert!(!two.is_hit() && two.cache_status().ends_with("detail=vary"), "{name} {two:?}");
+        if name == "x-gateway-consumer" || name == "x-b" {
+            assert_ne!(one.text(), two.text(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_connection_names_does_not_choose_for_others() {
+    let origin = Stub::start(|seen| {
+        let language = seen.header("accept-language").unwrap_or("none").to_owned();
+        wire(&format!("200 OK\nCache-Control: public, max-age=3600\nVary: Accept-Language\n\n{language}"))
+    });
+    let gateway = super::caching(&origin, "");
+    let german = "Accept-Language: de\r\n";
+    for options in ["accept-language", "keep-alive, Accept-Language", "close,\taccept-language"] {
+        let answer = gateway.fetch("/v1/a", &format!("{german}Connection: {options}\r\n"));
+        assert_eq!((answer.text().as_str(), answer.cache_status()), ("none", "seiketsu; fwd=bypass"), "{options}");
+    }
+    assert_eq!(gateway.bodies("/v1/a", german, 2), ["de", "de"]);
+    assert!(gateway.fetch("/v1/a", &format!("{german}Connection: Keep-Alive, TE\r\nTE: trailers\r\n")).is_hit());
+}

@@ -40,7 +40,7 @@ use std::{
 };
 
 use crate::{
-    fixtures::{Seen, Stub, demo, open, read_request, tenants},
+    fixtures::{Seen, Stub, comes_true, demo, open, read_request, tenants},
     support::{Gateway, Response},
 };
 
@@ -85,6 +85,13 @@ fn caching(origin: &Stub, settings: &str) -> Gateway {
 fn caching_from(origin: SocketAddr, settings: &str) -> Gateway {
     let policies = format!("cache: {{ {settings} }}, retries: {{ attempts: 0 }}");
     Gateway::start(&tenants(&demo(&[origin], ""), "", &open(&policies)))
+}
+
+/// Puts this configuration in the place of the first one.
+fn reload(gateway: &Gateway, tenants: &str) {
+    gateway.write_tenants(&tenants.replace("revision: 1", "revision: 2"));
+    gateway.process.signal("-HUP");
+    assert!(comes_true(|| gateway.metric("seiketsu_config_revision") > 1.5), "{}", gateway.log());
 }
 
 /// An origin that closes the connection after these bytes.

@@ -17,7 +17,7 @@ impl Gateway {
         Client::connect(self.operations).request(&request)
     }
 
-    fn purge(&self, what: &Value) {
+    pub fn purge(&self, what: &Value) {
         let answer = self.post_operations("/cache/purge", what);
         assert_eq!(answer.status, 200, "{answer:?}");
     }

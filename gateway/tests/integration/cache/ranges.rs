@@ -108,3 +108,21 @@ fn a_part_of_what_was_just_validated() {
     let part = gateway.fetch("/v1/a", "Range: bytes=2-3\r\n");
     assert_eq!((part.status, part.text().as_str()), (206, "23"));
 }
+
+#[test]
+fn parts_mean_the_same_of_what_is_stored_and_of_what_is_fetched() {
+    let origin = origin();
+    let gateway = caching(&origin, "");
+    for (number, range) in
+        ["bytes=-0", "bytes=5-2", "bytes=0-3,0-3", "bytes=-18446744073709551616", "bytes=10-", "bytes=2-3", "bytes="]
+            .into_iter()
+            .enumerate()
+    {
+        let ask = || gateway.fetch(&format!("/v1/{number}"), &format!("Range: {range}\r\n"));
+        let (fetched, stored) = (ask(), ask());
+        assert!(!fetched.is_hit() && stored.is_hit(), "{range}");
+        assert_eq!(fetched.status, stored.status, "{range}");
+        assert_eq!(fetched.header("content-range"), stored.header("content-range"), "{range}");
+        assert_eq!(fetched.text(), stored.text(), "{range}");
+    }
+}

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::{at, caching, counting, in_turn};
 use crate::{
-    fixtures::{demo, open, tenants},
+    fixtures::{Stub, comes_true, demo, open, tenants},
     support::{Gateway, http2::Http2},
 };
 
@@ -294,4 +294,25 @@ fn empty_bodies_are_stored_as_well() {
             assert_eq!((got.status, got.is_hit(), got.body.len()), (answer[..3].parse().unwrap(), hit, 0), "{got:?}");
         }
     }
+}
+
+#[test]
+fn what_is_large_is_stored_although_the_client_wants_less_of_it() {
+    let large = "x".repeat(1 << 20);
+    let origin = Stub::answering("Cache-Control: max-age=3600\r\nETag: \"1\"\r\n", large.clone());
+    let gateway = caching(&origin, "");
+    for (method, fields, status) in [
+        ("HEAD", "", 200),
+        ("GET", "If-None-Match: \"1\"\r\n", 304),
+        ("GET", "Range: bytes=0-9\r\n", 206),
+        ("GET", "Range: bytes=9999999-\r\n", 416),
+    ] {
+        let target = format!("/v1/{method}/{status}");
+        assert_eq!(gateway.ask(method, &target, fields, "").status, status);
+        // Whoever comes next does not wait for it.
+        let whole = gateway.fetch(&target, "");
+        assert_eq!((whole.status, whole.body.len()), (200, large.len()), "{method} {status}");
+        assert!(comes_true(|| gateway.fetch(&target, "").is_hit()), "{method} {status}");
+    }
+    assert!(!gateway.log().contains("panicked"), "{}", gateway.log());
 }

@@ -1,13 +1,16 @@
 //! RFC 9111 §4.2.4, RFC 5861: what may be served although it is stale.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU16, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
-use super::{breaking_off, caching, caching_from, in_turn, wire};
+use super::{breaking_off, caching, caching_from, in_turn, reload, wire};
 use crate::{
-    fixtures::{Stub, comes_true, demo, open, tenants},
+    fixtures::{Stub, comes_true, demo, let_pass, open, tenants},
     support::{Gateway, http2::Http2},
 };
 
@@ -189,4 +192,113 @@ fn a_validation_that_fails_is_tried_again_later() {
         assert!(body == "old" || body == "new");
         body == "new"
     }));
+}
+
+/// What is fresh for a second is stale then.
+const BRIEFLY_FRESH: Duration = Duration::from_millis(2100);
+
+/// The bodies that so many clients get who ask at the same time. `are_there` is called once all of them have.
+fn at_once(gateway: &Gateway, many: usize, are_there: impl Fn()) -> Vec<String> {
+    let mut clients: Vec<_> = (0..many).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    }
+    are_there();
+    clients.iter_mut().map(|client| client.receive().unwrap().text()).collect()
+}
+
+/// An origin whose first answer is fresh for a second, and which then fails, once it is told to.
+fn failing_on_command(asked: &Arc<AtomicUsize>, go: &Arc<AtomicBool>) -> Stub {
+    let (asked, go) = (asked.clone(), go.clone());
+    Stub::start(move |_| {
+        if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            return wire("200 OK\nCache-Control: max-age=1\nETag: \"1\"\n\nold");
+        }
+        assert!(comes_true(|| go.load(Ordering::SeqCst)));
+        wire("503 Service Unavailable\n\nerror")
+    })
+}
+
+#[test]
+fn stale_if_error_is_served_to_all_who_ask_at_once() {
+    const MANY: usize = 60;
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let origin = failing_on_command(&asked, &go);
+    let gateway = caching(&origin, "stale_if_error: 1h");
+    gateway.fetch("/v1/a", "");
+    let_pass(BRIEFLY_FRESH);
+    let bodies = at_once(&gateway, MANY, || {
+        let in_flight = || gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize;
+        assert!(comes_true(|| in_flight() == MANY));
+        go.store(true, Ordering::SeqCst);
+    });
+    assert!(bodies.iter().all(|body| body == "old"), "{bodies:?}");
+    // The others have heard what became of it.
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn stale_if_error_is_served_to_all_who_ask_at_once_when_nobody_is_there() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = caching_from(listener.local_addr().unwrap(), "stale_if_error: 1h");
+    let serve = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        crate::fixtures::read_request(0, &mut std::io::BufReader::new(&stream)).unwrap();
+        let answer = wire("200 OK\nConnection: close\nCache-Control: max-age=1\n\nold");
+        std::io::Write::write_all(&mut stream, &answer).unwrap();
+    });
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "old");
+    serve.join().unwrap();
+    let_pass(BRIEFLY_FRESH);
+    let bodies = at_once(&gateway, 300, || ());
+    assert!(bodies.iter().all(|body| body == "old"), "{bodies:?}");
+}
+
+#[test]
+fn stale_if_error_is_served_to_those_who_have_waited_in_vain() {
+    const MANY: usize = 5;
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let origin = failing_on_command(&asked, &go);
+    let gateway = caching(&origin, "stale_if_error: 1h, collapse: 50ms");
+    gateway.fetch("/v1/a", "");
+    let_pass(BRIEFLY_FRESH);
+    let bodies = at_once(&gateway, MANY, || {
+        assert!(comes_true(|| asked.load(Ordering::SeqCst) == 1 + MANY), "each asks for itself");
+        go.store(true, Ordering::SeqCst);
+    });
+    assert!(bodies.iter().all(|body| body == "old"), "{bodies:?}");
+    let answer = gateway.fetch("/v1/a", "");
+    assert!(answer.cache_status().starts_with("seiketsu; fwd=stale; fwd-status=503; ttl=-"), "{answer:?}");
+}
+
+#[test]
+fn what_was_purged_while_the_origin_failed_is_not_served() {
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let origin = failing_on_command(&asked, &go);
+    let gateway = caching(&origin, "stale_if_error: 1h");
+    gateway.fetch("/v1/a", "");
+    let_pass(BRIEFLY_FRESH);
+    let bodies = at_once(&gateway, 1, || {
+        assert!(comes_true(|| asked.load(Ordering::SeqCst) == 2));
+        gateway.purge(&serde_json::json!({ "tenant": "acme", "url": "http://acme.test/v1/a" }));
+        go.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(bodies, ["error"]);
+}
+
+#[test]
+fn what_an_operator_allows_in_an_outage_counts_for_what_is_stored_already() {
+    let origin = failing("Cache-Control: max-age=60\nETag: \"1\"", "503 Service Unavailable");
+    let yaml = |settings: &str, more: &str| {
+        tenants(
+            &demo(&[origin.address], ""),
+            "",
+            &open(&format!("cache: {{ {settings} }}, retries: {{ attempts: 0 }}{more}")),
+        )
+    };
+    let gateway = Gateway::start(&yaml("", ""));
+    gateway.fetch("/v1/a", "");
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "error");
+    reload(&gateway, &yaml("stale_if_error: 1h", ", timeouts: { connect: 1s }"));
+    assert!(comes_true(|| gateway.fetch("/v1/a", "").text() == "old"));
 }

@@ -261,8 +261,10 @@ fn what_some_servers_take_for_another_request_is_not_answered_from_the_cache() {
     for node in ["", "forwarding: { trusted_proxies: [127.0.0.0/8] }\n"] {
         let gateway = Gateway::start_with(&yaml, node);
         let first = gateway.fetch("/v1/a", "").text();
-        let method = gateway.fetch("/v1/a", "X-HTTP-Method-Override: POST\r\n");
-        assert_eq!(method.cache_status(), "seiketsu; fwd=bypass");
+        for name in ["X-HTTP-Method-Override", "X_HTTP_Method_Override", "X_Method-Override", "X-Original-Host"] {
+            let other = gateway.fetch("/v1/a", &format!("{name}: POST\r\n"));
+            assert_eq!(other.cache_status(), "seiketsu; fwd=bypass", "{name}");
+        }
         for field in ["X-Original-URL: /v1/b\r\n", "X-Rewrite-URL: /v1/b\r\n"] {
             let answer = gateway.fetch("/v1/a", field);
             if node.is_empty() {
@@ -302,4 +304,11 @@ fn event_streams_are_passed_on_as_they_come() {
         std::io::Read::read_exact(&mut client.stream, &mut event).unwrap();
         assert!(String::from_utf8_lossy(&event).contains("data: 1"));
     }
+}
+
+#[test]
+fn an_origin_hides_nothing_from_the_cache_with_connection() {
+    let origin = counting("Cache-Control: max-age=3600\r\nVary: *\r\nConnection: Vary\r\n");
+    let gateway = caching(&origin, "");
+    assert_eq!(gateway.bodies("/v1/a", "", 2), ["0", "1"]);
 }

@@ -6,8 +6,7 @@ use libfuzzer_sys::fuzz_target;
 use seiketsu_cache::{
     directives::{RequestDirectives, ResponseDirectives},
     freshness::Exchange,
-    invalidation::invalidated,
-    key::Resource,
+    invalidation::{Target, invalidated},
     purge::Tags,
     range::{Parts, parts},
     reuse::Reuse,
@@ -66,8 +65,8 @@ fuzz_target!(|input: &[u8]| {
         let merged = freshened(&stored.headers, &update);
         assert_eq!(merged.get("content-length"), stored.headers.get("content-length"));
     }
-    let resource = Resource::new(b"a.test", "/x", None);
-    for changed in invalidated(&resource, false, status, &response) {
+    let target = Target { secure: false, host: b"a.test", path: "/x", query: None };
+    for changed in invalidated(&target, status, &response, |path| Some(path.to_owned())) {
         assert_eq!(changed.host(), "a.test");
     }
     assert!(Tags::of(&response).iter().count() <= 256);

@@ -3,7 +3,7 @@
 use axum::{Json as JsonAnswer, extract::State};
 use seiketsu_config::{
     push::{Purged, Task},
-    values::Id,
+    values::{HostPattern, Id},
 };
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -101,6 +101,9 @@ pub(super) async fn purge_cache(
     if state.store.tenant(&tenant).await?.is_none() {
         return Err(WriteError::Missing(tenant).into());
     }
+    if let Some((field, host)) = host(&what) {
+        check_host(&state, &tenant, field, &host?).await?;
+    }
     let task = Task::Purge { tenant: tenant.clone(), what };
     let once = key.once(&text);
     let id = state.store.give_order(&caller.author, &tenant, task, once.as_ref()).await?;
@@ -120,11 +123,8 @@ impl PurgeBody {
         let Self { tenant, url, prefix, tag, all } = self;
         let what = match (url, prefix, tag, all) {
             (Some(url), None, None, false) => Purged::Url(checked_url("url", url, true)?),
-            (None, Some(prefix), None, false) if prefix.starts_with('/') && prefix.len() <= LONGEST => {
-                Purged::Prefix(prefix)
-            }
-            (None, Some(prefix), None, false) => Purged::Prefix(checked_url("prefix", prefix, false)?),
-            (None, None, Some(tag), false) if (1..=LONGEST).contains(&tag.len()) => Purged::Tag(tag),
+            (None, Some(prefix), None, false) => Purged::Prefix(checked_prefix(prefix)?),
+            (None, None, Some(tag), false) => Purged::Tag(checked_tag(tag)?),
             (None, None, None, true) => Purged::All,
             _ => {
                 let fix = "give one of url, prefix, tag, or all: true";
@@ -144,20 +144,117 @@ pub(super) fn checked_url(path: &str, text: String, query: bool) -> Result<Strin
             Some("write a whole URL of http or https, as in https://api.example.com/v1/users"),
         )
     };
-    let url = Url::parse(&text).map_err(|why| refused(&format!("it is not a URL: {why}")))?;
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
-        return Err(refused("it is not a URL of http or https"));
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(refused("it holds a user or a password"));
-    }
-    if !query && url.query().is_some() {
-        return Err(refused("it has a query, and a prefix is one of paths"));
-    }
     if text.len() > LONGEST {
         return Err(refused("it is too long"));
     }
+    let url = Url::parse(&text).map_err(|why| refused(&format!("it is not a URL: {why}")))?;
+    let sent = text.split('#').next().unwrap_or_default().split_once("://").map(|(_, sent)| sent);
+    let (true, true, Some(sent)) = (matches!(url.scheme(), "http" | "https"), url.has_host(), sent) else {
+        return Err(refused("it is not a URL of http or https"));
+    };
+    let (authority, target) = sent.split_at(sent.find(['/', '?']).unwrap_or(sent.len()));
+    if authority.contains('@') {
+        return Err(refused("it holds a user or a password"));
+    }
+    if authority.contains('\\') {
+        return Err(refused("it is not a URL of http or https"));
+    }
+    if !query && target.contains('?') {
+        return Err(refused("it has a query, and a prefix is one of paths"));
+    }
+    check_target(target).map_err(refused)?;
     Ok(text)
+}
+
+/// A URL or a path, and no pattern.
+fn checked_prefix(prefix: String) -> Result<String, Problem> {
+    let refused = |detail: &str, fix: &str| Problem::invalid_at("prefix", detail, Some(fix));
+    if prefix.ends_with('*') {
+        return Err(refused("it ends in *", "leave it out: a prefix is of all paths that begin with it"));
+    }
+    if !prefix.starts_with('/') {
+        return checked_url("prefix", prefix, false);
+    }
+    let fix = "write a path as clients request it, as in /v1/users";
+    if prefix.len() > LONGEST {
+        return Err(refused("it is too long", fix));
+    }
+    if prefix.contains('?') {
+        return Err(refused("it has a query, and a prefix is one of paths", fix));
+    }
+    check_target(&prefix).map_err(|why| refused(why, fix))?;
+    Ok(prefix)
+}
+
+/// A tag that a response can have: `Cache-Tag` has commas between them, `Surrogate-Key` spaces.
+fn checked_tag(tag: String) -> Result<String, Problem> {
+    let is_one = (1..=LONGEST).contains(&tag.len())
+        && tag.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+        && tag.trim() == tag
+        && !(tag.contains(',') && tag.contains(' '));
+    if is_one {
+        return Ok(tag);
+    }
+    let fix = "give one tag, of visible ASCII characters, with spaces between them or commas, but not both";
+    Err(Problem::invalid_at("tag", "no response can have it", Some(fix)))
+}
+
+/// Whether clients can request this path and query. What they cannot, nodes would refuse to purge as well.
+fn check_target(target: &str) -> Result<(), &'static str> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let holds =
+        |text: &str, refused: &[char]| text.contains(refused) || !text.bytes().all(|byte| byte.is_ascii_graphic());
+    if holds(path, &['#', '<', '>', '`', '\\']) || holds(query, &['#', '<', '>', '"']) {
+        return Err("it holds a character that must be percent-encoded");
+    }
+    let decoded = String::from_utf8(decoded(path)?).map_err(|_| "what is percent-encoded in it is not UTF-8")?;
+    let mut depth = 0_usize;
+    for segment in decoded.split('/').filter(|segment| !matches!(*segment, "" | ".")) {
+        if segment.starts_with(".;") || segment.starts_with("..;") {
+            return Err("it holds a . or .. segment with parameters");
+        }
+        let below = if segment == ".." { depth.checked_sub(1) } else { Some(depth + 1) };
+        depth = below.ok_or("it leaves the root by its .. segments")?;
+    }
+    Ok(())
+}
+
+fn decoded(path: &str) -> Result<Vec<u8>, &'static str> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut parts = path.split('%');
+    decoded.extend_from_slice(parts.next().unwrap_or_default().as_bytes());
+    for part in parts {
+        let digits = part.get(..2).filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let byte = byte.ok_or("it holds a % that two hexadecimal digits do not follow")?;
+        if byte.is_ascii_control() || matches!(byte, b'/' | b'\\') {
+            return Err("it holds a character that is not accepted, percent-encoded or not");
+        }
+        decoded.push(byte);
+        decoded.extend_from_slice(&part.as_bytes()[2..]);
+    }
+    Ok(decoded)
+}
+
+/// The field that names a host, and the host.
+fn host(what: &Purged) -> Option<(&'static str, Result<HostPattern, Problem>)> {
+    let (field, text) = match what {
+        Purged::Url(url) => ("url", url),
+        Purged::Prefix(prefix) if !prefix.starts_with('/') => ("prefix", prefix),
+        _ => return None,
+    };
+    let host = Url::parse(text).ok().and_then(|url| url.host_str()?.parse().ok());
+    Some((field, host.ok_or_else(|| Problem::invalid_at(field, "it has no host that is served", None))))
+}
+
+/// Whether a host is one of the tenant's own.
+pub(super) async fn check_host(state: &AppState, tenant: &Id, path: &str, host: &HostPattern) -> Result<(), Problem> {
+    let owner = state.store.tenants(None, 1, Some(host), None).await?.pop();
+    if owner.is_some_and(|owner| owner.id == *tenant) {
+        return Ok(());
+    }
+    let detail = format!("the tenant is not served under {host}");
+    Err(Problem::invalid_at(path, detail, Some("give URLs of the tenant's own hosts")))
 }
 
 /// Waits until all live nodes have answered.
@@ -191,6 +288,8 @@ fn standing(nodes: &[NodeRow], answers: &[AnswerRow]) -> CarriedBy {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -216,6 +315,59 @@ mod tests {
             r#"{"tenant":"a","prefix":"x"}"#,
         ] {
             assert_eq!(read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_nodes_would_refuse_is_refused_before_they_are_told_and_named() {
+        let read = |field: &str, text: &str| {
+            let mut body = json!({ "tenant": "a" });
+            body[field] = text.into();
+            serde_json::from_value::<PurgeBody>(body).unwrap().checked()
+        };
+        let long = "t".repeat(LONGEST + 1);
+        for (field, text) in [
+            ("url", "http://a.test/../.."),
+            ("url", "http://a.test/x/%2e%2e/.."),
+            ("url", "http://a.test/%zz"),
+            ("url", "http://a.test/%4"),
+            ("url", "http://a.test/%2f"),
+            ("url", "http://a.test/%C0%AF"),
+            ("url", "http://a.test/%00"),
+            ("url", "http://a.test/x;/..;v=1"),
+            ("url", "http://a.test/x y"),
+            ("url", "http://a.test/\u{e4}"),
+            ("url", "http://a.test/x?\""),
+            ("url", "http://a.test\\x"),
+            ("url", "http:a.test/x"),
+            ("url", "http://@a.test/x"),
+            ("prefix", "/../.."),
+            ("prefix", "/%zz"),
+            ("prefix", "/x?y"),
+            ("prefix", "/v1/*"),
+            ("prefix", "http://a.test/v1/*"),
+            ("prefix", "http://a.test/%zz"),
+            ("tag", " t"),
+            ("tag", "t "),
+            ("tag", "t, u"),
+            ("tag", "t\n"),
+            ("tag", "\u{e4}"),
+            ("tag", &long),
+        ] {
+            let refused = read(field, text).unwrap_err();
+            assert_eq!(refused.kind.status().as_u16(), 422, "{text}");
+            assert!(refused.detail.contains(field), "{text}: {refused:?}");
+        }
+        for (field, text) in [
+            ("url", "http://a.test"),
+            ("url", "HTTP://a.test:81/x/../y/./%41%C3%a4;v=1//z?x='%zz'|#top"),
+            ("url", "http://m\u{fc}ller.test/x"),
+            ("prefix", "/x/.."),
+            ("prefix", "http://a.test"),
+            ("tag", "a b"),
+            ("tag", "a,b"),
+        ] {
+            assert!(read(field, text).is_ok(), "{text}");
         }
     }
 }

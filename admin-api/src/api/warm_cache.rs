@@ -14,7 +14,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::{
-    AppState, Problem, body::Json, caller::Caller, idempotency::Key, problem::ProblemDocument, purge_cache::checked_url,
+    AppState, Problem,
+    body::Json,
+    caller::Caller,
+    idempotency::Key,
+    problem::ProblemDocument,
+    purge_cache::{check_host, checked_url},
 };
 use crate::store::WriteError;
 
@@ -71,11 +76,7 @@ pub(super) async fn warm_cache(
         }
     }
     for host in &hosts {
-        let owner = state.store.tenants(None, 1, Some(host), None).await?.pop();
-        if owner.is_none_or(|owner| owner.id != tenant) {
-            let detail = format!("the tenant is not served under {host}");
-            return Err(Problem::invalid_at("urls", detail, Some("give URLs of the tenant's own hosts")));
-        }
+        check_host(&state, &tenant, "urls", host).await?;
     }
     let once = key.once(&text);
     let id = state.store.give_order(&caller.author, &tenant, Task::Warm { urls, headers }, once.as_ref()).await?;

@@ -107,6 +107,23 @@ async fn what_is_purged_is_gone_on_all_nodes_and_on_one_that_was_away_when_it_is
         }
     }
 
+    // What cannot be purged is refused before a node is told, and the field is named.
+    for (what, text) in [
+        ("--url", "http://acme.test/../.."),
+        ("--url", "http://acme.test/%zz"),
+        ("--url", "http://globex.test/v1/cache/600"),
+        ("--prefix", "http://globex.test/v1/"),
+        ("--prefix", "/v1/*"),
+        ("--tag", "t, u"),
+    ] {
+        let output = admin.ctl(&["purge", "acme", what, text]);
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && told.contains(&what[2..]), "{what} {text}: {told}");
+        let mut body = json!({ "tenant": "acme" });
+        body[&what[2..]] = text.into();
+        assert_eq!(admin.ask("POST", "/cache/purge", Some(body)).await.status, 422, "{what} {text}");
+    }
+
     let (kept, purged) = ("/v1/cache/603", "/v1/cache/604");
     store(&[&one, &two], kept).await;
     store(&[&one, &two], purged).await;

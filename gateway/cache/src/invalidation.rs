@@ -6,39 +6,65 @@ use url::Url;
 
 use crate::key::Resource;
 
+/// Longer ones cannot be requested.
+const LONGEST_REFERENCE: usize = 32 << 10;
+
 /// Whether a method may change something (RFC 9110 §9.2.1); one that is not known may.
 pub fn is_unsafe(method: &Method) -> bool {
     !method.is_safe()
 }
 
+/// What an unsafe request was for.
+#[derive(Debug, Clone, Copy)]
+pub struct Target<'a> {
+    /// Whether the client speaks TLS, with whomever.
+    pub secure: bool,
+    /// As `Host` or `:authority` has it.
+    pub host: &'a [u8],
+    pub path: &'a str,
+    pub query: Option<&'a str>,
+}
+
 /// The resources that are no longer what they were once an unsafe request has got this response: its target, and
-/// what the response names with `Location` and `Content-Location`, as far as it is of the same host.
+/// what the response names with `Location` and `Content-Location`, as far as it is of the same origin. `normalise`:
+/// the path that is looked up for a path that is requested; none where it cannot be requested.
 pub fn invalidated(
-    target: &Resource,
-    is_secure: bool,
+    target: &Target<'_>,
     status: StatusCode,
     headers: &HeaderMap,
+    normalise: impl Fn(&str) -> Option<String>,
 ) -> SmallVec<[Resource; 3]> {
     let mut all = SmallVec::new();
     // An error says that nothing was changed.
     if !(status.is_success() || status.is_redirection()) {
         return all;
     }
-    let scheme = if is_secure { "https" } else { "http" };
-    let base = Url::parse(&format!("{scheme}://{}{}", target.host(), target.path_and_query())).ok();
-    all.push(target.clone());
-    let Some(base) = base else { return all };
-    let named = [header::LOCATION, header::CONTENT_LOCATION].into_iter().flat_map(|name| headers.get_all(name));
-    for reference in named {
-        let resolved = reference.to_str().ok().and_then(|reference| base.join(reference.trim()).ok());
-        // What one host says of another is not to be believed.
-        let Some(resolved) = resolved.filter(|url| url.origin() == base.origin()) else { continue };
-        let resource = Resource::new(target.host().as_bytes(), resolved.path(), resolved.query());
+    all.push(Resource::new(target.host, target.path, target.query));
+    let mut named =
+        [header::LOCATION, header::CONTENT_LOCATION].iter().flat_map(|name| headers.get_all(name)).peekable();
+    if named.peek().is_none() {
+        return all;
+    }
+    let scheme = if target.secure { "https" } else { "http" };
+    let base = format!("{scheme}://{}{}", String::from_utf8_lossy(target.host), target.path);
+    let Ok(base) = Url::parse(&base) else { return all };
+    for reference in named.filter(|reference| reference.len() <= LONGEST_REFERENCE) {
+        let resolved = str::from_utf8(reference.as_bytes()).ok().and_then(|text| base.join(text.trim()).ok());
+        // What one origin says of another is not to be believed.
+        let Some(resolved) = resolved.filter(|url| origin(url) == origin(&base)) else { continue };
+        let Some(path) = normalise(resolved.path()) else { continue };
+        let resource = Resource::new(target.host, &path, resolved.query());
         if !all.contains(&resource) {
             all.push(resource);
         }
     }
     all
+}
+
+/// RFC 9110 §4.3.1. A dot at the end of a host changes nothing here.
+fn origin(url: &Url) -> (&str, Option<&str>, Option<u16>) {
+    let host = url.host_str().map(|host| host.strip_suffix('.').unwrap_or(host));
+    (url.scheme(), host, url.port_or_known_default())
 }
 
 #[cfg(test)]
@@ -49,31 +75,65 @@ mod tests {
 
     use super::*;
 
-    fn paths(status: u16, fields: &[(&str, &str)]) -> Vec<String> {
+    /// What is invalid, as queries of one path are told apart, and as the target was asked for.
+    fn invalid(secure: bool, host: &str, status: u16, fields: &[(&str, &str)]) -> Vec<Resource> {
         let field = |(name, value): &(&str, &str)| {
             (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
         };
         let headers = fields.iter().map(field).collect();
-        let target = Resource::new(b"a.test:8080", "/x/y", Some("q"));
-        let all = invalidated(&target, false, StatusCode::from_u16(status).unwrap(), &headers);
-        all.iter().map(Resource::path_and_query).map(str::to_owned).collect()
+        let target = Target { secure, host: host.as_bytes(), path: "/x/y", query: Some("q") };
+        let normalise = |path: &str| (!path.contains("%zz")).then(|| path.replace("//", "/"));
+        invalidated(&target, StatusCode::from_u16(status).unwrap(), &headers, normalise).to_vec()
+    }
+
+    fn paths(status: u16, fields: &[(&str, &str)]) -> Vec<Resource> {
+        invalid(false, "a.test:8080", status, fields)
+    }
+
+    fn resources(all: &[&str]) -> Vec<Resource> {
+        let of = |target: &&str| {
+            let (path, query) = target.split_once('?').map_or((*target, None), |(path, query)| (path, Some(query)));
+            Resource::new(b"a.test", path, query)
+        };
+        all.iter().map(of).collect()
     }
 
     #[test]
     fn the_target_and_what_the_response_names() {
-        assert_eq!(paths(200, &[]), ["/x/y?q"]);
-        assert_eq!(paths(201, &[("location", "z"), ("content-location", "/w?1")]), ["/x/y?q", "/x/z", "/w?1"]);
-        assert_eq!(paths(303, &[("location", "http://a.test:8080/z")]), ["/x/y?q", "/z"]);
+        assert_eq!(paths(200, &[]), resources(&["/x/y?q"]));
+        let created = paths(201, &[("location", "z"), ("content-location", "/w?1")]);
+        assert_eq!(created, resources(&["/x/y?q", "/x/z", "/w?1"]));
+        assert_eq!(paths(303, &[("location", "http://a.test:8080/z")]), resources(&["/x/y?q", "/z"]));
+        assert_eq!(paths(201, &[("location", "/x/./y?q")]), resources(&["/x/y?q"]), "once");
     }
 
     #[test]
-    fn not_after_errors_and_not_for_others() {
-        assert_eq!(paths(404, &[("location", "/z")]), Vec::<String>::new());
-        assert_eq!(paths(500, &[]), Vec::<String>::new());
+    fn what_the_response_names_is_brought_to_the_form_of_requests() {
+        assert_eq!(paths(201, &[("location", "/v//w?a='1'&b")]), resources(&["/x/y?q", "/v/w?b&a='1'"]));
+        assert_eq!(paths(201, &[("location", "/%zz")]), resources(&["/x/y?q"]), "it cannot be requested");
+        let long = format!("/{}", "l".repeat(LONGEST_REFERENCE));
+        assert_eq!(paths(201, &[("location", &long)]), resources(&["/x/y?q"]));
+        assert_eq!(paths(201, &[("location", &long[1..])]).len(), 2);
+    }
+
+    #[test]
+    fn not_after_errors_and_not_for_other_origins() {
+        assert_eq!(paths(404, &[("location", "/z")]), []);
+        assert_eq!(paths(500, &[]), []);
         for other in
             ["http://b.test/z", "//b.test/z", "http://a.test/z", "https://a.test:8080/z", "mailto:x", "http://"]
         {
-            assert_eq!(paths(200, &[("location", other)]), ["/x/y?q"], "{other}");
+            assert_eq!(paths(200, &[("location", other)]), resources(&["/x/y?q"]), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_port_of_the_scheme_and_a_dot_at_the_end_of_the_host_are_of_the_same_origin() {
+        for host in ["a.test", "a.test:443", "A.test.", "a.test.:443"] {
+            let all = invalid(true, host, 201, &[("location", "https://a.test/z")]);
+            assert_eq!(all, resources(&["/x/y?q", "/z"]), "{host}");
+            let all = invalid(true, host, 201, &[("location", "http://a.test/z")]);
+            assert_eq!(all, resources(&["/x/y?q"]), "{host}");
         }
     }
 

@@ -2,9 +2,11 @@
 //! its length in front, so that no two different sets of parts give the same bytes. Keys are compared whole: no
 //! hash stands in for them.
 
-use std::sync::Arc;
+use std::{borrow::Cow, fmt, net::Ipv6Addr, str::FromStr, sync::Arc};
 
 use bytes::BufMut;
+use percent_encoding::percent_decode_str;
+use sha2::{Digest as _, Sha256};
 use smallvec::SmallVec;
 
 /// The bytes of a key. Most fit on the stack.
@@ -89,42 +91,118 @@ pub fn sorted(query: &str) -> String {
     parameters.join("&")
 }
 
-/// What people call a URL, apart from its scheme: a host in lower case, a path and a query. All that is stored for
-/// it, for whomever, is purged together.
+/// What people call a URL, apart from its scheme, in the one form that all ways of writing it have: a host in lower
+/// case without port and dot at its end, the path, and the parameters of the query, decoded and in order. All that is
+/// stored for it, for whomever, is purged together: rather too much than too little.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Resource {
+    /// Host and path.
     text: Arc<str>,
-    /// Where the path begins, and where it ends.
-    path: (usize, usize),
+    /// Where the path begins.
+    path: usize,
+    /// Of the query as well. Made once, so that hits need not make it.
+    digest: Digest,
 }
 
 impl Resource {
+    /// `host`: as `Host` or `:authority` has it. `path`: as requests have it in the end. `query`: as it was sent.
     pub fn new(host: &[u8], path: &str, query: Option<&str>) -> Self {
-        let mut text = String::from_utf8_lossy(host).to_ascii_lowercase();
+        let mut text = host_name(&String::from_utf8_lossy(host));
         let start = text.len();
         text.push_str(path);
-        let end = text.len();
-        if let Some(query) = query {
-            text.push('?');
-            text.push_str(query);
+        let parameters = query.unwrap_or_default().split('&').filter(|parameter| !parameter.is_empty());
+        let mut parameters: SmallVec<[Cow<'_, [u8]>; 8]> =
+            parameters.map(|parameter| percent_decode_str(parameter).into()).collect();
+        parameters.sort_unstable();
+        let mut hasher = Sha256::new_with_prefix(&text);
+        for parameter in &parameters {
+            hasher.update(b"?");
+            hasher.update(parameter);
         }
-        Self { text: text.into(), path: (start, end) }
+        Self { text: text.into(), path: start, digest: Digest::from(hasher) }
     }
 
+    /// Host and path.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
     pub fn host(&self) -> &str {
-        &self.text[..self.path.0]
+        &self.text[..self.path]
     }
 
     pub fn path(&self) -> &str {
-        &self.text[self.path.0..self.path.1]
+        &self.text[self.path..]
     }
 
-    pub fn path_and_query(&self) -> &str {
-        &self.text[self.path.0..]
+    /// Of host, path and query.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+/// The host of a `Host` or `:authority` value (RFC 9110 §7.2): in lower case, without port and dot at its end; an IPv6
+/// address in brackets, in the form of RFC 5952.
+pub(crate) fn host_name(host: &str) -> String {
+    if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        return match address.parse::<Ipv6Addr>() {
+            Ok(address) => format!("[{address}]"),
+            Err(_) => format!("[{}]", address.to_ascii_lowercase()),
+        };
+    }
+    let name = host.split(':').next().unwrap_or_default();
+    name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
+}
+
+/// Stands for a text that need not be kept: the first half of its SHA-256. No two texts with the same one are known,
+/// and if there were, one would be purged with the other.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest([u8; 16]);
+
+impl Digest {
+    pub fn of(text: &str) -> Self {
+        Sha256::new_with_prefix(text).into()
+    }
+
+    /// Two bytes of it.
+    pub(crate) fn short(self) -> u16 {
+        let [high, low, ..] = self.0;
+        u16::from_be_bytes([high, low])
+    }
+}
+
+impl From<Sha256> for Digest {
+    fn from(hasher: Sha256) -> Self {
+        Self(hasher.finalize().first_chunk().copied().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Digest {
+    /// In hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// It is no digest in hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a digest has 32 hexadecimal digits")]
+pub struct NoDigest;
+
+impl FromStr for Digest {
+    type Err = NoDigest;
+
+    fn from_str(text: &str) -> Result<Self, NoDigest> {
+        if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(NoDigest);
+        }
+        u128::from_str_radix(text, 16).map(|number| Self(number.to_be_bytes())).map_err(|_| NoDigest)
     }
 }
 
@@ -206,8 +284,49 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_has_its_parts() {
+    fn a_resource_is_the_same_however_it_is_written() {
         let resource = Resource::new(b"A.test:81", "/x", Some("y=/z"));
-        assert_eq!((resource.host(), resource.path(), resource.path_and_query()), ("a.test:81", "/x", "/x?y=/z"));
+        assert_eq!((resource.host(), resource.path(), resource.as_str()), ("a.test", "/x", "a.test/x"));
+        let of = |host: &str, query: Option<&str>| Resource::new(host.as_bytes(), "/x", query);
+        for host in ["a.test", "A.TEST", "a.test:80", "a.test.", "a.test.:443", "a.test:"] {
+            assert_eq!(of(host, None), of("a.test", None), "{host}");
+        }
+        for host in ["[::1]", "[::1]:80", "[0:0::0001]"] {
+            assert_eq!(of(host, None).as_str(), "[::1]/x", "{host}");
+        }
+        for query in ["a=1&b='c'&a=0", "b='c'&a=0&a=1", "a=0&&a=1&b=%27c%27", "a=%30&a=1&b=%27c'"] {
+            assert_eq!(of("a.test", Some(query)), of("a.test", Some("a=0&a=1&b='c'")), "{query}");
+        }
+        assert_eq!(of("a.test", Some("")), of("a.test", None));
+        let different =
+            [of("a.test", None), of("b.test", None), of("a.test", Some("a=1")), of("a.test", Some("a=1&a=1"))];
+        for (index, one) in different.iter().enumerate() {
+            assert!(different[..index].iter().all(|other| other.digest() != one.digest()), "{one:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_parameters_and_how_they_are_escaped_make_no_difference(
+            parameters in prop::collection::vec("[ab=%&'/]{0,4}", 0..5).prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+        ) {
+            let escape = |text: &String| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string();
+            let of = |query: Vec<String>| Resource::new(b"a.test", "/", Some(&query.join("&")));
+            let (one, other) = parameters;
+            let plain = |text: &String| text.replace('%', "%25").replace('&', "%26");
+            prop_assert_eq!(of(one.iter().map(plain).collect()), of(other.iter().map(escape).collect()));
+        }
+
+        #[test]
+        fn a_digest_is_read_as_it_is_written(text in ".{0,20}") {
+            let digest = Digest::of(&text);
+            prop_assert_eq!(digest.to_string().parse(), Ok(digest));
+        }
+
+        #[test]
+        fn what_is_no_digest_is_refused(text in "[0-9a-g+]{30,34}") {
+            let is_one = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+            prop_assert_eq!(text.parse::<Digest>().is_ok(), is_one);
+        }
     }
 }

@@ -7,20 +7,27 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use parking_lot::RwLock;
+use sha2::{Digest as _, Sha256};
 
-use crate::{key::Resource, stored::Stored};
+use crate::{
+    key::{Digest, Resource, host_name},
+    stored::Stored,
+};
 
 /// The fields that give responses tags, and what stands between tags in them.
-const TAG_FIELDS: [(HeaderName, u8); 2] =
-    [(HeaderName::from_static("cache-tag"), b','), (HeaderName::from_static("surrogate-key"), b' ')];
+const TAG_FIELDS: [(HeaderName, char); 2] =
+    [(HeaderName::from_static("cache-tag"), ','), (HeaderName::from_static("surrogate-key"), ' ')];
 
 /// Tags of one response; further ones do not count.
 const MOST_TAGS: usize = 256;
 
-/// Purges of one tenant that are kept apart. Beyond it the older half becomes one purge of everything before.
-const MOST_KEPT: usize = 16 * 1024;
+/// Purges of one kind and tenant that are told apart. However often half of them go, their table does not grow beyond twice
+/// as many.
+const MOST_TOLD_APART: usize = 14 * 1024;
+/// Places for the numbers of older ones.
+const PLACES: usize = 1 << u16::BITS;
 
 /// The number of a purge. Each is larger than those before it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,9 +48,9 @@ impl Sequence {
 pub enum Purge {
     /// Everything of the tenant.
     All,
-    /// One URL, whatever its scheme, and whoever it was stored for.
-    Url(Resource),
-    /// All paths that begin with this one, in whole segments; a host in front, unless it is for all hosts.
+    /// One URL, whatever its scheme, and whoever it was stored for: [`Resource::digest`].
+    Url(Digest),
+    /// All paths that begin with this one, in whole segments; of one host, unless it is for all hosts.
     Prefix { host: Option<Box<str>>, path: Box<str> },
     /// All responses with this tag.
     Tag(Box<str>),
@@ -51,27 +58,37 @@ pub enum Purge {
 
 /// The tags of a response (`Cache-Tag`, `Surrogate-Key`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tags(Box<[Box<str>]>);
+pub struct Tags(Box<[Digest]>);
 
 impl Tags {
     pub fn of(headers: &HeaderMap) -> Self {
         let mut tags = Vec::new();
         for (name, separator) in &TAG_FIELDS {
             for line in headers.get_all(name).iter().filter_map(|line| line.to_str().ok()) {
-                let found = line.split(char::from(*separator)).map(str::trim).filter(|tag| !tag.is_empty());
-                tags.extend(found.take(MOST_TAGS - tags.len().min(MOST_TAGS)).map(Box::from));
+                let found = tags_of(line, *separator);
+                tags.extend(found.take(MOST_TAGS - tags.len().min(MOST_TAGS)).map(Digest::of));
             }
         }
         Self(tags.into())
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|tag| &**tag)
+    pub fn iter(&self) -> impl Iterator<Item = Digest> {
+        self.0.iter().copied()
     }
 
     pub(crate) fn weight(&self) -> usize {
-        self.0.iter().map(|tag| tag.len() + size_of::<Box<str>>()).sum()
+        size_of_val(&*self.0)
     }
+}
+
+fn tags_of(line: &str, separator: char) -> impl Iterator<Item = &str> {
+    line.split(separator).map(str::trim).filter(|tag| !tag.is_empty())
+}
+
+/// Whether a response can have this tag.
+pub fn is_tag(text: &str) -> bool {
+    HeaderValue::from_str(text).is_ok_and(|value| value.to_str().is_ok())
+        && TAG_FIELDS.iter().any(|(_, separator)| tags_of(text, *separator).eq([text]))
 }
 
 /// The purges of one tenant.
@@ -81,11 +98,26 @@ pub struct Purges {
     table: RwLock<Table>,
 }
 
+/// Operators make purges of all kinds, clients those of URLs alone, which therefore have a table of their own: however many
+/// they are, they take no place of others.
 #[derive(Debug, Default)]
 struct Table {
     /// Everything that was asked for before this one is purged.
     floor: Sequence,
-    kept: HashMap<Purge, Sequence, foldhash::quality::RandomState>,
+    urls: Kind,
+    prefixes: Kind,
+    /// Bytes of the longest path in `prefixes`: paths are looked up so far and no further.
+    longest_prefix: usize,
+    tags: Kind,
+}
+
+/// The purges of one kind, in bounded memory.
+#[derive(Debug, Default)]
+struct Kind {
+    told_apart: HashMap<Digest, Sequence, foldhash::quality::RandomState>,
+    /// Older ones than any of these. Each leaves its number in a place that it shares with few others, which are purged
+    /// with it. There are places once they are needed.
+    folded: Box<[Sequence]>,
 }
 
 impl Purges {
@@ -94,13 +126,15 @@ impl Purges {
         Sequence(self.latest.load(Ordering::Acquire))
     }
 
-    /// Purges with the next number.
-    pub fn add(&self, purge: Purge) {
+    /// Purges with the next number. `true`: there are so many that older ones are not told apart any more, and some things
+    /// beside those that were meant are purged.
+    pub fn add(&self, purge: &Purge) -> bool {
         let mut table = self.table.write();
         let sequence = Sequence(self.latest.load(Ordering::Relaxed) + 1);
-        table.add(purge, sequence);
+        let folded = table.add(purge, sequence);
         // Last, so that whoever sees the number finds the purge.
         self.latest.store(sequence.0, Ordering::Release);
+        folded
     }
 
     /// Whether a stored response has not been purged.
@@ -109,7 +143,7 @@ impl Purges {
         if checked >= latest {
             return true;
         }
-        if self.table.read().concern(resource, stored.tags.iter(), checked) {
+        if self.table.read().concern(resource, &stored.tags, checked) {
             return false;
         }
         stored.set_checked(latest);
@@ -118,45 +152,90 @@ impl Purges {
 }
 
 impl Table {
-    fn add(&mut self, purge: Purge, sequence: Sequence) {
-        if purge == Purge::All {
-            self.floor = sequence;
-            self.kept.clear();
-            return;
-        }
-        self.kept.insert(purge, sequence);
-        if self.kept.len() > MOST_KEPT {
-            let mut numbers: Vec<Sequence> = self.kept.values().copied().collect();
-            let (_, middle, _) = numbers.select_nth_unstable(MOST_KEPT / 2);
-            self.floor = self.floor.max(*middle);
-            let floor = self.floor;
-            self.kept.retain(|_, sequence| *sequence > floor);
+    fn add(&mut self, purge: &Purge, sequence: Sequence) -> bool {
+        match purge {
+            Purge::All => {
+                *self = Self { floor: sequence, ..Self::default() };
+                false
+            }
+            Purge::Url(url) => self.urls.add(*url, sequence),
+            Purge::Prefix { host, path } => {
+                let path = path.strip_suffix('/').unwrap_or(path);
+                self.longest_prefix = self.longest_prefix.max(path.len());
+                let host = host.as_deref().map(host_name).unwrap_or_default();
+                self.prefixes.add(Digest::of(&(host + path)), sequence)
+            }
+            Purge::Tag(tag) => self.tags.add(Digest::of(tag), sequence),
         }
     }
 
     /// Whether a purge after this number is about such a response.
-    fn concern<'t>(&self, resource: &Resource, tags: impl Iterator<Item = &'t str>, since: Sequence) -> bool {
-        let after = |purge: &Purge| self.kept.get(purge).is_some_and(|sequence| *sequence > since);
+    fn concern(&self, resource: &Resource, tags: &Tags, since: Sequence) -> bool {
         self.floor > since
-            || after(&Purge::Url(resource.clone()))
-            || prefixes(resource.path()).any(|path| {
-                [Some(resource.host()), None]
-                    .into_iter()
-                    .any(|host| after(&Purge::Prefix { host: host.map(Box::from), path: path.into() }))
-            })
-            || tags.into_iter().any(|tag| after(&Purge::Tag(tag.into())))
+            || self.urls.after(resource.digest(), since)
+            || self.prefix_after(resource, since)
+            || !self.tags.is_empty() && tags.iter().any(|tag| self.tags.after(tag, since))
+    }
+
+    /// The path and all that it begins with, in whole segments and without the slash at the end, with the host and
+    /// without. One pass, however many segments there are.
+    fn prefix_after(&self, resource: &Resource, since: Sequence) -> bool {
+        if self.prefixes.is_empty() {
+            return false;
+        }
+        let path = resource.path();
+        let mut hashers = [Sha256::new_with_prefix(resource.host()), Sha256::new()];
+        let mut start = 0;
+        let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+        for end in ends.take_while(|end| *end <= self.longest_prefix) {
+            for hasher in &mut hashers {
+                hasher.update(&path[start..end]);
+                if self.prefixes.after(hasher.clone().into(), since) {
+                    return true;
+                }
+            }
+            start = end;
+        }
+        false
     }
 }
 
-/// The path and all that it begins with, in whole segments and without the slash at the end; the root is empty.
-fn prefixes(path: &str) -> impl Iterator<Item = &str> {
-    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
-    ends.map(|end| &path[..end])
-}
+impl Kind {
+    fn is_empty(&self) -> bool {
+        self.told_apart.is_empty()
+    }
 
-/// A path as a prefix is kept.
-pub fn prefix(path: &str) -> &str {
-    path.strip_suffix('/').unwrap_or(path)
+    /// `true`: older ones are not told apart any more.
+    fn add(&mut self, digest: Digest, sequence: Sequence) -> bool {
+        let is_full = self.told_apart.len() >= MOST_TOLD_APART && !self.told_apart.contains_key(&digest);
+        if is_full {
+            self.fold();
+        }
+        self.told_apart.insert(digest, sequence);
+        is_full
+    }
+
+    /// The older half.
+    fn fold(&mut self) {
+        let mut numbers: Vec<Sequence> = self.told_apart.values().copied().collect();
+        let (_, middle, _) = numbers.select_nth_unstable(MOST_TOLD_APART / 2);
+        let middle = *middle;
+        if self.folded.is_empty() {
+            self.folded = vec![Sequence::default(); PLACES].into();
+        }
+        for (digest, sequence) in self.told_apart.extract_if(|_, sequence| *sequence <= middle) {
+            if let Some(place) = self.folded.get_mut(usize::from(digest.short())) {
+                *place = sequence.max(*place);
+            }
+        }
+    }
+
+    /// Whether this was purged after this number.
+    fn after(&self, digest: Digest, since: Sequence) -> bool {
+        // What is told apart is younger than all that is folded.
+        let found = self.told_apart.get(&digest).or_else(|| self.folded.get(usize::from(digest.short())));
+        found.is_some_and(|sequence| *sequence > since)
+    }
 }
 
 #[cfg(test)]
@@ -192,7 +271,7 @@ mod tests {
     }
 
     /// Whether each of these paths outlives the purge.
-    fn spared(purge: Purge, paths: &[&str]) -> Vec<bool> {
+    fn spared(purge: &Purge, paths: &[&str]) -> Vec<bool> {
         let purges = Purges::default();
         let all: Vec<_> = paths.iter().map(|path| (resource(path), stored(&[], purges.latest()))).collect();
         purges.add(purge);
@@ -201,55 +280,101 @@ mod tests {
 
     #[test]
     fn a_url_is_purged_alone() {
-        assert_eq!(spared(Purge::Url(resource("/x")), &["/x", "/x/", "/xy", "/"]), [false, true, true, true]);
+        assert_eq!(spared(&Purge::Url(resource("/x").digest()), &["/x", "/x/", "/xy", "/"]), [false, true, true, true]);
     }
 
     #[test]
     fn a_prefix_is_purged_in_whole_segments() {
         let paths = ["/x", "/x/", "/x/y/z", "/xy", "/"];
-        let purge =
-            |host: Option<&str>, path: &str| Purge::Prefix { host: host.map(Box::from), path: prefix(path).into() };
-        assert_eq!(spared(purge(None, "/x/"), &paths), [false, false, false, true, true]);
-        assert_eq!(spared(purge(Some("a.test"), "/x"), &paths), [false, false, false, true, true]);
-        assert_eq!(spared(purge(Some("b.test"), "/x"), &paths), [true; 5]);
-        assert_eq!(spared(purge(None, "/"), &paths), [false; 5]);
+        let purge = |host: Option<&str>, path: &str| Purge::Prefix { host: host.map(Box::from), path: path.into() };
+        assert_eq!(spared(&purge(None, "/x/"), &paths), [false, false, false, true, true]);
+        assert_eq!(spared(&purge(Some("a.test"), "/x"), &paths), [false, false, false, true, true]);
+        assert_eq!(spared(&purge(Some("A.test.:80"), "/x/y/z"), &paths), [true, true, false, true, true]);
+        assert_eq!(spared(&purge(Some("b.test"), "/x"), &paths), [true; 5]);
+        assert_eq!(spared(&purge(None, "/"), &paths), [false; 5]);
     }
 
     #[test]
     fn tags_are_read_from_both_fields() {
-        let tags =
-            |fields: &[_]| stored(fields, Sequence::default()).tags.iter().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(tags(&[("cache-tag", "a b, c,,d"), ("surrogate-key", "e  f,g")]), ["a b", "c", "d", "e", "f,g"]);
+        let tags = |fields: &[_]| stored(fields, Sequence::default()).tags.iter().collect::<Vec<_>>();
+        let expected = ["a b", "c", "d", "e", "f,g"];
+        assert_eq!(tags(&[("cache-tag", "a b, c,,d"), ("surrogate-key", "e  f,g")]), expected.map(Digest::of));
         let purges = Purges::default();
         let (one, other) =
             (stored(&[("cache-tag", "a,b")], purges.latest()), stored(&[("cache-tag", "ab")], purges.latest()));
-        purges.add(Purge::Tag("b".into()));
+        purges.add(&Purge::Tag("b".into()));
         assert!(!purges.spare(&resource("/"), &one) && purges.spare(&resource("/"), &other));
     }
 
     #[test]
     fn what_was_asked_for_afterwards_is_not_concerned() {
         let purges = Purges::default();
-        purges.add(Purge::All);
+        purges.add(&Purge::All);
         let since = purges.latest();
         let fetched = stored(&[], since);
         assert!(purges.spare(&resource("/"), &fetched));
         // A purge while the origin is being asked concerns what it answers.
-        purges.add(Purge::Url(resource("/")));
+        purges.add(&Purge::Url(resource("/").digest()));
         assert!(!purges.spare(&resource("/"), &fetched));
         assert!(!purges.spare(&resource("/"), &stored(&[], since)));
     }
 
     #[test]
-    fn so_many_purges_take_no_more_memory() {
-        let purges = Purges::default();
-        let early = stored(&[], purges.latest());
-        for number in 0..3 * MOST_KEPT {
-            purges.add(Purge::Tag(number.to_string().into()));
+    fn a_tag_that_no_response_can_have_is_none() {
+        assert!(["a", "a b", "f,g", "!~"].into_iter().all(is_tag));
+        for text in ["", " ", " a", "a ", "a, b", "a\n", "a\u{7f}", "\u{e4}"] {
+            assert!(!is_tag(text), "{text:?}");
         }
-        assert!(purges.table.read().kept.len() <= MOST_KEPT);
-        // Rather too much is purged than too little.
-        assert!(!purges.spare(&resource("/"), &early));
-        assert!(purges.spare(&resource("/"), &stored(&[], purges.latest())));
+    }
+
+    fn numbered(number: usize) -> Resource {
+        resource(&format!("/{number}"))
+    }
+
+    #[test]
+    fn so_many_purges_take_no_more_memory_and_purge_little_beside_what_is_meant() {
+        const PURGES: usize = 3 * MOST_TOLD_APART;
+        let purges = Purges::default();
+        let early = purges.latest();
+        let folded = (0..PURGES).filter(|number| purges.add(&Purge::Url(numbered(*number).digest()))).count();
+        assert_eq!(folded, 4);
+        {
+            let table = purges.table.read();
+            assert!(table.urls.told_apart.len() <= MOST_TOLD_APART && table.urls.folded.len() == PLACES);
+            assert!(table.urls.told_apart.capacity() <= 2 * MOST_TOLD_APART, "{}", table.urls.told_apart.capacity());
+        }
+        // Rather too much is purged than too little, and of what was not meant a small part.
+        assert!((0..PURGES).all(|number| !purges.spare(&numbered(number), &stored(&[], early))));
+        let others = PURGES..PURGES + 1000;
+        let spared = others.filter(|number| purges.spare(&numbered(*number), &stored(&[], early))).count();
+        assert!((500..1000).contains(&spared), "{spared}");
+        assert!(purges.spare(&numbered(0), &stored(&[], purges.latest())));
+    }
+
+    #[test]
+    fn however_much_clients_change_no_purge_of_an_operator_is_given_up() {
+        let purges = Purges::default();
+        let early = purges.latest();
+        purges.add(&Purge::Tag("t".into()));
+        purges.add(&Purge::Prefix { host: None, path: "/p".into() });
+        for number in 0..2 * MOST_TOLD_APART {
+            purges.add(&Purge::Url(numbered(number).digest()));
+        }
+        let table = purges.table.read();
+        assert_eq!((table.tags.told_apart.len(), table.prefixes.told_apart.len()), (1, 1));
+        drop(table);
+        assert!(!purges.spare(&resource("/x"), &stored(&[("cache-tag", "t")], early)));
+        assert!(!purges.spare(&resource("/p/q"), &stored(&[], early)));
+    }
+
+    #[test]
+    fn long_paths_are_looked_up_no_further_than_prefixes_are_long() {
+        let purges = Purges::default();
+        let early = purges.latest();
+        purges.add(&Purge::Prefix { host: Some("a.test".into()), path: "/a/a/".into() });
+        let long = resource(&"/a".repeat(4000));
+        assert!(!purges.spare(&long, &stored(&[], early)));
+        assert!(purges.spare(&resource(&"/b".repeat(4000)), &stored(&[], early)));
+        assert_eq!(purges.table.read().longest_prefix, 4);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A purge is made here at once. Where nodes share a Redis, it is also written to a stream there, which all of them
 //! follow: the stream is the store and the hint in one. A node that was cut off reads on where it was when it comes
-//! back; where that is no longer known, since the stream was trimmed or lost, everything is purged.
+//! back. Where the entry that it has read last is no longer there, since the stream was trimmed, lost, or brought back
+//! from an older copy, others are missing as well, and everything is purged.
 
 use std::{
     sync::{
@@ -12,8 +13,16 @@ use std::{
     time::Duration,
 };
 
-use redis::{RedisError, aio::ConnectionLike, streams::StreamReadReply};
-use seiketsu_cache::{key::Resource, purge::Purge, storage::Storage};
+use parking_lot::Mutex;
+use redis::{
+    RedisError,
+    streams::{StreamRangeReply, StreamReadReply},
+};
+use seiketsu_cache::{
+    key::{NoDigest, Resource},
+    purge::{Purge, Purges},
+    storage::Storage,
+};
 use seiketsu_config::{node::NodeConfig, values::RedisUrlError};
 use seiketsu_limits::coordinator::redis::{
     address::{RedisAddress, RedisAddressError},
@@ -25,6 +34,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::sleep,
 };
+use uuid::Uuid;
 
 /// Where purges stand. One key, so that a cluster keeps them in one place and in one order.
 const STREAM: &str = "seiketsu:cache:purges";
@@ -37,8 +47,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
 /// Purges that wait to be told to others.
 const WAITING: usize = 10_000;
-/// The place before the first entry.
-const BEGINNING: &str = "0-0";
+/// The field of an entry that holds a purge.
+const PURGE: &str = "purge";
+/// The field of an entry that is there to be read, and says nothing.
+const BEGINNING: &str = "beginning";
+/// In place of a purge: some were lost. Nodes that do not know this purge everything for that very reason.
+const EVERYTHING: &str = "everything";
 
 /// Why purges of other nodes cannot be heard.
 #[derive(Debug, thiserror::Error)]
@@ -58,15 +72,24 @@ pub(crate) struct NotTold;
 #[derive(Debug)]
 pub(crate) struct Purging {
     storage: Arc<Storage>,
+    /// Tells this node's own purges from those of others.
+    run: Uuid,
     /// Present where others are told.
     outbox: Option<mpsc::Sender<Letter>>,
+    /// The last entry that this node has written.
+    told: Mutex<String>,
     pub(crate) counters: Counters,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
+    /// By operators of this node.
     pub(crate) here: AtomicU64,
+    /// By unsafe requests to this node.
+    pub(crate) by_requests: AtomicU64,
     pub(crate) by_others: AtomicU64,
+    /// There were so many that older ones are not told apart any more.
+    pub(crate) folded: AtomicU64,
     /// Everything was purged, since it is not known what was.
     pub(crate) missed: AtomicU64,
     pub(crate) untold: AtomicU64,
@@ -86,36 +109,48 @@ struct Letter {
 struct Message {
     tenant: String,
     what: What,
+    /// The node that has made it, until its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    run: Option<Uuid>,
 }
 
 #[derive(Debug, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "snake_case")]
 enum What {
     All,
-    Url { host: String, path: String, query: Option<String> },
+    Url(Url),
     Prefix { host: Option<String>, path: String },
     Tag(String),
+}
+
+#[derive(Debug, Serialize, Deserialize, PartialEq)]
+#[serde(untagged)]
+enum Url {
+    /// In hexadecimal digits: clients may make it as long as they please, and there are many in the stream.
+    Digest(String),
+    /// As nodes of before write it.
+    Text { host: String, path: String, query: Option<String> },
 }
 
 impl Purging {
     /// Where nodes share a Redis, follows what others purge, on `runtime`.
     pub(crate) fn start(node: &NodeConfig, storage: Arc<Storage>, runtime: &Handle) -> Result<Arc<Self>, PurgingError> {
-        let counters = Counters::default();
+        let (counters, run) = (Counters::default(), Uuid::now_v7());
         let Some(redis) = node.limits.redis.as_ref().filter(|_| node.cache.memory.get() > 0) else {
-            return Ok(Arc::new(Self { storage, outbox: None, counters }));
+            return Ok(Arc::new(Self { storage, run, outbox: None, told: Mutex::default(), counters }));
         };
         let address = RedisAddress::parse(&redis.url.read()?)?;
         let (outbox, letters) = mpsc::channel(WAITING);
-        let purging = Arc::new(Self { storage, outbox: Some(outbox), counters });
-        runtime.spawn(tell(Dialer::new(address.clone(), ANSWER_TIMEOUT), letters));
+        let purging = Arc::new(Self { storage, run, outbox: Some(outbox), told: Mutex::default(), counters });
+        runtime.spawn(tell(purging.clone(), Dialer::new(address.clone(), ANSWER_TIMEOUT), letters));
         runtime.spawn(follow(purging.clone(), Dialer::new(address, ANSWER_TIMEOUT)));
         Ok(purging)
     }
 
     /// Purges here and at others. `false`: no tenant of this name uses the cache here.
     pub(crate) async fn purge(&self, tenant: &str, purge: Purge) -> Result<bool, NotTold> {
-        let text = text(tenant, &purge);
-        let known = self.here(tenant, purge);
+        let text = self.text(tenant, &purge);
+        let known = self.here(tenant, &purge);
         if let Some(outbox) = &self.outbox {
             let (sent, was_sent) = oneshot::channel();
             let told = outbox.try_send(Letter { text, sent: Some(sent) }).is_ok()
@@ -129,16 +164,22 @@ impl Purging {
     }
 
     /// What an unsafe request has made invalid. Others are told, but nobody waits for it.
-    pub(crate) fn invalidate(&self, tenant: &str, resources: impl IntoIterator<Item = Resource>) {
+    pub(crate) fn invalidate(&self, tenant: &str, purges: &Purges, resources: impl IntoIterator<Item = Resource>) {
         for resource in resources {
-            let purge = Purge::Url(resource);
+            let purge = Purge::Url(resource.digest());
             if let Some(outbox) = &self.outbox
-                && outbox.try_send(Letter { text: text(tenant, &purge), sent: None }).is_err()
+                && outbox.try_send(Letter { text: self.text(tenant, &purge), sent: None }).is_err()
             {
                 self.counters.untold.fetch_add(1, Relaxed);
             }
-            self.here(tenant, purge);
+            self.add(purges, &purge);
+            self.counters.by_requests.fetch_add(1, Relaxed);
         }
+    }
+
+    /// What was purged of a tenant; none where no tenant of that name uses the cache here.
+    pub(crate) fn purges(&self, tenant: &str) -> Option<Arc<Purges>> {
+        self.storage.purges(tenant)
     }
 
     /// Whether purges of others are heard, or there are no others.
@@ -147,49 +188,64 @@ impl Purging {
     }
 
     /// Purges here and nowhere else. `false`: no tenant of this name uses the cache here.
-    pub(crate) fn here(&self, tenant: &str, purge: Purge) -> bool {
+    pub(crate) fn here(&self, tenant: &str, purge: &Purge) -> bool {
         let Some(purges) = self.storage.purges(tenant) else { return false };
-        purges.add(purge);
+        self.add(&purges, purge);
         self.counters.here.fetch_add(1, Relaxed);
         true
     }
 
-    /// What another node has purged, or this one.
+    fn add(&self, purges: &Purges, purge: &Purge) {
+        if purges.add(purge) {
+            self.counters.folded.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// What stands in the stream: a purge of another node, or one of this node, which is made already.
     fn heard(&self, text: &str) {
-        let Ok(message) = serde_json::from_str::<Message>(text) else {
+        if text == EVERYTHING {
+            tracing::warn!(
+                "purges were lost, since Redis came back from an older copy of its data; everything is purged"
+            );
+            return self.everything();
+        }
+        let read = || {
+            let message: Message = serde_json::from_str(text).ok()?;
+            Some((Purge::try_from(message.what).ok()?, message.tenant, message.run))
+        };
+        let Some((purge, tenant, run)) = read() else {
             tracing::warn!("a purge of another node cannot be read; everything is purged");
             return self.everything();
         };
-        if let Some(purges) = self.storage.purges(&message.tenant) {
-            purges.add(message.what.into());
+        if run == Some(self.run) {
+            return;
+        }
+        if let Some(purges) = self.storage.purges(&tenant) {
+            self.add(&purges, &purge);
             self.counters.by_others.fetch_add(1, Relaxed);
         }
+    }
+
+    fn text(&self, tenant: &str, purge: &Purge) -> String {
+        let message = Message { tenant: tenant.to_owned(), what: purge.into(), run: Some(self.run) };
+        // Texts only: it can always be written.
+        serde_json::to_string(&message).unwrap_or_default()
     }
 
     /// Purges all that is stored, since it is not known what of it was.
     pub(crate) fn everything(&self) {
         self.counters.missed.fetch_add(1, Relaxed);
         for purges in self.storage.all_purges() {
-            purges.add(Purge::All);
+            purges.add(&Purge::All);
         }
     }
-}
-
-fn text(tenant: &str, purge: &Purge) -> String {
-    let message = Message { tenant: tenant.to_owned(), what: purge.into() };
-    // Texts only: it can always be written.
-    serde_json::to_string(&message).unwrap_or_default()
 }
 
 impl From<&Purge> for What {
     fn from(purge: &Purge) -> Self {
         match purge {
             Purge::All => Self::All,
-            Purge::Url(resource) => {
-                let (host, path) = (resource.host().to_owned(), resource.path().to_owned());
-                let query = resource.path_and_query().strip_prefix(&*path).and_then(|rest| rest.strip_prefix('?'));
-                Self::Url { query: query.map(str::to_owned), host, path }
-            }
+            Purge::Url(digest) => Self::Url(Url::Digest(digest.to_string())),
             Purge::Prefix { host, path } => {
                 Self::Prefix { host: host.as_deref().map(str::to_owned), path: path.to_string() }
             }
@@ -198,19 +254,24 @@ impl From<&Purge> for What {
     }
 }
 
-impl From<What> for Purge {
-    fn from(what: What) -> Self {
-        match what {
+impl TryFrom<What> for Purge {
+    type Error = NoDigest;
+
+    fn try_from(what: What) -> Result<Self, NoDigest> {
+        Ok(match what {
             What::All => Self::All,
-            What::Url { host, path, query } => Self::Url(Resource::new(host.as_bytes(), &path, query.as_deref())),
+            What::Url(Url::Digest(digits)) => Self::Url(digits.parse()?),
+            What::Url(Url::Text { host, path, query }) => {
+                Self::Url(Resource::new(host.as_bytes(), &path, query.as_deref()).digest())
+            }
             What::Prefix { host, path } => Self::Prefix { host: host.map(Into::into), path: path.into() },
             What::Tag(tag) => Self::Tag(tag.into()),
-        }
+        })
     }
 }
 
 /// Writes purges to the stream, in their order; none is given up but when the node ends.
-async fn tell(mut dialer: Dialer, mut letters: mpsc::Receiver<Letter>) {
+async fn tell(purging: Arc<Purging>, mut dialer: Dialer, mut letters: mpsc::Receiver<Letter>) {
     let mut connection: Option<Connection> = None;
     while let Some(letter) = letters.recv().await {
         loop {
@@ -221,9 +282,8 @@ async fn tell(mut dialer: Dialer, mut letters: mpsc::Receiver<Letter>) {
                 }
                 continue;
             };
-            let mut command = redis::cmd("XADD");
-            command.arg(STREAM).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("purge").arg(&letter.text);
-            if command.query_async::<String>(open).await.is_ok() {
+            if let Ok(entry) = write(open, PURGE, &letter.text).await {
+                *purging.told.lock() = entry;
                 break;
             }
             connection = None;
@@ -238,8 +298,8 @@ async fn tell(mut dialer: Dialer, mut letters: mpsc::Receiver<Letter>) {
 
 /// Follows the stream for as long as the node runs.
 async fn follow(purging: Arc<Purging>, mut dialer: Dialer) {
-    // The last entry that was read.
-    let mut place: Option<String> = None;
+    // The last entry that was read; empty before the first.
+    let mut place = String::new();
     loop {
         if let Ok(mut connection) = dialer.connect().await
             && let Err(error) = read(&purging, &mut connection, &mut place).await
@@ -251,37 +311,20 @@ async fn follow(purging: Arc<Purging>, mut dialer: Dialer) {
     }
 }
 
-/// The edges of the stream.
-struct Edges {
-    first: Option<String>,
-    last: String,
-    /// Entries have been trimmed.
-    is_cut: bool,
-}
-
-async fn read(purging: &Purging, connection: &mut Connection, place: &mut Option<String>) -> Result<(), RedisError> {
-    let edges = edges(connection).await?;
-    let place = match place {
-        None => {
-            // What was stored before anybody was heard may have been purged.
-            purging.everything();
-            place.insert(edges.last)
-        }
-        Some(place) => {
-            if !continues(place, &edges) {
-                purging.everything();
-                *place = edges.last;
-            }
-            place
-        }
-    };
+async fn read(purging: &Purging, connection: &mut Connection, place: &mut String) -> Result<(), RedisError> {
+    if let Some(missing) = missing(purging, connection, place).await? {
+        *place = beginning(connection, &missing).await?;
+        // Not before: what is purged from now on is read, and what was purged before may be stored.
+        purging.everything();
+        purging.told.lock().clear();
+    }
     loop {
         let mut command = redis::cmd("XREAD");
         command.arg("COUNT").arg(READ_AT_ONCE).arg("BLOCK").arg(BLOCK.as_millis().to_string());
         command.arg("STREAMS").arg(STREAM).arg(&*place);
         let reply: Option<StreamReadReply> = command.query_async(connection).await?;
         for entry in reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids) {
-            if let Some(text) = entry.get::<String>("purge") {
+            if let Some(text) = entry.get::<String>(PURGE) {
                 purging.heard(&text);
             }
             *place = entry.id;
@@ -290,34 +333,53 @@ async fn read(purging: &Purging, connection: &mut Connection, place: &mut Option
     }
 }
 
-async fn edges(connection: &mut (impl ConnectionLike + Send)) -> Result<Edges, RedisError> {
-    let exists: bool = redis::cmd("EXISTS").arg(STREAM).query_async(connection).await?;
-    if !exists {
-        return Ok(Edges { first: None, last: BEGINNING.to_owned(), is_cut: false });
+/// Which entry is no longer there: the one that was read last, or one that this node has written since. Empty: none was read.
+async fn missing(purging: &Purging, connection: &mut Connection, place: &str) -> Result<Option<String>, RedisError> {
+    let told = purging.told.lock().clone();
+    let is_unread = number(&told) > number(place);
+    for entry in [place, &told].into_iter().take(1 + usize::from(is_unread)) {
+        if entry.is_empty() || first(connection, entry, entry).await?.is_none() {
+            return Ok(Some(entry.to_owned()));
+        }
     }
-    let info: redis::streams::StreamInfoStreamReply =
-        redis::cmd("XINFO").arg("STREAM").arg(STREAM).query_async(connection).await?;
-    let first = (info.length > 0).then_some(info.first_entry.id);
-    Ok(Edges { first, last: info.last_generated_id, is_cut: info.length >= KEPT })
+    Ok(None)
 }
 
-/// Whether everything after this place still stands in the stream.
-fn continues(last: &str, edges: &Edges) -> bool {
-    let number = |id: &str| -> Option<(u64, u64)> {
-        let (millis, sequence) = id.split_once('-')?;
-        Some((millis.parse().ok()?, sequence.parse().ok()?))
-    };
-    let (Some(here), Some(end)) = (number(last), number(&edges.last)) else { return false };
-    // Another stream, which begins anew: the one before was lost.
-    if end < here {
-        return false;
+/// What orders entries.
+fn number(entry: &str) -> Option<(u64, u64)> {
+    let (millis, sequence) = entry.split_once('-')?;
+    Some((millis.parse().ok()?, sequence.parse().ok()?))
+}
+
+/// Where a node reads on that misses an entry.
+async fn beginning(connection: &mut Connection, missing: &str) -> Result<String, RedisError> {
+    if !missing.is_empty() && first(connection, "-", missing).await?.is_some() {
+        // It was not trimmed: older ones are still there. Others who were away then may not notice, since what they have
+        // read last was not lost with it.
+        return write(connection, PURGE, EVERYTHING).await;
     }
-    let first = edges.first.as_deref().and_then(number);
-    if here == (0, 0) {
-        return !edges.is_cut;
+    let last =
+        redis::cmd("XREVRANGE").arg(STREAM).arg("+").arg("-").arg("COUNT").arg(1).query_async(connection).await?;
+    match id(last) {
+        Some(last) => Ok(last),
+        // That it is there shows later on that nothing was lost.
+        None => write(connection, BEGINNING, "").await,
     }
-    // Without the entry that was read last, others may be missing as well.
-    first.is_some_and(|first| first <= here)
+}
+
+/// The first entry from one place to another, both included.
+async fn first(connection: &mut Connection, from: &str, to: &str) -> Result<Option<String>, RedisError> {
+    redis::cmd("XRANGE").arg(STREAM).arg(from).arg(to).arg("COUNT").arg(1).query_async(connection).await.map(id)
+}
+
+fn id(entries: StreamRangeReply) -> Option<String> {
+    entries.ids.into_iter().next().map(|entry| entry.id)
+}
+
+/// Adds an entry to the stream; its place.
+async fn write(connection: &mut Connection, field: &str, text: &str) -> Result<String, RedisError> {
+    let mut command = redis::cmd("XADD");
+    command.arg(STREAM).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg(field).arg(text).query_async(connection).await
 }
 
 #[cfg(test)]
@@ -326,6 +388,20 @@ mod tests {
 
     use super::*;
 
+    fn purging() -> Purging {
+        Purging {
+            storage: Storage::new(1 << 20),
+            run: Uuid::now_v7(),
+            outbox: None,
+            told: Mutex::default(),
+            counters: Counters::default(),
+        }
+    }
+
+    fn url(query: Option<&str>) -> Purge {
+        Purge::Url(Resource::new(b"a.test:81", "/x", query).digest())
+    }
+
     #[test]
     fn a_purge_comes_out_as_it_went_in() {
         for purge in [
@@ -333,30 +409,65 @@ mod tests {
             Purge::Tag("a b".into()),
             Purge::Prefix { host: None, path: "/v1".into() },
             Purge::Prefix { host: Some("a.test".into()), path: "".into() },
-            Purge::Url(Resource::new(b"a.test:81", "/x", Some("y=?/z"))),
-            Purge::Url(Resource::new(b"a.test", "/x", None)),
-            Purge::Url(Resource::new(b"a.test", "/x", Some(""))),
+            url(Some("y=?/z")),
+            url(None),
         ] {
-            let message: Message = serde_json::from_str(&text("acme", &purge)).unwrap();
-            assert_eq!((message.tenant.as_str(), Purge::from(message.what)), ("acme", purge));
+            let message: Message = serde_json::from_str(&purging().text("acme", &purge)).unwrap();
+            assert_eq!((message.tenant.as_str(), Purge::try_from(message.what)), ("acme", Ok(purge)));
         }
     }
 
     #[test]
-    fn what_was_missed_is_noticed() {
-        let edges = |first: Option<&str>, last: &str, is_cut| Edges {
-            first: first.map(str::to_owned),
-            last: last.to_owned(),
-            is_cut,
+    fn what_nodes_of_before_write_is_read() {
+        for (text, purge) in [
+            (
+                r#"{ "tenant": "acme", "what": { "url": { "host": "A.test:81", "path": "/x", "query": "b&a" } } }"#,
+                url(Some("a&b")),
+            ),
+            (
+                r#"{ "tenant": "acme", "what": { "url": { "host": "a.test", "path": "/x", "query": null } } }"#,
+                url(None),
+            ),
+            (r#"{ "tenant": "acme", "what": { "tag": "t" } }"#, Purge::Tag("t".into())),
+            (r#"{ "tenant": "acme", "what": "all" }"#, Purge::All),
+        ] {
+            let message: Message = serde_json::from_str(text).unwrap();
+            assert_eq!(Purge::try_from(message.what), Ok(purge), "{text}");
+        }
+    }
+
+    #[test]
+    fn entries_are_in_the_order_of_their_numbers() {
+        let entries = ["", "9-9", "10-2", "10-10"].map(number);
+        assert!(entries.is_sorted() && entries[0].is_none());
+    }
+
+    #[test]
+    fn a_message_is_short_however_long_a_url_is() {
+        let long = Resource::new(b"a.test", &"/a".repeat(30_000), Some("b"));
+        assert!(purging().text("acme", &Purge::Url(long.digest())).len() < 200);
+    }
+
+    #[test]
+    fn a_node_makes_its_own_purges_once_and_those_of_others() {
+        let (one, other) = (purging(), purging());
+        let _held = [&one, &other].map(|node| node.storage.partition("acme", 1 << 20));
+        let latest = |node: &Purging| node.storage.purges("acme").unwrap().latest().get();
+        assert!(one.here("acme", &url(None)));
+        let text = one.text("acme", &url(None));
+        one.heard(&text);
+        other.heard(&text);
+        assert_eq!((latest(&one), latest(&other)), (1, 1));
+        let counts = |node: &Purging| {
+            [&node.counters.here, &node.counters.by_others, &node.counters.missed].map(|count| count.load(Relaxed))
         };
-        assert!(continues("5-0", &edges(Some("5-0"), "9-0", true)));
-        assert!(continues("5-1", &edges(Some("3-0"), "5-1", false)));
-        assert!(continues("0-0", &edges(Some("3-0"), "5-1", false)));
-        assert!(continues("0-0", &edges(None, "0-0", false)));
-        // Trimmed, lost, begun anew.
-        assert!(!continues("5-0", &edges(Some("5-1"), "9-0", true)));
-        assert!(!continues("5-0", &edges(None, "0-0", false)));
-        assert!(!continues("5-0", &edges(Some("1-0"), "4-0", false)));
-        assert!(!continues("0-0", &edges(Some("3-0"), "9-1", true)));
+        assert_eq!((counts(&one), counts(&other)), ([1, 0, 0], [0, 1, 0]));
+        // What cannot be read may be about anything.
+        for text in ["", "{}", EVERYTHING, r#"{ "tenant": "acme", "what": { "url": "12" } }"#] {
+            let before = latest(&other);
+            other.heard(text);
+            assert_eq!(latest(&other), before + 1, "{text}");
+        }
+        assert_eq!(counts(&other), [0, 1, 4]);
     }
 }

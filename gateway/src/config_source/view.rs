@@ -39,6 +39,10 @@ impl ConfigView for RunningConfig {
             Some(id) => route_view(compiled, id).ok_or(NotConfigured::Route),
         }
     }
+
+    fn serves(&self, tenant: &str, host: &str) -> bool {
+        self.shared.live.load().find_normalised(host).is_some_and(|entry| entry.id().as_str() == tenant)
+    }
 }
 
 fn route_view(tenant: &CompiledTenant, id: &str) -> Option<Value> {

@@ -103,6 +103,9 @@ pub trait ConfigView: Send + Sync {
     /// The settings in force for a tenant, or for one of its routes, each with the layer it comes from.
     /// Secrets are masked by the caller.
     fn effective(&self, tenant: &str, route: Option<&str>) -> Result<Value, NotConfigured>;
+
+    /// Whether requests to this host, in normal form, are the tenant's.
+    fn serves(&self, tenant: &str, host: &str) -> bool;
 }
 
 /// How the configuration stands.

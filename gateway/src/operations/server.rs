@@ -186,6 +186,10 @@ mod tests {
                 _ => Err(NotConfigured::Tenant),
             }
         }
+
+        fn serves(&self, tenant: &str, host: &str) -> bool {
+            (tenant, host) == ("acme", "acme.test")
+        }
     }
 
     struct Node {

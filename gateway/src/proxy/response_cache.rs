@@ -16,12 +16,19 @@ use seiketsu_cache::{
     vary::Selection,
 };
 
-use super::{RequestContext, Shared, cache::pass_until, request};
-use crate::cache::{
-    adapter::{Renewal, Storing},
-    clock,
-    compile::CompiledCache,
-    request::Fetch,
+use super::{
+    RequestContext, Shared,
+    cache::{pass_until, scheme},
+    request,
+};
+use crate::{
+    cache::{
+        adapter::{Renewal, Storing},
+        clock,
+        compile::CompiledCache,
+        request::Fetch,
+    },
+    tenancy::path,
 };
 
 /// Decides about an answer to a request that was made for the cache.
@@ -160,15 +167,14 @@ pub(super) fn invalidate(
         return;
     }
     let (Some(tenant), Some(host)) = (&ctx.tenant, request::request_host(request)) else { return };
-    if tenant.compiled().cache.is_none() {
-        return;
-    }
-    let is_secure = crate::server::peer::Peer::of(session).is_some_and(|peer| peer.tls.is_some());
-    let target = crate::cache::request::resource(request, host);
-    let changed = invalidation::invalidated(&target, is_secure, response.status, &response.headers);
-    if !changed.is_empty() {
-        shared.cache.purging.invalidate(tenant.id().as_str(), changed);
-    }
+    // Wherever something may be stored, whatever the configuration was when the request began.
+    let tenant = tenant.id().as_str();
+    let Some(purges) = shared.cache.purging.purges(tenant) else { return };
+    let (secure, _) = scheme(session);
+    let target = invalidation::Target { secure, host, path: request.uri.path(), query: request.uri.query() };
+    let normalise = |path: &str| path::normalise(path.as_bytes()).ok().map(|path| path.into_path().into_owned());
+    let changed = invalidation::invalidated(&target, response.status, &response.headers, normalise);
+    shared.cache.purging.invalidate(tenant, &purges, changed);
 }
 
 /// When the origin is asked, again or for the first time.

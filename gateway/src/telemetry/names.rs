@@ -110,7 +110,9 @@ metrics! {
     CACHE_FILE_BYTES = "seiketsu_cache_file_bytes" []
         "Memory that stored bodies take once more, in files that the kernel sends without copying them.";
     CACHE_PURGES = "seiketsu_cache_purges_total" ["by"]
-        "Purges, by who made them: this node, another one, or all at once since some may have been missed.";
+        "Purges, by who made them: operators of this node, unsafe requests to it, another node, or all at once since some may have been missed.";
+    CACHE_PURGES_FOLDED = "seiketsu_cache_purges_folded_total" []
+        "How often a tenant had so many purges that older ones are not told apart any more: a little more is purged then.";
     CACHE_PURGES_UNTOLD = "seiketsu_cache_purges_untold_total" []
         "Purges that other nodes could not be told of in time.";
     CACHE_PURGES_HEARD = "seiketsu_cache_purges_heard" []

@@ -51,7 +51,7 @@ fn what_is_stored_is_found_until_it_is_purged() {
     assert!(!has(&partition, "/x"));
     assert!(store(&partition, "/x", 100) && has(&partition, "/x"));
     assert!(partition.bytes() > 100 && storage.stored_bytes() == partition.bytes());
-    storage.purges("a").unwrap().add(Purge::All);
+    storage.purges("a").unwrap().add(&Purge::All);
     assert!(!has(&partition, "/x"));
     assert!(store(&partition, "/x", 100) && has(&partition, "/x"));
     assert!(storage.purges("b").is_none());

@@ -35,8 +35,8 @@ impl Orders {
             Task::Purge { tenant, what } => match purge(&what) {
                 // Other nodes are told by the control plane itself. Whoever stores nothing of the tenant is done.
                 Ok(purge) => {
-                    self.cache.purging.here(tenant.as_str(), purge);
-                    tracing::info!(%tenant, "purged by the control plane");
+                    self.cache.purging.here(tenant.as_str(), &purge);
+                    tracing::info!(%tenant, ?what, "purged by the control plane");
                     say(replies, done(id, None))
                 }
                 Err(error) => say(replies, done(id, Some(error))),

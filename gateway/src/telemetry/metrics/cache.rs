@@ -15,6 +15,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     let mut budget = Family::gauge(names::CACHE_BUDGET);
     let mut files = Family::gauge(names::CACHE_FILE_BYTES);
     let mut purges = Family::counter(names::CACHE_PURGES);
+    let mut folded = Family::counter(names::CACHE_PURGES_FOLDED);
     let mut untold = Family::counter(names::CACHE_PURGES_UNTOLD);
     let mut heard = Family::gauge(names::CACHE_PURGES_HEARD);
     for (tenant, counts) in by_tenant(cache, tenants) {
@@ -25,14 +26,18 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     budget.add(&[], cache.storage.budget() as f64);
     files.add(&[], cache.storage.twin_bytes() as f64);
     let counters = &cache.purging.counters;
-    for (by, count) in
-        [("this_node", &counters.here), ("other_node", &counters.by_others), ("missed", &counters.missed)]
-    {
+    for (by, count) in [
+        ("this_node", &counters.here),
+        ("unsafe_request", &counters.by_requests),
+        ("other_node", &counters.by_others),
+        ("missed", &counters.missed),
+    ] {
         purges.add(&[by], count.load(Relaxed) as f64);
     }
+    folded.add(&[], counters.folded.load(Relaxed) as f64);
     untold.add(&[], counters.untold.load(Relaxed) as f64);
     heard.add(&[], f64::from(u8::from(cache.purging.hears())));
-    let all = [bytes, keys, evictions, budget, files, purges, untold, heard];
+    let all = [bytes, keys, evictions, budget, files, purges, folded, untold, heard];
     all.into_iter().filter_map(Family::finish).collect()
 }
 

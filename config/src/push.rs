@@ -215,12 +215,17 @@ pub enum Task {
     Purge { tenant: Id, what: Purged },
     /// Serve nothing of what is stored: it is not known any more what was purged while the node was away.
     PurgeEverything,
-    /// Fetch these URLs into the cache, with these header fields.
+    /// Fetch these URLs into the cache, with these header fields, none of which [is a credential](is_credential).
     Warm {
         urls: Vec<String>,
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         headers: BTreeMap<String, String>,
     },
+}
+
+/// Whether a request with this field tells who is calling. What such a request brings is not for everybody.
+pub fn is_credential(name: &http::HeaderName) -> bool {
+    [http::header::AUTHORIZATION, http::header::COOKIE, http::header::PROXY_AUTHORIZATION].contains(name)
 }
 
 /// What is purged of a tenant.

@@ -14,7 +14,7 @@ use seiketsu_cache::{
     targeted::CDN_CACHE_CONTROL,
     time::Timestamp,
     validation::{freshened, is_not_modified},
-    vary::Selection,
+    vary::{Selection, Wishes},
 };
 
 const CAME: u64 = 1_800_000_000;
@@ -50,7 +50,7 @@ fuzz_target!(|input: &[u8]| {
             assert!(!candidate.has_credential || said.allows_sharing());
         }
         let selection = Selection::of(&stored.vary, &request);
-        assert!(selection.matches(&request));
+        assert!(selection.matches(&mut Wishes::of(&request)));
         match stored.rules.reuse(&wishes, policy.stale, now) {
             Reuse::Fresh => assert!(stored.rules.is_fresh(now) && !wishes.no_cache),
             Reuse::Stale => assert!(!stored.rules.forbids_stale),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::{Json as JsonAnswer, extract::State};
 use http::{HeaderName, HeaderValue, StatusCode};
 use seiketsu_config::{
-    push::Task,
+    push::{Task, is_credential},
     values::{HostPattern, Id},
 };
 use serde::{Deserialize, Serialize};
@@ -37,7 +37,7 @@ pub(super) struct WarmBody {
     /// 1 to 10000, all of the tenant's own hosts, of which there may be a hundred.
     #[schema(min_items = 1, max_items = 10000)]
     urls: Vec<String>,
-    /// Header fields of the requests, where responses vary.
+    /// Header fields of the requests, where responses vary; no credentials.
     #[serde(default)]
     headers: BTreeMap<String, String>,
 }
@@ -71,8 +71,19 @@ pub(super) async fn warm_cache(
     }
     let hosts = hosts(&urls)?;
     for (name, value) in &headers {
-        if HeaderName::from_bytes(name.as_bytes()).is_err() || HeaderValue::from_str(value).is_err() {
-            return Err(Problem::invalid_at("headers", format!("{name:?} is no header field with this value"), None));
+        match HeaderName::from_bytes(name.as_bytes()) {
+            Ok(name) if is_credential(&name) => {
+                let fix = Some("leave it out: what is warmed is served to everybody");
+                return Err(Problem::invalid_at("headers", format!("{name} is a credential"), fix));
+            }
+            Ok(_) if HeaderValue::from_str(value).is_ok() => {}
+            _ => {
+                return Err(Problem::invalid_at(
+                    "headers",
+                    format!("{name:?} is no header field with this value"),
+                    None,
+                ));
+            }
         }
     }
     for host in &hosts {

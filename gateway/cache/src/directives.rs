@@ -1,7 +1,8 @@
 //! `Cache-Control` of requests and responses (RFC 9111 §5.2, RFC 5861, RFC 8246).
 //!
 //! What is unknown is ignored. What is known and malformed is taken in the way that keeps more from being
-//! served: a lifetime that cannot be read makes a response stale (RFC 9111 §4.2.1).
+//! served: a lifetime that cannot be read makes a response stale (RFC 9111 §4.2.1), and what forbids something does so
+//! although what stands beside it cannot be read.
 
 mod list;
 
@@ -40,6 +41,9 @@ impl Lifetime {
     }
 }
 
+/// Fields that one directive may name; with more, it is about the whole response.
+const MOST_FIELDS: usize = 64;
+
 /// What a directive is about that can name fields: `no-cache`, `private`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Scope {
@@ -63,15 +67,16 @@ impl Scope {
     pub(crate) fn read(&mut self, argument: Option<&[u8]>) {
         let fields: Option<Vec<HeaderName>> = argument.and_then(|names| {
             let names = names.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
-            names.map(|name| HeaderName::from_bytes(name).ok()).collect()
+            names.take(MOST_FIELDS + 1).map(|name| HeaderName::from_bytes(name).ok()).collect()
         });
-        *self = match (std::mem::take(self), fields) {
-            (Self::Absent, Some(fields)) if !fields.is_empty() => Self::Fields(fields),
-            (Self::Fields(mut before), Some(fields)) if !fields.is_empty() => {
+        let is_some = |fields: &Vec<HeaderName>| (1..=MOST_FIELDS).contains(&fields.len());
+        *self = match (std::mem::take(self), fields.filter(is_some)) {
+            (Self::Absent, Some(fields)) => Self::Fields(fields),
+            (Self::Fields(mut before), Some(fields)) if before.len() + fields.len() <= MOST_FIELDS => {
                 before.extend(fields);
                 Self::Fields(before)
             }
-            // Without names, or with what can be none, it is about everything.
+            // Without names, with too many or with what can be none, it is about everything.
             _ => Self::Whole,
         };
     }
@@ -264,6 +269,23 @@ mod tests {
         for text in ["private", r#"private="""#, r#"private="a b""#, r#"private="x-a", private"#] {
             assert!(response(&[text]).private.is_whole(), "{text}");
         }
+        let list = |count: usize| format!("private=\"{}\"", vec!["x-a"; count].join(","));
+        assert_eq!(response(&[&list(MOST_FIELDS)]).private.fields().len(), MOST_FIELDS);
+        for lines in [vec![list(MOST_FIELDS + 1)], vec![list(MOST_FIELDS), list(1)], vec![list(1); MOST_FIELDS + 1]] {
+            let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+            assert!(response(&lines).private.is_whole(), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_forbids_something_counts_although_what_stands_beside_it_is_malformed() {
+        assert!(response(&["private; max-age=60"]).private.is_whole());
+        assert!(response(&["max-age=60 no-cache"]).no_cache.is_whole());
+        assert!(response(&["private =\"x-a\""]).private.is_whole());
+        assert!(response(&["max-age=\"60, no-store"]).no_store);
+        let read = response(&["no-store; max-age=60, public"]);
+        assert!(read.no_store && read.public && read.max_age == Lifetime::Absent);
+        assert!(RequestDirectives::of(&headers(&["max-age=5; no-store"])).no_store);
     }
 
     #[test]

@@ -8,6 +8,9 @@ use crate::{
     time::Timestamp,
 };
 
+/// Seconds that clocks of the same machine differ by, being read one after the other.
+const SKEW: u64 = 1;
+
 /// What holds for a stored response; all times in seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_field_names)]
@@ -81,14 +84,20 @@ impl Rules {
         self.initial_age.saturating_add(now.since(self.answered))
     }
 
+    /// Whether it has not come yet: the clock was set back, and nobody knows how old it is.
+    fn is_of_unknown_age(&self, now: Timestamp) -> bool {
+        self.answered.since(now) > SKEW
+    }
+
     /// Seconds for which it stays fresh; negative: since when it is stale.
     pub fn remaining(&self, now: Timestamp) -> i64 {
         let signed = |seconds| i64::try_from(seconds).unwrap_or(i64::MAX);
-        signed(self.lifetime).saturating_sub(signed(self.age(now)))
+        let left = signed(self.lifetime).saturating_sub(signed(self.age(now)));
+        if self.is_of_unknown_age(now) { left.min(0) } else { left }
     }
 
     pub fn is_fresh(&self, now: Timestamp) -> bool {
-        !self.no_cache && self.lifetime > self.age(now)
+        !self.no_cache && self.remaining(now) > 0
     }
 
     /// Whether one that comes now with the same rules could be served without asking: else nobody is served by waiting for
@@ -103,7 +112,7 @@ impl Rules {
 
     /// What may be done with it for a request.
     pub fn reuse(&self, request: &RequestDirectives, open: Windows, now: Timestamp) -> Reuse {
-        if self.no_cache || request.no_cache {
+        if self.no_cache || request.no_cache || self.is_of_unknown_age(now) {
             return Reuse::Validate;
         }
         let fresh = self.is_fresh(now);
@@ -140,7 +149,7 @@ impl Rules {
     pub fn serves_on_error(&self, request: &RequestDirectives, open: Windows, now: Timestamp) -> bool {
         let asked = if self.forbids_stale { 0 } else { request.stale_if_error.seconds().unwrap_or(0) };
         let window = self.stale_if_error.unwrap_or(open.if_error).max(asked);
-        window > 0 && self.staleness(now) <= window
+        window > 0 && self.staleness(now) <= window && !self.is_of_unknown_age(now)
     }
 
     /// Whether there can be a request that it answers, as it is or once it has been validated.
@@ -270,6 +279,29 @@ mod tests {
         ] {
             assert_eq!(said.reuse(&plain, open, now), Reuse::Validate);
             assert!(!said.serves_on_error(&plain, open, now));
+        }
+    }
+
+    #[test]
+    fn what_comes_from_the_future_is_validated() {
+        let rules = rules(
+            |said| {
+                said.stale_while_revalidate = Lifetime::Seconds(5);
+                said.stale_if_error = Lifetime::Seconds(5);
+            },
+            10,
+        );
+        let plain = RequestDirectives::default();
+        let before = |seconds| Timestamp::from_unix(CAME - seconds);
+        assert_eq!(rules.reuse(&plain, Windows::default(), before(1)), Reuse::Fresh);
+        for seconds in [2, 3600] {
+            let now = before(seconds);
+            assert_eq!(rules.reuse(&plain, Windows::default(), now), Reuse::Validate, "{seconds}");
+            assert!(
+                !rules.is_fresh(now)
+                    && rules.remaining(now) <= 0
+                    && !rules.serves_on_error(&plain, Windows::default(), now)
+            );
         }
     }
 

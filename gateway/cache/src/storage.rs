@@ -22,7 +22,7 @@ use parking_lot::{Mutex, RwLock};
 pub(crate) use self::twin::Place;
 use self::twin::Twins;
 pub use self::{
-    fill::{Fill, TooLarge},
+    fill::{Fill, NotFilled},
     partition::{Counts, Lookup, Partition},
     twin::Twin,
 };
@@ -126,6 +126,11 @@ impl Storage {
     /// Bytes that stored responses may take.
     pub fn budget(&self) -> u64 {
         self.totals.budget
+    }
+
+    /// Bytes of the largest body that can be stored, whoever wants it.
+    pub fn largest(&self) -> u64 {
+        self.totals.part / 2
     }
 
     /// Makes room for so many bytes of this tenant. `false`: they cannot be had.

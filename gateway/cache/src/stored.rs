@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::{
     key::Resource,
@@ -14,16 +14,20 @@ use crate::{
     reuse::Rules,
     storage::{Place, Storage, Twin},
     time::Timestamp,
-    vary::Selection,
+    vary::{Selection, Wishes},
 };
 
-/// Variants of one key; of more, the oldest goes. Each look-up compares with all of them.
+/// Variants of one key; of more, the oldest goes that was not used lately. Each look-up compares with all of them.
 pub const MOST_VARIANTS: usize = 32;
 
+/// Seconds for which a response is not waited for where nothing storable was found.
+pub const PASS_SECONDS: u64 = 30;
+
 /// What a stored response takes beside its texts: the entry of the map, its statistics, the allocations.
-const OVERHEAD: usize = 512;
-/// What a field takes in a map beside its name and value.
-const FIELD_OVERHEAD: usize = 80;
+const OVERHEAD: usize = 768;
+/// What a field takes in a map beside its name and value: its place, its part of the index, and the allocation of a
+/// name that is not well known.
+const FIELD_OVERHEAD: usize = 192;
 
 /// Fields that an answer may have beside the stored ones.
 const ADDED_FIELDS: usize = 16;
@@ -45,6 +49,8 @@ pub struct Stored {
     failures: AtomicU64,
     /// Somebody has waited for it to be validated, in vain.
     slow: AtomicBool,
+    /// Since it was last considered for making way to another variant.
+    used: AtomicBool,
     /// None where the body is of no size for a twin.
     twin: Option<Arc<Place>>,
     weight: usize,
@@ -65,16 +71,16 @@ pub struct Parts {
 impl Stored {
     pub fn new(parts: Parts) -> Self {
         let Parts { status, headers, body, rules, selection, since } = parts;
-        let headers = with_room(headers);
+        let headers = compacted(&headers);
         let tags = Tags::of(&headers);
-        let fields =
-            |(name, value): (&HeaderName, &http::HeaderValue)| name.as_str().len() + value.len() + FIELD_OVERHEAD;
+        let fields = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + FIELD_OVERHEAD;
         let weight =
             OVERHEAD + body.len() + headers.iter().map(fields).sum::<usize>() + selection.weight() + tags.weight();
-        let (checked, refreshing) = (AtomicU64::new(since.get()), AtomicBool::new(false));
+        let checked = AtomicU64::new(since.get());
+        let (refreshing, used) = (AtomicBool::new(false), AtomicBool::new(false));
         let twin = Place::of(&body);
         let (failures, slow) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { status, headers, body, rules, selection, tags, checked, refreshing, failures, slow, twin, weight }
+        Self { status, headers, body, rules, selection, tags, checked, refreshing, failures, slow, used, twin, weight }
     }
 
     /// The same body under what a validation has changed.
@@ -143,11 +149,26 @@ impl Stored {
     }
 }
 
+/// The same fields, in memory of their own: as they came, they are parts of whatever was read from the connection.
+/// All values are parts of one allocation, which is as large as they are.
+///
 /// Answers begin as copies of a stored head, and fields are added to each. A copy's index is as large as that of the
 /// original, which therefore gets one that need not grow; its list of fields is as long as it must be.
-fn with_room(headers: HeaderMap) -> HeaderMap {
+fn compacted(headers: &HeaderMap) -> HeaderMap {
+    let mut text = Vec::with_capacity(headers.values().map(HeaderValue::len).sum());
+    for value in headers.values() {
+        text.extend_from_slice(value.as_bytes());
+    }
+    let mut text = Bytes::from(text);
     let mut roomy = HeaderMap::with_capacity(headers.len() + ADDED_FIELDS);
-    roomy.extend(headers);
+    for (name, value) in headers {
+        let own = HeaderValue::from_maybe_shared(text.split_to(value.len()));
+        // They can be read: they were read before.
+        if let (Ok(name), Ok(mut own)) = (HeaderName::from_bytes(name.as_str().as_bytes()), own) {
+            own.set_sensitive(value.is_sensitive());
+            roomy.append(name, own);
+        }
+    }
     roomy.clone()
 }
 
@@ -181,10 +202,13 @@ impl Family {
     pub(crate) fn with(&self, stored: Arc<Stored>) -> Self {
         let others = self.variants.iter().filter(|other| other.selection != stored.selection).cloned();
         let mut variants: Vec<_> = others.collect();
-        variants.push(stored);
-        if variants.len() > MOST_VARIANTS {
+        if variants.len() >= MOST_VARIANTS {
+            // What was used gets a second chance, behind all others.
+            let at = variants.iter().position(|variant| !variant.used.swap(false, Relaxed)).unwrap_or(0);
+            variants.rotate_left(at);
             variants.remove(0);
         }
+        variants.push(stored);
         self.again(variants, None)
     }
 
@@ -205,7 +229,11 @@ impl Family {
 
     /// The newest variant that may answer a request with these fields (RFC 9111 §4.1).
     pub(crate) fn find(&self, request: &HeaderMap) -> Option<&Arc<Stored>> {
-        self.variants.iter().filter(|stored| stored.selection.matches(request)).max_by_key(|s| s.rules.answered)
+        let mut wishes = Wishes::of(request);
+        let matching = self.variants.iter().filter(|stored| stored.selection.matches(&mut wishes));
+        let found = matching.max_by_key(|stored| stored.rules.answered)?;
+        set(&found.used);
+        Some(found)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -217,7 +245,8 @@ impl Family {
     }
 
     pub(crate) fn passes(&self, now: Timestamp) -> bool {
-        self.pass_until.is_some_and(|until| now < until)
+        // Further away it is only because the clock was set back.
+        self.pass_until.is_some_and(|until| (1..=PASS_SECONDS).contains(&until.since(now)))
     }
 
     pub(crate) fn weight(&self) -> usize {
@@ -225,10 +254,7 @@ impl Family {
     }
 
     pub(crate) fn touch(&self) {
-        // Most are set already: a read is cheaper than a write that all cores see.
-        if !self.is_used() {
-            self.used.store(true, Relaxed);
-        }
+        set(&self.used);
     }
 
     fn is_used(&self) -> bool {
@@ -238,5 +264,39 @@ impl Family {
     /// Whether it was used since the last call.
     pub(crate) fn take_used(&self) -> bool {
         self.used.swap(false, Relaxed)
+    }
+}
+
+/// Most are set already: a read is cheaper than a write that all cores see.
+fn set(used: &AtomicBool) {
+    if !used.load(Relaxed) {
+        used.store(true, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn fields_are_kept_in_memory_of_their_own() {
+        let read = Bytes::from([b"value, other-value, ".as_slice(), &[b' '; 4000]].concat());
+        let mut headers = HeaderMap::new();
+        for (name, range) in [("x-a", 0..5), ("etag", 7..18), ("x-a", 0..0)] {
+            let value = HeaderValue::from_maybe_shared(read.slice(range)).unwrap();
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), value);
+        }
+        headers.get_mut("etag").unwrap().set_sensitive(true);
+        let own = compacted(&headers);
+        assert_eq!(own, headers);
+        assert!(own["etag"].is_sensitive() && !own["x-a"].is_sensitive());
+        assert!(!read.is_unique());
+        drop(headers);
+        assert!(read.is_unique());
+        // As long as the text of both.
+        let start = |name: &str| own[name].as_bytes().as_ptr().addr();
+        assert_eq!(start("x-a").abs_diff(start("etag")), 5);
     }
 }

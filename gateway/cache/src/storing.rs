@@ -56,6 +56,8 @@ pub enum NotStored {
     Status,
     #[error("the response is a stream of events, which has no end")]
     Stream,
+    #[error("the response has a transfer coding that is not undone")]
+    TransferCoding,
     #[error("the response varies on everything")]
     Vary,
     #[error("the response is not fresh, and has nothing to validate it with")]
@@ -74,6 +76,7 @@ impl NotStored {
             Self::SetCookie => "set-cookie",
             Self::Status => "status",
             Self::Stream => "stream",
+            Self::TransferCoding => "transfer-coding",
             Self::Vary => "vary",
             Self::Useless => "not-fresh",
             Self::TooLarge => "too-large",
@@ -96,6 +99,14 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
     if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
         return Err(NotStored::Stream);
     }
+    // What came in chunks is put together; the bytes of any other coding mean nothing without its name (RFC 9112 §7).
+    if headers
+        .get_all(header::TRANSFER_ENCODING)
+        .iter()
+        .any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(NotStored::TransferCoding);
+    }
     if directives.private.is_whole() {
         return Err(NotStored::Private);
     }
@@ -109,10 +120,8 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
         return Err(NotStored::SetCookie);
     }
     let Vary::On(vary) = Vary::of(headers) else { return Err(NotStored::Vary) };
-    let allowed = directives.public
-        || directives.private != Scope::Absent
-        || freshness::is_explicit(headers, &said)
-        || freshness::is_heuristically_cacheable(status);
+    let allowed =
+        directives.public || freshness::is_explicit(headers, &said) || freshness::is_heuristically_cacheable(status);
     if !allowed {
         return Err(NotStored::Status);
     }
@@ -250,6 +259,8 @@ mod tests {
         assert_eq!(refused(200, "max-age=60, private"), Some(NotStored::Private));
         assert_eq!(refused(200, "max-age=60, no-cache"), Some(NotStored::Useless));
         assert_eq!(refused(200, "max-age=0"), Some(NotStored::Useless));
+        assert_eq!(refused(200, "private; max-age=60"), Some(NotStored::Private));
+        assert_eq!(refused(200, "max-age=60; no-store"), Some(NotStored::NoStore));
         let request = RequestDirectives { no_store: true, ..Default::default() };
         let answer = [("cache-control", "max-age=60")];
         assert_eq!(stored_with(200, &answer, false, request), Err(NotStored::NoStore));
@@ -308,6 +319,18 @@ mod tests {
     }
 
     #[test]
+    fn what_has_another_transfer_coding_than_chunked_is_not_stored() {
+        let with = |coding| {
+            let answer = [("cache-control", "max-age=60"), ("transfer-encoding", coding)];
+            stored_with(200, &answer, false, RequestDirectives::default()).err()
+        };
+        assert_eq!((with("chunked"), with("Chunked")), (None, None));
+        for coding in ["gzip, chunked", "gzip", "chunked, chunked"] {
+            assert_eq!(with(coding), Some(NotStored::TransferCoding), "{coding}");
+        }
+    }
+
+    #[test]
     fn what_varies_on_everything_is_not_stored() {
         let answer = [("cache-control", "max-age=60"), ("vary", "origin, *")];
         assert_eq!(stored_with(200, &answer, false, RequestDirectives::default()), Err(NotStored::Vary));
@@ -323,5 +346,8 @@ mod tests {
         }
         assert_eq!(refused(200, "max-age=0, stale-if-error=60"), None);
         assert_eq!(stored_with(201, &[("etag", "\"1\"")], false, RequestDirectives::default()), Err(NotStored::Status));
+        // It is private caches that `private` allows to (RFC 9111 §3).
+        let private = [("etag", "\"1\""), ("cache-control", "private=\"x-a\"")];
+        assert_eq!(stored_with(201, &private, false, RequestDirectives::default()), Err(NotStored::Status));
     }
 }

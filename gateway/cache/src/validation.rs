@@ -81,7 +81,8 @@ pub fn is_about(update: &HeaderMap, stored: &HeaderMap) -> bool {
     }
 }
 
-/// The fields of a stored response after a 304.
+/// The fields of a stored response after a 304. `Age` is that of the 304, if it has one: the stored response is as old
+/// as the one that confirms it (RFC 9111 §4.2.3).
 #[must_use]
 pub fn freshened(stored: &HeaderMap, update: &HeaderMap) -> HeaderMap {
     let mut fresh = stored.clone();
@@ -103,7 +104,7 @@ pub fn freshened(stored: &HeaderMap, update: &HeaderMap) -> HeaderMap {
 
 /// What describes the stored bytes stays as they do: digests of a 304 are of nothing (RFC 9530 §2).
 fn may_update(name: &HeaderName) -> bool {
-    !is_of_one_message(name)
+    (!is_of_one_message(name) || *name == header::AGE)
         && !matches!(
             name.as_str(),
             "content-length" | "content-encoding" | "content-range" | "content-md5" | "content-digest"
@@ -177,5 +178,6 @@ mod tests {
         let all = |name: &str| fresh.get_all(name).iter().map(|v| v.to_str().unwrap()).collect::<Vec<_>>();
         assert_eq!((all("x-a"), all("x-b"), all("x-c")), (vec!["4"], vec!["3"], vec!["6", "7"]));
         assert_eq!((all("content-length"), all("set-cookie"), all("date")), (vec!["5"], vec![], vec![]));
+        assert_eq!(freshened(&stored, &headers(&[("age", "50")]))["age"], "50");
     }
 }

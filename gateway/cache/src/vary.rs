@@ -1,32 +1,37 @@
 //! Which requests a stored response may answer (RFC 9111 §4.1): `Vary`, and the fields it names.
 
 use http::{HeaderMap, HeaderName, header};
+use smallvec::SmallVec;
+
+/// Fields that a response may depend on; on more, it counts as made for its request alone.
+const MOST_NAMES: usize = 32;
 
 /// The fields of requests that a response depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Vary {
-    /// These, without repetition; none: it answers every request for its key.
+    /// These, in order and without repetition; none: it answers every request for its key.
     On(Vec<HeaderName>),
-    /// `*`, or something that cannot be read: it answers no other request.
+    /// `*`, something that cannot be read, or too many: it answers no other request.
     Anything,
 }
 
 impl Vary {
     /// All lines of `Vary` together.
     pub fn of(headers: &HeaderMap) -> Self {
-        let mut names = Vec::new();
+        let mut names: Vec<HeaderName> = Vec::new();
         for line in headers.get_all(header::VARY) {
-            for name in line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-                match HeaderName::from_bytes(name) {
-                    _ if name.is_empty() => {}
-                    Ok(_) if name == b"*" => return Self::Anything,
-                    Ok(name) if !names.contains(&name) => names.push(name),
+            let members = line.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            for name in members.filter(|name| !name.is_empty()) {
+                let Some(name) = HeaderName::from_bytes(name).ok().filter(|name| name != "*") else {
+                    return Self::Anything;
+                };
+                match names.binary_search_by(|have| have.as_str().cmp(name.as_str())) {
                     Ok(_) => {}
+                    Err(at) if names.len() < MOST_NAMES => names.insert(at, name),
                     Err(_) => return Self::Anything,
                 }
             }
         }
-        names.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         Self::On(names)
     }
 }
@@ -40,14 +45,15 @@ type Selected = (HeaderName, Option<Box<[u8]>>);
 
 impl Selection {
     pub fn of(names: &[HeaderName], request: &HeaderMap) -> Self {
-        Self(names.iter().map(|name| (name.clone(), normalised(request, name))).collect())
+        let select = |name: &HeaderName| (name.clone(), normalised(request, name).map(Vec::into_boxed_slice));
+        Self(names.iter().map(select).collect())
     }
 
     /// Whether a request has the same fields.
-    pub fn matches(&self, request: &HeaderMap) -> bool {
+    pub fn matches<'a>(&'a self, wishes: &mut Wishes<'a>) -> bool {
         self.0.iter().all(|(name, value)| match value {
-            None => !request.contains_key(name),
-            Some(value) => normalised(request, name).is_some_and(|have| have == *value),
+            None => !wishes.request.contains_key(name),
+            Some(value) => wishes.get(name) == Some(value),
         })
     }
 
@@ -75,9 +81,35 @@ impl Selection {
     }
 }
 
+/// The fields of one request, each brought into one form once, however many responses it is compared with.
+#[derive(Debug)]
+pub struct Wishes<'a> {
+    request: &'a HeaderMap,
+    /// In the order of their names, as far as they were asked for.
+    normalised: SmallVec<[Wish<'a>; 4]>,
+}
+
+/// A field and its value, in one form; none: the request does not have it.
+type Wish<'a> = (&'a HeaderName, Option<Vec<u8>>);
+
+impl<'a> Wishes<'a> {
+    pub fn of(request: &'a HeaderMap) -> Self {
+        Self { request, normalised: SmallVec::new() }
+    }
+
+    fn get(&mut self, name: &'a HeaderName) -> Option<&[u8]> {
+        let found = self.normalised.binary_search_by(|(have, _)| have.as_str().cmp(name.as_str()));
+        let at = found.unwrap_or_else(|at| {
+            self.normalised.insert(at, (name, normalised(self.request, name)));
+            at
+        });
+        self.normalised.get(at)?.1.as_deref()
+    }
+}
+
 /// All lines of a field as one, without the whitespace around its commas. Where the order and case of its members
 /// mean nothing, they are brought into one form.
-fn normalised(request: &HeaderMap, name: &HeaderName) -> Option<Box<[u8]>> {
+fn normalised(request: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
     let mut lines = request.get_all(name).iter();
     let first = lines.next()?;
     let mut joined = Vec::with_capacity(first.len());
@@ -90,20 +122,26 @@ fn normalised(request: &HeaderMap, name: &HeaderName) -> Option<Box<[u8]>> {
         joined.make_ascii_lowercase();
         sort_members(&mut joined);
     }
-    Some(joined.into())
+    Some(joined)
 }
 
-/// Without whitespace at the ends and around commas that do not stand in quotes.
+/// Without whitespace at the ends and around commas and semicolons that do not stand in quotes.
 fn push_trimmed(to: &mut Vec<u8>, line: &[u8]) {
+    let separates = |byte: &u8| matches!(byte, b',' | b';');
     let (mut quoted, mut escaped) = (false, false);
+    // Where whitespace has begun: what follows decides whether it counts.
+    let mut gap = None;
     let line = line.trim_ascii();
     for (at, byte) in line.iter().enumerate() {
         if !quoted && byte.is_ascii_whitespace() {
-            let before = to.last().is_some_and(|last| matches!(last, b',' | b';'));
-            let after = line[at..].trim_ascii_start().first().is_none_or(|next| matches!(next, b',' | b';'));
-            if before || after {
-                continue;
-            }
+            gap.get_or_insert(at);
+            continue;
+        }
+        if let Some(start) = gap.take()
+            && !separates(byte)
+            && !to.last().is_some_and(separates)
+        {
+            to.extend_from_slice(&line[start..at]);
         }
         match byte {
             _ if escaped => escaped = false,
@@ -155,9 +193,17 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_varies_on_too_much_varies_on_everything() {
+        let list = |count: usize| (0..count).map(|number| format!("x-{number}")).collect::<Vec<_>>().join(",");
+        assert_eq!(names(&[&list(MOST_NAMES), &list(MOST_NAMES).to_uppercase()]).len(), MOST_NAMES);
+        assert_eq!(names(&[&list(MOST_NAMES), "x-0, origin"]), ["*"]);
+        assert_eq!(names(&[&list(40_000)]), ["*"]);
+    }
+
     fn same(name: &'static str, one: &[&str], other: &[&str]) -> bool {
         let selection = Selection::of(&[HeaderName::from_static(name)], &headers(name, one));
-        let matches = selection.matches(&headers(name, other));
+        let matches = selection.matches(&mut Wishes::of(&headers(name, other)));
         let equal = selection == Selection::of(&[HeaderName::from_static(name)], &headers(name, other));
         assert_eq!(matches, equal);
         matches
@@ -182,7 +228,51 @@ mod tests {
         assert!(!same("accept-language", &["en;q=0.5, de"], &["de;q=0.5,en"]));
     }
 
+    #[test]
+    fn a_field_is_brought_into_its_form_once() {
+        let name = header::ACCEPT_LANGUAGE;
+        let request = headers("accept-language", &["de , en"]);
+        let selections: Vec<_> = ["fr", "de,en", "en"]
+            .map(|value| Selection::of(std::slice::from_ref(&name), &headers("accept-language", &[value])))
+            .into();
+        let any = Selection::default();
+        let mut wishes = Wishes::of(&request);
+        assert!(any.matches(&mut wishes) && wishes.normalised.is_empty());
+        let matching: Vec<_> = selections.iter().map(|selection| selection.matches(&mut wishes)).collect();
+        assert_eq!((matching, wishes.normalised.len()), (vec![false, true, false], 1));
+    }
+
+    /// What [`push_trimmed`] promises, in as few words as possible: it looks ahead from each byte of whitespace.
+    fn trimmed(line: &[u8]) -> Vec<u8> {
+        let separates = |byte: &u8| matches!(byte, b',' | b';');
+        let (mut to, mut quoted, mut escaped) = (Vec::new(), false, false);
+        let line = line.trim_ascii();
+        for (at, byte) in line.iter().enumerate() {
+            if !quoted && byte.is_ascii_whitespace() {
+                let next = line[at..].trim_ascii_start().first();
+                if to.last().is_some_and(separates) || next.is_none_or(separates) {
+                    continue;
+                }
+            }
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                _ => {}
+            }
+            to.push(*byte);
+        }
+        to
+    }
+
     proptest! {
+        #[test]
+        fn whitespace_counts_within_members_alone(line in r#"[ab,;\t "\\]{0,24}"#) {
+            let mut have = Vec::new();
+            push_trimmed(&mut have, line.as_bytes());
+            prop_assert_eq!(have, trimmed(line.as_bytes()));
+        }
+
         #[test]
         fn a_request_matches_itself(lines in proptest::collection::vec("[ -~]{0,20}", 0..3)) {
             let request: Vec<&str> = lines.iter().map(String::as_str).collect();

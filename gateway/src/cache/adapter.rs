@@ -17,9 +17,10 @@ use pingora_cache::{
 };
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
+pub(crate) use seiketsu_cache::stored::PASS_SECONDS;
 use seiketsu_cache::{
     purge::Sequence,
-    storage::{Fill, Lookup, TooLarge},
+    storage::{Fill, Lookup, NotFilled},
     stored::{Parts, Stored},
     storing::Storable,
     time::Timestamp,
@@ -30,9 +31,6 @@ use super::request::Asked;
 
 /// Long enough for anything that may be served stale: whether it may is decided before.
 const AS_LONG_AS_NEEDED: u32 = 10 * 365 * 24 * 60 * 60;
-
-/// A response for which nothing storable was found is not waited for, for so long.
-pub(crate) const PASS_SECONDS: u64 = 30;
 
 /// Stateless: everything is in the key.
 #[derive(Debug)]
@@ -99,8 +97,8 @@ impl Storage for Adapter {
         let storing = meta.extensions().get::<Arc<Storing>>().ok_or_else(missing)?.clone();
         let announced = meta.headers().get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|length| length.to_str().ok()?.parse().ok());
-        let storage = asked.partition.storage().clone();
-        let fill = Fill::new(storage, asked.max_object, announced).map_err(|error| too_large(&asked, error))?;
+        let fill = Fill::new(asked.partition.clone(), asked.max_object, announced);
+        let fill = fill.map_err(|reason| not_filled(&asked, reason))?;
         Ok(Box::new(Miss { asked, storing, fill, announced }))
     }
 
@@ -185,7 +183,7 @@ struct Miss {
 #[async_trait]
 impl HandleMiss for Miss {
     async fn write_body(&mut self, data: Bytes, _: bool) -> Result<()> {
-        self.fill.push(&data).map_err(|error| too_large(&self.asked, error))
+        self.fill.push(&data).map_err(|reason| not_filled(&self.asked, reason))
     }
 
     async fn finish(self: Box<Self>) -> Result<MissFinishType> {
@@ -214,9 +212,12 @@ impl HandleMiss for Miss {
     }
 }
 
-/// Who else waits for it is not to find out one after the other.
-fn too_large(asked: &Asked, error: TooLarge) -> Box<Error> {
-    let until = Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS));
-    asked.partition.pass(&asked.key, &asked.resource, until);
-    Error::because(ErrorType::InternalError, "storing a response", error)
+/// Who else waits for what is too large is not to find that out one after the other. What is only crowded out may be
+/// stored the next time.
+fn not_filled(asked: &Asked, reason: NotFilled) -> Box<Error> {
+    if reason == NotFilled::TooLarge {
+        let until = Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS));
+        asked.partition.pass(&asked.key, &asked.resource, until);
+    }
+    Error::because(ErrorType::InternalError, "storing a response", reason)
 }

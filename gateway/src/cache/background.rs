@@ -38,7 +38,7 @@ pub(crate) struct Internal {
     /// Where the response belongs; absent where that is still to be found out.
     pub(crate) place: Option<Place>,
     pub(crate) canary: bool,
-    /// Told what became of it: the origin's status, and whether it is stored.
+    /// Told what became of it: the origin's status, and whether it is stored, or why not.
     pub(crate) done: Option<oneshot::Sender<Fetched>>,
 }
 
@@ -56,6 +56,8 @@ pub(crate) struct Fetched {
     /// 0: there was no answer.
     pub(crate) status: u16,
     pub(crate) stored: bool,
+    /// Why it is not stored, in a word.
+    pub(crate) detail: Option<&'static str>,
 }
 
 impl Drop for Internal {

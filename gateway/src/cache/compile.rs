@@ -1,6 +1,9 @@
 //! What a route's settings for the cache come to.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Once},
+    time::Duration,
+};
 
 use http::HeaderName;
 use seiketsu_cache::{
@@ -64,8 +67,26 @@ pub(crate) fn partition(
     if storage.budget() == 0 || !of_routes.iter().any(uses) {
         return None;
     }
+    of_routes.iter().filter(|effective| uses(effective)).for_each(|effective| compare(storage, effective));
     let memory = of_tenant.cache.as_ref().and_then(|cache| cache.memory).unwrap_or(cache::Cache::DEFAULT_MEMORY);
     Some(storage.partition(tenant.id.as_str(), memory.get()))
+}
+
+/// Says, once, that no node of this size stores what a route would let it store.
+fn compare(storage: &Storage, effective: &Effective) {
+    static SAID: Once = Once::new();
+    let Some(wanted) = effective.cache.as_ref().map(|cache| cache.max_object) else { return };
+    let largest = storage.largest();
+    if wanted.get() > largest {
+        SAID.call_once(|| {
+            tracing::warn!(
+                max_object = %wanted,
+                largest_body = largest,
+                "responses as large as `max_object` of a route allows are never stored: the node's `cache.memory` is for \
+                 bodies of at most a sixteenth of it"
+            );
+        });
+    }
 }
 
 impl CompiledCache {

@@ -1,12 +1,13 @@
 //! `/cache/warm`: POST fetches a list of URLs into the cache, GET says how far the lists are.
 //!
 //! The body has `urls`, and `headers` where responses vary: each is fetched with them, and as a caller that has not
-//! said who it is.
+//! said who it is. So none of them may be a credential.
 
 use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use hyper::body::Incoming;
+use seiketsu_config::push::is_credential;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -50,7 +51,13 @@ pub(crate) fn read(urls: &[String], headers: &BTreeMap<String, String>) -> Resul
     let targets = urls.iter().map(|url| target(url)).collect::<Result<_, _>>()?;
     let headers = headers.iter().map(|(name, value)| {
         let read = HeaderName::from_bytes(name.as_bytes()).ok().zip(HeaderValue::from_str(value).ok());
-        read.ok_or_else(|| format!("`headers`: {name:?} is no header field with this value."))
+        match read {
+            Some((name, _)) if is_credential(&name) => {
+                Err(format!("`headers`: {name} is a credential, and what is warmed is served to everybody."))
+            }
+            Some(field) => Ok(field),
+            None => Err(format!("`headers`: {name:?} is no header field with this value.")),
+        }
     });
     Ok((targets, headers.collect::<Result<_, _>>()?))
 }
@@ -63,8 +70,12 @@ fn target(url: &str) -> Result<Target, String> {
         Some("http") => false,
         _ => return Err(wrong()),
     };
-    let host = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(wrong)?;
-    Ok(Target { host: host.as_str().as_bytes().into(), secure, uri })
+    let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(wrong)?;
+    // Clients leave it out (RFC 9110 §4.2.1, §4.2.2).
+    let default_port = if secure { 443 } else { 80 };
+    let is_default = authority.port_u16() == Some(default_port);
+    let host = if is_default { authority.host() } else { authority.as_str() };
+    Ok(Target { host: host.as_bytes().into(), secure, uri })
 }
 
 #[cfg(test)]
@@ -85,6 +96,28 @@ mod tests {
         assert_eq!((targets[0].secure, &*targets[0].host, targets[0].uri.path()), (true, &b"a.test"[..], "/x"));
         assert_eq!((targets[1].secure, &*targets[1].host, targets[1].uri.path()), (false, &b"a.test:81"[..], "/"));
         assert_eq!(headers["accept"], "text/x");
+    }
+
+    #[test]
+    fn the_default_port_is_left_out() {
+        for (url, host) in [
+            ("http://a.test:80/x", "a.test"),
+            ("https://a.test:443/x", "a.test"),
+            ("http://a.test:443/x", "a.test:443"),
+            ("https://a.test:80/x", "a.test:80"),
+            ("http://[::1]:80/x", "[::1]"),
+        ] {
+            assert_eq!(&*target(url).unwrap().host, host.as_bytes(), "{url}");
+        }
+    }
+
+    #[test]
+    fn credentials_are_refused_by_name() {
+        for name in ["authorization", "Cookie", "Proxy-Authorization"] {
+            let text = format!(r#"{{ "urls": ["http://a.test/x"], "headers": {{ "{name}": "x" }} }}"#);
+            let detail = read_text(&text).unwrap_err();
+            assert!(detail.contains(&name.to_lowercase()), "{detail}");
+        }
     }
 
     #[test]

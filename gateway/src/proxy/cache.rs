@@ -22,6 +22,7 @@ use seiketsu_cache::{
     status::{Forwarded, Status},
     storage::Lookup,
     stored::Stored,
+    storing::NotStored,
     time::Timestamp,
     validation,
 };
@@ -37,6 +38,7 @@ use crate::{
         background::{Internal, Job, Place},
         compile::CompiledCache,
         request::{self as cache_request, Asked, Fetch, Origin},
+        warming,
     },
     policy::Refusal,
     respond::{self, problem::ProblemKind},
@@ -274,6 +276,11 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return false };
     let (Some(cache), Some(internal)) = (&route.cache, &ctx.cache.internal) else { return false };
     let request = session.req_header();
+    if internal.place.is_none() && !warming::is_for_anybody(tenant, route, &request.headers) {
+        let detail = Some(NotStored::Credential.name());
+        ctx.cache.status = Some(Status { detail, ..Status::default() });
+        return false;
+    }
     ctx.exchange.canary = internal.canary;
     let canary = route.canary.as_ref().filter(|_| internal.canary);
     ctx.exchange.pool = Some(canary.map_or_else(|| route.pool.clone(), |canary| canary.pool.clone()));

@@ -151,7 +151,7 @@ fn finish_of_cache(ctx: &mut RequestContext, internal: &mut Internal) {
         // What somebody else has fetched meanwhile is stored as well.
         let stored = ctx.cache.status.is_some_and(|status| status.stored || status.hit);
         // Whoever asked may have gone.
-        let _ = done.send(Fetched { status, stored });
+        let _ = done.send(Fetched { status, stored, detail: ctx.cache.status.and_then(|status| status.detail) });
     }
 }
 

@@ -31,6 +31,8 @@ pub struct Partition {
     storage: Arc<Storage>,
     purges: Arc<Purges>,
     held: Arc<Held>,
+    /// Bytes of responses on their way into it.
+    filling: AtomicU64,
     /// Made with the first response: most tenants of a large node store nothing.
     families: OnceLock<Families>,
     /// The keys in the order in which they came, to evict from when the node is full.
@@ -87,6 +89,7 @@ impl Partition {
             storage,
             purges,
             held: Arc::new(held),
+            filling: AtomicU64::new(0),
             families: OnceLock::new(),
             order: Mutex::default(),
         }
@@ -106,6 +109,10 @@ impl Partition {
 
     pub fn purges(&self) -> &Purges {
         &self.purges
+    }
+
+    pub(super) fn filling(&self) -> &AtomicU64 {
+        &self.filling
     }
 
     pub fn bytes(&self) -> u64 {

@@ -10,7 +10,7 @@ use crate::{
     key::Resource,
     purge::{Purge, Sequence},
     reuse::Rules,
-    stored::{MOST_VARIANTS, Parts, Stored},
+    stored::{MOST_VARIANTS, PASS_SECONDS, Parts, Stored},
     time::Timestamp,
     vary::Selection,
 };
@@ -87,6 +87,24 @@ fn variants_stand_beside_each_other_and_are_bounded() {
 }
 
 #[test]
+fn a_variant_that_is_used_outlives_those_that_are_not() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    let name = HeaderName::from_static("x-a");
+    let request =
+        |number: usize| -> http::HeaderMap { [(name.clone(), HeaderValue::from(number))].into_iter().collect() };
+    for number in 0..10 * MOST_VARIANTS {
+        let selection = Selection::of(std::slice::from_ref(&name), &request(number));
+        partition.store(b"/", &resource("/"), response(number, selection, Sequence::default()));
+        for used in 0..3.min(number + 1) {
+            assert!(matches!(partition.find(b"/", &request(used), NOW), Lookup::Found(_)), "{used} after {number}");
+        }
+    }
+    let found = |number: &usize| matches!(partition.find(b"/", &request(*number), NOW), Lookup::Found(_));
+    assert_eq!((0..10 * MOST_VARIANTS).filter(found).count(), MOST_VARIANTS);
+}
+
+#[test]
 fn a_validated_response_takes_the_place_of_the_old_one_only() {
     let storage = Storage::new(64 * MIB);
     let partition = storage.partition("a", 8 * MIB);
@@ -109,6 +127,10 @@ fn keys_may_pass_for_a_while() {
     partition.pass(b"/", &resource("/"), Timestamp::from_unix(1_000_000_005));
     let find = |after: u64| partition.find(b"/", &http::HeaderMap::new(), Timestamp::from_unix(1_000_000_000 + after));
     assert!(matches!(find(4), Lookup::Passes) && matches!(find(5), Lookup::Nothing));
+    // A clock that is set back does not make it pass for longer than it would have.
+    let passes =
+        |now| matches!(partition.find(b"/", &http::HeaderMap::new(), Timestamp::from_unix(now)), Lookup::Passes);
+    assert!(passes(1_000_000_005 - PASS_SECONDS) && !passes(1_000_000_004 - PASS_SECONDS));
     store(&partition, "/", 1);
     assert!(has(&partition, "/"));
 }
@@ -196,20 +218,68 @@ fn another_budget_takes_over_what_fits() {
 }
 
 #[test]
-fn bodies_on_their_way_are_bounded() {
+fn a_body_is_as_large_as_it_may_be_and_takes_no_more_than_it_has() {
     let storage = Storage::new(8 * MIB);
-    assert_eq!(Fill::new(storage.clone(), 100, Some(101)).unwrap_err(), TooLarge);
-    let mut fill = Fill::new(storage.clone(), 100, None).unwrap();
-    assert!(fill.push(&[1; 60]).is_ok() && fill.push(&[1; 41]).is_err());
-    // An eighth of the budget for all of them.
-    let large = Fill::new(storage.clone(), 10 << 20, Some(1000 * KIB)).unwrap();
-    assert_eq!(Fill::new(storage.clone(), 10 << 20, Some(100 * KIB)).unwrap_err(), TooLarge);
-    drop(large);
-    let mut next = Fill::new(storage.clone(), 10 << 20, Some(100 * KIB)).unwrap();
-    next.push(b"abc").unwrap();
-    assert_eq!(next.finish(), "abc");
-    drop(fill);
+    let partition = storage.partition("a", 8 * MIB);
+    let fill = |most, announced| Fill::new(partition.clone(), most, announced);
+    assert_eq!(fill(100, Some(101)).unwrap_err(), NotFilled::TooLarge);
+    let mut long = fill(100, None).unwrap();
+    assert_eq!((long.push(&[1; 60]), long.push(&[1; 41])), (Ok(()), Err(NotFilled::TooLarge)));
+    drop(long);
+    // Half of the part for all that are on their way: no larger one is ever stored.
+    assert_eq!(storage.largest(), 512 * KIB as u64);
+    assert_eq!(fill(10 << 20, Some(512 * KIB + 1)).unwrap_err(), NotFilled::TooLarge);
+    let mut endless = fill(10 << 20, None).unwrap();
+    let ended = std::iter::repeat_with(|| endless.push(&[1; KIB])).find_map(Result::err);
+    assert_eq!((ended, endless.len()), (Some(NotFilled::TooLarge), 512 * KIB));
+    drop(endless);
+    // Whether it comes at once or in pieces, and whether its length is known or not.
+    for (announced, pieces) in [(None, 1), (None, 7), (Some(7 * 429), 7)] {
+        let mut fill = fill(10 << 20, announced).unwrap();
+        for _ in 0..pieces {
+            fill.push(&vec![b'x'; 7 * 429 / pieces]).unwrap();
+        }
+        let body = Vec::from(fill.finish());
+        assert_eq!((body.len(), body.capacity()), (7 * 429, 7 * 429));
+    }
+    assert_eq!(storage.totals.filling.load(Relaxed) + partition.filling().load(Relaxed), 0);
+}
+
+#[test]
+fn what_is_only_announced_takes_no_room() {
+    let storage = Storage::new(8 * MIB);
+    let fill = |tenant| Fill::new(storage.partition(tenant, 8 * MIB), 10 << 20, Some(512 * KIB)).unwrap();
+    let slow: Vec<Fill> = std::iter::repeat_with(|| fill("a")).take(100).collect();
+    let mut quick = fill("b");
+    assert_eq!(quick.push(&vec![1; 512 * KIB]), Ok(()));
+    drop(slow);
+}
+
+#[test]
+fn no_tenant_takes_all_the_room_for_what_is_on_its_way() {
+    let storage = Storage::new(8 * MIB);
+    // As many as find room, each of this size.
+    let fill = |tenant: &str, size: usize| -> Vec<Fill> {
+        let partition = storage.partition(tenant, 8 * MIB);
+        let next = || {
+            let mut fill = Fill::new(partition.clone(), 10 << 20, Some(size)).unwrap();
+            match fill.push(&vec![1; size]) {
+                Ok(()) => Some(fill),
+                Err(reason) => {
+                    assert_eq!(reason, NotFilled::NoRoom);
+                    None
+                }
+            }
+        };
+        std::iter::from_fn(next).collect()
+    };
+    let (one, other, third) = (fill("a", 32 * KIB), fill("b", 32 * KIB), fill("c", 32 * KIB));
+    assert_eq!([one.len(), other.len(), third.len()], [16, 8, 4]);
+    drop(one);
+    assert!(!fill("d", 100 * KIB).is_empty());
+    drop((other, third));
     assert_eq!(storage.totals.filling.load(Relaxed), 0);
+    assert_eq!(fill("d", 512 * KIB).len(), 1);
 }
 
 #[test]

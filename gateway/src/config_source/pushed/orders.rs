@@ -52,7 +52,7 @@ impl Orders {
                         let list = cache.warming.start(&cache.background, targets, headers);
                         loop {
                             let progress = list.progress();
-                            if !say(&replies, warmed(id, progress)) || progress.done {
+                            if !say(&replies, warmed(id, &progress)) || progress.done {
                                 return;
                             }
                             sleep(TOLD_EVERY).await;
@@ -79,8 +79,8 @@ fn done(id: Uuid, error: Option<String>) -> Carried {
     Carried { id, done: true, error, warmed: None }
 }
 
-fn warmed(id: Uuid, progress: Progress) -> Carried {
-    let Progress { id: _, total, stored, not_stored, failed, done } = progress;
+fn warmed(id: Uuid, progress: &Progress) -> Carried {
+    let Progress { id: _, total, stored, not_stored, failed, done, missing: _ } = *progress;
     let [total, stored, not_stored, failed] = [total, stored, not_stored, failed].map(|count| count as u64);
     Carried { id, done, error: None, warmed: Some(Warmed { total, stored, not_stored, failed }) }
 }

@@ -118,6 +118,21 @@ fn the_tenant_may_say_how_long_what_says_nothing_is_fresh() {
     assert!(!is_reused("Expires: 0\r\n", "ttl: 1h"));
     assert!(!is_reused("Set-Cookie: a=b\r\n", "ttl: 1h"));
     assert!(!is_reused(&format!("Last-Modified: {}\r\n", at(-3_600_000)), "ttl: 0s"));
+    for (status, public, stored) in [
+        (404, "", true),
+        (410, "", true),
+        (201, "", false),
+        (302, "", false),
+        (500, "", false),
+        (503, "", false),
+        (302, "Cache-Control: public", true),
+    ] {
+        let answer = format!("{status} Some\n{public}\n\nbody");
+        let origin = super::in_turn(&[&answer]);
+        let gateway = caching(&origin, "ttl: 1h");
+        gateway.fetch("/v1/a", "");
+        assert_eq!(gateway.fetch("/v1/a", "").is_hit(), stored, "{status} {public}");
+    }
 }
 
 #[test]

@@ -2,15 +2,17 @@
 
 use std::{
     collections::HashMap,
+    io::{BufReader, Read, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
 use super::wire;
 use crate::{
-    fixtures::{Seen, Stub, demo},
+    fixtures::{Seen, Stub, comes_true, demo, read_request},
     support::{Client, Gateway, Response},
 };
 
@@ -209,6 +211,147 @@ fn a_tenant_that_floods_leaves_the_hit_ratio_of_another_as_it_was() {
     assert!(stored <= budget && stored > budget * 0.8, "{stored} of {budget}");
     assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"b\"}") > 3000.0);
     assert!(gateway.metric("seiketsu_cache_evictions_total{tenant=\"a\"}") < 1.0);
+}
+
+/// The most memory that the process ever had resident, in bytes.
+fn peak_memory(gateway: &Gateway) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.0.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn the_process_takes_no_more_memory_than_the_cache_may_have() {
+    const BUDGET: u64 = 16 << 20;
+    // Small bodies under many fields: what they take beside their texts is most of it.
+    let origin = Stub::start(|seen| {
+        let many: String = (0..10).map(|number| format!("X-Field-{number}: {}\n", seen.target())).collect();
+        wire(&format!("200 OK\nCache-Control: max-age=3600\nETag: \"1\"\n{many}\n{}", "x".repeat(300)))
+    });
+    let text = crate::fixtures::tenants(&demo(&[origin.address], ""), "", &crate::fixtures::open("cache: {}"));
+    let gateway = Gateway::start_with(&text, "cache: { memory: 16MiB }\n");
+    let ask = |client: &mut Client, number: usize| {
+        let answer = client.request(&format!("GET /v1/{number} HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
+        assert_eq!(answer.body.len(), 300);
+    };
+    ask(&mut gateway.connect(), 0);
+    let before = peak_memory(&gateway);
+    let evictions = || gateway.metric("seiketsu_cache_evictions_total{tenant=\"acme\"}");
+    let mut asked = 0;
+    // Until what was stored is ten times what there is room for.
+    while evictions() < 9.0 * gateway.operations("/cache").json()["largest"][0]["keys"].as_f64().unwrap() {
+        let mut client = gateway.connect();
+        for _ in 0..1000 {
+            asked += 1;
+            ask(&mut client, asked);
+        }
+    }
+    let (grown, stored) =
+        (peak_memory(&gateway) - before, gateway.metric("seiketsu_cache_stored_bytes{tenant=\"acme\"}"));
+    println!("{asked} asked, {grown} grown, {stored} stored");
+    assert!(grown < BUDGET * 3 / 2, "{grown} for {BUDGET}, {stored} stored by {asked}");
+}
+
+/// An origin of long bodies. Of those that are asked for as `slow` it sends the first byte, of those that are `late`
+/// all but the last, and the rest once it is told to.
+struct Trickling {
+    address: SocketAddr,
+    left: Arc<Mutex<Vec<(TcpStream, usize)>>>,
+}
+
+impl Trickling {
+    const LENGTH: usize = 200 << 10;
+
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let origin = Self { address: listener.local_addr().unwrap(), left: Arc::default() };
+        let left = origin.left.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let Some(seen) = read_request(0, &mut BufReader::new(&stream)) else { continue };
+                let length = match seen.target().split('/').nth(2) {
+                    Some("slow") => 1,
+                    Some("late") => Self::LENGTH - 1,
+                    _ => Self::LENGTH,
+                };
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    Self::LENGTH
+                );
+                stream.write_all((head + &"x".repeat(length)).as_bytes()).unwrap();
+                left.lock().unwrap().push((stream, Self::LENGTH - length));
+            }
+        });
+        origin
+    }
+
+    /// A gateway with two tenants, which has a mebibyte for all responses that are on their way.
+    fn gateway(&self) -> Gateway {
+        let tenants: String = ["a", "b"]
+            .map(|id| {
+                format!(
+                    "- id: {id}\n  hosts: [{id}.test]\n  routes:\n  - {{ id: open, match: {{ path: '/v1/{{*rest}}' }}, upstream: demo }}\n"
+                )
+            })
+            .concat();
+        let text = format!(
+            "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }}, cache: {{}} }}\nupstreams:\n  {}tenants:\n{tenants}",
+            demo(&[self.address], "")
+        );
+        Gateway::start_with(&text, "cache: { memory: 8MiB }\n")
+    }
+
+    /// Clients that have so many bytes of such a body, each of another one.
+    fn begun(gateway: &Gateway, what: &str, many: usize, bytes: usize) -> Vec<Client> {
+        let begin = |number| {
+            let mut client = gateway.connect();
+            client.send(format!("GET /v1/{what}/{number} HTTP/1.1\r\nHost: a.test\r\n\r\n").as_bytes());
+            assert_eq!(client.receive_head().status, 200);
+            client.stream.read_exact(&mut vec![0; bytes]).unwrap();
+            client
+        };
+        (0..many).map(begin).collect()
+    }
+
+    fn finish(&self) {
+        for (mut stream, left) in self.left.lock().unwrap().drain(..) {
+            stream.write_all("x".repeat(left).as_bytes()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_origin_that_announces_much_and_sends_slowly_keeps_nothing_of_others_out() {
+    let origin = Trickling::start();
+    let gateway = origin.gateway();
+    // Five of these announce as much as there is room for.
+    let slow = Trickling::begun(&gateway, "slow", 10, 1);
+    for host in ["b.test", "a.test"] {
+        let answers = [(); 2].map(|()| gateway.get(host, "/v1/quick", ""));
+        assert!(answers.iter().all(|answer| answer.body.len() == Trickling::LENGTH));
+        assert!(answers[1].is_hit(), "{host} {}", answers[1].head);
+    }
+    drop(slow);
+}
+
+#[test]
+fn what_finds_no_room_is_stored_at_another_time() {
+    let origin = Trickling::start();
+    let gateway = origin.gateway();
+    // One tenant leaves as much as it takes: a third one finds no room any more.
+    let late = Trickling::begun(&gateway, "late", 2, Trickling::LENGTH - 1);
+    let ask = |host| gateway.get(host, "/v1/quick", "If-None-Match: \"1\"\r\n");
+    for _ in 0..2 {
+        let answer = ask("a.test");
+        assert!(answer.body.len() == Trickling::LENGTH && !answer.is_hit(), "{}", answer.head);
+    }
+    ask("b.test");
+    assert!(ask("b.test").is_hit());
+    origin.finish();
+    // It is not taken for what cannot be stored, for which conditions would go to the origin.
+    assert!(comes_true(|| ask("a.test").is_hit()));
+    drop(late);
 }
 
 #[test]

@@ -376,7 +376,18 @@ fn urls_are_warmed() {
     assert_eq!((begun.status, &begun.json()["total"]), (202, &json!(24)));
     let list = || gateway.operations("/cache/warm").json()["lists"][0].clone();
     assert!(comes_true(|| list()["done"] == true), "{}", list());
-    assert_eq!(list(), json!({ "id": 1, "total": 24, "stored": 20, "not_stored": 1, "failed": 3, "done": true }));
+    let mut warmed = list();
+    let mut missing: Vec<Value> = serde_json::from_value(warmed["missing"].take()).unwrap();
+    missing.sort_by_key(|missing| missing["url"].to_string());
+    warmed.as_object_mut().unwrap().remove("missing");
+    assert_eq!(warmed, json!({ "id": 1, "total": 24, "stored": 20, "not_stored": 1, "failed": 3, "done": true }));
+    let expected = [
+        json!({ "url": "http://acme.test/none" }),
+        json!({ "url": "http://acme.test/v1/error", "status": 503, "reason": "status" }),
+        json!({ "url": "http://acme.test/v1/private", "status": 200, "reason": "private" }),
+        json!({ "url": "http://nobody.test/v1/a" }),
+    ];
+    assert_eq!(missing, expected);
     let asked = origin.asked();
     for number in 0..20 {
         let hit = gateway.fetch(&format!("/v1/{number}?q"), "Accept: text/x\r\n");
@@ -390,4 +401,39 @@ fn urls_are_warmed() {
     for wrong in [json!({}), json!({ "urls": [] }), json!({ "urls": ["/x"] })] {
         assert_eq!(gateway.post_operations("/cache/warm", &wrong).status, 400);
     }
+}
+
+#[test]
+fn what_is_warmed_is_for_everybody() {
+    let origin = counting("Cache-Control: max-age=3600\r\n");
+    let routes = "  - { id: closed, match: { path: '/closed/{*rest}' }, upstream: demo, auth: { accept: [api_key] } }\n  - { id: open, match: { path: '/v1/{*rest}' }, upstream: demo }\n";
+    let text = format!(
+        "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }}, cache: {{}} }}\nupstreams:\n  {}tenants:\n- id: acme\n  hosts: [acme.test]\n  routes:\n{routes}",
+        demo(&[origin.address], "")
+    );
+    let gateway = Gateway::start(&text);
+    for name in ["cookie", "Authorization", "proxy-authorization"] {
+        let body = json!({ "urls": ["http://acme.test/v1/a"], "headers": { name: "session=admin" } });
+        let refused = gateway.post_operations("/cache/warm", &body);
+        assert_eq!(refused.status, 400);
+        assert!(refused.json()["detail"].as_str().unwrap().contains(&name.to_lowercase()), "{refused:?}");
+    }
+    let warm = |body: Value| {
+        assert_eq!(gateway.post_operations("/cache/warm", &body).status, 202);
+        let list = || gateway.operations("/cache/warm").json()["lists"][0].clone();
+        assert!(comes_true(|| list()["done"] == true), "{}", list());
+        list()
+    };
+    // Who may be served on this route has said who it is, and this key may be somebody's.
+    for (url, headers) in
+        [("http://acme.test/closed/a", json!({})), ("http://acme.test/v1/a", json!({ "x-api-key": "sk_somebody" }))]
+    {
+        let warmed = warm(json!({ "urls": [url], "headers": headers }));
+        assert_eq!((&warmed["stored"], &warmed["not_stored"]), (&json!(0), &json!(1)));
+        assert_eq!(warmed["missing"], json!([{ "url": url, "reason": "credential" }]));
+    }
+    assert_eq!(origin.asked(), 0);
+    // As clients ask for it, who leave out the default port.
+    assert_eq!(warm(json!({ "urls": ["http://acme.test:80/v1/b"] }))["stored"], 1);
+    assert!(gateway.fetch("/v1/b", "").is_hit());
 }

@@ -129,6 +129,33 @@ fn a_304_makes_it_young_again() {
 }
 
 #[test]
+fn the_age_of_a_304_counts() {
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=0\nETag: \"1\"\n\nbody",
+        "304 Not Modified\nCache-Control: max-age=60\nAge: 50\nETag: \"1\"",
+    ]);
+    let gateway = caching(&origin, "");
+    gateway.fetch("/v1/a", "");
+    for answer in [gateway.fetch("/v1/a", ""), gateway.fetch("/v1/a", "")] {
+        assert!(answer.age().unwrap() >= 50 && answer.all("age").len() == 1, "{answer:?}");
+    }
+    let hit = gateway.fetch("/v1/a", "");
+    let ttl: u64 = hit.cache_status().strip_prefix("seiketsu; hit; ttl=").unwrap().parse().unwrap();
+    assert!(ttl <= 10, "{hit:?}");
+    // Its own is no longer there once another has none.
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=0\nETag: \"1\"\n\nbody",
+        "304 Not Modified\nCache-Control: max-age=60\nAge: 60\nETag: \"1\"",
+        "304 Not Modified\nCache-Control: max-age=3600\nETag: \"1\"",
+    ]);
+    let gateway = caching(&origin, "");
+    for age in [0, 60, 0] {
+        let answer = gateway.fetch("/v1/a", "");
+        assert!((age..age + 10).contains(&answer.age().unwrap_or(0)), "{answer:?}");
+    }
+}
+
+#[test]
 fn a_304_may_forbid_to_store_it_any_longer() {
     let origin = in_turn(&[
         "200 OK\nCache-Control: max-age=0\nETag: \"1\"\n\nbody",

@@ -39,6 +39,13 @@ fn a_star_matches_nothing() {
 }
 
 #[test]
+fn too_many_fields_match_nothing() {
+    let list = |count: usize| (0..count).map(|number| format!("X-{number}")).collect::<Vec<_>>().join(", ");
+    assert!(matches(&format!("Vary: {}\r\n", list(32)), "X-1: 1\r\n", "X-1: 1\r\n"));
+    assert!(!matches(&format!("Vary: {}\r\n", list(33)), "X-1: 1\r\n", "X-1: 1\r\n"));
+}
+
+#[test]
 fn whitespace_and_lines_make_no_difference() {
     assert!(matches("Vary: Foo\r\n", "Foo: 1, 2\r\n", "Foo: 1,2\r\n"));
     assert!(matches("Vary: Foo\r\n", "Foo: 1\r\nFoo: 2\r\n", "Foo: 1, 2\r\n"));
@@ -108,4 +115,15 @@ fn a_variant_is_validated_alone() {
             assert_eq!(answer.cache_status().contains("fwd-status=304"), round == 1, "{answer:?}");
         }
     }
+}
+
+#[test]
+fn a_variant_that_is_used_outlives_those_that_are_not() {
+    let origin = counting("Cache-Control: max-age=3600\r\nVary: Foo\r\n");
+    let gateway = caching(&origin, "");
+    for number in 0..100 {
+        gateway.fetch("/v1/a", &format!("Foo: {number}\r\n"));
+        assert_eq!(gateway.fetch("/v1/a", "Foo: 0\r\n").text(), "0", "after {number}");
+    }
+    assert!(!gateway.fetch("/v1/a", "Foo: 1\r\n").is_hit());
 }

@@ -230,20 +230,20 @@ fn the_process_takes_no_more_memory_than_the_cache_may_have() {
     });
     let text = crate::fixtures::tenants(&demo(&[origin.address], ""), "", &crate::fixtures::open("cache: {}"));
     let gateway = Gateway::start_with(&text, "cache: { memory: 16MiB }\n");
-    let mut client = gateway.connect();
-    let mut ask = |number: usize| {
+    let ask = |client: &mut Client, number: usize| {
         let answer = client.request(&format!("GET /v1/{number} HTTP/1.1\r\nHost: acme.test\r\n\r\n"));
         assert_eq!(answer.body.len(), 300);
     };
-    ask(0);
+    ask(&mut gateway.connect(), 0);
     let before = peak_memory(&gateway);
     let evictions = || gateway.metric("seiketsu_cache_evictions_total{tenant=\"acme\"}");
     let mut asked = 0;
     // Until what was stored is ten times what there is room for.
     while evictions() < 9.0 * gateway.operations("/cache").json()["largest"][0]["keys"].as_f64().unwrap() {
+        let mut client = gateway.connect();
         for _ in 0..1000 {
             asked += 1;
-            ask(asked);
+            ask(&mut client, asked);
         }
     }
     let (grown, stored) =

@@ -406,7 +406,7 @@ fn urls_are_warmed() {
 #[test]
 fn what_is_warmed_is_for_everybody() {
     let origin = counting("Cache-Control: max-age=3600\r\n");
-    let routes = "  - { id: closed, match: { path: '/closed/{*rest}' }, upstream: demo, auth: { accept: [api_key] } }\n  - { id: open, match: { path: '/v1/{*rest}' }, upstream: demo }\n";
+    let routes = "  - { id: closed, match: { path: '/closed/{*rest}' }, upstream: demo, policies: { auth: { accept: [api_key] } } }\n  - { id: open, match: { path: '/v1/{*rest}' }, upstream: demo }\n";
     let text = format!(
         "revision: 1\ndefaults: {{ auth: {{ accept: [anonymous] }}, cache: {{}} }}\nupstreams:\n  {}tenants:\n- id: acme\n  hosts: [acme.test]\n  routes:\n{routes}",
         demo(&[origin.address], "")

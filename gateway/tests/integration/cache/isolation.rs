@@ -248,7 +248,8 @@ fn the_process_takes_no_more_memory_than_the_cache_may_have() {
     }
     let (grown, stored) =
         (peak_memory(&gateway) - before, gateway.metric("seiketsu_cache_stored_bytes{tenant=\"acme\"}"));
-    println!("{asked} asked, {grown} grown, {stored} stored");
+    // About as much as the cache may have in all, since two of its eighths lie idle here. The half on top is for what
+    // the allocator holds back, and for connections.
     assert!(grown < BUDGET * 3 / 2, "{grown} for {BUDGET}, {stored} stored by {asked}");
 }
 

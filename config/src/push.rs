@@ -215,7 +215,8 @@ pub enum Task {
     Purge { tenant: Id, what: Purged },
     /// Serve nothing of what is stored: it is not known any more what was purged while the node was away.
     PurgeEverything,
-    /// Fetch these URLs into the cache, with these header fields, none of which [is a credential](is_credential).
+    /// Fetch these URLs into the cache, with these header fields, none of which [is a credential](is_credential)
+    /// or [of a client alone](is_of_client_alone).
     Warm {
         urls: Vec<String>,
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -226,6 +227,28 @@ pub enum Task {
 /// Whether a request with this field tells who is calling. What such a request brings is not for everybody.
 pub fn is_credential(name: &http::HeaderName) -> bool {
     [http::header::AUTHORIZATION, http::header::COOKIE, http::header::PROXY_AUTHORIZATION].contains(name)
+}
+
+/// Whether a field is about a client's connection, what it has already, or which part of a response it wants. The cache
+/// leaves these out when it asks for itself.
+pub fn is_of_client_alone(name: &http::HeaderName) -> bool {
+    use http::header;
+    [
+        header::HOST,
+        header::CONNECTION,
+        header::TE,
+        header::UPGRADE,
+        header::EXPECT,
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::CACHE_CONTROL,
+        header::PRAGMA,
+    ]
+    .contains(name)
 }
 
 /// What is purged of a tenant.

@@ -44,6 +44,7 @@ fuzz_target!(|input: &[u8]| {
     let now = Timestamp::from_unix(CAME + u64::from(after));
     if let Ok(stored) = storable(&candidate, &policy) {
         assert!(!stored.headers.contains_key("set-cookie"));
+        assert!(stored.headers.get_all("vary").iter().eq(response.get_all("vary").iter()));
         let said = ResponseDirectives::of(&response);
         if !response.contains_key(&CDN_CACHE_CONTROL) {
             assert!(!said.private.is_whole() && (!said.no_store || said.must_understand));

@@ -170,7 +170,13 @@ pub(super) fn checked_url(path: &str, text: String, query: bool) -> Result<Strin
 fn checked_prefix(prefix: String) -> Result<String, Problem> {
     let refused = |detail: &str, fix: &str| Problem::invalid_at("prefix", detail, Some(fix));
     if prefix.ends_with('*') {
-        return Err(refused("it ends in *", "leave it out: a prefix is of all paths that begin with it"));
+        let fix = "leave it out: a prefix is of a path and all that is below it, in whole segments: /v1/k is of /v1/k \
+                   and /v1/k/x, and not of /v1/kx";
+        return Err(refused("it ends in *", fix));
+    }
+    if !prefix.starts_with('/') && !prefix.contains("://") {
+        let fix = "begin it with /, or write a whole URL, as in https://api.example.com/v1";
+        return Err(refused("it is neither a path nor a URL", fix));
     }
     if !prefix.starts_with('/') {
         return checked_url("prefix", prefix, false);
@@ -346,6 +352,7 @@ mod tests {
             ("prefix", "/x?y"),
             ("prefix", "/v1/*"),
             ("prefix", "http://a.test/v1/*"),
+            ("prefix", "v1"),
             ("prefix", "http://a.test/%zz"),
             ("tag", " t"),
             ("tag", "t "),

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::{Json as JsonAnswer, extract::State};
 use http::{HeaderName, HeaderValue, StatusCode};
 use seiketsu_config::{
-    push::{Task, is_credential},
+    push::{Task, is_credential, is_of_client_alone},
     values::{HostPattern, Id},
 };
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,10 @@ pub(super) async fn warm_cache(
             Ok(name) if is_credential(&name) => {
                 let fix = Some("leave it out: what is warmed is served to everybody");
                 return Err(Problem::invalid_at("headers", format!("{name} is a credential"), fix));
+            }
+            Ok(name) if is_of_client_alone(&name) => {
+                let fix = Some("leave it out: the cache asks for whole responses on its own behalf");
+                return Err(Problem::invalid_at("headers", format!("{name} is of a single client"), fix));
             }
             Ok(_) if HeaderValue::from_str(value).is_ok() => {}
             _ => {

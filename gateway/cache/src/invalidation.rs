@@ -26,8 +26,9 @@ pub struct Target<'a> {
 }
 
 /// The resources that are no longer what they were once an unsafe request has got this response: its target, and
-/// what the response names with `Location` and `Content-Location`, as far as it is of the same origin. `normalise`:
-/// the path that is looked up for a path that is requested; none where it cannot be requested.
+/// what the response names with `Location` and `Content-Location`, as far as it is of the same origin. Each of them has
+/// one value (RFC 9110 §10.2.2, §8.7); where an origin sends several, the first counts. `normalise`: the path that is
+/// looked up for a path that is requested; none where it cannot be requested.
 pub fn invalidated(
     target: &Target<'_>,
     status: StatusCode,
@@ -40,8 +41,8 @@ pub fn invalidated(
         return all;
     }
     all.push(Resource::new(target.host, target.path, target.query));
-    let mut named =
-        [header::LOCATION, header::CONTENT_LOCATION].iter().flat_map(|name| headers.get_all(name)).peekable();
+    // However much an origin names, one request makes three purges at most: each is told to all nodes.
+    let mut named = [header::LOCATION, header::CONTENT_LOCATION].iter().filter_map(|name| headers.get(name)).peekable();
     if named.peek().is_none() {
         return all;
     }
@@ -105,6 +106,13 @@ mod tests {
         assert_eq!(created, resources(&["/x/y?q", "/x/z", "/w?1"]));
         assert_eq!(paths(303, &[("location", "http://a.test:8080/z")]), resources(&["/x/y?q", "/z"]));
         assert_eq!(paths(201, &[("location", "/x/./y?q")]), resources(&["/x/y?q"]), "once");
+    }
+
+    #[test]
+    fn of_several_lines_of_a_field_the_first_counts() {
+        let fields = [("location", "/v"), ("location", "/w"), ("content-location", "/x"), ("content-location", "/y")];
+        assert_eq!(paths(201, &fields), resources(&["/x/y?q", "/v", "/x"]));
+        assert_eq!(paths(201, &[("location", "http://b.test/v"), ("location", "/w")]), resources(&["/x/y?q"]));
     }
 
     #[test]

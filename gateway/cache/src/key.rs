@@ -160,7 +160,7 @@ pub(crate) fn host_name(host: &str) -> String {
 pub struct Digest([u8; 16]);
 
 impl Digest {
-    pub fn of(text: &str) -> Self {
+    pub fn of(text: &[u8]) -> Self {
         Sha256::new_with_prefix(text).into()
     }
 
@@ -319,7 +319,7 @@ mod tests {
 
         #[test]
         fn a_digest_is_read_as_it_is_written(text in ".{0,20}") {
-            let digest = Digest::of(&text);
+            let digest = Digest::of(text.as_bytes());
             prop_assert_eq!(digest.to_string().parse(), Ok(digest));
         }
 

@@ -17,10 +17,10 @@ use crate::{
 };
 
 /// The fields that give responses tags, and what stands between tags in them.
-const TAG_FIELDS: [(HeaderName, char); 2] =
-    [(HeaderName::from_static("cache-tag"), ','), (HeaderName::from_static("surrogate-key"), ' ')];
+static TAG_FIELDS: [(HeaderName, u8); 2] =
+    [(HeaderName::from_static("cache-tag"), b','), (HeaderName::from_static("surrogate-key"), b' ')];
 
-/// Tags of one response; further ones do not count.
+/// Tags of one response that are told apart.
 const MOST_TAGS: usize = 256;
 
 /// Purges of one kind and tenant that are told apart. However often half of them go, their table does not grow beyond twice
@@ -58,37 +58,39 @@ pub enum Purge {
 
 /// The tags of a response (`Cache-Tag`, `Surrogate-Key`).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tags(Box<[Digest]>);
+pub struct Tags {
+    told_apart: Box<[Digest]>,
+    /// It has more of them: any tag may be one of its own.
+    has_more: bool,
+}
 
 impl Tags {
     pub fn of(headers: &HeaderMap) -> Self {
-        let mut tags = Vec::new();
-        for (name, separator) in &TAG_FIELDS {
-            for line in headers.get_all(name).iter().filter_map(|line| line.to_str().ok()) {
-                let found = tags_of(line, *separator);
-                tags.extend(found.take(MOST_TAGS - tags.len().min(MOST_TAGS)).map(Digest::of));
-            }
-        }
-        Self(tags.into())
+        let lines = TAG_FIELDS
+            .iter()
+            .flat_map(|(name, separator)| headers.get_all(name).into_iter().map(|line| (line.as_bytes(), *separator)));
+        let mut tags = lines.flat_map(|(line, separator)| tags_of(line, separator)).map(Digest::of);
+        let told_apart = tags.by_ref().take(MOST_TAGS).collect();
+        Self { told_apart, has_more: tags.next().is_some() }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Digest> {
-        self.0.iter().copied()
+        self.told_apart.iter().copied()
     }
 
     pub(crate) fn weight(&self) -> usize {
-        size_of_val(&*self.0)
+        size_of_val(&*self.told_apart)
     }
 }
 
-fn tags_of(line: &str, separator: char) -> impl Iterator<Item = &str> {
-    line.split(separator).map(str::trim).filter(|tag| !tag.is_empty())
+fn tags_of(line: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    line.split(move |byte| *byte == separator).map(<[u8]>::trim_ascii).filter(|tag| !tag.is_empty())
 }
 
 /// Whether a response can have this tag.
 pub fn is_tag(text: &str) -> bool {
     HeaderValue::from_str(text).is_ok_and(|value| value.to_str().is_ok())
-        && TAG_FIELDS.iter().any(|(_, separator)| tags_of(text, *separator).eq([text]))
+        && TAG_FIELDS.iter().any(|(_, separator)| tags_of(text.as_bytes(), *separator).eq([text.as_bytes()]))
 }
 
 /// The purges of one tenant.
@@ -109,6 +111,8 @@ struct Table {
     /// Bytes of the longest path in `prefixes`: paths are looked up so far and no further.
     longest_prefix: usize,
     tags: Kind,
+    /// The last one of a tag.
+    last_of_tag: Sequence,
 }
 
 /// The purges of one kind, in bounded memory.
@@ -163,9 +167,12 @@ impl Table {
                 let path = path.strip_suffix('/').unwrap_or(path);
                 self.longest_prefix = self.longest_prefix.max(path.len());
                 let host = host.as_deref().map(host_name).unwrap_or_default();
-                self.prefixes.add(Digest::of(&(host + path)), sequence)
+                self.prefixes.add(Digest::of((host + path).as_bytes()), sequence)
             }
-            Purge::Tag(tag) => self.tags.add(Digest::of(tag), sequence),
+            Purge::Tag(tag) => {
+                self.last_of_tag = sequence;
+                self.tags.add(Digest::of(tag.as_bytes()), sequence)
+            }
         }
     }
 
@@ -174,7 +181,7 @@ impl Table {
         self.floor > since
             || self.urls.after(resource.digest(), since)
             || self.prefix_after(resource, since)
-            || !self.tags.is_empty() && tags.iter().any(|tag| self.tags.after(tag, since))
+            || self.last_of_tag > since && (tags.has_more || tags.iter().any(|tag| self.tags.after(tag, since)))
     }
 
     /// The path and all that it begins with, in whole segments and without the slash at the end, with the host and
@@ -298,12 +305,40 @@ mod tests {
     fn tags_are_read_from_both_fields() {
         let tags = |fields: &[_]| stored(fields, Sequence::default()).tags.iter().collect::<Vec<_>>();
         let expected = ["a b", "c", "d", "e", "f,g"];
-        assert_eq!(tags(&[("cache-tag", "a b, c,,d"), ("surrogate-key", "e  f,g")]), expected.map(Digest::of));
+        let expected = expected.map(|tag| Digest::of(tag.as_bytes()));
+        assert_eq!(tags(&[("cache-tag", "a b, c,,d"), ("surrogate-key", "e  f,g")]), expected);
         let purges = Purges::default();
         let (one, other) =
             (stored(&[("cache-tag", "a,b")], purges.latest()), stored(&[("cache-tag", "ab")], purges.latest()));
         purges.add(&Purge::Tag("b".into()));
         assert!(!purges.spare(&resource("/"), &one) && purges.spare(&resource("/"), &other));
+    }
+
+    #[test]
+    fn a_tag_beyond_ascii_hides_none_beside_it() {
+        let purges = Purges::default();
+        let headers = [(TAG_FIELDS[0].0.clone(), HeaderValue::from_bytes("products, café".as_bytes()).unwrap())];
+        let tags = Tags::of(&headers.into_iter().collect());
+        assert_eq!(tags.iter().collect::<Vec<_>>(), ["products", "café"].map(|tag| Digest::of(tag.as_bytes())));
+        purges.add(&Purge::Tag("products".into()));
+        assert!(purges.table.read().concern(&resource("/"), &tags, Sequence::default()));
+    }
+
+    #[test]
+    fn what_has_more_tags_than_are_told_apart_goes_with_any_of_them() {
+        let tags = |count: usize| {
+            let line: Vec<_> = (0..count).map(|number| format!("t{number}")).collect();
+            let field = (TAG_FIELDS[1].0.clone(), HeaderValue::from_str(&line.join(" ")).unwrap());
+            Tags::of(&[field].into_iter().collect())
+        };
+        let (many, most) = (tags(MOST_TAGS + 1), tags(MOST_TAGS));
+        assert_eq!((many.iter().count(), most.iter().count()), (MOST_TAGS, MOST_TAGS));
+        let purges = Purges::default();
+        let concerned = |tags| purges.table.read().concern(&resource("/"), tags, Sequence::default());
+        purges.add(&Purge::Url(resource("/y").digest()));
+        assert!(!concerned(&many) && !concerned(&most));
+        purges.add(&Purge::Tag(format!("t{MOST_TAGS}").into()));
+        assert!(concerned(&many) && !concerned(&most));
     }
 
     #[test]

@@ -14,6 +14,10 @@ use crate::{
 /// More parts than this are no use to anybody but an attacker (RFC 9110 §17.15); such requests get the whole.
 const MOST_PARTS: usize = 16;
 
+/// Several parts are a body of their own for each request, which nothing counts, and which a slow client keeps in
+/// memory: where they have more bytes than this in all, the whole is sent, of which there is only one.
+const MOST_OF_SEVERAL: usize = 64 * 1024;
+
 /// What a request for parts comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Parts {
@@ -56,7 +60,6 @@ fn parse(line: &[u8], length: usize) -> Parts {
         return Parts::Whole;
     }
     let mut found: SmallVec<[Range<usize>; 1]> = SmallVec::new();
-    let mut total = 0;
     let specs = set.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|spec| !spec.is_empty());
     let mut any = false;
     for (count, spec) in specs.enumerate() {
@@ -67,17 +70,17 @@ fn parse(line: &[u8], length: usize) -> Parts {
         let Some(asked) = part(spec, length) else { return Parts::Whole };
         // One that lies beyond the end is left out.
         let Some(range) = asked else { continue };
-        total += range.len();
-        // Whoever asks for the same bytes more than once wants to cause traffic.
-        if found.iter().any(|other| range.start < other.end && other.start < range.end) {
+        // Whoever asks for the same bytes more than once, or for what comes first last, wants to cause traffic.
+        if found.last().is_some_and(|last| range.start < last.end) {
             return Parts::Whole;
         }
         found.push(range);
     }
+    let total: usize = found.iter().map(ExactSizeIterator::len).sum();
     match found.len() {
         0 if any => Parts::Unsatisfiable,
         0 => Parts::Whole,
-        2.. if total >= length => Parts::Whole,
+        2.. if total >= length || total > MOST_OF_SEVERAL => Parts::Whole,
         _ => Parts::Some(found),
     }
 }
@@ -115,7 +118,7 @@ fn split_once(text: &[u8], at: u8) -> Option<(&[u8], &[u8])> {
     Some((&text[..position], &text[position + 1..]))
 }
 
-/// Writes the fields of a 206, and gives its body. Bytes of one part are not copied.
+/// Writes the fields of a 206, and gives its body. Bytes of one part are not copied; several have only so many.
 pub fn partial(headers: &mut HeaderMap, body: &Bytes, ranges: &[Range<usize>], boundary: u64) -> Bytes {
     if let [range] = ranges {
         fields_of_part(headers, range, body.len());
@@ -171,7 +174,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
     use http::HeaderName;
-    use proptest::prelude::*;
+    use proptest::{collection::vec, prelude::*};
 
     use super::*;
 
@@ -191,7 +194,7 @@ mod tests {
         assert_eq!(asked("bytes=-99"), some(&[0..10]));
         assert_eq!(asked("bytes=5-99999999999999999999999"), some(&[5..10]));
         assert_eq!(asked("bytes=0-1, 4-5"), some(&[0..2, 4..6]));
-        assert_eq!(asked("bytes=4-5,0-1,20-30"), some(&[4..6, 0..2]));
+        assert_eq!(asked("bytes=0-1,,4-5,20-30,-0"), some(&[0..2, 4..6]));
     }
 
     #[test]
@@ -208,8 +211,18 @@ mod tests {
     fn overlaps_and_hosts_of_parts_get_the_whole() {
         assert_eq!(asked("bytes=0-5,3-6"), Parts::Whole);
         assert_eq!(asked("bytes=0-4,5-9"), Parts::Whole);
+        assert_eq!(asked("bytes=4-5,0-1"), Parts::Whole);
         let many = vec!["0-0"; MOST_PARTS + 1].join(",");
         assert_eq!(asked(&format!("bytes={many}")), Parts::Whole);
+    }
+
+    #[test]
+    fn several_parts_have_so_many_bytes_and_one_has_any_number() {
+        let asked = |last: usize| parse(format!("bytes=0-0,2-{last}").as_bytes(), 8 << 20);
+        let end = MOST_OF_SEVERAL + 1;
+        assert_eq!(asked(end - 1), some(&[0..1, 2..end]));
+        assert_eq!(asked(end), Parts::Whole);
+        assert_eq!(parse(b"bytes=2-", 8 << 20), some(&[2..8 << 20]));
     }
 
     fn headers(fields: &[(&str, &str)]) -> HeaderMap {
@@ -246,11 +259,22 @@ mod tests {
         #[test]
         fn parts_lie_within_the_body_and_apart(line in "bytes=[0-9,-]{0,24}", length in 0..50usize) {
             if let Parts::Some(ranges) = parse(line.as_bytes(), length) {
-                for (index, range) in ranges.iter().enumerate() {
-                    prop_assert!(range.start < range.end && range.end <= length);
-                    prop_assert!(ranges[..index].iter().all(|other| range.end <= other.start || other.end <= range.start));
-                }
+                prop_assert!(ranges.iter().all(|range| range.start < range.end && range.end <= length));
+                prop_assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
             }
+        }
+
+        #[test]
+        fn several_are_parts_of_bounded_length_or_the_whole(lengths in vec((1..40_000usize, 1..100usize), 2..8)) {
+            let (mut specs, mut end, mut total) = (Vec::new(), 0, 0);
+            for (length, gap) in lengths {
+                let start = end + gap;
+                end = start + length;
+                total += length;
+                specs.push(format!("{start}-{}", end - 1));
+            }
+            let parts = parse(format!("bytes={}", specs.join(",")).as_bytes(), end);
+            prop_assert_eq!(matches!(parts, Parts::Some(_)), total <= MOST_OF_SEVERAL);
         }
 
         #[test]

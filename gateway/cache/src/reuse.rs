@@ -111,7 +111,7 @@ impl Rules {
     }
 
     /// What may be done with it for a request.
-    pub fn reuse(&self, request: &RequestDirectives, open: Windows, now: Timestamp) -> Reuse {
+    pub fn reuse(&self, request: &RequestDirectives, defaults: Windows, now: Timestamp) -> Reuse {
         if self.no_cache || request.no_cache || self.is_of_unknown_age(now) {
             return Reuse::Validate;
         }
@@ -138,7 +138,7 @@ impl Rules {
         if accepted && !self.forbids_stale {
             return Reuse::Stale;
         }
-        let window = self.stale_while_revalidate.unwrap_or(open.while_revalidate);
+        let window = self.stale_while_revalidate.unwrap_or(defaults.while_revalidate);
         if window > 0 && staleness <= window {
             return Reuse::Refresh;
         }
@@ -146,18 +146,18 @@ impl Rules {
     }
 
     /// Whether it may be served when the origin cannot be asked, or answers with an error (RFC 5861 §4).
-    pub fn serves_on_error(&self, request: &RequestDirectives, open: Windows, now: Timestamp) -> bool {
+    pub fn serves_on_error(&self, request: &RequestDirectives, defaults: Windows, now: Timestamp) -> bool {
         let asked = if self.forbids_stale { 0 } else { request.stale_if_error.seconds().unwrap_or(0) };
-        let window = self.stale_if_error.unwrap_or(open.if_error).max(asked);
+        let window = self.stale_if_error.unwrap_or(defaults.if_error).max(asked);
         window > 0 && self.staleness(now) <= window && !self.is_of_unknown_age(now)
     }
 
     /// Whether there can be a request that it answers, as it is or once it has been validated.
-    pub(crate) fn may_be_of_use(&self, headers: &HeaderMap, open: Windows) -> bool {
-        let refreshes = self.stale_while_revalidate.unwrap_or(open.while_revalidate) > 0;
+    pub(crate) fn may_be_of_use(&self, headers: &HeaderMap, defaults: Windows) -> bool {
+        let refreshes = self.stale_while_revalidate.unwrap_or(defaults.while_revalidate) > 0;
         self.can_be_fresh()
             || !self.no_cache && refreshes
-            || self.stale_if_error.unwrap_or(open.if_error) > 0
+            || self.stale_if_error.unwrap_or(defaults.if_error) > 0
             || headers.contains_key(header::ETAG)
             || headers.contains_key(header::LAST_MODIFIED)
     }
@@ -258,11 +258,11 @@ mod tests {
     fn what_the_origin_leaves_open_is_decided_when_it_is_used() {
         let now = Timestamp::from_unix(CAME + 15);
         let plain = RequestDirectives::default();
-        let open = Windows { while_revalidate: 5, if_error: 5 };
+        let defaults = Windows { while_revalidate: 5, if_error: 5 };
         let silent = rules(|_| {}, 10);
         assert_eq!(silent.reuse(&plain, Windows::default(), now), Reuse::Validate);
-        assert_eq!(silent.reuse(&plain, open, now), Reuse::Refresh);
-        assert!(silent.serves_on_error(&plain, open, now));
+        assert_eq!(silent.reuse(&plain, defaults, now), Reuse::Refresh);
+        assert!(silent.serves_on_error(&plain, defaults, now));
         let mut of_error = silent.clone();
         of_error.assume_nothing();
         for said in [
@@ -277,8 +277,8 @@ mod tests {
                 10,
             ),
         ] {
-            assert_eq!(said.reuse(&plain, open, now), Reuse::Validate);
-            assert!(!said.serves_on_error(&plain, open, now));
+            assert_eq!(said.reuse(&plain, defaults, now), Reuse::Validate);
+            assert!(!said.serves_on_error(&plain, defaults, now));
         }
     }
 

@@ -1,11 +1,11 @@
 //! Everything that is stored, in memory, within the budgets of node and tenants.
 //!
-//! Each tenant has a cache of its own, which holds no more than the tenant may have and decides for itself what is
-//! worth keeping. All of them together hold no more than the node may have: when that is full, room is made where
+//! Each tenant has a cache of its own, which holds no more than the tenant may have. All of them together hold no more than the node may have: when that is full, room is made where
 //! most is held beyond an equal share. A tenant that stores much beyond its share evicts what is its own, and never
 //! what is another's.
 
 mod fill;
+mod lent;
 mod partition;
 mod twin;
 
@@ -52,6 +52,15 @@ struct Totals {
     stored: AtomicU64,
     part: u64,
     filling: AtomicU64,
+    /// Of bodies that are no longer stored, and that clients have not got all of yet.
+    lent: AtomicU64,
+}
+
+impl Totals {
+    /// Bytes that bodies which clients still have may take beside what is stored.
+    fn most_lent(&self) -> u64 {
+        2 * self.part
+    }
 }
 
 #[derive(Debug)]
@@ -73,23 +82,17 @@ impl Storage {
         })
     }
 
-    /// The cache of a tenant, the same for the same tenant as long as somebody holds it. With another budget it
-    /// is another one, which takes over what fits. `budget`: bytes that the tenant may have at most.
+    /// The cache of a tenant, the same for the same tenant as long as somebody holds it. `budget`: bytes that a tenant
+    /// may have at most whose cache is new; else it stays what it is until [`Partition::set_budget`].
     pub fn partition(self: &Arc<Self>, tenant: &str, budget: u64) -> Arc<Partition> {
         let mut partitions = self.partitions.write();
         let existing = partitions.get(tenant);
-        let current = existing.and_then(|entry| entry.partition.upgrade());
-        if let Some(current) = &current
-            && current.budget() == budget
-        {
-            return current.clone();
+        if let Some(current) = existing.and_then(|entry| entry.partition.upgrade()) {
+            return current;
         }
         // Purges outlive the responses: those under way when a tenant goes and comes back are concerned as well.
         let purges = existing.map_or_else(Arc::default, |entry| entry.purges.clone());
         let partition = Arc::new(Partition::new(tenant, budget, self.clone(), purges.clone()));
-        if let Some(current) = current {
-            partition.take_over(&current);
-        }
         partitions.insert(tenant.into(), Entry { partition: Arc::downgrade(&partition), purges });
         partition
     }
@@ -112,6 +115,11 @@ impl Storage {
     /// Bytes that stored responses take.
     pub fn stored_bytes(&self) -> u64 {
         self.totals.stored.load(Relaxed)
+    }
+
+    /// Bytes of bodies that are no longer stored, and that clients have not got all of yet.
+    pub fn lent_bytes(&self) -> u64 {
+        self.totals.lent.load(Relaxed)
     }
 
     pub(crate) fn twins(&self) -> &Arc<Twins> {

@@ -48,7 +48,7 @@ pub struct Stored {
     /// How often validating it has failed, for those who wait for it.
     failures: AtomicU64,
     /// Somebody has waited for it to be validated, in vain.
-    slow: AtomicBool,
+    waited_in_vain: AtomicBool,
     /// Since it was last considered for making way to another variant.
     used: AtomicBool,
     /// None where the body is of no size for a twin.
@@ -79,8 +79,22 @@ impl Stored {
         let checked = AtomicU64::new(since.get());
         let (refreshing, used) = (AtomicBool::new(false), AtomicBool::new(false));
         let twin = Place::of(&body);
-        let (failures, slow) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { status, headers, body, rules, selection, tags, checked, refreshing, failures, slow, used, twin, weight }
+        let (failures, waited_in_vain) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self {
+            status,
+            headers,
+            body,
+            rules,
+            selection,
+            tags,
+            checked,
+            refreshing,
+            failures,
+            waited_in_vain,
+            used,
+            twin,
+            weight,
+        }
     }
 
     /// The same body under what a validation has changed.
@@ -99,6 +113,18 @@ impl Stored {
     /// Bytes that it takes in memory, about.
     pub fn weight(&self) -> usize {
         self.weight
+    }
+
+    /// Whether anybody has the body beside who asks, once it has left the cache.
+    pub(crate) fn is_in_use(self: &Arc<Self>) -> bool {
+        if Arc::strong_count(self) > 1 {
+            return true;
+        }
+        // It has the body as well, and is for hits.
+        if let Some(place) = &self.twin {
+            place.clear();
+        }
+        !self.body.is_unique()
     }
 
     pub(crate) fn checked(&self) -> Sequence {
@@ -136,12 +162,12 @@ impl Stored {
 
     /// Whether it is worth while to wait for somebody else who validates it.
     pub fn is_worth_waiting_for(&self) -> bool {
-        self.rules.can_be_fresh() && !self.slow.load(Relaxed)
+        self.rules.can_be_fresh() && !self.waited_in_vain.load(Relaxed)
     }
 
     /// Somebody has waited in vain; nobody else is to, until something else has taken its place.
     pub fn waited_in_vain(&self) {
-        self.slow.store(true, Relaxed);
+        self.waited_in_vain.store(true, Relaxed);
     }
 
     pub fn has_validator(&self) -> bool {
@@ -198,8 +224,9 @@ impl Family {
         self
     }
 
-    /// The same with this variant, which takes the place of the one with the same selection.
-    pub(crate) fn with(&self, stored: Arc<Stored>) -> Self {
+    /// The same with this variant, which takes the place of the one with the same selection. `most`: bytes that it may
+    /// take in all, for which others go.
+    pub(crate) fn with(&self, stored: Arc<Stored>, most: usize) -> Self {
         let others = self.variants.iter().filter(|other| other.selection != stored.selection).cloned();
         let mut variants: Vec<_> = others.collect();
         if variants.len() >= MOST_VARIANTS {
@@ -209,13 +236,23 @@ impl Family {
             variants.remove(0);
         }
         variants.push(stored);
-        self.again(variants, None)
+        // Who has waited in vain for one variant would for the next.
+        let mut next = self.again(variants, self.pass_until);
+        while next.weight > most && next.variants.len() > 1 {
+            next.variants.remove(0);
+            next = next.weighed();
+        }
+        next
     }
 
     /// The same without this variant.
     pub(crate) fn without(&self, stored: &Arc<Stored>) -> Self {
-        let others = self.variants.iter().filter(|other| !Arc::ptr_eq(other, stored)).cloned();
-        self.again(others.collect(), self.pass_until)
+        self.of(self.variants.iter().filter(|other| !Arc::ptr_eq(other, stored)).cloned().collect())
+    }
+
+    /// The same with these variants alone.
+    pub(crate) fn of(&self, variants: Vec<Arc<Stored>>) -> Self {
+        self.again(variants, self.pass_until)
     }
 
     pub(crate) fn passing(&self, until: Timestamp) -> Self {

@@ -48,6 +48,8 @@ pub enum NotStored {
     NoStore,
     #[error("the response is for one user")]
     Private,
+    #[error("no-cache or private names a field that the response cannot be served without")]
+    Named,
     #[error("the request has a credential, and the response does not allow sharing")]
     Credential,
     #[error("the response sets a cookie, and does not allow sharing")]
@@ -72,6 +74,7 @@ impl NotStored {
         match self {
             Self::NoStore => "no-store",
             Self::Private => "private",
+            Self::Named => "named-field",
             Self::Credential => "credential",
             Self::SetCookie => "set-cookie",
             Self::Status => "status",
@@ -96,7 +99,7 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
     if request.no_store || directives.no_store && !directives.must_understand {
         return Err(NotStored::NoStore);
     }
-    if headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream")) {
+    if is_event_stream(headers) {
         return Err(NotStored::Stream);
     }
     // What came in chunks is put together; the bytes of any other coding mean nothing without its name (RFC 9112 §7).
@@ -109,6 +112,12 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
     }
     if directives.private.is_whole() {
         return Err(NotStored::Private);
+    }
+    // Kept, such a field would be given to others; left out, it would be missed. No origin has a good reason to name
+    // one, and so nothing is lost with the whole response.
+    let mut named = directives.private.fields().iter().chain(directives.no_cache.fields());
+    if named.any(|name| is_needed(name, &policy.targets)) {
+        return Err(NotStored::Named);
     }
     if has_credential && !directives.allows_sharing() {
         return Err(NotStored::Credential);
@@ -135,6 +144,14 @@ pub fn storable(candidate: &Candidate<'_>, policy: &Policy) -> Result<Storable, 
     }
     let kept = kept(headers, directives.private.fields(), directives.no_cache.fields(), exchange.answered);
     Ok(Storable { headers: kept, rules, vary })
+}
+
+/// Whether a response goes on for as long as there are events.
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    const MEDIA_TYPE: &[u8] = b"text/event-stream";
+    let start = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.as_bytes().get(..MEDIA_TYPE.len()));
+    // Case means nothing (RFC 9110 §8.3.1).
+    start.is_some_and(|start| start.eq_ignore_ascii_case(MEDIA_TYPE))
 }
 
 /// Final statuses, whole responses. What RFC 6585 forbids to store is left out, and what is about the request
@@ -169,6 +186,23 @@ fn is_understood(status: StatusCode) -> bool {
             | 503
             | 504
     )
+}
+
+/// Whether it is by this field that caches decide for whom, for how long and until which purge a response may be
+/// served. `targets`: [`Policy::targets`].
+pub fn is_for_caches(name: &HeaderName, targets: &[HeaderName]) -> bool {
+    matches!(name.as_str(), "cache-control" | "cache-tag" | "date" | "expires" | "surrogate-key" | "vary")
+        || targets.contains(name)
+}
+
+/// Whether a stored response is not served rightly without this field, if it came with it: what is decided by, what it
+/// is validated with, and what says how its bytes are to be read.
+fn is_needed(name: &HeaderName, targets: &[HeaderName]) -> bool {
+    is_for_caches(name, targets)
+        || matches!(
+            name.as_str(),
+            "content-encoding" | "content-length" | "content-range" | "content-type" | "etag" | "last-modified"
+        )
 }
 
 /// The fields that are kept (RFC 9111 §3.1): none that is about one connection, one user or one moment.
@@ -313,9 +347,38 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_served_without_a_named_field_is_not_stored() {
+        for directive in ["private", "no-cache"] {
+            for name in ["vary", "Vary", "x-a, cache-tag", "surrogate-key", "date", "expires", "etag", "content-type"] {
+                assert_eq!(
+                    refused(200, &format!("max-age=60, {directive}=\"{name}\"")),
+                    Some(NotStored::Named),
+                    "{name}"
+                );
+            }
+        }
+        let answer = headers(&[("cdn-cache-control", "max-age=60, private=\"cdn-cache-control\"")]);
+        let policy = Policy { targets: vec![HeaderName::from_static("cdn-cache-control")], ..Policy::default() };
+        let candidate = Candidate {
+            status: StatusCode::OK,
+            headers: &answer,
+            request: RequestDirectives::default(),
+            has_credential: false,
+            exchange: Exchange { requested: NOW, answered: NOW },
+        };
+        assert_eq!(storable(&candidate, &policy), Err(NotStored::Named));
+    }
+
+    #[test]
     fn streams_of_events_are_not_stored() {
-        let answer = [("cache-control", "max-age=60"), ("content-type", "text/event-stream; charset=utf-8")];
-        assert_eq!(stored_with(200, &answer, false, RequestDirectives::default()), Err(NotStored::Stream));
+        let with = |kind| {
+            let answer = [("cache-control", "max-age=60"), ("content-type", kind)];
+            stored_with(200, &answer, false, RequestDirectives::default()).err()
+        };
+        for stream in ["text/event-stream", "text/event-stream; charset=utf-8", "Text/Event-Stream;charset=utf-8"] {
+            assert_eq!(with(stream), Some(NotStored::Stream), "{stream}");
+        }
+        assert_eq!((with("text/event"), with("text/plain;text/event-stream")), (None, None));
     }
 
     #[test]

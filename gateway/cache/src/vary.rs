@@ -1,6 +1,6 @@
 //! Which requests a stored response may answer (RFC 9111 §4.1): `Vary`, and the fields it names.
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use smallvec::SmallVec;
 
 /// Fields that a response may depend on; on more, it counts as made for its request alone.
@@ -110,6 +110,9 @@ impl<'a> Wishes<'a> {
 /// All lines of a field as one, without the whitespace around its commas. Where the order and case of its members
 /// mean nothing, they are brought into one form.
 fn normalised(request: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
+    if *name == header::COOKIE {
+        return cookies(request);
+    }
     let mut lines = request.get_all(name).iter();
     let first = lines.next()?;
     let mut joined = Vec::with_capacity(first.len());
@@ -123,6 +126,13 @@ fn normalised(request: &HeaderMap, name: &HeaderName) -> Option<Vec<u8>> {
         sort_members(&mut joined);
     }
     Some(joined)
+}
+
+/// All lines of `Cookie` as the origin gets them (RFC 9113 §8.2.3), and otherwise as they were sent: it is no list, and
+/// commas and quotes are parts of its values.
+fn cookies(request: &HeaderMap) -> Option<Vec<u8>> {
+    let lines: SmallVec<[&[u8]; 4]> = request.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    (!lines.is_empty()).then(|| lines.join(&b"; "[..]))
 }
 
 /// Without whitespace at the ends and around commas and semicolons that do not stand in quotes.
@@ -168,7 +178,6 @@ fn sort_members(list: &mut Vec<u8>) {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::*;
@@ -219,6 +228,17 @@ mod tests {
         assert!(!same("x-a", &[], &[""]));
         assert!(!same("x-a", &["a b"], &["ab"]));
         assert!(!same("x-a", &[r#""a, b""#], &[r#""a,b""#]));
+    }
+
+    #[test]
+    fn cookies_are_one_line_and_no_list() {
+        assert!(same("cookie", &["a=1", "b=2"], &["a=1; b=2"]));
+        assert!(same("cookie", &[], &[]));
+        assert!(!same("cookie", &[], &[""]));
+        assert!(!same("cookie", &["a=1", "b=2"], &["a=1,b=2"]));
+        assert!(!same("cookie", &["a=1", "b=2"], &["b=2; a=1"]));
+        assert!(!same("cookie", &["a=1, 2"], &["a=1,2"]));
+        assert!(!same("cookie", &["a=1; b=2"], &["a=1;b=2"]));
     }
 
     #[test]
@@ -278,6 +298,7 @@ mod tests {
             let request: Vec<&str> = lines.iter().map(String::as_str).collect();
             prop_assert!(same("x-a", &request, &request));
             prop_assert!(same("accept-encoding", &request, &request));
+            prop_assert!(same("cookie", &request, &request));
         }
 
         #[test]

@@ -51,6 +51,7 @@ pub struct Arguments {
     pub node_id: Option<Id>,
 
     /// What to log: error, warn, info, debug, trace, or per module as in `info,seiketsu_gateway=debug`.
+    /// `pingora_proxy=warn` adds what is otherwise left out: a line for each request in an outage.
     #[arg(long, env = "SEIKETSU_LOG", value_name = "LEVELS", default_value = "info")]
     pub log: String,
 

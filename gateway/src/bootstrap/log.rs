@@ -3,9 +3,9 @@
 use std::{fmt as std_fmt, io::IsTerminal, sync::Arc};
 
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
+use tracing_subscriber::{filter::ParseError, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
-use crate::operations::LogLevel;
+use crate::operations::{LogLevel, log_level};
 
 /// Lines that wait for whoever reads standard error. Beyond it they are lost: nothing that a node does may wait for
 /// a reader that has stopped.
@@ -20,7 +20,7 @@ pub struct Log {
 impl Log {
     /// Starts logging what the filter lets through.
     pub fn start(filter: &str) -> Result<Self, ParseError> {
-        let (filter, handle) = reload::Layer::new(EnvFilter::try_new(filter)?);
+        let (filter, handle) = reload::Layer::new(log_level::filter(filter)?);
         let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_LINES);
         let (writer, guard) = builder.thread_name("log").finish(std::io::stderr());
         let lines = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(writer);

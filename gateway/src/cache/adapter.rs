@@ -17,20 +17,24 @@ use pingora_cache::{
 };
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
-pub(crate) use seiketsu_cache::stored::PASS_SECONDS;
 use seiketsu_cache::{
     purge::Sequence,
     storage::{Fill, Lookup, NotFilled},
-    stored::{Parts, Stored},
+    stored::{PASS_SECONDS, Parts, Stored},
     storing::Storable,
     time::Timestamp,
     vary::Selection,
 };
+use tokio::task::yield_now;
 
 use super::request::Asked;
 
 /// Long enough for anything that may be served stale: whether it may is decided before.
 const AS_LONG_AS_NEEDED: u32 = 10 * 365 * 24 * 60 * 60;
+
+/// Stored bodies that may have to be compressed are handed on in pieces of so many bytes: a piece takes some 20 ms, and
+/// all that the worker serves waits for it.
+pub(crate) const PIECE: usize = 64 * 1024;
 
 /// Stateless: everything is in the key.
 #[derive(Debug)]
@@ -65,7 +69,7 @@ fn meta(stored: &Arc<Stored>, asked: &Asked) -> Result<CacheMeta> {
         Ok(left) if left > 0 && !stored.rules.no_cache => now + Duration::from_secs(left),
         _ => now - Duration::from_secs(1),
     };
-    let on_error = if stored.rules.serves_on_error(&asked.directives, asked.open, at) { AS_LONG_AS_NEEDED } else { 0 };
+    let on_error = if stored.rules.serves_on_error(&asked.directives, asked.stale, at) { AS_LONG_AS_NEEDED } else { 0 };
     let created = now - Duration::from_secs(stored.rules.age(at));
     let mut meta = CacheMeta::new(fresh_until, created, 0, on_error, head(stored)?);
     meta.extensions_mut().insert(stored.clone());
@@ -123,25 +127,28 @@ impl Storage for Adapter {
 struct Hit {
     stored: Arc<Stored>,
     left: Range<usize>,
-    /// The end of what was read is told once for each part.
-    done: bool,
 }
 
 impl Hit {
     fn new(stored: Arc<Stored>) -> Self {
         let left = 0..stored.body.len();
-        Self { stored, left, done: false }
+        Self { stored, left }
     }
 }
 
 #[async_trait]
 impl HandleHit for Hit {
     async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        if self.done || self.left.is_empty() {
+        if self.left.is_empty() {
             return Ok(None);
         }
-        self.done = true;
-        Ok(Some(self.stored.body.slice(self.left.clone())))
+        if self.left.start > 0 {
+            yield_now().await;
+        }
+        let end = self.left.end.min(self.left.start + PIECE);
+        let piece = self.stored.body.slice(self.left.start..end);
+        self.left.start = end;
+        Ok(Some(piece))
     }
 
     async fn finish(self: Box<Self>, _: &'static (dyn Storage + Sync), _: &CacheKey, _: &SpanHandle) -> Result<()> {
@@ -159,7 +166,6 @@ impl HandleHit for Hit {
             return Error::e_explain(ErrorType::InternalError, "a part of a stored response that it does not have");
         }
         self.left = start..end;
-        self.done = false;
         Ok(())
     }
 
@@ -206,18 +212,24 @@ impl HandleMiss for Miss {
             since: storing.since,
         });
         asked.filled.store(true, Relaxed);
-        // Where there is no room for it, it was served all the same.
-        asked.partition.store(&asked.key, &asked.resource, stored);
+        // Where there is no room for it, it was served all the same, and nobody is to wait for another try.
+        if !asked.partition.store(&asked.key, &asked.resource, stored) {
+            asked.partition.pass(&asked.key, &asked.resource, pass_until());
+        }
         Ok(MissFinishType::Created(size))
     }
+}
+
+/// What is not storable is not waited for, until then.
+pub(crate) fn pass_until() -> Timestamp {
+    Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS))
 }
 
 /// Who else waits for what is too large is not to find that out one after the other. What is only crowded out may be
 /// stored the next time.
 fn not_filled(asked: &Asked, reason: NotFilled) -> Box<Error> {
     if reason == NotFilled::TooLarge {
-        let until = Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS));
-        asked.partition.pass(&asked.key, &asked.resource, until);
+        asked.partition.pass(&asked.key, &asked.resource, pass_until());
     }
     Error::because(ErrorType::InternalError, "storing a response", reason)
 }

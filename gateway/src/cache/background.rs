@@ -3,23 +3,38 @@
 //! They take the way of all requests, through the same hooks, on a worker's own thread and connections, without a
 //! client: nobody is authenticated, nothing is limited, counted or logged.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::{BufMut, BytesMut};
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, Uri};
 use parking_lot::Mutex;
 use pingora_core::protocols::http::ServerSession;
 use pingora_proxy::{HttpProxy, Session, Subrequest, subrequest::Ctx as SubrequestCtx};
 use seiketsu_cache::{key::Resource, stored::Stored};
+use seiketsu_config::push::is_of_client_alone;
 use seiketsu_identity::principal::Principal;
 use tokio::{
     io::{AsyncWriteExt, copy, duplex, sink},
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::timeout,
 };
 
 use crate::proxy::Gateway;
 
+/// Requests that are under way on one worker. Enough to validate a thousand responses a second where origins take
+/// 50 ms, and few enough that clients do not notice: each has a connection to an origin, and buffers.
+const AT_ONCE: usize = 64;
+/// Of one tenant, those that wait among them: an origin that hangs keeps each place for a minute, and has to leave some
+/// to others.
+const OF_ONE_TENANT: usize = AT_ONCE / 4;
 /// Requests that wait for their turn on one worker. Beyond it, stale responses stay stale for longer.
 const WAITING: usize = 1024;
 /// What is read at a time of an answer that nobody wants to see.
@@ -44,6 +59,7 @@ pub(crate) struct Internal {
 
 /// The place of a response that is being validated, or fetched.
 pub(crate) struct Place {
+    pub(crate) tenant: Box<str>,
     pub(crate) key: Box<[u8]>,
     pub(crate) resource: Resource,
     pub(crate) identified: bool,
@@ -58,6 +74,8 @@ pub(crate) struct Fetched {
     pub(crate) stored: bool,
     /// Why it is not stored, in a word.
     pub(crate) detail: Option<&'static str>,
+    /// Why there was nobody to be asked, in a word.
+    pub(crate) nowhere: Option<&'static str>,
 }
 
 impl Drop for Internal {
@@ -69,13 +87,63 @@ impl Drop for Internal {
     }
 }
 
+/// What came of all requests. All but those that are refused have begun.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) answered: AtomicU64,
+    /// There was no answer, or an error of the origin.
+    pub(crate) failed: AtomicU64,
+    /// They took too long.
+    pub(crate) given_up: AtomicU64,
+    /// There were too many already, of all tenants or of this one.
+    pub(crate) refused: AtomicU64,
+}
+
+/// How many requests of each tenant are under way on a worker, or wait.
+#[derive(Debug, Default)]
+struct Shares(Mutex<HashMap<Box<str>, usize>>);
+
+/// Counts as one of a tenant's, as long as it lives.
+struct Share {
+    shares: Arc<Shares>,
+    tenant: Box<str>,
+}
+
+impl Shares {
+    /// None: the tenant has as many as it may have.
+    fn take(self: &Arc<Self>, tenant: &str) -> Option<Share> {
+        let mut shares = self.0.lock();
+        let taken = shares.entry(tenant.into()).or_default();
+        if *taken >= OF_ONE_TENANT {
+            return None;
+        }
+        *taken += 1;
+        Some(Share { shares: self.clone(), tenant: tenant.into() })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut shares = self.shares.0.lock();
+        let Some(taken) = shares.get_mut(&self.tenant) else { return };
+        *taken -= 1;
+        if *taken == 0 {
+            shares.remove(&self.tenant);
+        }
+    }
+}
+
 /// What a worker has to do.
-pub(crate) type Jobs = mpsc::Receiver<Job>;
+pub(crate) struct Jobs {
+    receiver: mpsc::Receiver<Job>,
+    counters: Arc<Counters>,
+}
 
 /// A request that waits for its turn.
 pub(crate) struct Job {
     head: BytesMut,
     internal: Internal,
+    share: Option<Share>,
 }
 
 impl Job {
@@ -94,81 +162,86 @@ impl Job {
             head.put_slice(b"\r\n");
         }
         head.put_slice(b"\r\n");
-        Self { head, internal }
+        Self { head, internal, share: None }
     }
 }
 
-/// Fields that are about a client's connection, what it has already, or which part of a response it wants.
-fn is_of_client_alone(name: &http::HeaderName) -> bool {
-    [
-        header::HOST,
-        header::CONNECTION,
-        header::TE,
-        header::UPGRADE,
-        header::EXPECT,
-        header::CONTENT_LENGTH,
-        header::TRANSFER_ENCODING,
-        header::RANGE,
-        header::IF_RANGE,
-        header::IF_NONE_MATCH,
-        header::IF_MODIFIED_SINCE,
-        header::CACHE_CONTROL,
-        header::PRAGMA,
-    ]
-    .contains(name)
-}
-
 /// The queues of all workers.
-pub(crate) struct Background(Box<[Queue]>);
+pub(crate) struct Background {
+    queues: Box<[Queue]>,
+    pub(crate) counters: Arc<Counters>,
+}
 
 struct Queue {
     sender: mpsc::Sender<Job>,
     /// Until its worker takes it.
-    receiver: Mutex<Option<Jobs>>,
+    receiver: Mutex<Option<mpsc::Receiver<Job>>>,
+    shares: Arc<Shares>,
 }
 
 impl Background {
     pub(crate) fn new(workers: usize) -> Self {
         let queue = |_| {
             let (sender, receiver) = mpsc::channel(WAITING);
-            Queue { sender, receiver: Mutex::new(Some(receiver)) }
+            Queue { sender, receiver: Mutex::new(Some(receiver)), shares: Arc::default() }
         };
-        Self((0..workers.max(1)).map(queue).collect())
+        Self { queues: (0..workers.max(1)).map(queue).collect(), counters: Arc::default() }
     }
 
-    /// Gives a request to a worker. `false`: it has too many already.
-    pub(crate) fn add(&self, worker: usize, job: Job) -> bool {
-        self.0[worker % self.0.len()].sender.try_send(job).is_ok()
+    /// Gives a request to a worker. `false`: it has too many already, of all tenants or of this one.
+    pub(crate) fn add(&self, worker: usize, mut job: Job) -> bool {
+        let queue = &self.queues[worker % self.queues.len()];
+        let is_added = match &job.internal.place {
+            Some(place) => {
+                job.share = queue.shares.take(&place.tenant);
+                job.share.is_some() && queue.sender.try_send(job).is_ok()
+            }
+            None => queue.sender.try_send(job).is_ok(),
+        };
+        if !is_added {
+            self.counters.refused.fetch_add(1, Relaxed);
+        }
+        is_added
     }
 
-    /// Gives a request to a worker once it has time for it.
+    /// Gives a request to a worker once it has time for it. Whoever waits sees to it that there are not too many.
     pub(crate) async fn wait_and_add(&self, worker: usize, job: Job) {
         // A worker that has ended has no time any more, and the job says so by being dropped.
-        let _ = self.0[worker % self.0.len()].sender.send(job).await;
+        let _ = self.queues[worker % self.queues.len()].sender.send(job).await;
     }
 
     /// What a worker has to do. Once for each.
     pub(crate) fn jobs(&self, worker: usize) -> Option<Jobs> {
-        self.0.get(worker)?.receiver.lock().take()
+        let receiver = self.queues.get(worker)?.receiver.lock().take()?;
+        Some(Jobs { receiver, counters: self.counters.clone() })
     }
 }
 
 /// Makes requests as they come, on the worker that calls.
 pub(crate) async fn run(proxy: Arc<HttpProxy<Gateway>>, mut jobs: Jobs) {
-    while let Some(job) = jobs.recv().await {
-        tokio::spawn(perform(proxy.clone(), job));
+    let places = Arc::new(Semaphore::new(AT_ONCE));
+    while let Some(job) = jobs.receiver.recv().await {
+        // Never closed, so there is always a place to wait for.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let (proxy, counters) = (proxy.clone(), jobs.counters.clone());
+        tokio::spawn(async move {
+            perform(proxy, job, &counters).await;
+            drop(place);
+        });
     }
 }
 
-async fn perform(proxy: Arc<HttpProxy<Gateway>>, job: Job) {
+async fn perform(proxy: Arc<HttpProxy<Gateway>>, job: Job, counters: &Counters) {
     // Nobody watches over it for being late: there is no client that waits.
     if timeout(DEADLINE, request(proxy, job)).await.is_err() {
+        counters.given_up.fetch_add(1, Relaxed);
         tracing::debug!("a request of the cache was given up");
     }
 }
 
 async fn request(proxy: Arc<HttpProxy<Gateway>>, job: Job) {
-    let Job { head, internal } = job;
+    // The tenant's share is given back at the end.
+    let Job { head, internal, share: _share } = job;
     let (mut near, far) = duplex(PIPE_BYTES);
     let session = ServerSession::new_http1(Box::new(far));
     let context = SubrequestCtx::builder().user_ctx(Box::new(Some(internal))).build();
@@ -185,4 +258,54 @@ async fn request(proxy: Arc<HttpProxy<Gateway>>, job: Job) {
 /// What a request is for, if the cache has made it. Once.
 pub(crate) fn take(session: &mut Session) -> Option<Internal> {
     session.subrequest_ctx.as_mut()?.user_ctx_mut()?.downcast_mut::<Option<Internal>>()?.take()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn of(tenant: &str) -> Job {
+        let place = Place {
+            tenant: tenant.into(),
+            key: Box::default(),
+            resource: Resource::new(b"a.test", "/", None),
+            identified: false,
+            stored: None,
+        };
+        let internal = Internal {
+            host: b"a.test".as_slice().into(),
+            secure: false,
+            client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            principal: None,
+            place: Some(place),
+            canary: false,
+            done: None,
+        };
+        Job::new(&Uri::from_static("/"), &HeaderMap::new(), internal)
+    }
+
+    #[test]
+    fn a_tenant_leaves_places_to_others() {
+        let background = Background::new(1);
+        let added = (0..AT_ONCE).filter(|_| background.add(0, of("a"))).count();
+        assert_eq!(added, OF_ONE_TENANT);
+        assert!(background.add(0, of("b")));
+        // What has ended makes room for one more.
+        let mut jobs = background.jobs(0).unwrap();
+        drop(jobs.receiver.try_recv().unwrap());
+        assert!(background.add(0, of("a")));
+        assert!(!background.add(0, of("a")));
+        assert_eq!(background.counters.refused.load(Relaxed), (AT_ONCE - OF_ONE_TENANT + 1) as u64);
+    }
+
+    #[test]
+    fn tenants_that_have_nothing_under_way_are_forgotten() {
+        let shares = Arc::new(Shares::default());
+        drop([shares.take("a"), shares.take("a"), shares.take("b")]);
+        assert!(shares.0.lock().is_empty());
+    }
 }

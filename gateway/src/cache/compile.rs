@@ -23,6 +23,14 @@ use sha2::{Digest, Sha256};
 
 use super::request::is_written_by_gateway;
 
+/// The cache of a tenant.
+#[derive(Debug)]
+pub(crate) struct TenantCache {
+    pub(crate) partition: Arc<Partition>,
+    /// Bytes that the tenant may have at most.
+    memory: u64,
+}
+
 /// The cache of a route.
 #[derive(Debug)]
 pub(crate) struct CompiledCache {
@@ -56,20 +64,28 @@ struct Identity<'a> {
     targeted_fields: &'a [values::HeaderName],
 }
 
-/// The cache of a tenant, if any of its routes uses it.
-pub(crate) fn partition(
+/// The cache of a tenant, if any of its routes uses it. What is stored is not touched: nobody knows yet whether these
+/// settings will be in force.
+pub(crate) fn tenant(
     storage: &Arc<Storage>,
     tenant: &Tenant,
     of_tenant: &Effective,
     of_routes: &[Arc<Effective>],
-) -> Option<Arc<Partition>> {
+) -> Option<TenantCache> {
     let uses = |effective: &Arc<Effective>| effective.cache.as_ref().is_some_and(|cache| cache.enabled);
     if storage.budget() == 0 || !of_routes.iter().any(uses) {
         return None;
     }
     of_routes.iter().filter(|effective| uses(effective)).for_each(|effective| compare(storage, effective));
     let memory = of_tenant.cache.as_ref().and_then(|cache| cache.memory).unwrap_or(cache::Cache::DEFAULT_MEMORY);
-    Some(storage.partition(tenant.id.as_str(), memory.get()))
+    Some(TenantCache { partition: storage.partition(tenant.id.as_str(), memory.get()), memory: memory.get() })
+}
+
+impl TenantCache {
+    /// Now that its tenant is in force as it was compiled.
+    pub(crate) fn put_in_force(&self) {
+        self.partition.set_budget(self.memory);
+    }
 }
 
 /// Says, once, that no node of this size stores what a route would let it store.
@@ -90,10 +106,10 @@ fn compare(storage: &Storage, effective: &Effective) {
 }
 
 impl CompiledCache {
-    pub(crate) fn compile(partition: Option<&Arc<Partition>>, route: &Route, effective: &Effective) -> Option<Self> {
+    pub(crate) fn compile(tenant: Option<&TenantCache>, route: &Route, effective: &Effective) -> Option<Self> {
         let cache = effective.cache.as_ref().filter(|cache| cache.enabled)?;
         Some(Self {
-            partition: partition?.clone(),
+            partition: tenant?.partition.clone(),
             policy: Policy {
                 targets: cache.targeted_fields.iter().map(|name| HeaderName::clone(name.get())).collect(),
                 heuristic: Heuristic { lifetime: cache.ttl.map(|ttl| ttl.get().as_secs()) },

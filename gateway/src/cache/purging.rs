@@ -3,7 +3,10 @@
 //! A purge is made here at once. Where nodes share a Redis, it is also written to a stream there, which all of them
 //! follow: the stream is the store and the hint in one. A node that was cut off reads on where it was when it comes
 //! back. Where the entry that it has read last is no longer there, since the stream was trimmed, lost, or brought back
-//! from an older copy, others are missing as well, and everything is purged.
+//! from an older copy, others are missing as well, and everything is purged. What cannot be written yet waits in the
+//! [`outbox`].
+
+mod outbox;
 
 use std::{
     sync::{
@@ -15,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::{
-    RedisError,
+    Cmd, RedisError,
     streams::{StreamRangeReply, StreamReadReply},
 };
 use seiketsu_cache::{
@@ -31,10 +34,11 @@ use seiketsu_limits::coordinator::redis::{
 use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::Handle,
-    sync::{mpsc, oneshot},
-    time::sleep,
+    time::{sleep, timeout},
 };
 use uuid::Uuid;
+
+use self::outbox::Outbox;
 
 /// Where purges stand. One key, so that a cluster keeps them in one place and in one order.
 const STREAM: &str = "seiketsu:cache:purges";
@@ -45,8 +49,6 @@ const READ_AT_ONCE: usize = 1000;
 const BLOCK: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY: Duration = Duration::from_millis(200);
-/// Purges that wait to be told to others.
-const WAITING: usize = 10_000;
 /// The field of an entry that holds a purge.
 const PURGE: &str = "purge";
 /// The field of an entry that is there to be read, and says nothing.
@@ -63,9 +65,9 @@ pub enum PurgingError {
     Address(#[from] RedisAddressError),
 }
 
-/// Other nodes were not told.
+/// Other nodes were not told yet.
 #[derive(Debug, thiserror::Error)]
-#[error("purged on this node only, since Redis cannot be reached: purge again when it can")]
+#[error("purged on this node only so far, since Redis did not take it: other nodes hear of it once it does")]
 pub(crate) struct NotTold;
 
 /// Who purges.
@@ -75,7 +77,7 @@ pub(crate) struct Purging {
     /// Tells this node's own purges from those of others.
     run: Uuid,
     /// Present where others are told.
-    outbox: Option<mpsc::Sender<Letter>>,
+    outbox: Option<Arc<Outbox>>,
     /// The last entry that this node has written.
     told: Mutex<String>,
     pub(crate) counters: Counters,
@@ -92,15 +94,9 @@ pub(crate) struct Counters {
     pub(crate) folded: AtomicU64,
     /// Everything was purged, since it is not known what was.
     pub(crate) missed: AtomicU64,
+    /// Others were not told in time, or not of this by itself.
     pub(crate) untold: AtomicU64,
     pub(crate) connected: AtomicBool,
-}
-
-/// A purge for others, and who wants to know that it has been sent.
-#[derive(Debug)]
-struct Letter {
-    text: String,
-    sent: Option<oneshot::Sender<()>>,
 }
 
 /// A purge as it stands in the stream.
@@ -140,40 +136,38 @@ impl Purging {
             return Ok(Arc::new(Self { storage, run, outbox: None, told: Mutex::default(), counters }));
         };
         let address = RedisAddress::parse(&redis.url.read()?)?;
-        let (outbox, letters) = mpsc::channel(WAITING);
-        let purging = Arc::new(Self { storage, run, outbox: Some(outbox), told: Mutex::default(), counters });
-        runtime.spawn(tell(purging.clone(), Dialer::new(address.clone(), ANSWER_TIMEOUT), letters));
+        let outbox = Arc::new(Outbox::default());
+        let purging = Arc::new(Self { storage, run, outbox: Some(outbox.clone()), told: Mutex::default(), counters });
+        runtime.spawn(tell(purging.clone(), Dialer::new(address.clone(), ANSWER_TIMEOUT), outbox));
         runtime.spawn(follow(purging.clone(), Dialer::new(address, ANSWER_TIMEOUT)));
         Ok(purging)
     }
 
-    /// Purges here and at others. `false`: no tenant of this name uses the cache here.
+    /// Purges here and at others. `false`: no tenant of this name uses the cache here, and nobody is told.
     pub(crate) async fn purge(&self, tenant: &str, purge: Purge) -> Result<bool, NotTold> {
-        let text = self.text(tenant, &purge);
-        let known = self.here(tenant, &purge);
+        if !self.here(tenant, &purge) {
+            return Ok(false);
+        }
         if let Some(outbox) = &self.outbox {
-            let (sent, was_sent) = oneshot::channel();
-            let told = outbox.try_send(Letter { text, sent: Some(sent) }).is_ok()
-                && matches!(tokio::time::timeout(ANSWER_TIMEOUT, was_sent).await, Ok(Ok(())));
-            if !told {
+            let was_sent = outbox.put(tenant, purge);
+            if !matches!(timeout(ANSWER_TIMEOUT, was_sent).await, Ok(Ok(()))) {
                 self.counters.untold.fetch_add(1, Relaxed);
                 return Err(NotTold);
             }
         }
-        Ok(known)
+        Ok(true)
     }
 
     /// What an unsafe request has made invalid. Others are told, but nobody waits for it.
     pub(crate) fn invalidate(&self, tenant: &str, purges: &Purges, resources: impl IntoIterator<Item = Resource>) {
-        for resource in resources {
-            let purge = Purge::Url(resource.digest());
+        for url in resources.into_iter().map(|resource| resource.digest()) {
+            self.add(purges, &Purge::Url(url));
+            self.counters.by_requests.fetch_add(1, Relaxed);
             if let Some(outbox) = &self.outbox
-                && outbox.try_send(Letter { text: self.text(tenant, &purge), sent: None }).is_err()
+                && outbox.add(tenant, url).is_err()
             {
                 self.counters.untold.fetch_add(1, Relaxed);
             }
-            self.add(purges, &purge);
-            self.counters.by_requests.fetch_add(1, Relaxed);
         }
     }
 
@@ -234,7 +228,14 @@ impl Purging {
 
     /// Purges all that is stored, since it is not known what of it was.
     pub(crate) fn everything(&self) {
-        self.counters.missed.fetch_add(1, Relaxed);
+        // Whoever has just begun has missed nothing.
+        if self.storage.stored_bytes() > 0 {
+            self.counters.missed.fetch_add(1, Relaxed);
+        }
+        self.all_tenants();
+    }
+
+    fn all_tenants(&self) {
         for purges in self.storage.all_purges() {
             purges.add(&Purge::All);
         }
@@ -270,10 +271,18 @@ impl TryFrom<What> for Purge {
     }
 }
 
-/// Writes purges to the stream, in their order; none is given up but when the node ends.
-async fn tell(purging: Arc<Purging>, mut dialer: Dialer, mut letters: mpsc::Receiver<Letter>) {
+/// Writes purges to the stream; none is given up but when the node ends.
+async fn tell(purging: Arc<Purging>, mut dialer: Dialer, outbox: Arc<Outbox>) {
     let mut connection: Option<Connection> = None;
-    while let Some(letter) = letters.recv().await {
+    loop {
+        let letters = outbox.next().await;
+        // One round trip for all of them, or there would be no more purges in a second than round trips. All or none:
+        // of what is refused in part, again and again, the other part would fill the stream.
+        let mut entries = redis::pipe();
+        entries.atomic();
+        for letter in &letters {
+            entries.add_command(entry(PURGE, &purging.text(&letter.tenant, &letter.purge)));
+        }
         loop {
             let Some(open) = &mut connection else {
                 match dialer.connect().await {
@@ -282,14 +291,17 @@ async fn tell(purging: Arc<Purging>, mut dialer: Dialer, mut letters: mpsc::Rece
                 }
                 continue;
             };
-            if let Ok(entry) = write(open, PURGE, &letter.text).await {
-                *purging.told.lock() = entry;
-                break;
+            match entries.query_async::<Vec<String>>(open).await {
+                Ok(mut places) => {
+                    *purging.told.lock() = places.pop().unwrap_or_default();
+                    break;
+                }
+                Err(error) => tracing::debug!(%error, "other nodes are not told of purges"),
             }
             connection = None;
             sleep(RETRY).await;
         }
-        if let Some(sent) = letter.sent {
+        for sent in letters.into_iter().filter_map(|letter| letter.sent) {
             // Whoever wanted to know may have given up.
             let _ = sent.send(());
         }
@@ -315,7 +327,16 @@ async fn read(purging: &Purging, connection: &mut Connection, place: &mut String
     if let Some(missing) = missing(purging, connection, place).await? {
         *place = beginning(connection, &missing).await?;
         // Not before: what is purged from now on is read, and what was purged before may be stored.
-        purging.everything();
+        if missing.is_empty() {
+            tracing::info!("purges of other nodes are heard from now on; what was stored before is purged");
+            purging.all_tenants();
+        } else {
+            tracing::warn!(
+                entry = missing,
+                "Redis has this entry no longer, and may have lost purges with it; everything is purged"
+            );
+            purging.everything();
+        }
         purging.told.lock().clear();
     }
     loop {
@@ -356,14 +377,14 @@ async fn beginning(connection: &mut Connection, missing: &str) -> Result<String,
     if !missing.is_empty() && first(connection, "-", missing).await?.is_some() {
         // It was not trimmed: older ones are still there. Others who were away then may not notice, since what they have
         // read last was not lost with it.
-        return write(connection, PURGE, EVERYTHING).await;
+        return entry(PURGE, EVERYTHING).query_async(connection).await;
     }
     let last =
         redis::cmd("XREVRANGE").arg(STREAM).arg("+").arg("-").arg("COUNT").arg(1).query_async(connection).await?;
     match id(last) {
         Some(last) => Ok(last),
         // That it is there shows later on that nothing was lost.
-        None => write(connection, BEGINNING, "").await,
+        None => entry(BEGINNING, "").query_async(connection).await,
     }
 }
 
@@ -376,10 +397,11 @@ fn id(entries: StreamRangeReply) -> Option<String> {
     entries.ids.into_iter().next().map(|entry| entry.id)
 }
 
-/// Adds an entry to the stream; its place.
-async fn write(connection: &mut Connection, field: &str, text: &str) -> Result<String, RedisError> {
+/// Adds an entry to the stream; the answer is its place.
+fn entry(field: &str, text: &str) -> Cmd {
     let mut command = redis::cmd("XADD");
-    command.arg(STREAM).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg(field).arg(text).query_async(connection).await
+    command.arg(STREAM).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg(field).arg(text);
+    command
 }
 
 #[cfg(test)]
@@ -462,12 +484,12 @@ mod tests {
             [&node.counters.here, &node.counters.by_others, &node.counters.missed].map(|count| count.load(Relaxed))
         };
         assert_eq!((counts(&one), counts(&other)), ([1, 0, 0], [0, 1, 0]));
-        // What cannot be read may be about anything.
+        // What cannot be read may be about anything. It is not counted where nothing is stored.
         for text in ["", "{}", EVERYTHING, r#"{ "tenant": "acme", "what": { "url": "12" } }"#] {
             let before = latest(&other);
             other.heard(text);
             assert_eq!(latest(&other), before + 1, "{text}");
         }
-        assert_eq!(counts(&other), [0, 1, 4]);
+        assert_eq!(counts(&other), [0, 1, 0]);
     }
 }

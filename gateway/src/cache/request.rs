@@ -1,6 +1,9 @@
 //! What the cache knows of one request, from the look-up to the end.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use http::{HeaderMap, HeaderName, Method, header};
 use pingora_http::RequestHeader;
@@ -48,8 +51,8 @@ pub(crate) struct Fetch {
     pub(crate) frees_others: bool,
     /// The answer's body goes into the cache, if all of it comes.
     pub(crate) fills: bool,
-    /// How often Pingora has looked for it.
-    pub(crate) looked: u32,
+    /// Its length is known, and not too large.
+    pub(crate) announced: bool,
     /// When the origin was last asked.
     pub(crate) requested: Timestamp,
     /// The last purge before that.
@@ -61,6 +64,13 @@ pub(crate) struct Fetch {
     /// Its fields, if a 304 said that nothing is to be stored any longer. Pingora would send its own merge of both, in
     /// which a tag or a digest of something else may stand over these bytes.
     pub(crate) told: Option<HeaderMap>,
+}
+
+impl Fetch {
+    /// What the origin has answered has come whole, or is a 304.
+    pub(crate) fn has_come(&self) -> bool {
+        self.asked.filled.load(Relaxed) || self.serving.is_some()
+    }
 }
 
 /// What a look-up needs; shared with Pingora's key.
@@ -75,7 +85,7 @@ pub(crate) struct Asked {
     pub(crate) identified: bool,
     pub(crate) max_object: usize,
     /// For how long stale responses may be served, where their origin leaves that open.
-    pub(crate) open: Windows,
+    pub(crate) stale: Windows,
     /// What the origin has answered is whole, and stored if there is room for it.
     pub(crate) filled: AtomicBool,
 }
@@ -109,28 +119,56 @@ pub(crate) fn wants_less(request: &RequestHeader) -> bool {
     request.method == Method::HEAD || names.iter().any(|name| request.headers.contains_key(name))
 }
 
-/// Whether by this field some servers take a request for another one than its first line and host say. Many take `_`
-/// for `-` as well.
-fn is_another_request(name: &HeaderName) -> bool {
-    const OTHERS: [&str; 13] = [
+/// Whether by this field some servers take a request for one with another method than its first line says. Many take
+/// `_` for `-` as well.
+fn tells_method(name: &HeaderName) -> bool {
+    const NAMES: [&str; 7] = [
         "x-http-method",
+        "x-http-method-name",
         "x-http-method-override",
+        "x-method",
+        "x-method-name",
         "x-method-override",
+        "x-original-method",
+    ];
+    matches!(name.as_str().as_bytes(), [b'x', b'-' | b'_', b'h' | b'm' | b'o', ..]) && is_one_of(name, &NAMES)
+}
+
+/// Whether by this field some servers take a request for one of another target than its first line and host say.
+fn tells_target(name: &HeaderName) -> bool {
+    const NAMES: [&str; 20] = [
         "x-original-url",
         "x-rewrite-url",
         "x-override-url",
+        "x-original-uri",
         "x-rewrite-uri",
+        "x-override-uri",
         "x-request-uri",
+        "x-original-path",
+        "x-rewrite-path",
+        "x-override-path",
+        "x-envoy-original-path",
+        "x-envoy-original-host",
         "x-original-host",
         "x-host",
+        "x-host-override",
         "x-http-host-override",
+        "x-original-scheme",
         "x-url-scheme",
+        "x-scheme",
         "front-end-https",
     ];
-    let name = name.as_str();
     // By far the most are not even looked at.
-    matches!(name.as_bytes(), [b'x', b'-' | b'_', b'h' | b'm' | b'o' | b'r' | b'u', ..] | [b'f', b'r', b'o', b'n', ..])
-        && OTHERS.iter().any(|other| is_spelled(name, other))
+    let may_be = match name.as_str().as_bytes() {
+        [b'x', b'-' | b'_', third, ..] => matches!(third, b'e' | b'h' | b'o' | b'r' | b's' | b'u'),
+        [b'f', b'r', b'o', b'n', ..] => true,
+        _ => false,
+    };
+    may_be && is_one_of(name, &NAMES)
+}
+
+fn is_one_of(name: &HeaderName, names: &[&str]) -> bool {
+    names.iter().any(|other| is_spelled(name.as_str(), other))
 }
 
 /// Whether nothing is said there but how the connection goes on.
@@ -148,8 +186,9 @@ pub(crate) fn is_written_by_gateway(name: &HeaderName) -> bool {
         || is_identity_header(name.as_str())
 }
 
-/// Whether a request can be answered from the cache at all, its head being as it is.
-pub(crate) fn may_use_cache(request: &RequestHeader) -> bool {
+/// Whether a request can be answered from the cache at all, its head being as it is. `trusted`: it comes from a proxy that
+/// is believed, and many of those tell the target in each request; then that is part of the key.
+pub(crate) fn may_use_cache(request: &RequestHeader, trusted: bool) -> bool {
     // Compared in one go, as in `crate::fields`.
     !request.headers.iter().any(|(name, value)| {
         let has_body = *name == header::TRANSFER_ENCODING || *name == header::CONTENT_LENGTH && value != "0";
@@ -157,7 +196,7 @@ pub(crate) fn may_use_cache(request: &RequestHeader) -> bool {
         let for_origin = *name == header::IF_MATCH || *name == header::IF_UNMODIFIED_SINCE;
         // The origin does not get to see what is named there (RFC 9110 §7.6.1), by which its answer would be chosen.
         let hides = *name == header::CONNECTION && !is_of_connection_alone(value.as_bytes());
-        has_body || for_origin || hides || is_another_request(name)
+        has_body || for_origin || hides || tells_method(name) || !trusted && tells_target(name)
     })
 }
 
@@ -167,7 +206,7 @@ pub(crate) fn is_cacheable_method(method: &Method) -> bool {
 
 /// The bytes of a request's key.
 pub(crate) fn key(cache: &CompiledCache, request: &RequestHeader, origin: &Origin<'_>) -> KeyBytes {
-    let forwarded = if origin.trusted { forwarded_target(&request.headers) } else { SmallVec::new() };
+    let forwarded = if origin.trusted { forwarded(&request.headers) } else { SmallVec::new() };
     let query = request.uri.query();
     let in_order = query.filter(|_| cache.sort_query).map(sorted);
     let mut key = KeyBytes::new();
@@ -187,22 +226,137 @@ pub(crate) fn key(cache: &CompiledCache, request: &RequestHeader, origin: &Origi
     key
 }
 
-/// What a proxy that is believed says about the target, by which an upstream may make links. Whom it speaks for is not
-/// among it: a response that depends on that says so in `Vary`, and is not stored.
-fn forwarded_target(headers: &HeaderMap) -> SmallVec<[&[u8]; 16]> {
-    const NAMES: [&str; 8] = ["proto", "host", "port", "prefix", "scheme", "ssl", "server", "path"];
-    let mut parts = SmallVec::new();
+/// What a proxy that is believed says about the target, by which an upstream may make links, and about the user for whom
+/// it has asked. The client's address is not among it: a response that depends on that says so in `Vary`, and is not
+/// stored.
+fn forwarded(headers: &HeaderMap) -> ForwardedParts<'_> {
+    let mut parts = ForwardedParts::new();
     for (name, value) in headers {
-        if let Some(rest) = name.as_str().strip_prefix("x-forwarded-")
-            && NAMES.contains(&rest)
-        {
-            parts.extend([rest.as_bytes(), value.as_bytes()]);
+        let is_of_family = name.as_str().strip_prefix("x-forwarded-").is_some_and(|rest| rest != "for");
+        if is_of_family || tells_target(name) {
+            parts.extend([name.as_str().as_bytes(), value.as_bytes()]);
+        } else if *name == header::FORWARDED {
+            push_forwarded(&mut parts, value.as_bytes());
         }
     }
     parts
 }
 
+type ForwardedParts<'a> = SmallVec<[&'a [u8]; 16]>;
+
+/// A line of `Forwarded` (RFC 7239 §4), without the clients' addresses: `host`, `proto`, `by`, and what no RFC knows.
+/// Which of several proxies has said it is a part of it, since some upstreams go by one of them alone.
+fn push_forwarded<'a>(parts: &mut ForwardedParts<'a>, line: &'a [u8]) {
+    // No name of a field, and so none of the parts above.
+    const WHOLE: &[u8] = b"forwarded:";
+    const TAKEN_APART: &[u8] = b"forwarded;";
+    let elements = || line.split(|byte| *byte == b',').map(|element| element.split(|byte| *byte == b';'));
+    // Where a quote is left open, what seems to end the parameter stands within its value.
+    let is_open = |parameter: &[u8]| parameter.iter().fold(false, |open, byte| open != (*byte == b'"'));
+    if line.contains(&b'\\') || elements().flatten().any(is_open) {
+        parts.extend([WHOLE, line]);
+        return;
+    }
+    parts.push(TAKEN_APART);
+    for element in elements() {
+        let is_address = |parameter: &[u8]| parameter.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"for="));
+        parts.extend(element.map(<[u8]>::trim_ascii).filter(|parameter| !is_address(parameter)));
+        parts.push(b",");
+    }
+    parts.push(b";");
+}
+
 /// What a request's target is called when it is purged.
 pub(crate) fn resource(request: &RequestHeader, host: &[u8]) -> Resource {
     Resource::new(host, request.uri.path(), request.uri.query())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn tells_another(name: &str) -> bool {
+        let name = HeaderName::from_bytes(name.as_bytes()).unwrap();
+        tells_method(&name) || tells_target(&name)
+    }
+
+    #[test]
+    fn what_some_servers_take_for_another_request_is_known_however_it_is_written() {
+        let names = [
+            "x-http-method-override",
+            "x-http-method-name",
+            "x-method",
+            "x-original-uri",
+            "x-original-path",
+            "x-envoy-original-path",
+            "x-host-override",
+            "x-request-uri",
+            "x-url-scheme",
+            "x-scheme",
+            "front-end-https",
+        ];
+        for name in names {
+            for name in [name.to_owned(), name.replace('-', "_"), name.replacen('-', "_", 1)] {
+                assert!(tells_another(&name), "{name}");
+            }
+        }
+        for name in ["x-request-id", "x-other", "x-hosted", "host", "x-", "accept", "front-end"] {
+            assert!(!tells_another(name), "{name}");
+        }
+    }
+
+    fn told(lines: &[(&str, &str)]) -> Vec<Vec<u8>> {
+        let field = |(name, value): &(&str, &str)| {
+            (HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        let headers: HeaderMap = lines.iter().map(field).collect();
+        forwarded(&headers).iter().map(|part| part.to_vec()).collect()
+    }
+
+    fn same(one: &str, other: &str) -> bool {
+        told(&[("forwarded", one)]) == told(&[("forwarded", other)])
+    }
+
+    #[test]
+    fn addresses_of_clients_are_no_part_of_what_proxies_say() {
+        assert!(same("for=192.0.2.1;host=a.test", "For=\"[2001:db8::1]:80\"; host=a.test"));
+        assert!(same("for=192.0.2.1, for=192.0.2.2", "for=192.0.2.3,for=192.0.2.4"));
+        let told = told(&[("x-forwarded-for", "192.0.2.1"), ("x-real-ip", "192.0.2.1"), ("x-forwarded-user", "alice")]);
+        assert_eq!(told, [&b"x-forwarded-user"[..], b"alice"]);
+    }
+
+    #[test]
+    fn the_target_that_a_trusted_proxy_tells_is_a_part_of_the_key_and_else_none_is_believed() {
+        let request = |field: &'static str| {
+            let mut request = RequestHeader::build("GET", b"/", None).unwrap();
+            request.insert_header(field, "x").unwrap();
+            request
+        };
+        assert!(may_use_cache(&request("x-scheme"), true) && !may_use_cache(&request("x-scheme"), false));
+        assert_eq!(told(&[("x-scheme", "https")]), [&b"x-scheme"[..], b"https"]);
+        assert!(!may_use_cache(&request("x-http-method-override"), true));
+    }
+
+    #[test]
+    fn all_else_that_proxies_say_tells_requests_apart() {
+        for (one, other) in [
+            ("for=a;host=a.test", "for=a"),
+            ("host=a.test", "host=b.test"),
+            ("proto=http", "Proto=https"),
+            ("by=a", "by=b"),
+            ("secret=a", "secret=b"),
+            ("for=a;host=a.test, for=b", "for=a, for=b;host=a.test"),
+            ("host=a.test;proto=https", "host=a.test, proto=https"),
+            ("for=\"a;host=a.test\"", "for=\"a;host=b.test\""),
+            ("for=\"a\\\";host=a.test", "for=\"a\\\";host=b.test"),
+            ("for=\"a, host=a.test", "for=\"a, host=b.test"),
+        ] {
+            assert!(!same(one, other), "{one} {other}");
+        }
+        assert_ne!(told(&[("forwarded", "host=a")]), told(&[("x-forwarded-host", "a")]));
+    }
 }

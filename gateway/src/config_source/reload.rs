@@ -323,7 +323,7 @@ impl Reloader {
         let outcome = Outcome {
             changed: changes.values().any(|change| change.changed),
             compiled: entries.len(),
-            changes: self.swap(&changes, entries),
+            changes: self.swap(&changes, &entries),
         };
         if self.in_force.files().is_empty() && self.wrong.folder.is_none() {
             let there = self.tenant_files.paths().map(PathBuf::as_path).collect();
@@ -353,7 +353,7 @@ impl Reloader {
     }
 
     /// Puts the next snapshot in force; says of how many tenants it differs from the one before.
-    fn swap(&self, changes: &Changes, entries: Vec<Arc<TenantEntry<CompiledTenant>>>) -> usize {
+    fn swap(&self, changes: &Changes, entries: &[Arc<TenantEntry<CompiledTenant>>]) -> usize {
         let put: HashSet<&Id> = changes.values().flat_map(FileChange::put).map(|tenant| &tenant.id).collect();
         let gone = changes.values().flat_map(|change| &change.difference.gone).map(|tenant| &tenant.id);
         let removals: Vec<_> = gone.filter(|id| !put.contains(id)).cloned().map(Change::Remove).collect();
@@ -363,8 +363,14 @@ impl Reloader {
         if count == 0 && snapshot.revision() == revision {
             return 0;
         }
-        match snapshot.with_changes(revision, removals.into_iter().chain(entries.into_iter().map(Change::Put))) {
-            Ok(next) => self.shared.live.store(next),
+        let puts = entries.iter().cloned().map(Change::Put);
+        match snapshot.with_changes(revision, removals.into_iter().chain(puts)) {
+            Ok(next) => {
+                self.shared.live.store(next);
+                for entry in entries {
+                    entry.compiled().put_in_force();
+                }
+            }
             // Cannot be: conflicts were taken out.
             Err(conflicts) => tracing::error!(?conflicts, "the snapshot stays as it was"),
         }

@@ -1,6 +1,6 @@
 //! `POST /cache/purge`: what is not to be served any more, here and on all nodes that share a Redis with this one.
 //!
-//! The body names a tenant, and one of `url`, `prefix` (a URL or a path), `tag`, or `all: true`.
+//! The body names a tenant, and one of `url`, `prefix` (a URL or a path, in whole segments), `tag`, or `all: true`.
 
 use http::StatusCode;
 use hyper::body::Incoming;
@@ -100,20 +100,24 @@ pub(crate) fn of_url(url: &str) -> Result<Purge, String> {
     Ok(Purge::Url(Resource::new(host.as_bytes(), &path, query.as_deref()).digest()))
 }
 
-/// All paths below a URL, or below a path of all hosts.
+/// A URL, or a path of all hosts, and all paths below it.
 pub(crate) fn of_prefix(text: &str) -> Result<Purge, String> {
     let (host, path, query) = if text.starts_with('/') {
         let (path, query) = normal("prefix", text.as_bytes())?;
         (None, path, query)
-    } else {
+    } else if text.contains("://") {
         let (host, path, query) = parts("prefix", text)?;
         (Some(host.into()), path, query)
+    } else {
+        return Err("`prefix`: begin it with `/`, or write a whole URL, as in https://api.example.com/v1.".to_owned());
     };
     if query.is_some() {
         return Err("`prefix`: leave out the query, a prefix is one of paths.".to_owned());
     }
     if path.ends_with('*') {
-        return Err("`prefix`: leave out the `*`, a prefix is of all paths that begin with it.".to_owned());
+        return Err("`prefix`: leave out the `*`. A prefix is of a path and all that is below it, in whole segments: \
+                    /v1/k is of /v1/k and /v1/k/x, and not of /v1/kx."
+            .to_owned());
     }
     Ok(Purge::Prefix { host, path: path.into() })
 }
@@ -204,6 +208,8 @@ mod tests {
             ("prefix", "http://api.test/v1*"),
             ("prefix", "/../.."),
             ("prefix", "x"),
+            ("prefix", "v1"),
+            ("prefix", ""),
             ("tag", ""),
             ("tag", " t"),
             ("tag", "t "),
@@ -213,6 +219,9 @@ mod tests {
             let error = read(&json!({ "tenant": "a", field: text }).to_string()).unwrap_err();
             assert!(error.contains(&format!("`{field}`")) && !error.contains("secret"), "{text}: {error}");
         }
+        let says = |prefix: &str| read(&json!({ "tenant": "a", "prefix": prefix }).to_string()).unwrap_err();
+        assert!(says("v1").contains("begin it with `/`"));
+        assert!(says("/v1/k*").contains("whole segments"));
         for other in [json!({ "url": "http://other.test/x" }), json!({ "prefix": "http://other.test" })] {
             let mut other = other;
             other["tenant"] = "a".into();

@@ -1,15 +1,17 @@
-//! `/cache/warm`: POST fetches a list of URLs into the cache, GET says how far the lists are.
+//! `/cache/warm`: POST fetches a list of URLs into the cache, GET says how far the lists are, DELETE with `?id=…` asks
+//! for nothing more of one.
 //!
 //! The body has `urls`, and `headers` where responses vary: each is fetched with them, and as a caller that has not
-//! said who it is. So none of them may be a credential.
+//! said who it is. So none of them may be a credential, nor a field that the cache writes itself or leaves out.
 
 use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use hyper::body::Incoming;
-use seiketsu_config::push::is_credential;
+use seiketsu_config::push::{is_credential, is_of_client_alone};
 use serde::Deserialize;
 use serde_json::json;
+use url::form_urlencoded;
 
 use super::{Answer, OperationsState, body, respond};
 use crate::{cache::warming::Target, respond::problem::ProblemKind};
@@ -35,11 +37,27 @@ pub(super) async fn post(state: &OperationsState, incoming: Incoming) -> Answer 
         Err(answer) => return answer,
     };
     match read(&request.urls, &request.headers) {
-        Ok((targets, headers)) => {
-            let list = state.cache.warming.start(&state.cache.background, targets, headers);
-            respond::json(StatusCode::ACCEPTED, &list.progress())
-        }
+        Ok((targets, headers)) => match state.cache.warming.start(&state.cache.background, targets, headers) {
+            Ok(list) => respond::json(StatusCode::ACCEPTED, &list.progress()),
+            Err(error) => respond::problem(ProblemKind::QuotaExceeded, format!("{error}.")),
+        },
         Err(detail) => respond::problem(ProblemKind::BadRequest, detail),
+    }
+}
+
+pub(super) fn delete(state: &OperationsState, query: Option<&str>) -> Answer {
+    let mut parameters = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let (Some((name, id)), None) = (parameters.next(), parameters.next()) else {
+        return respond::problem(ProblemKind::BadRequest, "Add `id`: that of the list, as in `?id=1`.");
+    };
+    let Some(id) = id.parse::<u64>().ok().filter(|_| name == "id") else {
+        return respond::problem(ProblemKind::BadRequest, "The parameter is `id`, the number of a list.");
+    };
+    match state.cache.warming.stop(id) {
+        Some(progress) => respond::json(StatusCode::OK, &progress),
+        None => {
+            respond::problem(ProblemKind::NoRoute, format!("There is no list {id}; GET names those that there are."))
+        }
     }
 }
 
@@ -55,6 +73,10 @@ pub(crate) fn read(urls: &[String], headers: &BTreeMap<String, String>) -> Resul
             Some((name, _)) if is_credential(&name) => {
                 Err(format!("`headers`: {name} is a credential, and what is warmed is served to everybody."))
             }
+            Some((name, _)) if is_of_client_alone(&name) => Err(format!(
+                "`headers`: leave out {name}: it is about a connection, or about what a single client has or wants, and \
+                 the cache asks for whole responses on its own behalf."
+            )),
             Some(field) => Ok(field),
             None => Err(format!("`headers`: {name:?} is no header field with this value.")),
         }
@@ -112,8 +134,10 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_refused_by_name() {
-        for name in ["authorization", "Cookie", "Proxy-Authorization"] {
+    fn credentials_and_what_is_of_a_client_alone_are_refused_by_name() {
+        for name in
+            ["authorization", "Cookie", "Proxy-Authorization", "Host", "range", "If-None-Match", "Cache-Control"]
+        {
             let text = format!(r#"{{ "urls": ["http://a.test/x"], "headers": {{ "{name}": "x" }} }}"#);
             let detail = read_text(&text).unwrap_err();
             assert!(detail.contains(&name.to_lowercase()), "{detail}");

@@ -1,20 +1,29 @@
 //! `/log-level`: the filter of the node's log, read with GET and changed with PUT.
 //!
 //! The body of a PUT is a filter as in `RUST_LOG`: `info`, or `info,seiketsu_gateway::upstream=debug`.
-//! The change holds until the next one or the end of the process.
+//! The change holds until the next one or the end of the process. What Pingora would say of each request is left out
+//! unless the filter names it.
 
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use tokio::time::timeout;
-use tracing_subscriber::{EnvFilter, reload};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::{LevelFilter, ParseError},
+    reload,
+};
 
 use super::{Answer, OperationsState, respond};
 use crate::respond::problem::ProblemKind;
 
 const MAX_FILTER: usize = 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where Pingora warns of every stale response that stands in for an error and of every request that waits for another:
+/// in an outage, of each request. What is to be known of them stands in the access log.
+const OF_EACH_REQUEST: &str = "pingora_proxy::proxy_cache";
 
 /// A log filter that can be changed while the node runs.
 pub trait LogLevel: Send + Sync {
@@ -35,6 +44,18 @@ impl<S> LogLevel for reload::Handle<EnvFilter, S> {
     }
 }
 
+/// The filter that an operator has written, with errors only of what would be said of each request. Whoever names that
+/// part of the log, or a part around it, gets it as it was asked for.
+pub(crate) fn filter(text: &str) -> Result<EnvFilter, ParseError> {
+    let filter = EnvFilter::try_new(text)?;
+    let mut targets = text.split(',').filter_map(|directive| directive.split(['=', '[']).next()).map(str::trim);
+    let is_named = targets.any(|target| !target.is_empty() && OF_EACH_REQUEST.starts_with(target));
+    if is_named || filter.max_level_hint() == Some(LevelFilter::OFF) {
+        return Ok(filter);
+    }
+    Ok(filter.add_directive(format!("{OF_EACH_REQUEST}=error").parse()?))
+}
+
 pub(super) fn get(state: &OperationsState) -> Answer {
     match state.log_level.current() {
         Some(filter) => respond::text("text/plain; charset=utf-8", filter + "\n"),
@@ -50,25 +71,47 @@ pub(super) async fn put(state: &OperationsState, body: Incoming) -> Answer {
         return respond::problem(ProblemKind::PayloadTooLarge, format!("A filter has at most {MAX_FILTER} bytes."));
     };
     let body = body.to_bytes();
-    let filter = std::str::from_utf8(&body).map(str::trim).unwrap_or_default();
-    if filter.is_empty() {
+    let text = std::str::from_utf8(&body).map(str::trim).unwrap_or_default();
+    if text.is_empty() {
         return respond::problem(
             ProblemKind::BadRequest,
             "Send a filter as the body, as in `info` or `info,hyper=warn`.",
         );
     }
-    match EnvFilter::try_new(filter) {
+    match filter(text) {
         Ok(parsed) => {
             if !state.log_level.replace(parsed) {
                 return ended();
             }
-            tracing::warn!(filter, "the log level was changed");
+            tracing::warn!(filter = text, "the log level was changed");
             get(state)
         }
-        Err(error) => respond::problem(ProblemKind::BadRequest, format!("{filter:?} is no log filter: {error}.")),
+        Err(error) => respond::problem(ProblemKind::BadRequest, format!("{text:?} is no log filter: {error}.")),
     }
 }
 
 fn ended() -> Answer {
     respond::problem(ProblemKind::Internal, "Logging has ended.")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_each_request_is_left_out_unless_it_is_named() {
+        for (text, in_force) in [
+            ("info", "pingora_proxy::proxy_cache=error,info"),
+            ("info,hyper=warn", "pingora_proxy::proxy_cache=error,hyper=warn,info"),
+            ("info,pingora_core=debug", "pingora_proxy::proxy_cache=error,pingora_core=debug,info"),
+            ("info,pingora_proxy=debug", "pingora_proxy=debug,info"),
+            ("info,pingora_proxy::proxy_cache=warn", "pingora_proxy::proxy_cache=warn,info"),
+            ("off", "off"),
+        ] {
+            assert_eq!(filter(text).unwrap().to_string(), in_force, "{text}");
+        }
+        assert!(filter("no=such=filter").is_err());
+    }
 }

@@ -11,7 +11,7 @@
 //! | `GET /usage`, `POST /usage/taken` | what callers have used, and that it was taken over |
 //! | `GET /cache` | what the response cache holds |
 //! | `POST /cache/purge` | what is not to be served from it any more |
-//! | `GET /cache/warm`, `POST /cache/warm` | URLs that are fetched into it |
+//! | `GET /cache/warm`, `POST /cache/warm`, `DELETE /cache/warm?id=…` | URLs that are fetched into it, and an end of that |
 //! | `GET /log-level`, `PUT /log-level` | the filter of the node's log |
 
 mod body;
@@ -21,7 +21,7 @@ pub(crate) mod cache_warm;
 mod config;
 mod guard;
 mod livez;
-mod log_level;
+pub(crate) mod log_level;
 mod mask;
 mod metrics;
 mod readyz;
@@ -153,7 +153,8 @@ async fn answer(request: Request<Incoming>, state: &OperationsState, loopback: b
         "/usage/taken" | "/cache/purge" => wrong_method("POST"),
         "/cache/warm" if reads => cache_warm::get(state),
         "/cache/warm" if request.method() == Method::POST => cache_warm::post(state, request.into_body()).await,
-        "/cache/warm" => wrong_method("GET, HEAD, POST"),
+        "/cache/warm" if request.method() == Method::DELETE => cache_warm::delete(state, query),
+        "/cache/warm" => wrong_method("GET, HEAD, POST, DELETE"),
         "/log-level" if reads => log_level::get(state),
         "/log-level" if request.method() == Method::PUT => log_level::put(state, request.into_body()).await,
         "/log-level" => wrong_method(READ_AND_WRITE),

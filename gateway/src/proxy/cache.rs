@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use bytes::Bytes;
@@ -16,7 +16,6 @@ use pingora_http::RequestHeader;
 use pingora_proxy::Session;
 use seiketsu_cache::{
     directives::RequestDirectives,
-    key::KeyBytes,
     range,
     reuse::Reuse,
     status::{Forwarded, Status},
@@ -103,7 +102,8 @@ fn plan(
     }
     let directives =
         if cache.client_directives { RequestDirectives::of(&request.headers) } else { RequestDirectives::default() };
-    if !cache_request::may_use_cache(request) || ctx.websocket {
+    let (secure, trusted) = scheme(downstream);
+    if !cache_request::may_use_cache(request, trusted) || ctx.has_stream || ctx.websocket {
         return Plan::PassBy(Forwarded::Bypass);
     }
     if directives.no_store {
@@ -113,7 +113,6 @@ fn plan(
     let forwarded = route.policies.auth.forward_credential.then(|| tenant.auth.credential_headers());
     let identified =
         cache_request::is_identified(ctx.principal.as_deref(), &request.headers, forwarded.unwrap_or_default());
-    let (secure, trusted) = scheme(downstream);
     let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
     let origin = Origin {
         tenant: tenant.config.id.as_str(),
@@ -136,7 +135,14 @@ fn plan(
             Reuse::Refresh => {
                 let status = Status::hit(stored.rules.remaining(now));
                 if stored.begin_refresh() {
-                    refresh(shared, worker, request, ctx, &origin, &key, &stored);
+                    let place = Place {
+                        tenant: origin.tenant.into(),
+                        key: key.as_slice().into(),
+                        resource: cache_request::resource(request, host),
+                        identified,
+                        stored: Some(stored.clone()),
+                    };
+                    ask_behind(shared, worker, downstream, ctx, place);
                 }
                 return Plan::Serve(stored, status);
             }
@@ -164,7 +170,7 @@ fn plan(
         directives,
         identified,
         max_object: cache.max_object,
-        open: cache.policy.stale,
+        stale: cache.policy.stale,
         filled: AtomicBool::new(false),
     };
     Plan::Fetch(Box::new(Fetch::new(asked, stored, collapses)), forwarded)
@@ -177,32 +183,19 @@ pub(super) fn scheme(downstream: &impl Downstream) -> (bool, bool) {
     (peer.tls.is_some() || peer.trusted && told(), peer.trusted)
 }
 
-/// Has a stale response validated while it is served.
-fn refresh(
-    shared: &Shared,
-    worker: usize,
-    request: &RequestHeader,
-    ctx: &RequestContext,
-    origin: &Origin<'_>,
-    key: &KeyBytes,
-    stored: &Arc<Stored>,
-) {
-    let place = Place {
-        key: key.as_slice().into(),
-        resource: cache_request::resource(request, origin.host),
-        identified: origin.identified,
-        stored: Some(stored.clone()),
-    };
+/// Has the origin asked by the cache itself, as this client would ask it for the whole.
+fn ask_behind(shared: &Shared, worker: usize, downstream: &impl Downstream, ctx: &RequestContext, place: Place) {
+    let request = downstream.head();
     let internal = Internal {
-        host: origin.host.into(),
-        secure: origin.secure,
+        host: request::request_host(request).unwrap_or_default().into(),
+        secure: scheme(downstream).0,
         client: ctx.client,
         principal: ctx.principal.clone(),
         place: Some(place),
-        canary: origin.canary,
+        canary: ctx.exchange.canary,
         done: None,
     };
-    // Where the worker has no time for it, the next one who is served it asks again.
+    // Where the worker has no time for it, the next one who wants it asks again.
     shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal));
 }
 
@@ -217,34 +210,34 @@ pub(super) fn end_fill(
     error: Option<&Error>,
 ) {
     let Some(fetch) = ctx.cache.fetch.as_ref().filter(|fetch| fetch.fills) else { return };
-    if fetch.asked.filled.load(Relaxed) {
+    let asked = &fetch.asked;
+    if asked.filled.load(Relaxed) {
         return;
     }
     if session.cache.enabled() {
         // Who waits for it is to know that nothing will come of it.
         session.cache.disable(NoCacheReason::UpstreamError);
     }
-    let request = session.req_header();
-    if error.is_some() || ctx.cache.internal.is_some() || !cache_request::wants_less(request) {
-        return;
+    let is_left = error.is_none()
+        && fetch.announced
+        && ctx.cache.internal.is_none()
+        && cache_request::wants_less(session.req_header());
+    // Somebody may have it validated already.
+    if is_left && fetch.stored.as_ref().is_none_or(|stored| stored.begin_refresh()) {
+        let place = Place {
+            tenant: asked.partition.tenant().into(),
+            key: asked.key.clone(),
+            resource: asked.resource.clone(),
+            identified: asked.identified,
+            stored: fetch.stored.clone(),
+        };
+        ask_behind(shared, worker, session, ctx, place);
     }
-    let asked = &fetch.asked;
-    let place = Place {
-        key: asked.key.clone(),
-        resource: asked.resource.clone(),
-        identified: asked.identified,
-        stored: fetch.stored.clone(),
-    };
-    let internal = Internal {
-        host: request::request_host(request).unwrap_or_default().into(),
-        secure: scheme(session).0,
-        client: ctx.client,
-        principal: ctx.principal.clone(),
-        place: Some(place),
-        canary: ctx.exchange.canary,
-        done: None,
-    };
-    shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal));
+}
+
+/// Whether the body of a request of the cache's own is read for nothing, since it will not be stored.
+pub(super) fn is_in_vain(session: &Session, ctx: &RequestContext) -> bool {
+    ctx.cache.internal.is_some() && !session.cache.enabled()
 }
 
 /// Sends what is stored to a client whose request could not be sent to the origin.
@@ -285,6 +278,9 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
     let canary = route.canary.as_ref().filter(|_| internal.canary);
     ctx.exchange.pool = Some(canary.map_or_else(|| route.pool.clone(), |canary| canary.pool.clone()));
     let (key, resource, identified, stored) = if let Some(place) = &internal.place {
+        if place.stored.is_none() && is_there(cache, &place.key, request) {
+            return false;
+        }
         (place.key.clone(), place.resource.clone(), place.identified, place.stored.clone())
     } else {
         let version = ctx.version.and_then(|index| tenant.versions.as_ref()?.id(index));
@@ -309,12 +305,18 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
         directives: RequestDirectives { no_cache: true, ..RequestDirectives::default() },
         identified,
         max_object: cache.max_object,
-        open: cache.policy.stale,
+        stale: cache.policy.stale,
         filled: AtomicBool::new(false),
     };
     ctx.cache.status = Some(Status { forwarded: Some(Forwarded::Request), ..Status::default() });
     ctx.cache.fetch = Some(Box::new(Fetch::new(asked, stored, true)));
     true
+}
+
+/// Whether another one of many requests that were cut short has brought it meanwhile.
+fn is_there(cache: &CompiledCache, key: &[u8], request: &RequestHeader) -> bool {
+    let now = Timestamp::from(SystemTime::now());
+    matches!(cache.partition.find(key, &request.headers, now), Lookup::Found(stored) if stored.rules.is_fresh(now))
 }
 
 /// Sends what is stored, or what of it the client has not got yet.
@@ -326,6 +328,16 @@ pub(super) async fn serve(session: &mut Session, ctx: &mut RequestContext, store
     let has_body = respond::may_have_body(session.req_header(), parts.status);
     let is_last = body.as_ref().is_none_or(Bytes::is_empty);
     session.write_response_header(Box::new(parts.into()), is_last).await?;
+    if ctx.response_body.is_left() {
+        let mut left = body.unwrap_or_default();
+        loop {
+            let (piece, is_last) = response_body::next_piece(session, &mut left, ctx).await?;
+            session.write_response_body(piece, is_last).await?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
     if !is_last {
         session.write_response_body(body, true).await?;
     } else if session.req_header().version == http::Version::HTTP_2 || has_body {
@@ -335,7 +347,8 @@ pub(super) async fn serve(session: &mut Session, ctx: &mut RequestContext, store
     Ok(())
 }
 
-/// The whole answer that a client gets of what is stored.
+/// The whole answer that a client gets of what is stored. Where a long body [is left](super::context::ResponseBody::is_left)
+/// to be compressed, it goes through [`response_body::next_piece`] while it is sent.
 pub(super) fn answer(
     downstream: &mut impl Downstream,
     ctx: &mut RequestContext,
@@ -346,12 +359,14 @@ pub(super) fn answer(
     let mut parts = http::Response::new(()).into_parts().0;
     let mut body = compose(downstream.head(), &mut parts, route, stored, ctx.started_at.into());
     response::change(downstream, &mut parts, ctx, tenant, route);
-    if respond::may_have_body(downstream.head(), parts.status) {
-        response_body::filter(downstream, &mut body, true, ctx)?;
-    } else {
+    if !respond::may_have_body(downstream.head(), parts.status) {
         body = None;
+    } else if !response_body::goes_in_pieces(body.as_ref(), ctx) {
+        response_body::filter(downstream, &mut body, true, ctx)?;
     }
-    if let Some(body) = &body {
+    if let Some(body) = &body
+        && !ctx.response_body.is_left()
+    {
         offer_file(downstream, route, stored, body);
     }
     Ok((parts, body))
@@ -424,15 +439,10 @@ impl Fetch {
             collapses,
             frees_others: false,
             fills: false,
-            looked: 0,
+            announced: false,
             update: None,
             serving: None,
             told: None,
         }
     }
-}
-
-/// What is not storable is not waited for, until then.
-pub(super) fn pass_until() -> Timestamp {
-    Timestamp::from(SystemTime::now() + Duration::from_secs(crate::cache::adapter::PASS_SECONDS))
 }

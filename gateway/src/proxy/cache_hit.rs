@@ -1,10 +1,10 @@
 //! What Pingora has found in the cache, before or after waiting for somebody else to fetch it.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{ops::Range, sync::Arc, time::SystemTime};
 
-use http::{StatusCode, header};
+use http::{Method, StatusCode, header};
 use pingora_cache::{CacheMeta, ForcedFreshness};
-use pingora_http::ResponseHeader;
+use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{RangeType, Session, range_header_filter};
 use seiketsu_cache::{range, reuse::Reuse, status::Status, stored::Stored, time::Timestamp, validation};
 
@@ -17,12 +17,11 @@ pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<Force
         return Some(ForcedFreshness::ForceMiss);
     }
     let fetch = ctx.cache.fetch.as_mut()?;
-    fetch.looked += 1;
     let now = Timestamp::from(SystemTime::now());
     let is_new = fetch.stored.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &stored));
     // What somebody else has fetched while this request waited is as new as what it would have fetched itself.
     let came_meanwhile = is_new && stored.rules.answered >= fetch.requested && stored.rules.is_fresh(now);
-    let reuse = stored.rules.reuse(&fetch.asked.directives, fetch.asked.open, now);
+    let reuse = stored.rules.reuse(&fetch.asked.directives, fetch.asked.stale, now);
     if came_meanwhile || reuse != Reuse::Validate {
         let waited = fetch.collapses;
         ctx.cache.status = Some(Status { collapsed: waited, ..Status::hit(stored.rules.remaining(now)) });
@@ -51,7 +50,8 @@ pub(super) fn is_not_modified(session: &Session, response: &ResponseHeader) -> b
 /// on its way there.
 pub(super) fn range(session: &Session, response: &mut ResponseHeader, ctx: &RequestContext) -> RangeType {
     let request = session.req_header();
-    let serves = ctx.route().is_some_and(cache::serves_parts);
+    // Of other methods there are no parts (RFC 9110 §14.2).
+    let serves = request.method == Method::GET && ctx.route().is_some_and(cache::serves_parts);
     let length = response.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let Some(length) = length.filter(|_| serves && response.status == StatusCode::OK) else { return RangeType::None };
     match range::parts(&request.headers, &response.headers, length) {
@@ -71,8 +71,18 @@ pub(super) fn range(session: &Session, response: &mut ResponseHeader, ctx: &Requ
                 });
                 RangeType::Single(range.clone())
             }
-            // Checked, so that Pingora's reading is the same; it knows how to write them.
-            several => range_header_filter(request, response, Some(several.len() + 1)),
+            several => written_by_pingora(response, several),
         },
     }
+}
+
+/// Pingora knows how to write several parts. It reads for itself what is asked for, and so gets it in words that mean
+/// the same to everybody.
+fn written_by_pingora(response: &mut ResponseHeader, ranges: &[Range<usize>]) -> RangeType {
+    let specs: Vec<String> = ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1)).collect();
+    let request = RequestHeader::build(Method::GET, b"/", Some(1)).and_then(|mut request| {
+        request.insert_header(header::RANGE, format!("bytes={}", specs.join(",")))?;
+        Ok(request)
+    });
+    request.map_or(RangeType::None, |request| range_header_filter(&request, response, None))
 }

@@ -70,6 +70,9 @@ pub(crate) struct RequestContext {
     pub(crate) grpc: bool,
     /// `Upgrade: websocket`.
     pub(crate) websocket: bool,
+    /// The request has a body or trailers, whether fields tell of it or not: in HTTP/2 it is the end of the stream that
+    /// tells (RFC 9113 §8.1).
+    pub(crate) has_stream: bool,
     /// Nothing is to be read into it when the response stays quiet: an event stream, gRPC, a WebSocket.
     pub(crate) may_be_quiet: bool,
     pub(crate) request_body: RequestBody,
@@ -125,6 +128,13 @@ pub(crate) struct Exchange {
     pub(crate) repeated: bool,
 }
 
+impl ResponseBody {
+    /// Whether there is something to be compressed yet.
+    pub(crate) fn is_left(&self) -> bool {
+        self.encoder.as_ref().is_some_and(|encoder| !encoder.has_ended())
+    }
+}
+
 impl RequestContext {
     pub(crate) fn new() -> Self {
         Self {
@@ -145,6 +155,7 @@ impl RequestContext {
             weight: None,
             grpc: false,
             websocket: false,
+            has_stream: false,
             may_be_quiet: false,
             request_body: RequestBody::default(),
             response_body: ResponseBody::default(),

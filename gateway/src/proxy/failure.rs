@@ -217,7 +217,7 @@ pub(super) fn may_serve_stale(ctx: &RequestContext) -> bool {
     let Some(fetch) = &ctx.cache.fetch else { return false };
     let Some(stored) = &fetch.stored else { return false };
     let asked = &fetch.asked;
-    stored.rules.serves_on_error(&asked.directives, asked.open, SystemTime::now().into())
+    stored.rules.serves_on_error(&asked.directives, asked.stale, SystemTime::now().into())
         // It may have been purged while the origin was asked.
         && asked.partition.still_holds(&asked.resource, stored)
 }

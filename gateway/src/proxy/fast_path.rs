@@ -5,7 +5,7 @@
 //! functions that the hooks call. What turns out to be no hit goes on in Pingora from where the checks have got to:
 //! nothing is checked, taken from a limit, or counted twice.
 
-use std::{fmt, sync::Arc, time::Instant};
+use std::{fmt, io, sync::Arc, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, Version, header, response::Parts};
@@ -22,6 +22,7 @@ use super::{
     context::Progress,
     early_request, logging,
     request::{self, Decision},
+    response_body,
 };
 use crate::{
     fields, respond,
@@ -148,13 +149,17 @@ async fn send(
     let Ok((mut parts, body)) = cache::answer(request, ctx, tenant, route, stored) else { return false };
     request.status = Some(parts.status);
     let body = body.unwrap_or_default();
+    if ctx.response_body.is_left() {
+        // Boxed, so that it makes no room in the future of all hits.
+        return Box::pin(send_in_pieces(transport, request, ctx, &parts, body)).await;
+    }
     let told = fields::get(&parts.headers, &header::CONTENT_LENGTH);
     let told = told.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     // Whatever is stored: a wrong length would make a part of this body the client's next answer.
     if respond::may_have_body(&request.head, parts.status) && told != Some(body.len()) {
         parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    write_head(transport.begin_answer(), &parts);
+    write_head(transport.begin_answer(), &parts, false);
     if transport.write_all(&body).await.is_err() || transport.flush().await.is_err() {
         return false;
     }
@@ -162,8 +167,48 @@ async fn send(
     true
 }
 
+/// Sends a body while it is compressed: in chunks, as long as nobody knows its length (RFC 9112 §7.1).
+async fn send_in_pieces(
+    transport: &mut Transport,
+    request: &mut Direct<'_>,
+    ctx: &mut RequestContext,
+    parts: &Parts,
+    mut left: Bytes,
+) -> bool {
+    write_head(transport.begin_answer(), parts, true);
+    // The first piece may be long in coming.
+    if transport.flush().await.is_err() {
+        return false;
+    }
+    loop {
+        let Ok((piece, is_last)) = response_body::next_piece(&*request, &mut left, ctx).await else { return false };
+        let piece = piece.unwrap_or_default();
+        if write_chunks(transport, &piece, is_last).await.is_err() {
+            return false;
+        }
+        request.body_sent += piece.len() as u64;
+        if is_last {
+            return true;
+        }
+    }
+}
+
+async fn write_chunks(transport: &mut Transport, piece: &[u8], is_last: bool) -> io::Result<()> {
+    // An empty one would be the end.
+    if !piece.is_empty() {
+        transport.write_all(format!("{:x}\r\n", piece.len()).as_bytes()).await?;
+        transport.write_all(piece).await?;
+        transport.write_all(b"\r\n").await?;
+    }
+    if is_last {
+        transport.write_all(b"0\r\n\r\n").await?;
+        transport.flush().await?;
+    }
+    Ok(())
+}
+
 /// RFC 9112 §4. `Connection` says what Pingora says in all other answers; `Date` is the one that is stored.
-fn write_head(to: &mut BytesMut, parts: &Parts) {
+fn write_head(to: &mut BytesMut, parts: &Parts, is_chunked: bool) {
     to.put_slice(b"HTTP/1.1 ");
     to.put_slice(parts.status.as_str().as_bytes());
     to.put_u8(b' ');
@@ -177,6 +222,9 @@ fn write_head(to: &mut BytesMut, parts: &Parts) {
     }
     if !is_dated {
         write_field(to, &header::DATE, &get_cached_date());
+    }
+    if is_chunked {
+        to.put_slice(b"transfer-encoding: chunked\r\n");
     }
     to.put_slice(b"connection: keep-alive\r\n\r\n");
 }
@@ -285,12 +333,13 @@ mod tests {
         parts.headers.insert(header::DATE, HeaderValue::from_static("Thu, 01 Jan 1970 00:00:00 GMT"));
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         let mut wire = BytesMut::new();
-        write_head(&mut wire, &parts);
+        write_head(&mut wire, &parts, false);
         let expected = "HTTP/1.1 200 OK\r\ndate: Thu, 01 Jan 1970 00:00:00 GMT\r\nconnection: keep-alive\r\n\r\n";
         assert_eq!(wire, expected.as_bytes());
         parts.headers.remove(header::DATE);
         wire.clear();
-        write_head(&mut wire, &parts);
+        write_head(&mut wire, &parts, true);
+        assert!(wire.ends_with(b"\r\ntransfer-encoding: chunked\r\nconnection: keep-alive\r\n\r\n"), "{wire:?}");
         assert!(wire.starts_with(b"HTTP/1.1 200 OK\r\ndate: "), "{wire:?}");
     }
 

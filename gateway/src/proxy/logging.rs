@@ -1,6 +1,9 @@
 //! The end of a request: counted, logged, traced, and the attempt's guard let go.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
 use pingora_core::{Error, ErrorSource};
 use seiketsu_cache::status::Forwarded;
@@ -10,6 +13,7 @@ use super::{Downstream, RequestContext, Shared, request};
 use crate::{
     cache::background::{Fetched, Internal},
     limits::check::Limited,
+    respond::problem::ProblemKind,
     telemetry::{
         access_log::{AccessRecord, LimitRecord, UpstreamRecord},
         metrics::{Attempt, CacheResult, Outcome, RouteSlot},
@@ -28,7 +32,7 @@ pub(super) fn finish(
     ctx: &mut RequestContext,
 ) -> Duration {
     if let Some(mut internal) = ctx.cache.internal.take() {
-        finish_of_cache(ctx, &mut internal);
+        finish_of_cache(shared, ctx, &mut internal);
         return ctx.started.elapsed();
     }
     if let Some(peer) = downstream.peer() {
@@ -142,17 +146,38 @@ fn exchange(ctx: &RequestContext, began: Instant, duration: Duration) -> Option<
 }
 
 /// The end of a request that the cache has made itself.
-fn finish_of_cache(ctx: &mut RequestContext, internal: &mut Internal) {
+fn finish_of_cache(shared: &Shared, ctx: &mut RequestContext, internal: &mut Internal) {
     ctx.exchange.attempt = None;
     ctx.exchange.permit = None;
     ctx.in_flight = None;
+    let status = ctx.exchange.status.map_or(0, |status| status.as_u16());
+    let counters = &shared.cache.background.counters;
+    let count = if (1..500).contains(&status) { &counters.answered } else { &counters.failed };
+    count.fetch_add(1, Relaxed);
     if let Some(done) = internal.done.take() {
-        let status = ctx.exchange.status.map_or(0, |status| status.as_u16());
         // What somebody else has fetched meanwhile is stored as well.
-        let stored = ctx.cache.status.is_some_and(|status| status.stored || status.hit);
+        let came = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.has_come());
+        let stored = ctx.cache.status.is_some_and(|status| status.stored && came || status.hit);
         // Whoever asked may have gone.
-        let _ = done.send(Fetched { status, stored, detail: ctx.cache.status.and_then(|status| status.detail) });
+        let detail = ctx.cache.status.and_then(|status| status.detail);
+        let _ = done.send(Fetched { status, stored, detail, nowhere: nowhere(ctx) });
     }
+}
+
+/// Why there was nobody to be asked on behalf of the cache, in a word.
+fn nowhere(ctx: &RequestContext) -> Option<&'static str> {
+    match (&ctx.tenant, ctx.cache.status) {
+        (None, _) => Some(ProblemKind::NoRoute.name()),
+        (Some(_), None) => Some("cache-off"),
+        (Some(_), Some(_)) => None,
+    }
+}
+
+/// What Pingora's own messages say of a request: all but the query, which may hold anything and stands in no log.
+pub(super) fn summary(downstream: &impl Downstream) -> String {
+    let request = downstream.head();
+    let host = String::from_utf8_lossy(request::request_host(request).unwrap_or_default());
+    format!("{} {}, Host: {host}", request.method, request.uri.path())
 }
 
 /// What the cache did for the request, in a word.

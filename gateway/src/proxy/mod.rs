@@ -28,7 +28,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
 use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
-use pingora_core::{Error, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer};
+use pingora_core::{
+    Error, ErrorType, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer,
+};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, RangeType, Session};
 use seiketsu_limits::shedding::Shedder;
@@ -188,6 +190,9 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Box<RequestContext>,
     ) -> Result<Option<Duration>> {
+        if cache::is_in_vain(session, ctx) {
+            return Error::e_explain(ErrorType::InternalError, "nobody wants the rest of it");
+        }
         response_body::filter(session, body, end_of_stream, ctx)
     }
 
@@ -247,6 +252,10 @@ impl ProxyHttp for Gateway {
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<RequestContext>) {
         cache::end_fill(&self.shared, self.worker, session, ctx, error);
         logging::finish(&self.shared, session, error, ctx);
+    }
+
+    fn request_summary(&self, session: &Session, _: &Box<RequestContext>) -> String {
+        logging::summary(session)
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Box<RequestContext>, _: &Error) -> bool {

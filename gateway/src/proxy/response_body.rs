@@ -5,9 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
+use tokio::task::yield_now;
 
 use super::{Downstream, RequestContext};
-use crate::policy::body_transform::{Body as TransformedBody, TransformFailure};
+use crate::{
+    cache::adapter::PIECE,
+    policy::body_transform::{Body as TransformedBody, TransformFailure},
+};
 
 /// Larger bodies are not transformed; the exchange is broken off, since half of one cannot be.
 const MAX_TRANSFORMED: usize = 1 << 20;
@@ -47,6 +51,26 @@ pub(super) fn filter(
         *body = (!encoded.is_empty()).then_some(encoded);
     }
     Ok(None)
+}
+
+/// The next piece of a long body that is there as a whole, as the client gets it, and whether it is the last. All others
+/// whom the worker serves have their turn before it.
+pub(super) async fn next_piece(
+    downstream: &impl Downstream,
+    left: &mut Bytes,
+    ctx: &mut RequestContext,
+) -> Result<(Option<Bytes>, bool)> {
+    yield_now().await;
+    let mut piece = Some(left.split_to(left.len().min(PIECE)));
+    let is_last = left.is_empty();
+    filter(downstream, &mut piece, is_last, ctx)?;
+    Ok((piece, is_last))
+}
+
+/// Whether a body that is there as a whole is compressed while it is sent.
+pub(super) fn goes_in_pieces(body: Option<&Bytes>, ctx: &RequestContext) -> bool {
+    // What a transform makes of it is only known when it is done.
+    body.is_some_and(|body| body.len() > PIECE) && ctx.response_body.is_left() && ctx.response_body.collected.is_none()
 }
 
 /// Where trailers follow, no piece of the body has said that it is the last one. What is left of it takes their

@@ -16,14 +16,10 @@ use seiketsu_cache::{
     vary::Selection,
 };
 
-use super::{
-    RequestContext, Shared,
-    cache::{pass_until, scheme},
-    request,
-};
+use super::{RequestContext, Shared, cache::scheme, request};
 use crate::{
     cache::{
-        adapter::{Renewal, Storing},
+        adapter::{Renewal, Storing, pass_until},
         clock,
         compile::CompiledCache,
         request::Fetch,
@@ -67,11 +63,12 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
         if announced.is_some_and(|length: usize| length > cache.max_object) {
             return Err(NotStored::TooLarge);
         }
-        Ok(storable)
+        Ok((storable, announced.is_some()))
     });
     match storable {
-        Ok(storable) => {
+        Ok((storable, announced)) => {
             fetch.fills = true;
+            fetch.announced = announced;
             fetch.frees_others = !storable.rules.can_be_fresh();
             let mut meta = meta(&storable.rules, response.clone());
             let storing = Storing { status: response.status, storable, since: fetch.since };
@@ -81,10 +78,8 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
         Err(reason) => {
             asked.partition.pass(&asked.key, &asked.resource, pass_until());
             // The origin has another answer now. After an error the old one may still be of use.
-            if let Some(stored) = &fetch.stored
-                && !response.status.is_server_error()
-            {
-                asked.partition.forget(&asked.key, &asked.resource, stored);
+            if !response.status.is_server_error() {
+                asked.partition.forget(&asked.key, &asked.resource, &asked.headers);
             }
             Err(reason)
         }
@@ -115,7 +110,7 @@ fn renew(
             Ok(meta)
         }
         Err(reason) => {
-            asked.partition.forget(&asked.key, &asked.resource, stored);
+            asked.partition.forget(&asked.key, &asked.resource, &asked.headers);
             fetch.told = Some(merged);
             Err(reason)
         }

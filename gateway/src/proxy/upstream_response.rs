@@ -6,6 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora_core::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
+use seiketsu_cache::storing;
 
 use super::{RequestContext, Shared, change_response, failure, response::defies_transform, response_cache};
 use crate::{
@@ -34,11 +35,12 @@ pub(super) fn filter(
         return Err(error.into_up());
     }
     if !switches {
+        let targets = ctx.route().and_then(|route| route.cache.as_ref()).map(|cache| &*cache.policy.targets);
         change_response(response, |response| {
             // The gateway's own, whatever the upstream speaks (RFC 9112 §2.3).
             response.version = Version::HTTP_11;
             normalise_framing(response.status, &mut response.headers);
-            remove_hop_by_hop(response.status, &mut response.headers);
+            remove_hop_by_hop(response.status, &mut response.headers, targets.unwrap_or_default());
         });
     }
     if let Some(attempt) = &mut ctx.exchange.attempt {
@@ -76,12 +78,7 @@ pub(super) fn filter(
     let now = Instant::now();
     ctx.exchange.headers_after = ctx.exchange.first_attempt_at.map(|at| now - at);
     if let (Some(peer), Some(route)) = (Peer::of(session), ctx.route()) {
-        let quiet = ctx.may_be_quiet
-            || switches
-            || response
-                .headers
-                .get(header::CONTENT_TYPE)
-                .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+        let quiet = ctx.may_be_quiet || switches || storing::is_event_stream(&response.headers);
         if quiet {
             // It may go on for hours and costs little.
             ctx.admitted = None;
@@ -155,8 +152,8 @@ fn members<'a>(fields: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
 }
 
 /// What the upstream says of its connection with the gateway is nothing to the client (RFC 9110 §7.6.1).
-/// `Connection` itself is written anew by Pingora.
-fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
+/// `Connection` itself is written anew by Pingora. `targets`: the fields by which the route's cache goes first.
+fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap, targets: &[HeaderName]) {
     // One look at each name that is there costs less than a lookup of each that might be.
     let (mut connection, mut keep_alive, mut proxy_connection, mut upgrade) = (false, false, false, false);
     for name in fields.keys() {
@@ -169,7 +166,7 @@ fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
         }
     }
     if connection {
-        remove_nominated(fields);
+        remove_nominated(fields, targets);
         fields.remove(header::CONNECTION);
     }
     if keep_alive {
@@ -184,12 +181,8 @@ fn remove_hop_by_hop(status: StatusCode, fields: &mut HeaderMap) {
     }
 }
 
-fn is_for_caches(name: &HeaderName) -> bool {
-    [header::CACHE_CONTROL, header::VARY, header::AGE, header::DATE, header::EXPIRES, header::SET_COOKIE].contains(name)
-}
-
 /// Removes the fields that `Connection` names.
-fn remove_nominated(fields: &mut HeaderMap) {
+fn remove_nominated(fields: &mut HeaderMap, targets: &[HeaderName]) {
     let nominated: Vec<HeaderName> = members(fields, &header::CONNECTION)
         // By far the most frequent, and no names of fields that are to be found here.
         .filter(|option| !option.eq_ignore_ascii_case(b"keep-alive") && !option.eq_ignore_ascii_case(b"close"))
@@ -197,8 +190,8 @@ fn remove_nominated(fields: &mut HeaderMap) {
         // Where a body ends is not for the upstream to conceal.
         .filter(|name| *name != header::CONTENT_LENGTH && *name != header::TRANSFER_ENCODING)
         .filter(|name| *name != header::UPGRADE)
-        // Nor by whom and for how long it may be kept.
-        .filter(|name| !is_for_caches(name))
+        // Nor by whom and for how long it may be kept, and what a purge knows it by.
+        .filter(|name| !storing::is_for_caches(name, targets) && *name != header::AGE && *name != header::SET_COOKIE)
         .collect();
     for name in nominated {
         fields.remove(name);

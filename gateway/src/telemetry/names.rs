@@ -110,13 +110,15 @@ metrics! {
     CACHE_FILE_BYTES = "seiketsu_cache_file_bytes" []
         "Memory that stored bodies take once more, in files that the kernel sends without copying them.";
     CACHE_PURGES = "seiketsu_cache_purges_total" ["by"]
-        "Purges, by who made them: operators of this node, unsafe requests to it, another node, or all at once since some may have been missed.";
+        "Purges, by who made them: operators of this node, unsafe requests to it, another node, or all at once since some may have been missed of what is stored.";
     CACHE_PURGES_FOLDED = "seiketsu_cache_purges_folded_total" []
         "How often a tenant had so many purges that older ones are not told apart any more: a little more is purged then.";
     CACHE_PURGES_UNTOLD = "seiketsu_cache_purges_untold_total" []
-        "Purges that other nodes could not be told of in time.";
+        "Purges that other nodes were not told of in time, or not by themselves: they hear of them later, and purge all of a tenant where there were too many.";
     CACHE_PURGES_HEARD = "seiketsu_cache_purges_heard" []
         "Whether purges of other nodes are heard; 1 where there are none to be heard.";
+    CACHE_BACKGROUND = "seiketsu_cache_background_requests_total" ["result"]
+        "Requests that the cache made itself, to validate stale responses and to warm, by what came of them; given_up: after a minute; refused: there were too many.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
         "Configurations read, by result.";
     CONFIG_REVISION = "seiketsu_config_revision" []

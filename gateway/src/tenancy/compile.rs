@@ -3,7 +3,7 @@
 use std::{collections::HashMap, path::Path, sync::Arc};
 
 use http::{HeaderName, HeaderValue};
-use seiketsu_cache::storage::{Partition, Storage};
+use seiketsu_cache::storage::Storage;
 use seiketsu_config::{
     error::ConfigErrors,
     layers::{Effective, Sourced},
@@ -24,7 +24,7 @@ use super::{
     tls::{TenantTls, TlsError},
 };
 use crate::{
-    cache::compile::{self as cache_compile, CompiledCache},
+    cache::compile::{self as cache_compile, CompiledCache, TenantCache},
     limits::{
         Limits,
         compile::{self as limits_compile, LimitsCompileError, RouteLimits, Since, TenantLimits},
@@ -63,13 +63,22 @@ pub struct CompiledTenant {
     pub(crate) limits: Option<TenantLimits>,
     pub(crate) limits_since: Since,
     /// What is stored for it, if any of its routes stores anything.
-    pub(crate) cache: Option<Arc<Partition>>,
+    pub(crate) cache: Option<TenantCache>,
     pub(crate) tls: Option<TenantTls>,
     /// The file that it stands in, or what is named in its place.
     pub(crate) file: Arc<Path>,
     /// What was compiled, for the config dump.
     pub(crate) config: Arc<Tenant>,
     pub(crate) effective: Box<[Arc<Effective>]>,
+}
+
+impl CompiledTenant {
+    /// Makes true what could not be before the tenant was in force as it is here.
+    pub(crate) fn put_in_force(&self) {
+        if let Some(cache) = &self.cache {
+            cache.put_in_force();
+        }
+    }
 }
 
 /// One route, ready to serve.
@@ -292,7 +301,7 @@ impl<'a> Compiler<'a> {
         let (limits, of_routes) =
             limits_compile::tenant(self.limits, self.revision, tenant, tenant_effective, &effective)
                 .map_err(|source| of_tenant(source.into()))?;
-        let cache = cache_compile::partition(self.cache, tenant, tenant_effective, &effective);
+        let cache = cache_compile::tenant(self.cache, tenant, tenant_effective, &effective);
         let mut routes = Vec::with_capacity(tenant.routes.len());
         for ((route, effective), limits) in tenant.routes.iter().zip(&effective).zip(of_routes) {
             let compiled = self.route(route, effective, limits, cache.as_ref(), pools).map_err(|source| {
@@ -329,7 +338,7 @@ impl<'a> Compiler<'a> {
         route: &Route,
         effective: &Arc<Effective>,
         limits: RouteLimits,
-        cache: Option<&Arc<Partition>>,
+        cache: Option<&TenantCache>,
         pools: &dyn Pools,
     ) -> Result<CompiledRoute, PolicyError> {
         let pool = |id: &Id| pools.pool(id).ok_or_else(|| PolicyError::UnknownUpstream(id.clone()));

@@ -9,33 +9,37 @@ use std::{
     },
 };
 
+use bytes::Bytes;
 use foldhash::quality::RandomState;
 use http::HeaderMap;
 use moka::{ops::compute::Op, sync::Cache};
 use parking_lot::Mutex;
 
-use super::{Storage, Totals};
+use super::{Storage, Totals, lent::Lent};
 use crate::{
     key::Resource,
     purge::Purges,
     stored::{Family, Stored},
     time::Timestamp,
+    vary::Wishes,
 };
 
 type Families = Cache<Arc<[u8]>, Arc<Family>, RandomState>;
 
-/// The cache of one tenant.
+/// The cache of one tenant. Whatever the origin has answered is taken in: those who wait for it shall find it. What goes
+/// for it is what came first and was not used since.
 pub struct Partition {
     tenant: Box<str>,
-    budget: u64,
+    budget: AtomicU64,
     storage: Arc<Storage>,
     purges: Arc<Purges>,
     held: Arc<Held>,
+    lent: Lent,
     /// Bytes of responses on their way into it.
     filling: AtomicU64,
     /// Made with the first response: most tenants of a large node store nothing.
     families: OnceLock<Families>,
-    /// The keys in the order in which they came, to evict from when the node is full.
+    /// The keys in the order in which they came, to evict from.
     order: Mutex<VecDeque<Arc<[u8]>>>,
 }
 
@@ -77,6 +81,7 @@ impl fmt::Debug for Partition {
 
 impl Partition {
     pub(super) fn new(tenant: &str, budget: u64, storage: Arc<Storage>, purges: Arc<Purges>) -> Self {
+        let lent = Lent::new(storage.totals.clone());
         let held = Held {
             totals: storage.totals.clone(),
             bytes: AtomicU64::new(0),
@@ -85,10 +90,11 @@ impl Partition {
         };
         Self {
             tenant: tenant.into(),
-            budget,
+            budget: AtomicU64::new(budget),
             storage,
             purges,
             held: Arc::new(held),
+            lent,
             filling: AtomicU64::new(0),
             families: OnceLock::new(),
             order: Mutex::default(),
@@ -99,8 +105,15 @@ impl Partition {
         &self.tenant
     }
 
+    /// Bytes that the tenant may have at most.
     pub fn budget(&self) -> u64 {
-        self.budget
+        self.budget.load(Relaxed)
+    }
+
+    /// Lets the tenant have more or less from now on. What does not fit goes at once, and nothing else.
+    pub fn set_budget(&self, budget: u64) {
+        self.budget.store(budget, Relaxed);
+        self.shrink();
     }
 
     pub fn storage(&self) -> &Arc<Storage> {
@@ -146,35 +159,84 @@ impl Partition {
         self.purges.spare(resource, stored)
     }
 
-    /// Stores a response in place of the one with the same selection. `false`: there is no room for it.
+    /// Stores a response in place of the one with the same selection. `false`: there is no room for it, or clients
+    /// still have too much of what was stored before.
     pub fn store(&self, key: &[u8], resource: &Resource, stored: Stored) -> bool {
         let stored = Arc::new(stored);
-        // A family that grows is counted whole, since another takes its place.
-        let weight = (stored.weight() + key.len() + resource.as_str().len()) as u64;
-        if weight > self.budget || !self.storage.make_room(self, weight) {
+        let most = usize::try_from(self.budget()).unwrap_or(usize::MAX);
+        let alone = Family::new(key.into(), resource.clone()).with(stored.clone(), most).weight();
+        // Where there are other variants, they make room for what does not fit beside them.
+        let before = self.families.get().and_then(|families| families.get(key)).map(|family| family.weight());
+        let more = before.map_or(alone, |before| alone.min(most.saturating_sub(before)));
+        if alone > most || self.lends_too_much() || !self.make_room(more as u64) {
             return false;
         }
-        self.change(key, resource, |family| Some(family.with(stored.clone())));
+        self.change(key, resource, |family| Some(family.with(stored.clone(), most)));
         true
+    }
+
+    /// Whether clients have so much of what has left the cache that they are not to get more of what could leave it.
+    fn lends_too_much(&self) -> bool {
+        let most = self.budget() / 2;
+        self.lent.sweep();
+        if !self.lent.is_too_much(most) {
+            return false;
+        }
+        // Others may have nothing to store for a long time, and what has gone may still wait for its end.
+        for partition in self.storage.partitions() {
+            if let Some(families) = partition.families.get() {
+                families.run_pending_tasks();
+            }
+            partition.lent.sweep();
+        }
+        self.lent.is_too_much(most)
+    }
+
+    /// Makes room for so many bytes, of the tenant and of the node. `false`: they cannot be had.
+    fn make_room(&self, bytes: u64) -> bool {
+        let budget = self.budget();
+        if bytes > budget {
+            return false;
+        }
+        // Before it is there: what is new and not used yet would have to go first.
+        let excess = (self.bytes() + bytes).saturating_sub(budget);
+        if excess > 0 {
+            self.evict(excess);
+        }
+        self.storage.make_room(self, bytes)
+    }
+
+    /// What several have stored at the same time may be too much together, and what takes the place of something else may
+    /// be larger.
+    fn shrink(&self) {
+        let excess = self.bytes().saturating_sub(self.budget());
+        if excess > 0 {
+            self.evict(excess);
+        }
     }
 
     /// Puts a validated response in the place of the one that was validated, unless that has gone meanwhile.
     pub fn renew(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>, new: &Arc<Stored>) {
         self.change(key, resource, |family| {
             let holds = family.variants().iter().any(|stored| Arc::ptr_eq(stored, old));
-            holds.then(|| family.without(old).with(new.clone()))
+            holds.then(|| family.without(old).with(new.clone(), usize::MAX))
         });
     }
 
-    /// Forgets one response.
-    pub fn forget(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>) {
-        self.change(key, resource, |family| Some(family.without(old)));
+    /// Forgets what would answer a request with these fields: all of it, or an older response would come up again.
+    pub fn forget(&self, key: &[u8], resource: &Resource, request: &HeaderMap) {
+        self.change(key, resource, |family| {
+            let mut wishes = Wishes::of(request);
+            let (gone, left): (Vec<_>, Vec<_>) =
+                family.variants().iter().partition(|stored| stored.selection.matches(&mut wishes));
+            (!gone.is_empty()).then(|| family.of(left.into_iter().cloned().collect()))
+        });
     }
 
     /// Notes that responses for this key are not storable, until then.
     pub fn pass(&self, key: &[u8], resource: &Resource, until: Timestamp) {
-        let weight = Family::new(Arc::from(&[][..]), resource.clone()).weight() + key.len();
-        if !self.storage.make_room(self, weight as u64) {
+        let weight = Family::new(key.into(), resource.clone()).weight();
+        if !self.make_room(weight as u64) {
             return;
         }
         self.change(key, resource, |family| Some(family.passing(until)));
@@ -193,6 +255,10 @@ impl Partition {
                 is_new = false;
                 return Op::Nop;
             };
+            let stays = |body: &Bytes| next.variants().iter().any(|stored| stored.body.as_ptr() == body.as_ptr());
+            for gone in current.variants().iter().filter(|stored| !stays(&stored.body)) {
+                self.lent.add(gone);
+            }
             self.held.add(next.weight());
             if is_new {
                 self.held.responses.fetch_add(1, Relaxed);
@@ -202,24 +268,20 @@ impl Partition {
         if is_new {
             self.order.lock().push_back(key);
         }
-        // What does not fit goes now, and not some time later.
+        self.shrink();
+        // What has been replaced goes now, and not some time later.
         families.run_pending_tasks();
-        self.forget_keys_of_the_evicted();
     }
 
     fn families(&self) -> &Families {
         self.families.get_or_init(|| {
             let held = self.held.clone();
+            // It has no bound of its own: by that it would refuse what is asked for less often than what it has.
             Cache::builder()
-                .max_capacity(self.budget)
-                .weigher(|_, family: &Arc<Family>| u32::try_from(family.weight()).unwrap_or(u32::MAX))
                 .eviction_listener(move |_, family: Arc<Family>, cause| {
                     held.remove(family.weight());
                     if cause != moka::notification::RemovalCause::Replaced {
                         held.responses.fetch_sub(1, Relaxed);
-                    }
-                    if cause == moka::notification::RemovalCause::Size {
-                        held.evictions.fetch_add(1, Relaxed);
                     }
                 })
                 .build_with_hasher(RandomState::default())
@@ -241,41 +303,18 @@ impl Partition {
                 continue;
             }
             families.invalidate(&key);
+            for gone in family.variants() {
+                self.lent.add(gone);
+            }
             self.held.evictions.fetch_add(1, Relaxed);
         }
         families.run_pending_tasks();
         before.saturating_sub(self.bytes())
     }
 
-    /// The cache of the tenant evicts without telling the order of keys, which must not grow by that.
-    fn forget_keys_of_the_evicted(&self) {
-        let mut order = self.order.lock();
-        let live = usize::try_from(self.held.responses.load(Relaxed)).unwrap_or(usize::MAX);
-        if order.len() > live.saturating_mul(2).saturating_add(1024)
-            && let Some(families) = self.families.get()
-        {
-            order.retain(|key| families.contains_key(key));
-        }
-    }
-
     #[cfg(test)]
     pub(super) fn keys_in_order(&self) -> usize {
         self.order.lock().len()
-    }
-
-    /// Takes over what another one has, as far as there is room.
-    pub(super) fn take_over(&self, other: &Self) {
-        let Some(families) = other.families.get() else { return };
-        for (key, family) in families {
-            families.invalidate(&*key);
-            for stored in family.variants() {
-                let weight = (stored.weight() + key.len()) as u64;
-                if self.bytes() + weight <= self.budget {
-                    self.change(&key, &family.resource, |have| Some(have.with(stored.clone())));
-                }
-            }
-        }
-        families.run_pending_tasks();
     }
 }
 

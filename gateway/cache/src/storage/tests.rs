@@ -116,7 +116,7 @@ fn a_validated_response_takes_the_place_of_the_old_one_only() {
     partition.renew(b"/", &resource("/"), &old, &Arc::new(response(3, Selection::default(), Sequence::default())));
     let Lookup::Found(same) = partition.find(b"/", &http::HeaderMap::new(), NOW) else { panic!() };
     assert!(Arc::ptr_eq(&new, &same));
-    partition.forget(b"/", &resource("/"), &same);
+    partition.forget(b"/", &resource("/"), &http::HeaderMap::new());
     assert!(!has(&partition, "/"));
 }
 
@@ -133,6 +133,21 @@ fn keys_may_pass_for_a_while() {
     assert!(passes(1_000_000_005 - PASS_SECONDS) && !passes(1_000_000_004 - PASS_SECONDS));
     store(&partition, "/", 1);
     assert!(has(&partition, "/"));
+}
+
+#[test]
+fn who_would_wait_for_one_variant_in_vain_does_not_wait_for_the_next() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    let name = HeaderName::from_static("x-a");
+    let request =
+        |number: u64| -> http::HeaderMap { [(name.clone(), HeaderValue::from(number))].into_iter().collect() };
+    partition.pass(b"/", &resource("/"), Timestamp::from_unix(1_000_000_005));
+    let selection = Selection::of(std::slice::from_ref(&name), &request(1));
+    assert!(partition.store(b"/", &resource("/"), response(1, selection, Sequence::default())));
+    let find = |number, after: u64| partition.find(b"/", &request(number), Timestamp::from_unix(1_000_000_000 + after));
+    assert!(matches!(find(1, 0), Lookup::Found(_)));
+    assert!(matches!((find(2, 0), find(2, 5)), (Lookup::Passes, Lookup::OtherVariants)));
 }
 
 #[test]
@@ -202,19 +217,78 @@ fn what_is_used_outlives_what_is_not() {
 }
 
 #[test]
-fn another_budget_takes_over_what_fits() {
+fn another_budget_counts_once_it_is_set_and_takes_nothing_that_fits() {
     let storage = Storage::new(64 * MIB);
-    let large = storage.partition("a", 8 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
     for number in 0..100 {
-        store(&large, &format!("/{number}"), 16 * KIB);
+        store(&partition, &format!("/{number}"), 16 * KIB);
     }
-    let small = storage.partition("a", MIB);
-    let kept = (0..100).filter(|number| has(&small, &format!("/{number}"))).count();
-    assert!((40..=64).contains(&kept), "{kept}");
-    drop(large);
-    assert_eq!(storage.stored_bytes(), small.bytes());
-    drop(small);
+    // Whoever asks for the tenant's cache may come to nothing.
+    drop(storage.partition("a", MIB));
+    let kept = || (0..100).filter(|number| has(&partition, &format!("/{number}"))).count();
+    assert_eq!((kept(), partition.budget()), (100, 8 * MIB));
+    partition.set_budget(MIB);
+    assert!((40..=64).contains(&kept()) && partition.bytes() <= MIB, "{}", kept());
+    let left = kept();
+    partition.set_budget(8 * MIB);
+    assert!(kept() == left && store(&partition, "/new", 16 * KIB) && kept() == left);
+    drop(partition);
     assert_eq!(storage.stored_bytes(), 0);
+}
+
+#[test]
+fn whatever_comes_is_stored_however_often_all_else_is_asked_for() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", MIB);
+    for number in 0..1000_usize {
+        store(&partition, &format!("/hot/{number}"), KIB);
+        for _ in 0..20 {
+            for hot in number.saturating_sub(500)..number {
+                has(&partition, &format!("/hot/{hot}"));
+            }
+        }
+        if number % 100 == 0 {
+            assert!(store(&partition, "/large", 100 * KIB) && has(&partition, "/large"), "{number}");
+        }
+    }
+    assert!(partition.bytes() <= MIB);
+    // What cannot be stored is not said to be.
+    assert!(!store(&partition, "/larger", 1024 * KIB) && !has(&partition, "/larger"));
+}
+
+#[test]
+fn variants_of_one_key_make_room_for_each_other() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", MIB);
+    let name = HeaderName::from_static("x-a");
+    for number in 0..20 {
+        let request: http::HeaderMap = [(name.clone(), HeaderValue::from(number))].into_iter().collect();
+        let selection = Selection::of(std::slice::from_ref(&name), &request);
+        assert!(partition.store(b"/", &resource("/"), response(300 * KIB, selection, Sequence::default())));
+        assert!(matches!(partition.find(b"/", &request, NOW), Lookup::Found(_)), "{number}");
+        assert!(partition.bytes() <= MIB);
+    }
+    assert!(partition.bytes() > MIB * 8 / 10);
+}
+
+#[test]
+fn nothing_older_comes_up_again_when_a_response_is_forgotten() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", MIB);
+    let request: http::HeaderMap = [("x-a", "1")]
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+        .into_iter()
+        .collect();
+    let store = |names: &[HeaderName], of: &http::HeaderMap| {
+        let stored = response(1, Selection::of(names, of), Sequence::default());
+        assert!(partition.store(b"/", &resource("/"), stored));
+    };
+    store(&[], &request);
+    store(&[HeaderName::from_static("x-a")], &request);
+    store(&[HeaderName::from_static("x-a")], &http::HeaderMap::new());
+    partition.forget(b"/", &resource("/"), &request);
+    assert!(matches!(partition.find(b"/", &request, NOW), Lookup::OtherVariants));
+    assert!(has(&partition, "/"), "of another request");
 }
 
 #[test]
@@ -280,6 +354,52 @@ fn no_tenant_takes_all_the_room_for_what_is_on_its_way() {
     drop((other, third));
     assert_eq!(storage.totals.filling.load(Relaxed), 0);
     assert_eq!(fill("d", 512 * KIB).len(), 1);
+}
+
+#[test]
+fn bodies_that_clients_keep_have_a_bound() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    let stored_and_kept = || {
+        store(&partition, "/", KIB * KIB).then(|| match partition.find(b"/", &http::HeaderMap::new(), NOW) {
+            Lookup::Found(stored) => stored.body.clone(),
+            other => panic!("{other:?}"),
+        })
+    };
+    let kept: Vec<Bytes> = std::iter::from_fn(stored_and_kept).collect();
+    // The last is stored. Half of what the tenant may have was not enough for the others.
+    assert_eq!((kept.len(), storage.lent_bytes()), (6, 5 * MIB));
+    assert!(store(&storage.partition("b", 8 * MIB), "/", KIB * KIB), "what others may have");
+    drop(kept);
+    // What was replaced goes some moments later.
+    assert!((0..10_000).any(|_| store(&partition, "/", KIB * KIB)));
+    assert!((0..10_000).any(|_| store(&partition, "/", KIB * KIB) && storage.lent_bytes() == 0));
+    drop(partition);
+    assert_eq!(storage.lent_bytes(), 0);
+}
+
+#[test]
+fn what_nobody_keeps_or_what_stays_in_the_cache_is_not_lent() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", MIB);
+    for number in 0..100 {
+        assert!(store(&partition, &format!("/{number}"), 64 * KIB));
+        let Lookup::Found(stored) = partition.find(format!("/{number}").as_bytes(), &http::HeaderMap::new(), NOW)
+        else {
+            panic!()
+        };
+        // It has a file then.
+        assert!(stored.twin(&storage).is_none() && stored.twin(&storage).is_some());
+    }
+    assert_eq!(storage.lent_bytes(), 0);
+    let Lookup::Found(old) = partition.find(b"/99", &http::HeaderMap::new(), NOW) else { panic!() };
+    let kept = old.body.clone();
+    let new = old.renewed(http::HeaderMap::new(), old.rules.clone(), Selection::default(), old.since());
+    partition.renew(b"/99", &resource("/99"), &old, &Arc::new(new));
+    assert_eq!(storage.lent_bytes(), 0);
+    drop(old);
+    partition.set_budget(0);
+    assert_eq!(storage.lent_bytes(), kept.len() as u64);
 }
 
 #[test]

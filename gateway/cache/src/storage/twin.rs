@@ -87,6 +87,11 @@ impl Place {
         LENGTHS.contains(&body.len()).then(Arc::default)
     }
 
+    /// Lets go of the twin. Whoever sends it keeps it until then.
+    pub(crate) fn clear(&self) {
+        *self.twin.lock() = None;
+    }
+
     /// The twin of this body, which is always the same; there is one from the second time on if there is room.
     pub(crate) fn twin(self: &Arc<Self>, body: &Bytes, twins: &Arc<Twins>) -> Option<Arc<Twin>> {
         let again = self.used.load(Relaxed) || self.used.swap(true, Relaxed);

@@ -43,13 +43,22 @@ impl Orders {
             },
             Task::PurgeEverything => {
                 self.cache.purging.everything();
+                tracing::info!(
+                    "everything is purged: the control plane does not know which purges this node has heard"
+                );
                 say(replies, done(id, None))
             }
             Task::Warm { urls, headers } => match cache_warm::read(&urls, &headers) {
                 Ok((targets, headers)) => {
                     let (cache, replies) = (self.cache.clone(), replies.clone());
                     self.runtime.spawn(async move {
-                        let list = cache.warming.start(&cache.background, targets, headers);
+                        let list = match cache.warming.start(&cache.background, targets, headers) {
+                            Ok(list) => list,
+                            Err(error) => {
+                                say(&replies, done(id, Some(error.to_string())));
+                                return;
+                            }
+                        };
                         loop {
                             let progress = list.progress();
                             if !say(&replies, warmed(id, &progress)) || progress.done {
@@ -80,7 +89,7 @@ fn done(id: Uuid, error: Option<String>) -> Carried {
 }
 
 fn warmed(id: Uuid, progress: &Progress) -> Carried {
-    let Progress { id: _, total, stored, not_stored, failed, done, missing: _ } = *progress;
+    let Progress { id: _, total, stored, not_stored, failed, done, stopped: _, missing: _ } = *progress;
     let [total, stored, not_stored, failed] = [total, stored, not_stored, failed].map(|count| count as u64);
     Carried { id, done, error: None, warmed: Some(Warmed { total, stored, not_stored, failed }) }
 }

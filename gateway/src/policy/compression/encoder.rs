@@ -49,6 +49,11 @@ impl Encoder {
         Ok(Self { format: Some(format), flush_each: streamed })
     }
 
+    /// Whether it has been given the end of the body.
+    pub fn has_ended(&self) -> bool {
+        self.format.is_none()
+    }
+
     /// Takes a piece of the body and gives what is ready to be sent, possibly nothing. With `end` the
     /// stream is finished; pieces after that are dropped.
     pub fn push(&mut self, chunk: &[u8], end: bool) -> Result<Bytes, EncodeError> {

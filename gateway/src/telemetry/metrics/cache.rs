@@ -18,6 +18,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     let mut folded = Family::counter(names::CACHE_PURGES_FOLDED);
     let mut untold = Family::counter(names::CACHE_PURGES_UNTOLD);
     let mut heard = Family::gauge(names::CACHE_PURGES_HEARD);
+    let mut background = Family::counter(names::CACHE_BACKGROUND);
     for (tenant, counts) in by_tenant(cache, tenants) {
         bytes.add(&[&tenant], counts.bytes as f64);
         keys.add(&[&tenant], counts.keys as f64);
@@ -37,7 +38,16 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     folded.add(&[], counters.folded.load(Relaxed) as f64);
     untold.add(&[], counters.untold.load(Relaxed) as f64);
     heard.add(&[], f64::from(u8::from(cache.purging.hears())));
-    let all = [bytes, keys, evictions, budget, files, purges, folded, untold, heard];
+    let counters = &cache.background.counters;
+    for (result, count) in [
+        ("answered", &counters.answered),
+        ("failed", &counters.failed),
+        ("given_up", &counters.given_up),
+        ("refused", &counters.refused),
+    ] {
+        background.add(&[result], count.load(Relaxed) as f64);
+    }
+    let all = [bytes, keys, evictions, budget, files, purges, folded, untold, heard, background];
     all.into_iter().filter_map(Family::finish).collect()
 }
 

@@ -236,3 +236,38 @@ fn once_somebody_has_waited_in_vain_nobody_waits() {
         }
     }
 }
+
+#[test]
+fn where_the_cache_is_full_of_what_is_asked_for_often_requests_are_one_all_the_same() {
+    let go = Arc::new(AtomicBool::new(false));
+    let (told, large) = (go.clone(), "x".repeat(50 << 10));
+    let origin = Stub::start(move |seen| {
+        let fields = "200 OK\nCache-Control: max-age=3600";
+        if seen.target() == "/v1/a" {
+            assert!(comes_true(|| told.load(Ordering::SeqCst)));
+            return wire(&format!("{fields}\n\n{large}"));
+        }
+        wire(&format!("{fields}\n\n{}", "x".repeat(1 << 10)))
+    });
+    let memory = "policies: { cache: { memory: 1MiB, max_object: 64KiB } }";
+    let gateway = Gateway::start(&tenants(&demo(&[origin.address], ""), memory, &open("cache: {}")));
+    let mut client = gateway.connect();
+    for _ in 0..20 {
+        for number in 0..400 {
+            let request = format!("GET /v1/{number} HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+            assert_eq!(client.request(&request).status, 200);
+        }
+    }
+    let mut clients: Vec<Client> = (0..20).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    }
+    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == 20));
+    go.store(true, Ordering::SeqCst);
+    for client in &mut clients {
+        assert_eq!(client.receive().unwrap().body.len(), 50 << 10);
+    }
+    let asked = || origin.seen().iter().filter(|seen| seen.target() == "/v1/a").count();
+    assert!(gateway.fetch("/v1/a", "").is_hit());
+    assert_eq!(asked(), 1);
+}

@@ -1,12 +1,12 @@
 //! The plainest requests are answered without a session of Pingora's. Nobody can tell that from the answers, but for
 //! `Date`, which Pingora replaces, and for compressed bodies, whose length is told; nor from counters or logs.
 
-use std::io::{BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 
 use super::{at, caching, counting};
 use crate::{
-    fixtures::{Stub, comes_true, demo, open, tenants},
-    support::{Gateway, Response, receive, tls::connect_tls},
+    fixtures::{Stub, comes_true, demo, ok, open, tenants},
+    support::{Gateway, Response, http2::Http2, receive, tls::connect_tls},
 };
 
 /// What keeps a request off the fast path and changes nothing else.
@@ -92,6 +92,75 @@ fn answers_are_those_of_the_longer_way() {
     for status in [200, 206, 304, 400, 401, 404, 416, 417, 504] {
         assert!(statuses.contains(&status), "{status} in {statuses:?}");
     }
+}
+
+/// Few bytes when compressed, and much work.
+fn long_text() -> String {
+    let words = ["a word, ", "another word, ", "a third word, ", "and one more, "];
+    let mut seed = 1_u32;
+    let mut next = || {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        words[(seed >> 30) as usize]
+    };
+    (0..400_000).map(|_| next()).collect()
+}
+
+fn unpacked(answer: &[u8]) -> String {
+    let mut text = String::new();
+    brotli::Decompressor::new(answer, 4096).read_to_string(&mut text).unwrap();
+    text
+}
+
+fn with_long_text(text: &str) -> Gateway {
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{text}",
+        text.len()
+    );
+    let origin = Stub::start(move |seen| match seen.target() {
+        "/v1/long" => answer.clone().into_bytes(),
+        _ => ok("Cache-Control: max-age=3600\r\n", b"short"),
+    });
+    let policies = "cache: {}, compression: { encodings: [br] }";
+    let tenants = tenants(&demo(&[origin.address], ""), "", &open(policies));
+    let gateway = Gateway::start_with(&tenants, "threads: 1\n");
+    for target in ["/v1/long", "/v1/short"] {
+        gateway.fetch(target, "");
+        assert!(gateway.fetch(target, "").is_hit(), "{target}");
+    }
+    gateway
+}
+
+#[test]
+fn a_long_body_is_compressed_while_it_is_sent_and_others_have_their_turn() {
+    let text = long_text();
+    let gateway = with_long_text(&text);
+    for other in ["", OTHER] {
+        let mut long = gateway.connect();
+        long.send(format!("GET /v1/long HTTP/1.1\r\nHost: acme.test\r\nAccept-Encoding: br\r\n{other}\r\n").as_bytes());
+        long.stream.fill_buf().unwrap();
+        assert_eq!(gateway.fetch("/v1/short", "").text(), "short");
+        let mut by_now = Vec::new();
+        long.stream.get_ref().set_nonblocking(true).unwrap();
+        let _ = long.stream.read_to_end(&mut by_now);
+        long.stream.get_ref().set_nonblocking(false).unwrap();
+        assert!(!by_now.ends_with(b"\r\n0\r\n\r\n"), "it was answered after all of this");
+        let answer = receive(&mut by_now.as_slice().chain(&mut long.stream)).unwrap();
+        assert!(answer.is_hit() && answer.header("content-encoding") == Some("br"), "{}", answer.head);
+        assert_eq!((answer.header("transfer-encoding"), answer.header("content-length")), (Some("chunked"), None));
+        assert!(unpacked(&answer.body) == text);
+        // The connection goes on behind it.
+        assert_eq!(long.request("GET /v1/short HTTP/1.1\r\nHost: acme.test\r\n\r\n").text(), "short");
+    }
+}
+
+#[tokio::test]
+async fn a_long_body_is_compressed_over_http2_too() {
+    let text = long_text();
+    let gateway = with_long_text(&text);
+    let client = Http2::plain(&gateway).await;
+    let request = client.request("GET", "acme.test", "/v1/long").header("accept-encoding", "br");
+    let answer = client.send(request, b"").await.unwrap();
+    assert!(answer.header("content-encoding") == Some("br") && unpacked(&answer.body) == text);
 }
 
 #[test]

@@ -54,6 +54,8 @@ fn what_the_answer_names_is_invalid_as_well() {
     assert_eq!(kept("201 Created\nLocation: /v1/b\n", "POST", "/v1/a"), [false, false, true]);
     assert_eq!(kept("200 OK\nContent-Location: b\n", "POST", "/v1/a"), [false, false, true]);
     assert_eq!(kept("303 See Other\nLocation: http://acme.test/v1/c?q\n", "POST", "/v1/a"), [false, true, false]);
+    // Of several the first counts.
+    assert_eq!(kept("201 Created\nLocation: /v1/b\nLocation: /v1/c?q\n", "POST", "/v1/a"), [false, false, true]);
     // Not of another host.
     for location in
         ["http://other.test/v1/b", "//other.test/v1/b", "https://acme.test/v1/b", "http://acme.test:81/v1/b"]

@@ -12,7 +12,7 @@ use std::{
 
 use super::wire;
 use crate::{
-    fixtures::{Seen, Stub, comes_true, demo, read_request},
+    fixtures::{Seen, Stub, comes_true, demo, ok, read_request},
     support::{Client, Gateway, Response},
 };
 
@@ -173,6 +173,33 @@ fn what_trusted_proxies_say_to_the_origin_tells_responses_apart() {
 }
 
 #[test]
+fn whatever_trusted_proxies_say_of_user_and_target_tells_responses_apart() {
+    let origin = Stub::start(|seen| {
+        let told = ["x-forwarded-user", "forwarded"].map(|name| seen.header(name).unwrap_or("-").to_owned());
+        wire(&format!("200 OK\nCache-Control: max-age=3600\n\n{}", told.join(" ")))
+    });
+    let tenants = crate::fixtures::tenants(&demo(&[origin.address], ""), "", &crate::fixtures::open("cache: {}"));
+    let gateway = Gateway::start_with(&tenants, "forwarding: { trusted_proxies: [127.0.0.0/8] }\n");
+    let asked = [
+        ("", "- -"),
+        ("X-Forwarded-User: alice\r\n", "alice -"),
+        ("X-Forwarded-User: bob\r\n", "bob -"),
+        ("Forwarded: host=a\r\n", "- host=a"),
+        ("Forwarded: host=b\r\n", "- host=b"),
+        ("Forwarded: for=192.0.2.1;host=a;proto=https\r\n", "- for=192.0.2.1;host=a;proto=https"),
+        ("Forwarded: for=\"a;host=a\"\r\n", "- for=\"a;host=a\""),
+    ];
+    for round in 0..2 {
+        for (fields, expected) in asked {
+            let answer = gateway.fetch("/v1/a", fields);
+            assert_eq!((answer.text().as_str(), answer.is_hit()), (expected, round == 1), "{fields}");
+        }
+    }
+    // Who the client is does not choose a response by itself.
+    assert!(gateway.fetch("/v1/a", "Forwarded: for=192.0.2.2;host=a;proto=https\r\n").is_hit());
+}
+
+#[test]
 fn a_tenant_that_floods_leaves_the_hit_ratio_of_another_as_it_was() {
     const QUIET: usize = 100;
     let origin = Stub::start(|_| wire(&format!("200 OK\nCache-Control: max-age=3600\n\n{}", "x".repeat(8 << 10))));
@@ -251,6 +278,44 @@ fn the_process_takes_no_more_memory_than_the_cache_may_have() {
     // About as much as the cache may have in all, since two of its eighths lie idle here. The half on top is for what
     // the allocator holds back, and for connections.
     assert!(grown < BUDGET * 3 / 2, "{grown} for {BUDGET}, {stored} stored by {asked}");
+}
+
+#[test]
+fn what_slow_clients_have_of_what_was_replaced_has_a_bound() {
+    const LENGTH: usize = 4 << 20;
+    const ROUNDS: usize = 40;
+    let count = AtomicUsize::new(0);
+    let origin = Stub::start(move |_| {
+        let number = count.fetch_add(1, Ordering::SeqCst);
+        ok(&format!("Cache-Control: max-age=3600\r\nX-Number: {number}\r\n"), &vec![b'x'; LENGTH])
+    });
+    let text = crate::fixtures::tenants(&demo(&[origin.address], ""), "", &crate::fixtures::open("cache: {}"));
+    let gateway = Gateway::start_with(&text, "cache: { memory: 64MiB }\n");
+    let replace = || gateway.get("acme.test", "/v1/a", "Cache-Control: no-cache\r\n");
+    replace();
+    let before = peak_memory(&gateway);
+    let slow: Vec<Client> = std::iter::repeat_with(|| {
+        assert_eq!(replace().body.len(), LENGTH);
+        let mut client = gateway.connect();
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        assert!(client.receive_head().is_hit());
+        client
+    })
+    .take(ROUNDS)
+    .collect();
+    let grown = peak_memory(&gateway) - before;
+    // What the cache may have, and half as much for the allocator and for connections. All of them together are more.
+    assert!(grown < 96 << 20, "{grown}");
+    for mut client in slow {
+        let mut body = vec![0; LENGTH];
+        client.stream.read_exact(&mut body).unwrap();
+        assert!(body.iter().all(|byte| *byte == b'x'));
+    }
+    // Once they have got it, what is new is stored again.
+    assert!(comes_true(|| {
+        let (new, again) = (replace(), gateway.get("acme.test", "/v1/a", ""));
+        again.is_hit() && again.header("x-number") == new.header("x-number")
+    }));
 }
 
 /// An origin of long bodies. Of those that are asked for as `slow` it sends the first byte, of those that are `late`

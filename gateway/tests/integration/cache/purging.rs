@@ -3,7 +3,10 @@
 use std::{
     io::{BufRead, BufReader, Write},
     net::TcpStream,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use serde_json::{Value, json};
@@ -16,7 +19,7 @@ use crate::{
 };
 
 impl Gateway {
-    fn post_operations(&self, target: &str, body: &Value) -> Response {
+    pub fn post_operations(&self, target: &str, body: &Value) -> Response {
         let body = body.to_string();
         let length = body.len();
         let request = format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}");
@@ -129,6 +132,7 @@ fn what_is_wrong_purges_nothing() {
         (json!({ "tenant": "acme", "prefix": "https://other.test/v1/" }), 400),
         (json!({ "tenant": "acme", "prefix": "/v1/a?q" }), 400),
         (json!({ "tenant": "acme", "prefix": "/v1/*" }), 400),
+        (json!({ "tenant": "acme", "prefix": "v1" }), 400),
         (json!({ "tenant": "acme", "tag": "products, sale" }), 400),
         (json!({ "tenant": "acme", "tag": " sale" }), 400),
         (json!({ "tenant": "acme", "tag": "sale\n" }), 400),
@@ -143,9 +147,13 @@ fn what_is_wrong_purges_nothing() {
 
 /// Nodes in front of one origin that share a Redis, and hear what is purged.
 fn sharing<const MANY: usize>(redis: &Redis, origin: &Stub) -> [Gateway; MANY] {
-    let tenants = tenants(&demo(&[origin.address], ""), "", &open("cache: {}"));
+    sharing_with(redis, &tenants(&demo(&[origin.address], ""), "", &open("cache: {}")))
+}
+
+/// The same, for these tenants.
+fn sharing_with<const MANY: usize>(redis: &Redis, tenants: &str) -> [Gateway; MANY] {
     let node = format!("limits: {{ redis: {{ url: '{}' }} }}\n", redis.url());
-    let nodes = std::array::from_fn(|_| Gateway::start_with(&tenants, &node));
+    let nodes = std::array::from_fn(|_| Gateway::start_with(tenants, &node));
     assert!(nodes.iter().all(|gateway: &Gateway| comes_true(|| gateway.hears())));
     nodes
 }
@@ -204,6 +212,7 @@ fn a_node_that_was_cut_off_purges_what_it_may_have_missed() {
     let origin = counting(TAGGED);
     let [gateway] = sharing(&redis, &origin);
     let hears = || gateway.hears();
+    assert_eq!(gateway.purges("missed") as u32, 0, "nothing was stored yet");
     gateway.purge(&json!({ "tenant": "acme", "tag": "x" }));
     gateway.fetch("/v1/a", "");
     assert!(gateway.fetch("/v1/a", "").is_hit());
@@ -215,10 +224,67 @@ fn a_node_that_was_cut_off_purges_what_it_may_have_missed() {
     assert_eq!(untold.status, 503, "{untold:?}");
     assert!(!gateway.fetch("/v1/b", "").is_hit());
     assert!(gateway.fetch("/v1/a", "").is_hit());
+    let unknown = gateway.post_operations("/cache/purge", &json!({ "tenant": "nobody", "all": true }));
+    assert_eq!(unknown.status, 404, "{unknown:?}");
     // It comes back without its data: what was purged meanwhile is not known.
     redis.start_again();
     assert!(comes_true(hears));
     assert!(!gateway.fetch("/v1/a", "").is_hit());
+    assert!(gateway.purges("missed") > 0.0);
+    assert!(gateway.logs("everything is purged"));
+}
+
+#[test]
+fn what_redis_refuses_is_told_once_it_does_not() {
+    let redis = Redis::start();
+    let origin = counting(TAGGED);
+    let [here, there] = sharing(&redis, &origin);
+    assert!(there.holds("/v1/a"));
+    command(&redis, "CONFIG SET maxmemory 1");
+    let refused = here.post_operations("/cache/purge", &json!({ "tenant": "acme", "url": "http://acme.test/v1/a" }));
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert!(refused.json()["detail"].as_str().unwrap().contains("Redis did not take it"), "{refused:?}");
+    assert!(there.fetch("/v1/a", "").is_hit());
+    command(&redis, "CONFIG SET maxmemory 0");
+    assert!(comes_true(|| !there.fetch("/v1/a", "").is_hit()));
+    assert_eq!(there.purges("other_node") as u32, 1);
+}
+
+#[test]
+fn what_clients_change_while_redis_is_away_is_told_once_it_is_back() {
+    // More than one tenant may have waiting.
+    const CHANGED: usize = 1200;
+    let mut redis = Redis::start();
+    let origin = counting(TAGGED);
+    let acme = tenants(&demo(&[origin.address], ""), "", &open("cache: {}"));
+    let other = format!("- id: other\n  hosts: [other.test]\n  routes:\n  {}", open("cache: {}"));
+    let [here, there] = sharing_with(&redis, &(acme + &other));
+    let has = |host: &str, target: &str| there.get(host, target, "").is_hit();
+    for host in ["acme.test", "other.test"] {
+        for target in ["/v1/changed", "/v1/kept"] {
+            assert!(!has(host, target) && has(host, target), "{host} {target}");
+        }
+    }
+    command(&redis, "SAVE");
+    redis.kill();
+    let mut client = here.connect();
+    let mut change = |host: &str, target: &str| {
+        let post = format!("POST {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n");
+        assert_eq!(client.request(&post).status, 200);
+    };
+    change("acme.test", "/v1/changed");
+    for number in 0..CHANGED {
+        change("acme.test", &format!("/v1/{number}"));
+    }
+    change("other.test", "/v1/changed");
+    assert!(here.logs("they will purge all of this tenant"));
+    assert!(has("other.test", "/v1/changed"), "it cannot know yet");
+    redis.start_again();
+    for (host, target) in [("acme.test", "/v1/changed"), ("acme.test", "/v1/kept"), ("other.test", "/v1/changed")] {
+        assert!(comes_true(|| !has(host, target)), "{host} {target}");
+    }
+    assert!(has("other.test", "/v1/kept"));
+    assert_eq!([&here, &there].map(|node| node.purges("missed") as u32), [0, 0]);
 }
 
 /// One command, without any of what makes clients comfortable.
@@ -313,15 +379,13 @@ fn a_redis_that_comes_back_as_it_was_costs_nothing() {
 
 #[test]
 fn however_much_clients_change_little_else_is_asked_for_again() {
-    const AT_ONCE: usize = 50;
-    let count = AtomicUsize::new(0);
-    let origin = Stub::start(move |seen| {
-        let named = |number| format!("Location: /v1/changed/{number}\n");
+    const AT_ONCE: usize = 3;
+    let origin = Stub::start(|seen| {
         if !seen.head.starts_with("POST ") {
             return super::wire("200 OK\nCache-Control: max-age=3600\n\nbody");
         }
-        let first = count.fetch_add(AT_ONCE, Ordering::SeqCst);
-        super::wire(&format!("200 OK\n{}", (first..first + AT_ONCE).map(named).collect::<String>()))
+        let first: usize = seen.target().rsplit('/').next().unwrap().parse().unwrap();
+        super::wire(&format!("200 OK\nLocation: {}\nContent-Location: {}\n", first + 1, first + 2))
     });
     let gateway = caching(&origin, "");
     let kept: Vec<String> = (0..20).map(|number| format!("/v1/kept/{number}")).collect();
@@ -329,8 +393,8 @@ fn however_much_clients_change_little_else_is_asked_for_again() {
         assert!(gateway.holds(target));
     }
     let mut client = gateway.connect();
-    for _ in 0..20_000 / AT_ONCE {
-        client.request("POST /v1/x HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 0\r\n\r\n");
+    for first in (0..20_000).step_by(AT_ONCE) {
+        client.request(&format!("POST /v1/changed/{first} HTTP/1.1\r\nHost: acme.test\r\nContent-Length: 0\r\n\r\n"));
     }
     assert!(gateway.metric("seiketsu_cache_purges_folded_total") > 0.0);
     assert!(!gateway.fetch("/v1/changed/0", "").is_hit());
@@ -382,10 +446,10 @@ fn urls_are_warmed() {
     warmed.as_object_mut().unwrap().remove("missing");
     assert_eq!(warmed, json!({ "id": 1, "total": 24, "stored": 20, "not_stored": 1, "failed": 3, "done": true }));
     let expected = [
-        json!({ "url": "http://acme.test/none" }),
+        json!({ "url": "http://acme.test/none", "reason": "no-route" }),
         json!({ "url": "http://acme.test/v1/error", "status": 503, "reason": "status" }),
         json!({ "url": "http://acme.test/v1/private", "status": 200, "reason": "private" }),
-        json!({ "url": "http://nobody.test/v1/a" }),
+        json!({ "url": "http://nobody.test/v1/a", "reason": "no-route" }),
     ];
     assert_eq!(missing, expected);
     let asked = origin.asked();
@@ -404,6 +468,49 @@ fn urls_are_warmed() {
 }
 
 #[test]
+fn lists_are_few_at_once_and_each_can_be_stopped() {
+    const LISTS: usize = 4;
+    // Of each list.
+    const AT_ONCE: usize = 8;
+    let answers = Arc::new(AtomicBool::new(false));
+    let may_answer = answers.clone();
+    let origin = Stub::start(move |_| {
+        assert!(comes_true(|| may_answer.load(Ordering::SeqCst)));
+        super::wire("200 OK\nCache-Control: max-age=3600\n\nbody")
+    });
+    let gateway = caching(&origin, "");
+    let warm = |list: usize| {
+        let urls: Vec<String> = (0..20).map(|number| format!("http://acme.test/v1/{list}/{number}")).collect();
+        gateway.post_operations("/cache/warm", &json!({ "urls": urls }))
+    };
+    let stop = |query: &str| {
+        let request = format!("DELETE /cache/warm{query} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        Client::connect(gateway.operations).request(&request)
+    };
+    assert!((1..=LISTS).all(|list| warm(list).status == 202));
+    assert!(comes_true(|| origin.asked() == LISTS * AT_ONCE));
+    let refused = warm(LISTS + 1);
+    assert_eq!((refused.status, refused.problem().as_str()), (429, "quota-exceeded"));
+    for (query, status) in [("?id=99", 404), ("?id=x", 400), ("?it=1", 400), ("", 400)] {
+        assert_eq!(stop(query).status, status, "{query}");
+    }
+    let stopped = stop("?id=1");
+    assert_eq!(
+        (stopped.status, &stopped.json()["stopped"], &stopped.json()["done"]),
+        (200, &json!(true), &json!(false))
+    );
+    // What is under way ends.
+    answers.store(true, Ordering::SeqCst);
+    let list = |id: usize| gateway.operations("/cache/warm").json()["lists"][LISTS - id].clone();
+    assert!(comes_true(|| (1..=LISTS).all(|id| list(id)["done"] == true)), "{}", list(1));
+    let ended =
+        json!({ "id": 1, "total": 20, "stored": 8, "not_stored": 0, "failed": 0, "done": true, "stopped": true });
+    assert_eq!(list(1), ended);
+    assert_eq!(list(2)["stored"], 20);
+    assert_eq!(warm(LISTS + 1).status, 202);
+}
+
+#[test]
 fn what_is_warmed_is_for_everybody() {
     let origin = counting("Cache-Control: max-age=3600\r\n");
     let routes = "  - { id: closed, match: { path: '/closed/{*rest}' }, upstream: demo, policies: { auth: { accept: [api_key] } } }\n  - { id: open, match: { path: '/v1/{*rest}' }, upstream: demo }\n";
@@ -412,7 +519,7 @@ fn what_is_warmed_is_for_everybody() {
         demo(&[origin.address], "")
     );
     let gateway = Gateway::start(&text);
-    for name in ["cookie", "Authorization", "proxy-authorization"] {
+    for name in ["cookie", "Authorization", "proxy-authorization", "Host", "range"] {
         let body = json!({ "urls": ["http://acme.test/v1/a"], "headers": { name: "session=admin" } });
         let refused = gateway.post_operations("/cache/warm", &body);
         assert_eq!(refused.status, 400);

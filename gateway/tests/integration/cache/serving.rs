@@ -1,10 +1,20 @@
 //! What is stored is served, with the headers that belong to it.
 
-use std::process::Command;
+use std::{
+    io::{BufReader, Write},
+    net::TcpListener,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
-use super::{at, caching, counting, in_turn};
+use serde_json::json;
+
+use super::{at, caching, caching_from, counting, in_turn};
 use crate::{
-    fixtures::{Stub, comes_true, demo, open, tenants},
+    fixtures::{Stub, comes_true, demo, open, read_request, tenants},
     support::{Gateway, http2::Http2},
 };
 
@@ -315,4 +325,39 @@ fn what_is_large_is_stored_although_the_client_wants_less_of_it() {
         assert!(comes_true(|| gateway.fetch(&target, "").is_hit()), "{method} {status}");
     }
     assert!(!gateway.log().contains("panicked"), "{}", gateway.log());
+}
+
+#[test]
+fn what_may_have_no_end_is_not_fetched_behind_a_client_that_wants_its_head() {
+    let (listener, asked) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(AtomicUsize::new(0)));
+    let (address, count) = (listener.local_addr().unwrap(), asked.clone());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let count = count.clone();
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                if read_request(0, &mut BufReader::new(&stream)).is_some() {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let head = b"HTTP/1.1 200 OK\r\nCache-Control: max-age=3600\r\nTransfer-Encoding: chunked\r\n\r\n";
+                    let mut sent = stream.write_all(head);
+                    while sent.is_ok() {
+                        sent = stream.write_all(b"10\r\n0123456789abcdef\r\n");
+                    }
+                    count.fetch_sub(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let gateway = caching_from(address, "");
+    for number in 0..5 {
+        assert_eq!(gateway.ask("HEAD", &format!("/v1/{number}"), "", "").status, 200);
+    }
+    assert!(comes_true(|| asked.load(Ordering::SeqCst) == 0));
+    // Nor is it read to no end where the cache itself has asked for it.
+    let answer = gateway.post_operations("/cache/warm", &json!({ "urls": ["http://acme.test/v1/a"] }));
+    assert_eq!(answer.status, 202);
+    let list = || gateway.operations("/cache/warm").json()["lists"][0].clone();
+    assert!(comes_true(|| list()["done"] == true), "{}", list());
+    assert_eq!(list()["stored"], 0, "{}", list());
+    assert!(comes_true(|| asked.load(Ordering::SeqCst) == 0));
 }

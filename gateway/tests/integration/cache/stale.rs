@@ -8,10 +8,12 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
+
 use super::{breaking_off, caching, caching_from, in_turn, reload, wire};
 use crate::{
-    fixtures::{Stub, comes_true, demo, let_pass, open, tenants},
-    support::{Gateway, http2::Http2},
+    fixtures::{Stub, comes_true, demo, let_pass, open, tenants, upstream},
+    support::{Client, Gateway, http2::Http2},
 };
 
 /// An origin whose first answer has these fields and is stale at once, and which then answers with this status.
@@ -280,7 +282,7 @@ fn what_was_purged_while_the_origin_failed_is_not_served() {
     let_pass(BRIEFLY_FRESH);
     let bodies = at_once(&gateway, 1, || {
         assert!(comes_true(|| asked.load(Ordering::SeqCst) == 2));
-        gateway.purge(&serde_json::json!({ "tenant": "acme", "url": "http://acme.test/v1/a" }));
+        gateway.purge(&json!({ "tenant": "acme", "url": "http://acme.test/v1/a" }));
         go.store(true, Ordering::SeqCst);
     });
     assert_eq!(bodies, ["error"]);
@@ -301,4 +303,112 @@ fn what_an_operator_allows_in_an_outage_counts_for_what_is_stored_already() {
     assert_eq!(gateway.fetch("/v1/a", "").text(), "error");
     reload(&gateway, &yaml("stale_if_error: 1h", ", timeouts: { connect: 1s }"));
     assert!(comes_true(|| gateway.fetch("/v1/a", "").text() == "old"));
+}
+
+#[test]
+fn an_origin_that_hangs_keeps_a_part_of_the_validations_and_leaves_the_rest_to_others() {
+    const MANY: usize = 100;
+    // Of 64 on each worker.
+    const SHARE: usize = 16;
+    let stale = || wire("200 OK\nCache-Control: max-age=60, stale-while-revalidate=3600\nAge: 100\n\nold");
+    let hangs = Arc::new(AtomicBool::new(false));
+    let waits = hangs.clone();
+    let hanging = Stub::start(move |_| {
+        assert!(comes_true(|| !waits.load(Ordering::SeqCst)));
+        stale()
+    });
+    let other = Stub::start(move |_| stale());
+    let upstreams = demo(&[hanging.address], "") + &upstream("other", &[other.address], "");
+    let policies = "cache: {}, retries: { attempts: 0 }";
+    let other_tenant = format!(
+        "- id: other\n  hosts: [other.test]\n  routes:\n  - {{ id: open, match: {{ path: '/v1/{{*rest}}' }}, upstream: other, policies: {{ {policies} }} }}\n"
+    );
+    let text = tenants(&upstreams, "", &open(policies)) + &other_tenant;
+    let gateway = Gateway::start_with(&text, "threads: 1\n");
+    let requests = |result: &str| {
+        gateway.metric(&format!("seiketsu_cache_background_requests_total{{result=\"{result}\"}}")) as usize
+    };
+    let targets: Vec<String> = (0..MANY).map(|number| format!("/v1/{number}")).collect();
+    for target in &targets {
+        gateway.fetch(target, "");
+    }
+    gateway.get("other.test", "/v1/a", "");
+    hangs.store(true, Ordering::SeqCst);
+    for target in &targets {
+        assert!(gateway.fetch(target, "").is_hit());
+    }
+    assert_eq!(requests("refused"), MANY - SHARE);
+    assert!(comes_true(|| hanging.asked() == MANY + SHARE));
+    assert!(gateway.get("other.test", "/v1/a", "").is_hit());
+    assert!(comes_true(|| other.asked() == 2 && requests("answered") == 1));
+    assert_eq!(hanging.asked(), MANY + SHARE);
+    // Once it answers again, what is left is validated.
+    hangs.store(false, Ordering::SeqCst);
+    assert!(comes_true(|| requests("answered") == SHARE + 1));
+    assert!(gateway.fetch(&targets[MANY - 1], "").is_hit());
+    assert!(comes_true(|| hanging.asked() == MANY + SHARE + 1));
+}
+
+#[test]
+fn an_outage_fills_the_log_with_neither_queries_nor_a_warning_for_each_request() {
+    const MANY: usize = 20;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gateway = caching_from(listener.local_addr().unwrap(), "");
+    let serve = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        crate::fixtures::read_request(0, &mut std::io::BufReader::new(&stream)).unwrap();
+        let answer = wire("200 OK\nConnection: close\nCache-Control: max-age=60, stale-if-error=3600\nAge: 100\n\nold");
+        std::io::Write::write_all(&mut stream, &answer).unwrap();
+    });
+    let stale = || gateway.fetch("/v1/a?token=SECRET123", "").text() == "old";
+    let log_level = |filter: &str| {
+        let length = filter.len();
+        let change = format!("PUT /log-level HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{filter}");
+        assert_eq!(Client::connect(gateway.operations).request(&change).status, 200);
+    };
+    assert!(stale());
+    serve.join().unwrap();
+    // Whoever wants to see each of them sees it, without the query.
+    log_level("info,pingora_proxy=warn");
+    assert!(stale());
+    assert!(gateway.logs("serving stale, GET /v1/a, Host: acme.test"));
+    log_level("info");
+    let warnings = || gateway.log().matches(" WARN ").count();
+    let before = warnings();
+    assert!((0..MANY).all(|_| stale()));
+    // Lines come in order: what was said of the requests stands before this one.
+    gateway.purge(&json!({ "tenant": "acme", "tag": "the-end" }));
+    assert!(gateway.logs("the-end"));
+    assert!(warnings() < before + MANY / 2, "{}", gateway.log());
+    assert!(!gateway.log().contains("SECRET123"), "{}", gateway.log());
+}
+
+#[test]
+fn a_configuration_that_is_refused_takes_nothing_from_what_is_stored() {
+    let origin = failing("Cache-Control: max-age=3600", "503 Service Unavailable");
+    let yaml = |memory: &str, more: &str| {
+        let policies = format!("policies: {{ cache: {{ memory: {memory}, max_object: 1MiB }} }}");
+        tenants(
+            &demo(&[origin.address], ""),
+            &policies,
+            &open(&format!("cache: {{}}, retries: {{ attempts: 0 }}{more}")),
+        )
+    };
+    let gateway = Gateway::start(&yaml("8MiB", ""));
+    gateway.fetch("/v1/a", "");
+    assert!(gateway.fetch("/v1/a", "").is_hit());
+    let budget = || gateway.operations("/cache").json()["largest"][0]["budget_bytes"].as_u64();
+    // Refused when the tenant has been compiled but for this.
+    let wrong = yaml("4MiB", ", transform: { response_body: '][ wrong' }");
+    gateway.write_tenants(&wrong.replace("revision: 1", "revision: 2"));
+    gateway.process.signal("-HUP");
+    assert!(comes_true(|| gateway.log().contains("response_body")), "{}", gateway.log());
+    assert!(gateway.fetch("/v1/a", "").is_hit());
+    assert_eq!(budget(), Some(8 << 20));
+    // What is in force in the end counts, and takes nothing either.
+    gateway.write_tenants(&yaml("4MiB", "").replace("revision: 1", "revision: 3"));
+    gateway.process.signal("-HUP");
+    assert!(comes_true(|| budget() == Some(4 << 20)), "{}", gateway.log());
+    assert!(gateway.fetch("/v1/a", "").is_hit());
+    assert!(gateway.metric("seiketsu_cache_stored_bytes{tenant=\"acme\"}") > 0.0);
 }

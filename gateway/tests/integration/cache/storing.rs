@@ -2,10 +2,16 @@
 
 use std::time::Duration;
 
-use super::{breaking_off, caching, caching_from, counting, in_turn};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+
+use super::{breaking_off, caching, caching_from, counting, in_turn, wire};
 use crate::{
     fixtures::{Stub, demo, let_pass, open, tenants},
-    support::Gateway,
+    support::{
+        Gateway,
+        http2::{Http2, receive, send_all},
+    },
 };
 
 const FRESH: &str = "Cache-Control: max-age=3600\r\n";
@@ -78,6 +84,30 @@ fn fields_that_no_cache_or_private_name_are_not_stored() {
 }
 
 #[test]
+fn what_the_cache_goes_by_is_not_left_out_of_what_is_stored() {
+    // The first answers would be served to each other's clients once a 304 came for one of them.
+    for directive in ["no-cache", "private"] {
+        let origin = Stub::start(move |seen| {
+            let language = seen.header("accept-language").unwrap_or("none").to_owned();
+            let (status, body) = match seen.header("if-none-match") {
+                Some(_) => ("304 Not Modified", ""),
+                None => ("200 OK", &*language),
+            };
+            let cache_control = format!("max-age=0, stale-if-error=60, {directive}=\"vary\"");
+            wire(&format!(
+                "{status}\nCache-Control: {cache_control}\nVary: Accept-Language\nETag: \"{language}\"\n\n{body}"
+            ))
+        });
+        let gateway = caching(&origin, "");
+        for language in ["de", "en", "de", "en"] {
+            let answer = gateway.fetch("/v1/a", &format!("Accept-Language: {language}\r\n"));
+            let expected = (language, "seiketsu; fwd=uri-miss; detail=named-field");
+            assert_eq!((answer.text().as_str(), answer.cache_status()), expected, "{directive}");
+        }
+    }
+}
+
+#[test]
 fn private_for_some_fields_allows_no_status_to_be_stored() {
     for (status, stored) in [(200, true), (201, false)] {
         let answer = format!("{status} Some\nCache-Control: private=\"x-a\"\nETag: \"1\"\n\nbody");
@@ -135,8 +165,9 @@ fn must_understand_counts_more_than_no_store_where_the_status_is_known() {
 
 #[test]
 fn statuses_that_must_not_be_stored_are_not() {
-    for status in [206, 412, 416, 417, 428, 429, 431, 511] {
-        let answer = format!("{status} Some\nCache-Control: max-age=3600\n\nbody");
+    for status in [206, 304, 412, 416, 417, 428, 429, 431, 511] {
+        let body = if status == 304 { "" } else { "body" };
+        let answer = format!("{status} Some\nCache-Control: max-age=3600\n\n{body}");
         let origin = in_turn(&[&answer]);
         let gateway = caching(&origin, "");
         gateway.fetch("/v1/a", "");
@@ -165,6 +196,32 @@ fn a_request_with_a_body_is_not_answered_from_the_cache() {
     let answer = gateway.ask("GET", "/v1/a", "", "query");
     assert_eq!((answer.text().as_str(), answer.cache_status()), ("1", "seiketsu; fwd=bypass"));
     assert_eq!(origin.last().body, b"query");
+}
+
+#[tokio::test]
+async fn over_http2_a_body_is_one_although_no_field_tells_of_it() {
+    let origin = Stub::start(|seen| {
+        let body = String::from_utf8_lossy(&seen.body).into_owned();
+        wire(&format!("200 OK\nCache-Control: max-age=3600\n\n<{body}>"))
+    });
+    let gateway = caching(&origin, "");
+    let client = Http2::plain(&gateway).await;
+    for (method, body) in [("GET", "query"), ("GET", ""), ("HEAD", "query")] {
+        let target = format!("/v1/{method}/{body}");
+        let (response, mut stream) = client.open(client.request(method, "acme.test", &target), false).await.unwrap();
+        send_all(&mut stream, Bytes::from_static(body.as_bytes()), false).await.unwrap();
+        // Nobody waits for its end.
+        let plain = client.get("acme.test", &target).await.plain();
+        assert_eq!((plain.text().as_str(), plain.cache_status()), ("<>", "seiketsu; fwd=uri-miss; stored"));
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", HeaderValue::from_static("1"));
+        stream.send_trailers(trailers).unwrap();
+        let answer = receive(response).await.unwrap().plain();
+        assert_eq!(answer.cache_status(), "seiketsu; fwd=bypass", "{target}");
+        assert_eq!(origin.last().body, body.as_bytes());
+        let plain = client.get("acme.test", &target).await.plain();
+        assert!(plain.is_hit() && plain.text() == "<>", "{target} {plain:?}");
+    }
 }
 
 #[test]
@@ -313,17 +370,19 @@ fn what_some_servers_take_for_another_request_is_not_answered_from_the_cache() {
     for node in ["", "forwarding: { trusted_proxies: [127.0.0.0/8] }\n"] {
         let gateway = Gateway::start_with(&yaml, node);
         let first = gateway.fetch("/v1/a", "").text();
-        for name in ["X-HTTP-Method-Override", "X_HTTP_Method_Override", "X_Method-Override", "X-Original-Host"] {
+        for name in ["X-HTTP-Method-Override", "X_HTTP_Method_Override", "X_Method-Override", "X-Method"] {
             let other = gateway.fetch("/v1/a", &format!("{name}: POST\r\n"));
             assert_eq!(other.cache_status(), "seiketsu; fwd=bypass", "{name}");
         }
+        // What a proxy that is believed tells of the target is a part of the key.
+        for name in ["X-Original-Host", "X-Host-Override", "X-Original-URI", "X-Envoy-Original-Path", "X-Scheme"] {
+            let other = gateway.fetch("/v1/a", &format!("{name}: b\r\n"));
+            let status = if node.is_empty() { "seiketsu; fwd=bypass" } else { "seiketsu; fwd=uri-miss; stored" };
+            assert_eq!((other.cache_status(), other.text() == first), (status, false), "{name}");
+        }
         for field in ["X-Original-URL: /v1/b\r\n", "X-Rewrite-URL: /v1/b\r\n"] {
-            let answer = gateway.fetch("/v1/a", field);
-            if node.is_empty() {
-                assert_eq!(answer.text(), first, "{field} of a stranger is removed");
-            } else {
-                assert_eq!(answer.cache_status(), "seiketsu; fwd=bypass", "{field}");
-            }
+            let is_first = gateway.fetch("/v1/a", field).text() == first;
+            assert_eq!(is_first, node.is_empty(), "{field} of a stranger is removed");
         }
         assert_eq!(gateway.fetch("/v1/a", "").text(), first);
     }
@@ -342,8 +401,9 @@ fn what_is_not_stored_still_gets_conditions_and_ranges_of_clients() {
 
 #[test]
 fn event_streams_are_passed_on_as_they_come() {
+    // The origin may write the media type as it likes.
     let origin = Stub::start(|_| {
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: Text/Event-Stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n"
             .to_vec()
     });
     let gateway = caching(&origin, "ttl: 1h");
@@ -360,7 +420,30 @@ fn event_streams_are_passed_on_as_they_come() {
 
 #[test]
 fn an_origin_hides_nothing_from_the_cache_with_connection() {
-    let origin = counting("Cache-Control: max-age=3600\r\nVary: *\r\nConnection: Vary\r\n");
+    for (name, value) in [("Vary", "*"), ("CDN-Cache-Control", "no-store")] {
+        let origin = counting(&format!("Cache-Control: max-age=3600\r\n{name}: {value}\r\nConnection: {name}\r\n"));
+        let gateway = caching(&origin, "");
+        assert_eq!(gateway.bodies("/v1/a", "", 2), ["0", "1"], "{name}");
+    }
+    // Nor from purges by tag.
+    for name in ["Cache-Tag", "Surrogate-Key"] {
+        let origin = counting(&format!("Cache-Control: max-age=3600\r\n{name}: one\r\nConnection: {name}\r\n"));
+        let gateway = caching(&origin, "");
+        assert_eq!(gateway.fetch("/v1/a", "").text(), "0");
+        let hit = gateway.fetch("/v1/a", "");
+        assert_eq!((hit.is_hit(), hit.header(name)), (true, Some("one")));
+    }
+}
+
+#[test]
+fn once_a_response_must_not_be_stored_no_older_one_comes_up_again() {
+    let origin = in_turn(&[
+        "200 OK\nCache-Control: max-age=3600\n\nfirst",
+        "200 OK\nCache-Control: max-age=0\nETag: \"2\"\nVary: X-A\n\nsecond",
+        "200 OK\nCache-Control: no-store\n\nthird",
+    ]);
     let gateway = caching(&origin, "");
-    assert_eq!(gateway.bodies("/v1/a", "", 2), ["0", "1"]);
+    assert_eq!(gateway.fetch("/v1/a", "").text(), "first");
+    assert_eq!(gateway.fetch("/v1/a", "Cache-Control: no-cache\r\n").text(), "second");
+    assert_eq!(gateway.bodies("/v1/a", "", 2), ["third", "third"]);
 }

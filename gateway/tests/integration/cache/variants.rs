@@ -1,7 +1,7 @@
 //! RFC 9111 §4.1: `Vary`.
 
 use super::{caching, counting, in_turn};
-use crate::fixtures::Stub;
+use crate::{fixtures::Stub, support::http2::Http2};
 
 /// Whether a response that varies like this, stored for the first request, answers the second.
 fn matches(vary: &str, first: &str, second: &str) -> bool {
@@ -57,6 +57,23 @@ fn whitespace_and_lines_make_no_difference() {
         "Accept-Language: en;q=0.5, de\r\n",
         "Accept-Language: de, en; q=0.5\r\n"
     ));
+}
+
+#[tokio::test]
+async fn cookies_are_compared_as_the_origin_gets_them() {
+    let origin = Stub::start(|seen| {
+        let cookie = seen.header("cookie").unwrap_or("none").to_owned();
+        super::wire(&format!("200 OK\nCache-Control: public, max-age=3600\nVary: Cookie\n\n{cookie}"))
+    });
+    let gateway = caching(&origin, "");
+    let client = Http2::plain(&gateway).await;
+    let crumbs = client.request("GET", "acme.test", "/v1/a").header("cookie", "a=1").header("cookie", "b=2");
+    assert_eq!(client.send(crumbs, b"").await.unwrap().body, b"a=1; b=2");
+    for cookie in ["a=1,b=2", "a=1, b=2", "a=1;b=2"] {
+        assert_eq!(gateway.fetch("/v1/a", &format!("Cookie: {cookie}\r\n")).text(), cookie);
+    }
+    let same = gateway.fetch("/v1/a", "Cookie: a=1; b=2\r\n");
+    assert!(same.is_hit() && same.text() == "a=1; b=2", "{same:?}");
 }
 
 #[test]

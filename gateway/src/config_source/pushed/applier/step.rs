@@ -142,6 +142,7 @@ impl Applier {
         let mut pools_before = Vec::new();
         let (mut tenants_gone, mut tenants_put) = (Vec::new(), Vec::new());
         let mut changes: Vec<Change<CompiledTenant>> = Vec::new();
+        let mut entries = Vec::new();
         for (id, former) in gone {
             self.refused.remove(&id);
             self.clashing.remove(&id);
@@ -152,6 +153,7 @@ impl Applier {
         }
         for (id, Ready { tenant, sent, entry }) in ready {
             let Some(held) = self.holding.tenants.get_mut(&id) else { continue };
+            entries.push(entry.clone());
             changes.push(Change::Put(entry));
             tenants_put.push(tenant.clone());
             tenants_gone.extend(held.in_force.replace(InForce { sent, tenant }).map(|former| former.tenant));
@@ -168,7 +170,12 @@ impl Applier {
         outcome.tenants = changes.len();
         if !(changes.is_empty() && snapshot.revision() == revision) {
             match snapshot.with_changes(revision, changes) {
-                Ok(next) => shared.live.store(next),
+                Ok(next) => {
+                    shared.live.store(next);
+                    for entry in &entries {
+                        entry.compiled().put_in_force();
+                    }
+                }
                 // Cannot be: conflicts were taken out.
                 Err(conflicts) => tracing::error!(?conflicts, "the snapshot stays as it was"),
             }

@@ -1,12 +1,14 @@
 //! Everything that is stored, in memory, within the budgets of node and tenants.
 //!
-//! Each tenant has a cache of its own, which holds no more than the tenant may have. All of them together hold no more than the node may have: when that is full, room is made where
-//! most is held beyond an equal share. A tenant that stores much beyond its share evicts what is its own, and never
-//! what is another's.
+//! Each tenant has a cache of its own, which holds no more than the tenant may have. All of them together hold no more
+//! than the node may have: when that is full, room is made where most is held beyond an equal share. A tenant that stores
+//! much beyond its share evicts what is its own, and never what is another's.
 
 mod fill;
 mod lent;
+mod order;
 mod partition;
+mod passes;
 mod twin;
 
 use std::{
@@ -15,22 +17,26 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
 
 pub(crate) use self::twin::Place;
-use self::twin::Twins;
 pub use self::{
     fill::{Fill, NotFilled},
     partition::{Counts, Lookup, Partition},
     twin::Twin,
 };
+use self::{passes::Passes, twin::Twins};
 use crate::purge::Purges;
 
 /// Responses on their way into the cache may take one of so many parts of the node's budget, and so may bodies that are
 /// held once more, for the kernel to send. The rest is for what is stored.
 const PARTS: u64 = 8;
+
+/// How often lent bodies of all tenants are gone through at most.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What has to be freed at once is rounded up to this part of a share, so that not every response makes room anew.
 const BATCH: u64 = 64;
@@ -41,8 +47,11 @@ pub struct Storage {
     totals: Arc<Totals>,
     twins: Arc<Twins>,
     partitions: RwLock<HashMap<Box<str>, Entry>>,
+    passes: Passes,
     /// Who makes room; others that need some wait for it.
     making_room: Mutex<()>,
+    /// When lent bodies of all tenants were last gone through.
+    swept: Mutex<Option<Instant>>,
 }
 
 /// Bytes of all tenants together.
@@ -54,6 +63,8 @@ struct Totals {
     filling: AtomicU64,
     /// Of bodies that are no longer stored, and that clients have not got all of yet.
     lent: AtomicU64,
+    /// Tenants of which there are such bodies.
+    lenders: AtomicU64,
 }
 
 impl Totals {
@@ -78,7 +89,9 @@ impl Storage {
             totals: Arc::new(totals),
             twins: Twins::new(part),
             partitions: RwLock::default(),
+            passes: Passes::default(),
             making_room: Mutex::new(()),
+            swept: Mutex::default(),
         })
     }
 
@@ -115,6 +128,19 @@ impl Storage {
     /// Bytes that stored responses take.
     pub fn stored_bytes(&self) -> u64 {
         self.totals.stored.load(Relaxed)
+    }
+
+    /// Looks which bodies that have left the caches nobody has any more, from time to time: there may be many tenants.
+    pub fn sweep_lent(&self) {
+        let Some(mut swept) = self.swept.try_lock() else { return };
+        if swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL) {
+            self.partitions().iter().for_each(|partition| partition.sweep_lent());
+            *swept = Some(Instant::now());
+        }
+    }
+
+    fn passes(&self) -> &Passes {
+        &self.passes
     }
 
     /// Bytes of bodies that are no longer stored, and that clients have not got all of yet.

@@ -13,7 +13,6 @@ use crate::{
     purge::{Sequence, Tags},
     reuse::Rules,
     storage::{Place, Storage, Twin},
-    time::Timestamp,
     vary::{Selection, Wishes},
 };
 
@@ -115,16 +114,11 @@ impl Stored {
         self.weight
     }
 
-    /// Whether anybody has the body beside who asks, once it has left the cache.
-    pub(crate) fn is_in_use(self: &Arc<Self>) -> bool {
-        if Arc::strong_count(self) > 1 {
-            return true;
-        }
-        // It has the body as well, and is for hits.
+    /// Once it has left the cache.
+    pub(crate) fn let_go_of_file(&self) {
         if let Some(place) = &self.twin {
             place.clear();
         }
-        !self.body.is_unique()
     }
 
     pub(crate) fn checked(&self) -> Sequence {
@@ -204,8 +198,6 @@ pub struct Family {
     pub resource: Resource,
     pub(crate) key: Arc<[u8]>,
     variants: Vec<Arc<Stored>>,
-    /// Until then responses are expected not to be storable, and requests do not wait for each other.
-    pass_until: Option<Timestamp>,
     /// Since it was last considered for eviction.
     used: AtomicBool,
     weight: usize,
@@ -213,8 +205,7 @@ pub struct Family {
 
 impl Family {
     pub(crate) fn new(key: Arc<[u8]>, resource: Resource) -> Self {
-        Self { resource, key, variants: Vec::new(), pass_until: None, used: AtomicBool::new(false), weight: 0 }
-            .weighed()
+        Self { resource, key, variants: Vec::new(), used: AtomicBool::new(false), weight: 0 }.weighed()
     }
 
     fn weighed(mut self) -> Self {
@@ -236,8 +227,7 @@ impl Family {
             variants.remove(0);
         }
         variants.push(stored);
-        // Who has waited in vain for one variant would for the next.
-        let mut next = self.again(variants, self.pass_until);
+        let mut next = self.of(variants);
         while next.weight > most && next.variants.len() > 1 {
             next.variants.remove(0);
             next = next.weighed();
@@ -252,16 +242,8 @@ impl Family {
 
     /// The same with these variants alone.
     pub(crate) fn of(&self, variants: Vec<Arc<Stored>>) -> Self {
-        self.again(variants, self.pass_until)
-    }
-
-    pub(crate) fn passing(&self, until: Timestamp) -> Self {
-        self.again(self.variants.clone(), Some(until))
-    }
-
-    fn again(&self, variants: Vec<Arc<Stored>>, pass_until: Option<Timestamp>) -> Self {
         let (resource, key) = (self.resource.clone(), self.key.clone());
-        Self { resource, key, variants, pass_until, used: AtomicBool::new(self.is_used()), weight: 0 }.weighed()
+        Self { resource, key, variants, used: AtomicBool::new(self.is_used()), weight: 0 }.weighed()
     }
 
     /// The newest variant that may answer a request with these fields (RFC 9111 §4.1).
@@ -279,11 +261,6 @@ impl Family {
 
     pub(crate) fn variants(&self) -> &[Arc<Stored>] {
         &self.variants
-    }
-
-    pub(crate) fn passes(&self, now: Timestamp) -> bool {
-        // Further away it is only because the clock was set back.
-        self.pass_until.is_some_and(|until| (1..=PASS_SECONDS).contains(&until.since(now)))
     }
 
     pub(crate) fn weight(&self) -> usize {

@@ -196,12 +196,18 @@ pub fn is_for_caches(name: &HeaderName, targets: &[HeaderName]) -> bool {
 }
 
 /// Whether a stored response is not served rightly without this field, if it came with it: what is decided by, what it
-/// is validated with, and what says how its bytes are to be read.
+/// is validated with, and what says how its bytes are to be read, or where else to look.
 fn is_needed(name: &HeaderName, targets: &[HeaderName]) -> bool {
     is_for_caches(name, targets)
         || matches!(
             name.as_str(),
-            "content-encoding" | "content-length" | "content-range" | "content-type" | "etag" | "last-modified"
+            "content-encoding"
+                | "content-length"
+                | "content-range"
+                | "content-type"
+                | "etag"
+                | "last-modified"
+                | "location"
         )
 }
 

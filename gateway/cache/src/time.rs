@@ -13,6 +13,10 @@ impl Timestamp {
         Self(seconds)
     }
 
+    pub const fn unix(self) -> u64 {
+        self.0
+    }
+
     /// Seconds that have passed since then; none if it lies ahead.
     pub const fn since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)

@@ -213,8 +213,10 @@ impl HandleMiss for Miss {
         });
         asked.filled.store(true, Relaxed);
         // Where there is no room for it, it was served all the same, and nobody is to wait for another try.
-        if !asked.partition.store(&asked.key, &asked.resource, stored) {
-            asked.partition.pass(&asked.key, &asked.resource, pass_until());
+        if asked.partition.store(&asked.key, &asked.resource, stored) {
+            asked.kept.store(true, Relaxed);
+        } else {
+            leave_out(&asked);
         }
         Ok(MissFinishType::Created(size))
     }
@@ -225,11 +227,17 @@ pub(crate) fn pass_until() -> Timestamp {
     Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS))
 }
 
+/// What the origin has now is not stored, and what it had before is no longer what it has.
+fn leave_out(asked: &Asked) {
+    asked.partition.pass(&asked.key, pass_until());
+    asked.partition.forget(&asked.key, &asked.resource, &asked.headers);
+}
+
 /// Who else waits for what is too large is not to find that out one after the other. What is only crowded out may be
 /// stored the next time.
 fn not_filled(asked: &Asked, reason: NotFilled) -> Box<Error> {
     if reason == NotFilled::TooLarge {
-        asked.partition.pass(&asked.key, &asked.resource, pass_until());
+        leave_out(asked);
     }
     Error::because(ErrorType::InternalError, "storing a response", reason)
 }

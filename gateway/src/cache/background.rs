@@ -4,7 +4,9 @@
 //! client: nobody is authenticated, nothing is limited, counted or logged.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
+    hash::Hash,
     net::IpAddr,
     sync::{
         Arc,
@@ -27,14 +29,14 @@ use tokio::{
     time::timeout,
 };
 
-use crate::proxy::Gateway;
+use crate::{proxy::Gateway, upstream::pool::UpstreamPool};
 
 /// Requests that are under way on one worker. Enough to validate a thousand responses a second where origins take
 /// 50 ms, and few enough that clients do not notice: each has a connection to an origin, and buffers.
 const AT_ONCE: usize = 64;
-/// Of one tenant, those that wait among them: an origin that hangs keeps each place for a minute, and has to leave some
-/// to others.
-const OF_ONE_TENANT: usize = AT_ONCE / 4;
+/// Of one tenant, and for one upstream, those that wait among them: an origin that hangs keeps each place for a minute, and
+/// has to leave some to others.
+const OF_ONE: usize = AT_ONCE / 4;
 /// Requests that wait for their turn on one worker. Beyond it, stale responses stay stale for longer.
 const WAITING: usize = 1024;
 /// What is read at a time of an answer that nobody wants to see.
@@ -42,6 +44,8 @@ const PIPE_BYTES: usize = 64 << 10;
 
 /// To the end of the answer.
 const DEADLINE: Duration = Duration::from_mins(1);
+/// From there until it has to have ended.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// What such a request is for, and on whose behalf.
 pub(crate) struct Internal {
@@ -59,7 +63,6 @@ pub(crate) struct Internal {
 
 /// The place of a response that is being validated, or fetched.
 pub(crate) struct Place {
-    pub(crate) tenant: Box<str>,
     pub(crate) key: Box<[u8]>,
     pub(crate) resource: Resource,
     pub(crate) identified: bool,
@@ -87,7 +90,7 @@ impl Drop for Internal {
     }
 }
 
-/// What came of all requests. All but those that are refused have begun.
+/// What came of requests that have begun, and how many were not let begin.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) answered: AtomicU64,
@@ -99,37 +102,51 @@ pub(crate) struct Counters {
     pub(crate) refused: AtomicU64,
 }
 
-/// How many requests of each tenant are under way on a worker, or wait.
+/// How many requests of each tenant, and for each upstream, are under way on a worker, or wait.
 #[derive(Debug, Default)]
-struct Shares(Mutex<HashMap<Box<str>, usize>>);
+struct Shares(Mutex<Taken>);
 
-/// Counts as one of a tenant's, as long as it lives.
-struct Share {
+#[derive(Debug, Default)]
+struct Taken {
+    tenants: HashMap<Box<str>, usize>,
+    /// By where they are.
+    pools: HashMap<usize, usize>,
+}
+
+/// Counts as one of a tenant's and of an upstream's, as long as it lives.
+pub(crate) struct Share {
     shares: Arc<Shares>,
     tenant: Box<str>,
+    pool: usize,
 }
 
 impl Shares {
-    /// None: the tenant has as many as it may have.
-    fn take(self: &Arc<Self>, tenant: &str) -> Option<Share> {
-        let mut shares = self.0.lock();
-        let taken = shares.entry(tenant.into()).or_default();
-        if *taken >= OF_ONE_TENANT {
+    /// None: the tenant has as many as it may have, or the upstream has.
+    fn take(self: &Arc<Self>, tenant: &str, pool: usize) -> Option<Share> {
+        let mut taken = self.0.lock();
+        let is_full = |count: Option<&usize>| count.is_some_and(|count| *count >= OF_ONE);
+        if is_full(taken.tenants.get(tenant)) || is_full(taken.pools.get(&pool)) {
             return None;
         }
-        *taken += 1;
-        Some(Share { shares: self.clone(), tenant: tenant.into() })
+        *taken.tenants.entry(tenant.into()).or_default() += 1;
+        *taken.pools.entry(pool).or_default() += 1;
+        Some(Share { shares: self.clone(), tenant: tenant.into(), pool })
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
-        let mut shares = self.shares.0.lock();
-        let Some(taken) = shares.get_mut(&self.tenant) else { return };
-        *taken -= 1;
-        if *taken == 0 {
-            shares.remove(&self.tenant);
-        }
+        let mut taken = self.shares.0.lock();
+        give_back(&mut taken.tenants, &self.tenant);
+        give_back(&mut taken.pools, &self.pool);
+    }
+}
+
+fn give_back<K: Borrow<Q> + Eq + Hash, Q: Eq + Hash + ?Sized>(counts: &mut HashMap<K, usize>, of: &Q) {
+    let Some(count) = counts.get_mut(of) else { return };
+    *count -= 1;
+    if *count == 0 {
+        counts.remove(of);
     }
 }
 
@@ -147,8 +164,8 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// GET, with these fields.
-    pub(crate) fn new(target: &Uri, headers: &HeaderMap, internal: Internal) -> Self {
+    /// GET, with these fields. `share`: the tenant's, where it has one.
+    pub(crate) fn new(target: &Uri, headers: &HeaderMap, internal: Internal, share: Option<Share>) -> Self {
         let mut head = BytesMut::with_capacity(1024);
         head.put_slice(b"GET ");
         head.put_slice(target.path_and_query().map_or("/", http::uri::PathAndQuery::as_str).as_bytes());
@@ -162,7 +179,7 @@ impl Job {
             head.put_slice(b"\r\n");
         }
         head.put_slice(b"\r\n");
-        Self { head, internal, share: None }
+        Self { head, internal, share }
     }
 }
 
@@ -188,20 +205,20 @@ impl Background {
         Self { queues: (0..workers.max(1)).map(queue).collect(), counters: Arc::default() }
     }
 
-    /// Gives a request to a worker. `false`: it has too many already, of all tenants or of this one.
-    pub(crate) fn add(&self, worker: usize, mut job: Job) -> bool {
-        let queue = &self.queues[worker % self.queues.len()];
-        let is_added = match &job.internal.place {
-            Some(place) => {
-                job.share = queue.shares.take(&place.tenant);
-                job.share.is_some() && queue.sender.try_send(job).is_ok()
-            }
-            None => queue.sender.try_send(job).is_ok(),
-        };
-        if !is_added {
+    /// A share of what a worker may do for a tenant, and ask of an upstream. None: it does as much as it may.
+    pub(crate) fn share(&self, worker: usize, tenant: &str, pool: &Arc<UpstreamPool>) -> Option<Share> {
+        let share = self.queues[worker % self.queues.len()].shares.take(tenant, Arc::as_ptr(pool).addr());
+        if share.is_none() {
             self.counters.refused.fetch_add(1, Relaxed);
         }
-        is_added
+        share
+    }
+
+    /// Gives a request to a worker, unless it has too many already.
+    pub(crate) fn add(&self, worker: usize, job: Job) {
+        if self.queues[worker % self.queues.len()].sender.try_send(job).is_err() {
+            self.counters.refused.fetch_add(1, Relaxed);
+        }
     }
 
     /// Gives a request to a worker once it has time for it. Whoever waits sees to it that there are not too many.
@@ -232,14 +249,13 @@ pub(crate) async fn run(proxy: Arc<HttpProxy<Gateway>>, mut jobs: Jobs) {
 }
 
 async fn perform(proxy: Arc<HttpProxy<Gateway>>, job: Job, counters: &Counters) {
-    // Nobody watches over it for being late: there is no client that waits.
-    if timeout(DEADLINE, request(proxy, job)).await.is_err() {
-        counters.given_up.fetch_add(1, Relaxed);
-        tracing::debug!("a request of the cache was given up");
+    // Where it does not end by itself once nobody reads it any more, it is dropped.
+    if timeout(DEADLINE + GRACE, request(proxy, job, counters)).await.is_err() {
+        tracing::debug!("a request of the cache was dropped");
     }
 }
 
-async fn request(proxy: Arc<HttpProxy<Gateway>>, job: Job) {
+async fn request(proxy: Arc<HttpProxy<Gateway>>, job: Job, counters: &Counters) {
     // The tenant's share is given back at the end.
     let Job { head, internal, share: _share } = job;
     let (mut near, far) = duplex(PIPE_BYTES);
@@ -247,9 +263,16 @@ async fn request(proxy: Arc<HttpProxy<Gateway>>, job: Job) {
     let context = SubrequestCtx::builder().user_ctx(Box::new(Some(internal))).build();
     let served = proxy.process_subrequest(Box::new(session), Box::new(context));
     let client = async move {
-        if near.write_all(&head).await.is_ok() {
-            // What is said does not matter: it is what is stored of it.
-            let _ = copy(&mut near, &mut sink()).await;
+        let read = async {
+            if near.write_all(&head).await.is_ok() {
+                // What is said does not matter: it is what is stored of it.
+                let _ = copy(&mut near, &mut sink()).await;
+            }
+        };
+        // Nobody watches over it for being late: there is no client that waits. Then it ends as if that had gone.
+        if timeout(DEADLINE, read).await.is_err() {
+            counters.given_up.fetch_add(1, Relaxed);
+            tracing::debug!("a request of the cache was given up");
         }
     };
     tokio::join!(served, client);
@@ -268,44 +291,48 @@ mod tests {
 
     use super::*;
 
-    fn of(tenant: &str) -> Job {
-        let place = Place {
-            tenant: tenant.into(),
-            key: Box::default(),
-            resource: Resource::new(b"a.test", "/", None),
-            identified: false,
-            stored: None,
-        };
+    fn with(share: Share) -> Job {
         let internal = Internal {
             host: b"a.test".as_slice().into(),
             secure: false,
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
             principal: None,
-            place: Some(place),
+            place: None,
             canary: false,
             done: None,
         };
-        Job::new(&Uri::from_static("/"), &HeaderMap::new(), internal)
+        Job::new(&Uri::from_static("/"), &HeaderMap::new(), internal, Some(share))
     }
 
     #[test]
     fn a_tenant_leaves_places_to_others() {
         let background = Background::new(1);
-        let added = (0..AT_ONCE).filter(|_| background.add(0, of("a"))).count();
-        assert_eq!(added, OF_ONE_TENANT);
-        assert!(background.add(0, of("b")));
+        let (taken, add) = (&background.queues[0].shares, |share| background.add(0, with(share)));
+        let shares: Vec<_> = (0..AT_ONCE).filter_map(|pool| taken.take("a", pool)).collect();
+        assert_eq!(shares.len(), OF_ONE);
+        assert!(taken.take("b", 0).is_some());
+        shares.into_iter().for_each(add);
+        assert!(taken.take("a", AT_ONCE).is_none());
         // What has ended makes room for one more.
         let mut jobs = background.jobs(0).unwrap();
         drop(jobs.receiver.try_recv().unwrap());
-        assert!(background.add(0, of("a")));
-        assert!(!background.add(0, of("a")));
-        assert_eq!(background.counters.refused.load(Relaxed), (AT_ONCE - OF_ONE_TENANT + 1) as u64);
+        let last = taken.take("a", AT_ONCE);
+        assert!(last.is_some() && taken.take("a", AT_ONCE).is_none());
     }
 
     #[test]
-    fn tenants_that_have_nothing_under_way_are_forgotten() {
+    fn an_upstream_of_many_tenants_leaves_places_to_others() {
         let shares = Arc::new(Shares::default());
-        drop([shares.take("a"), shares.take("a"), shares.take("b")]);
-        assert!(shares.0.lock().is_empty());
+        let of_one: Vec<_> = (0..AT_ONCE).filter_map(|tenant| shares.take(&tenant.to_string(), 7)).collect();
+        assert_eq!(of_one.len(), OF_ONE);
+        assert!(shares.take("0", 8).is_some());
+    }
+
+    #[test]
+    fn what_has_nothing_under_way_is_forgotten() {
+        let shares = Arc::new(Shares::default());
+        drop([shares.take("a", 1), shares.take("a", 2), shares.take("b", 1)]);
+        let taken = shares.0.lock();
+        assert!(taken.tenants.is_empty() && taken.pools.is_empty());
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 use redis::{
-    Cmd, RedisError,
+    RedisError,
     streams::{StreamRangeReply, StreamReadReply},
 };
 use seiketsu_cache::{
@@ -143,19 +143,20 @@ impl Purging {
         Ok(purging)
     }
 
-    /// Purges here and at others. `false`: no tenant of this name uses the cache here, and nobody is told.
+    /// Purges here and at others. `false`: no tenant of this name uses the cache here; others may know it.
     pub(crate) async fn purge(&self, tenant: &str, purge: Purge) -> Result<bool, NotTold> {
-        if !self.here(tenant, &purge) {
-            return Ok(false);
-        }
+        let known = self.here(tenant, &purge);
         if let Some(outbox) = &self.outbox {
             let was_sent = outbox.put(tenant, purge);
+            if !known {
+                return Ok(false);
+            }
             if !matches!(timeout(ANSWER_TIMEOUT, was_sent).await, Ok(Ok(()))) {
                 self.counters.untold.fetch_add(1, Relaxed);
                 return Err(NotTold);
             }
         }
-        Ok(true)
+        Ok(known)
     }
 
     /// What an unsafe request has made invalid. Others are told, but nobody waits for it.
@@ -232,10 +233,6 @@ impl Purging {
         if self.storage.stored_bytes() > 0 {
             self.counters.missed.fetch_add(1, Relaxed);
         }
-        self.all_tenants();
-    }
-
-    fn all_tenants(&self) {
         for purges in self.storage.all_purges() {
             purges.add(&Purge::All);
         }
@@ -276,13 +273,8 @@ async fn tell(purging: Arc<Purging>, mut dialer: Dialer, outbox: Arc<Outbox>) {
     let mut connection: Option<Connection> = None;
     loop {
         let letters = outbox.next().await;
-        // One round trip for all of them, or there would be no more purges in a second than round trips. All or none:
-        // of what is refused in part, again and again, the other part would fill the stream.
-        let mut entries = redis::pipe();
-        entries.atomic();
-        for letter in &letters {
-            entries.add_command(entry(PURGE, &purging.text(&letter.tenant, &letter.purge)));
-        }
+        let texts: Vec<String> = letters.iter().map(|letter| purging.text(&letter.tenant, &letter.purge)).collect();
+        let mut is_refused = false;
         loop {
             let Some(open) = &mut connection else {
                 match dialer.connect().await {
@@ -291,12 +283,18 @@ async fn tell(purging: Arc<Purging>, mut dialer: Dialer, outbox: Arc<Outbox>) {
                 }
                 continue;
             };
-            match entries.query_async::<Vec<String>>(open).await {
-                Ok(mut places) => {
-                    *purging.told.lock() = places.pop().unwrap_or_default();
+            match write(open, PURGE, &texts).await {
+                Ok(place) => {
+                    *purging.told.lock() = place;
                     break;
                 }
-                Err(error) => tracing::debug!(%error, "other nodes are not told of purges"),
+                Err(error) if error.is_io_error() || is_refused => {
+                    tracing::debug!(%error, "other nodes are not told of purges");
+                }
+                Err(error) => {
+                    is_refused = true;
+                    tracing::warn!(%error, "Redis does not take purges for other nodes; this is tried again and again");
+                }
             }
             connection = None;
             sleep(RETRY).await;
@@ -329,14 +327,13 @@ async fn read(purging: &Purging, connection: &mut Connection, place: &mut String
         // Not before: what is purged from now on is read, and what was purged before may be stored.
         if missing.is_empty() {
             tracing::info!("purges of other nodes are heard from now on; what was stored before is purged");
-            purging.all_tenants();
         } else {
             tracing::warn!(
                 entry = missing,
                 "Redis has this entry no longer, and may have lost purges with it; everything is purged"
             );
-            purging.everything();
         }
+        purging.everything();
         purging.told.lock().clear();
     }
     loop {
@@ -377,14 +374,14 @@ async fn beginning(connection: &mut Connection, missing: &str) -> Result<String,
     if !missing.is_empty() && first(connection, "-", missing).await?.is_some() {
         // It was not trimmed: older ones are still there. Others who were away then may not notice, since what they have
         // read last was not lost with it.
-        return entry(PURGE, EVERYTHING).query_async(connection).await;
+        return write(connection, PURGE, &[EVERYTHING.to_owned()]).await;
     }
     let last =
         redis::cmd("XREVRANGE").arg(STREAM).arg("+").arg("-").arg("COUNT").arg(1).query_async(connection).await?;
     match id(last) {
         Some(last) => Ok(last),
         // That it is there shows later on that nothing was lost.
-        None => entry(BEGINNING, "").query_async(connection).await,
+        None => write(connection, BEGINNING, &[String::new()]).await,
     }
 }
 
@@ -397,11 +394,13 @@ fn id(entries: StreamRangeReply) -> Option<String> {
     entries.ids.into_iter().next().map(|entry| entry.id)
 }
 
-/// Adds an entry to the stream; the answer is its place.
-fn entry(field: &str, text: &str) -> Cmd {
-    let mut command = redis::cmd("XADD");
-    command.arg(STREAM).arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg(field).arg(text);
-    command
+/// Adds entries to the stream; the place of the last one. In one round trip, or there would be no more purges in a second than
+/// round trips. All or none: of what is refused in part, again and again, the other part would fill the stream.
+async fn write(connection: &mut Connection, field: &str, texts: &[String]) -> Result<String, RedisError> {
+    const SCRIPT: &str = "local last for i = 3, #ARGV do \
+                          last = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', ARGV[2], ARGV[i]) end return last";
+    let mut command = redis::cmd("EVAL");
+    command.arg(SCRIPT).arg(1).arg(STREAM).arg(KEPT).arg(field).arg(texts).query_async(connection).await
 }
 
 #[cfg(test)]

@@ -67,9 +67,9 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
-    /// What the origin has answered has come whole, or is a 304.
-    pub(crate) fn has_come(&self) -> bool {
-        self.asked.filled.load(Relaxed) || self.serving.is_some()
+    /// What the origin has answered has been stored, or is a 304.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.asked.kept.load(Relaxed) || self.serving.is_some()
     }
 }
 
@@ -88,6 +88,8 @@ pub(crate) struct Asked {
     pub(crate) stale: Windows,
     /// What the origin has answered is whole, and stored if there is room for it.
     pub(crate) filled: AtomicBool,
+    /// There was.
+    pub(crate) kept: AtomicBool,
 }
 
 /// What a request's key is made of, beside its head.

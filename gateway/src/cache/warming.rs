@@ -136,6 +136,8 @@ impl Warming {
 
 impl List {
     pub(crate) fn progress(&self) -> Progress {
+        // Before the counts: they may only be more than it says, and are right once it is.
+        let done = self.is_done();
         let [stored, not_stored, failed] =
             [&self.stored, &self.not_stored, &self.failed].map(|count| count.load(Relaxed));
         Progress {
@@ -144,7 +146,7 @@ impl List {
             stored,
             not_stored,
             failed,
-            done: self.is_done(),
+            done,
             stopped: self.left_out.load(Relaxed) > 0,
             missing: self.missing.lock().clone(),
         }
@@ -206,7 +208,7 @@ async fn fetch(list: Arc<List>, background: Arc<Background>, worker: usize) {
             canary: false,
             done: Some(done),
         };
-        background.wait_and_add(worker, Job::new(&target.uri, &list.headers, internal)).await;
+        background.wait_and_add(worker, Job::new(&target.uri, &list.headers, internal, None)).await;
         list.note(target, fetched.await.ok());
     }
 }

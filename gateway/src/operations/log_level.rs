@@ -50,7 +50,9 @@ pub(crate) fn filter(text: &str) -> Result<EnvFilter, ParseError> {
     let filter = EnvFilter::try_new(text)?;
     let mut targets = text.split(',').filter_map(|directive| directive.split(['=', '[']).next()).map(str::trim);
     let is_named = targets.any(|target| !target.is_empty() && OF_EACH_REQUEST.starts_with(target));
-    if is_named || filter.max_level_hint() == Some(LevelFilter::OFF) {
+    // Where nothing is said of all targets, this one says nothing already.
+    let is_open = |directive: &str| directive.trim().parse().is_ok_and(|level: LevelFilter| level != LevelFilter::OFF);
+    if is_named || !text.split(',').any(is_open) {
         return Ok(filter);
     }
     Ok(filter.add_directive(format!("{OF_EACH_REQUEST}=error").parse()?))
@@ -109,6 +111,8 @@ mod tests {
             ("info,pingora_proxy=debug", "pingora_proxy=debug,info"),
             ("info,pingora_proxy::proxy_cache=warn", "pingora_proxy::proxy_cache=warn,info"),
             ("off", "off"),
+            ("hyper=warn", "hyper=warn"),
+            ("off,seiketsu_gateway=info", "seiketsu_gateway=info,off"),
         ] {
             assert_eq!(filter(text).unwrap().to_string(), in_force, "{text}");
         }

@@ -34,7 +34,7 @@ use super::{
 };
 use crate::{
     cache::{
-        background::{Internal, Job, Place},
+        background::{Internal, Job, Place, Share},
         compile::CompiledCache,
         request::{self as cache_request, Asked, Fetch, Origin},
         warming,
@@ -42,6 +42,7 @@ use crate::{
     policy::Refusal,
     respond::{self, problem::ProblemKind},
     tenancy::compile::{CompiledRoute, CompiledTenant},
+    upstream::pool::UpstreamPool,
 };
 
 /// What becomes of a request.
@@ -103,7 +104,7 @@ fn plan(
     let directives =
         if cache.client_directives { RequestDirectives::of(&request.headers) } else { RequestDirectives::default() };
     let (secure, trusted) = scheme(downstream);
-    if !cache_request::may_use_cache(request, trusted) || ctx.has_stream || ctx.websocket {
+    if !cache_request::may_use_cache(request, trusted) || ctx.has_untold_body || ctx.websocket {
         return Plan::PassBy(Forwarded::Bypass);
     }
     if directives.no_store {
@@ -134,15 +135,16 @@ fn plan(
             }
             Reuse::Refresh => {
                 let status = Status::hit(stored.rules.remaining(now));
-                if stored.begin_refresh() {
+                if let Some(share) =
+                    may_ask_behind(shared, worker, origin.tenant, route.pool_for(origin.canary), Some(&stored))
+                {
                     let place = Place {
-                        tenant: origin.tenant.into(),
                         key: key.as_slice().into(),
                         resource: cache_request::resource(request, host),
                         identified,
                         stored: Some(stored.clone()),
                     };
-                    ask_behind(shared, worker, downstream, ctx, place);
+                    ask_behind(shared, worker, downstream, ctx, place, share);
                 }
                 return Plan::Serve(stored, status);
             }
@@ -172,6 +174,7 @@ fn plan(
         max_object: cache.max_object,
         stale: cache.policy.stale,
         filled: AtomicBool::new(false),
+        kept: AtomicBool::new(false),
     };
     Plan::Fetch(Box::new(Fetch::new(asked, stored, collapses)), forwarded)
 }
@@ -183,8 +186,34 @@ pub(super) fn scheme(downstream: &impl Downstream) -> (bool, bool) {
     (peer.tls.is_some() || peer.trusted && told(), peer.trusted)
 }
 
+/// Whether the cache may ask the origin by itself: nobody has this validated already, and not too much is done for the
+/// tenant. Known before anything is made for it, since in an outage this is asked for each client.
+fn may_ask_behind(
+    shared: &Shared,
+    worker: usize,
+    tenant: &str,
+    pool: &Arc<UpstreamPool>,
+    stored: Option<&Arc<Stored>>,
+) -> Option<Share> {
+    if stored.is_some_and(|stored| !stored.begin_refresh()) {
+        return None;
+    }
+    let share = shared.cache.background.share(worker, tenant, pool);
+    if let (None, Some(stored)) = (&share, stored) {
+        stored.refreshed();
+    }
+    share
+}
+
 /// Has the origin asked by the cache itself, as this client would ask it for the whole.
-fn ask_behind(shared: &Shared, worker: usize, downstream: &impl Downstream, ctx: &RequestContext, place: Place) {
+fn ask_behind(
+    shared: &Shared,
+    worker: usize,
+    downstream: &impl Downstream,
+    ctx: &RequestContext,
+    place: Place,
+    share: Share,
+) {
     let request = downstream.head();
     let internal = Internal {
         host: request::request_host(request).unwrap_or_default().into(),
@@ -196,7 +225,7 @@ fn ask_behind(shared: &Shared, worker: usize, downstream: &impl Downstream, ctx:
         done: None,
     };
     // Where the worker has no time for it, the next one who wants it asks again.
-    shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal));
+    shared.cache.background.add(worker, Job::new(&request.uri, &request.headers, internal, Some(share)));
 }
 
 /// The end of a request that has begun to fill the cache. Pingora asks for a whole response also where the client wants
@@ -222,22 +251,32 @@ pub(super) fn end_fill(
         && fetch.announced
         && ctx.cache.internal.is_none()
         && cache_request::wants_less(session.req_header());
-    // Somebody may have it validated already.
-    if is_left && fetch.stored.as_ref().is_none_or(|stored| stored.begin_refresh()) {
+    if is_left
+        && let Some(pool) = &ctx.exchange.pool
+        && let Some(share) = may_ask_behind(shared, worker, asked.partition.tenant(), pool, fetch.stored.as_ref())
+    {
         let place = Place {
-            tenant: asked.partition.tenant().into(),
             key: asked.key.clone(),
             resource: asked.resource.clone(),
             identified: asked.identified,
             stored: fetch.stored.clone(),
         };
-        ask_behind(shared, worker, session, ctx, place);
+        ask_behind(shared, worker, session, ctx, place, share);
     }
 }
 
-/// Whether the body of a request of the cache's own is read for nothing, since it will not be stored.
+/// Whether the body of a request of the cache's own is read for nothing, since it will not be stored. What is short is read to
+/// its end, which keeps the connection to the origin.
 pub(super) fn is_in_vain(session: &Session, ctx: &RequestContext) -> bool {
-    ctx.cache.internal.is_some() && !session.cache.enabled()
+    const SHORT: usize = 64 << 10;
+    ctx.cache.internal.is_some() && !session.cache.enabled() && session.body_bytes_sent() > SHORT
+}
+
+/// Whether nothing is stored for those who have waited, and nothing will be.
+pub(super) fn has_come_to_nothing(ctx: &RequestContext) -> bool {
+    let Some(fetch) = ctx.cache.fetch.as_ref().filter(|fetch| fetch.collapses) else { return false };
+    let (asked, now) = (&fetch.asked, Timestamp::from(SystemTime::now()));
+    matches!(asked.partition.find(&asked.key, &asked.headers, now), Lookup::Passes)
 }
 
 /// Sends what is stored to a client whose request could not be sent to the origin.
@@ -275,10 +314,12 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
         return false;
     }
     ctx.exchange.canary = internal.canary;
-    let canary = route.canary.as_ref().filter(|_| internal.canary);
-    ctx.exchange.pool = Some(canary.map_or_else(|| route.pool.clone(), |canary| canary.pool.clone()));
+    ctx.exchange.pool = Some(route.pool_for(internal.canary).clone());
     let (key, resource, identified, stored) = if let Some(place) = &internal.place {
-        if place.stored.is_none() && is_there(cache, &place.key, request) {
+        if place.stored.is_none()
+            && let Some(ttl) = fresh_meanwhile(cache, &place.key, request)
+        {
+            ctx.cache.status = Some(Status::hit(ttl));
             return false;
         }
         (place.key.clone(), place.resource.clone(), place.identified, place.stored.clone())
@@ -307,16 +348,18 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
         max_object: cache.max_object,
         stale: cache.policy.stale,
         filled: AtomicBool::new(false),
+        kept: AtomicBool::new(false),
     };
     ctx.cache.status = Some(Status { forwarded: Some(Forwarded::Request), ..Status::default() });
     ctx.cache.fetch = Some(Box::new(Fetch::new(asked, stored, true)));
     true
 }
 
-/// Whether another one of many requests that were cut short has brought it meanwhile.
-fn is_there(cache: &CompiledCache, key: &[u8], request: &RequestHeader) -> bool {
+/// For how long that is fresh which another one of many requests that were cut short has brought meanwhile.
+fn fresh_meanwhile(cache: &CompiledCache, key: &[u8], request: &RequestHeader) -> Option<i64> {
     let now = Timestamp::from(SystemTime::now());
-    matches!(cache.partition.find(key, &request.headers, now), Lookup::Found(stored) if stored.rules.is_fresh(now))
+    let Lookup::Found(stored) = cache.partition.find(key, &request.headers, now) else { return None };
+    stored.rules.is_fresh(now).then(|| stored.rules.remaining(now))
 }
 
 /// Sends what is stored, or what of it the client has not got yet.

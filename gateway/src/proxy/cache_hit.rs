@@ -23,8 +23,14 @@ pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<Force
     let came_meanwhile = is_new && stored.rules.answered >= fetch.requested && stored.rules.is_fresh(now);
     let reuse = stored.rules.reuse(&fetch.asked.directives, fetch.asked.stale, now);
     if came_meanwhile || reuse != Reuse::Validate {
-        let waited = fetch.collapses;
-        ctx.cache.status = Some(Status { collapsed: waited, ..Status::hit(stored.rules.remaining(now)) });
+        let ttl = stored.rules.remaining(now);
+        ctx.cache.status = Some(match ctx.cache.status {
+            // Somebody else's request went on for all who waited (RFC 9211 §2.6).
+            Some(Status { forwarded, .. }) if fetch.collapses => {
+                Status { forwarded, ttl: Some(ttl), collapsed: true, ..Status::default() }
+            }
+            _ => Status::hit(ttl),
+        });
         fetch.serving = Some(stored);
         return Some(ForcedFreshness::ForceFresh);
     }

@@ -70,9 +70,8 @@ pub(crate) struct RequestContext {
     pub(crate) grpc: bool,
     /// `Upgrade: websocket`.
     pub(crate) websocket: bool,
-    /// The request has a body or trailers, whether fields tell of it or not: in HTTP/2 it is the end of the stream that
-    /// tells (RFC 9113 §8.1).
-    pub(crate) has_stream: bool,
+    /// In HTTP/2, the stream goes on after the head although no field tells of a body (RFC 9113 §8.1).
+    pub(crate) has_untold_body: bool,
     /// Nothing is to be read into it when the response stays quiet: an event stream, gRPC, a WebSocket.
     pub(crate) may_be_quiet: bool,
     pub(crate) request_body: RequestBody,
@@ -155,7 +154,7 @@ impl RequestContext {
             weight: None,
             grpc: false,
             websocket: false,
-            has_stream: false,
+            has_untold_body: false,
             may_be_quiet: false,
             request_body: RequestBody::default(),
             response_body: ResponseBody::default(),

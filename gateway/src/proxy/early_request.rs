@@ -36,7 +36,7 @@ pub(super) fn filter(shared: &Shared, session: &mut Session, ctx: &mut Box<Reque
     }
     let downstream = session.as_downstream_mut();
     let is_http2 = downstream.req_header().version == Version::HTTP_2;
-    ctx.has_stream = is_http2 && !downstream.is_body_empty();
+    ctx.has_untold_body = is_http2 && !downstream.is_body_empty();
     downstream.set_total_drain_timeout(Some(DRAIN_TIMEOUT));
     // Clients of HTTP/1.0 do not know interim responses (RFC 9110 §15.2).
     downstream.set_ignore_info_resp(downstream.req_header().version == Version::HTTP_10);

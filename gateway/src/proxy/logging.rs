@@ -152,12 +152,13 @@ fn finish_of_cache(shared: &Shared, ctx: &mut RequestContext, internal: &mut Int
     ctx.in_flight = None;
     let status = ctx.exchange.status.map_or(0, |status| status.as_u16());
     let counters = &shared.cache.background.counters;
-    let count = if (1..500).contains(&status) { &counters.answered } else { &counters.failed };
+    // What somebody else has fetched meanwhile is stored as well.
+    let is_there = ctx.cache.status.is_some_and(|status| status.hit || status.collapsed);
+    let count = if (1..500).contains(&status) || is_there { &counters.answered } else { &counters.failed };
     count.fetch_add(1, Relaxed);
     if let Some(done) = internal.done.take() {
-        // What somebody else has fetched meanwhile is stored as well.
-        let came = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.has_come());
-        let stored = ctx.cache.status.is_some_and(|status| status.stored && came || status.hit);
+        let is_kept = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.is_kept());
+        let stored = is_there || is_kept && ctx.cache.status.is_some_and(|status| status.stored);
         // Whoever asked may have gone.
         let detail = ctx.cache.status.and_then(|status| status.detail);
         let _ = done.send(Fetched { status, stored, detail, nowhere: nowhere(ctx) });
@@ -183,9 +184,9 @@ pub(super) fn summary(downstream: &impl Downstream) -> String {
 /// What the cache did for the request, in a word.
 fn cache_result(ctx: &RequestContext) -> Option<CacheResult> {
     let status = ctx.cache.status?;
-    let stale = status.ttl.is_some_and(|ttl| ttl < 0);
+    let stale = status.ttl.is_some_and(|ttl| ttl <= 0);
     Some(match status.forwarded {
-        None if status.collapsed => CacheResult::Collapsed,
+        Some(_) if status.collapsed && !stale => CacheResult::Collapsed,
         None if status.hit && stale => CacheResult::Stale,
         None if status.hit => CacheResult::Hit,
         Some(Forwarded::Bypass | Forwarded::Method) => CacheResult::Bypass,

@@ -27,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
-use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora_core::{
     Error, ErrorType, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer,
 };
@@ -86,6 +86,15 @@ impl ProxyHttp for Gateway {
 
     fn cache_key_callback(&self, _: &Session, ctx: &mut Box<RequestContext>) -> Result<CacheKey> {
         request_cache::key(ctx)
+    }
+
+    fn cache_miss(&self, session: &mut Session, ctx: &mut Box<RequestContext>) {
+        if cache::has_come_to_nothing(ctx) {
+            // Tells all others that wait, who would else find it out one after the other.
+            session.cache.disable(NoCacheReason::ResponseTooLarge);
+        } else {
+            session.cache.cache_miss();
+        }
     }
 
     async fn cache_hit_filter(
@@ -190,7 +199,7 @@ impl ProxyHttp for Gateway {
         end_of_stream: bool,
         ctx: &mut Box<RequestContext>,
     ) -> Result<Option<Duration>> {
-        if cache::is_in_vain(session, ctx) {
+        if !end_of_stream && cache::is_in_vain(session, ctx) {
             return Error::e_explain(ErrorType::InternalError, "nobody wants the rest of it");
         }
         response_body::filter(session, body, end_of_stream, ctx)

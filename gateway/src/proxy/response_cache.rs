@@ -76,7 +76,7 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
             Ok(meta)
         }
         Err(reason) => {
-            asked.partition.pass(&asked.key, &asked.resource, pass_until());
+            asked.partition.pass(&asked.key, pass_until());
             // The origin has another answer now. After an error the old one may still be of use.
             if !response.status.is_server_error() {
                 asked.partition.forget(&asked.key, &asked.resource, &asked.headers);
@@ -178,7 +178,7 @@ pub(super) fn begin(fetch: &mut Fetch, is_caching: bool) {
     if fetch.collapses && !is_caching {
         match &fetch.stored {
             Some(stored) => stored.waited_in_vain(),
-            None => fetch.asked.partition.pass(&fetch.asked.key, &fetch.asked.resource, pass_until()),
+            None => fetch.asked.partition.pass(&fetch.asked.key, pass_until()),
         }
     }
     fetch.requested = Timestamp::from(SystemTime::now());

@@ -109,6 +109,8 @@ metrics! {
         "Memory that stored responses of all tenants may take.";
     CACHE_FILE_BYTES = "seiketsu_cache_file_bytes" []
         "Memory that stored bodies take once more, in files that the kernel sends without copying them.";
+    CACHE_LENT_BYTES = "seiketsu_cache_lent_bytes" []
+        "Memory of bodies that have left the cache and that clients have not got all of yet. Where a tenant has too much of it, nothing new is stored for it.";
     CACHE_PURGES = "seiketsu_cache_purges_total" ["by"]
         "Purges, by who made them: operators of this node, unsafe requests to it, another node, or all at once since some may have been missed of what is stored.";
     CACHE_PURGES_FOLDED = "seiketsu_cache_purges_folded_total" []

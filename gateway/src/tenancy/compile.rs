@@ -98,6 +98,10 @@ pub struct CompiledRoute {
 }
 
 impl CompiledRoute {
+    pub(crate) fn pool_for(&self, canary: bool) -> &Arc<UpstreamPool> {
+        self.canary.as_ref().filter(|_| canary).map_or(&self.pool, |canary| &canary.pool)
+    }
+
     /// Whether anything may want to see a request's body before it goes on.
     pub(crate) fn looks_at_body(&self) -> bool {
         self.policies.validation.is_some() || self.policies.request_body.is_some() || self.mirror.is_some()

@@ -32,39 +32,63 @@ impl Lent {
 
     /// Takes note of a response that leaves the cache, where somebody has its body.
     pub(super) fn add(&self, stored: &Arc<Stored>) {
-        if stored.body.len() < SMALLEST || !stored.is_in_use() {
+        if stored.body.len() < SMALLEST || !is_in_use(stored) {
             return;
+        }
+        let mut responses = self.responses.lock();
+        if responses.is_empty() {
+            self.totals.lenders.fetch_add(1, Relaxed);
         }
         let length = stored.body.len() as u64;
         self.bytes.fetch_add(length, Relaxed);
         self.totals.lent.fetch_add(length, Relaxed);
-        self.responses.lock().push(stored.clone());
+        responses.push(stored.clone());
     }
 
-    /// Whether the tenant has as much as it leaves for all others, or as it may have for itself.
+    /// Whether the tenant has as much as it leaves for all others, or as it may have for itself. However much others have,
+    /// it may have an equal share: what they have is not theirs to take.
     pub(super) fn is_too_much(&self, most: u64) -> bool {
         let own = self.bytes.load(Relaxed);
-        let left = self.totals.most_lent().saturating_sub(self.totals.lent.load(Relaxed));
-        own > left.min(most)
+        let all = self.totals.most_lent();
+        let left = all.saturating_sub(self.totals.lent.load(Relaxed));
+        let share = all / self.totals.lenders.load(Relaxed).max(1);
+        own > left.max(share).min(most)
     }
 
     /// Lets go of those that nobody has any more.
     pub(super) fn sweep(&self) {
         let mut responses = self.responses.lock();
-        let before: usize = responses.iter().map(|stored| stored.body.len()).sum();
-        responses.retain(Stored::is_in_use);
-        let after: usize = responses.iter().map(|stored| stored.body.len()).sum();
-        self.forget((before - after) as u64);
+        if responses.is_empty() {
+            return;
+        }
+        let bytes = |responses: &[Arc<Stored>]| responses.iter().map(|stored| stored.body.len() as u64).sum::<u64>();
+        let before = bytes(&responses);
+        responses.retain(is_in_use);
+        self.forget(before - bytes(&responses), responses.is_empty());
     }
 
-    fn forget(&self, bytes: u64) {
+    fn forget(&self, bytes: u64, all: bool) {
         self.bytes.fetch_sub(bytes, Relaxed);
         self.totals.lent.fetch_sub(bytes, Relaxed);
+        if all {
+            self.totals.lenders.fetch_sub(1, Relaxed);
+        }
     }
+}
+
+/// Whether anybody has the body beside who asks. The file has it as well, and is for hits alone.
+fn is_in_use(stored: &Arc<Stored>) -> bool {
+    if Arc::strong_count(stored) > 1 {
+        return true;
+    }
+    stored.let_go_of_file();
+    !stored.body.is_unique()
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.forget(self.bytes.load(Relaxed));
+        if !self.responses.get_mut().is_empty() {
+            self.forget(self.bytes.load(Relaxed), true);
+        }
     }
 }

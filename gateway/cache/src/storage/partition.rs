@@ -1,7 +1,6 @@
 //! What is stored for one tenant.
 
 use std::{
-    collections::VecDeque,
     fmt,
     sync::{
         Arc, OnceLock,
@@ -12,10 +11,10 @@ use std::{
 use bytes::Bytes;
 use foldhash::quality::RandomState;
 use http::HeaderMap;
-use moka::{ops::compute::Op, sync::Cache};
+use moka::sync::Cache;
 use parking_lot::Mutex;
 
-use super::{Storage, Totals, lent::Lent};
+use super::{Storage, Totals, lent::Lent, order::Order};
 use crate::{
     key::Resource,
     purge::Purges,
@@ -27,7 +26,7 @@ use crate::{
 type Families = Cache<Arc<[u8]>, Arc<Family>, RandomState>;
 
 /// The cache of one tenant. Whatever the origin has answered is taken in: those who wait for it shall find it. What goes
-/// for it is what came first and was not used since.
+/// for it is what came first and was not used since, new things first.
 pub struct Partition {
     tenant: Box<str>,
     budget: AtomicU64,
@@ -39,8 +38,9 @@ pub struct Partition {
     filling: AtomicU64,
     /// Made with the first response: most tenants of a large node store nothing.
     families: OnceLock<Families>,
-    /// The keys in the order in which they came, to evict from.
-    order: Mutex<VecDeque<Arc<[u8]>>>,
+    /// The keys in the order in which they go. Look-ups do not need it; all that changes something has
+    /// it locked meanwhile.
+    order: Mutex<Order>,
 }
 
 /// What the tenant has.
@@ -113,7 +113,7 @@ impl Partition {
     /// Lets the tenant have more or less from now on. What does not fit goes at once, and nothing else.
     pub fn set_budget(&self, budget: u64) {
         self.budget.store(budget, Relaxed);
-        self.shrink();
+        self.evict(self.bytes().saturating_sub(budget));
     }
 
     pub fn storage(&self) -> &Arc<Storage> {
@@ -142,15 +142,22 @@ impl Partition {
 
     /// What is stored under a key for a request with these fields.
     pub fn find(&self, key: &[u8], request: &HeaderMap, now: Timestamp) -> Lookup {
-        let Some(family) = self.families.get().and_then(|families| families.get(key)) else { return Lookup::Nothing };
-        family.touch();
-        match family.find(request) {
-            Some(stored) if self.purges.spare(&family.resource, stored) => Lookup::Found(stored.clone()),
-            // It will be replaced; until then it is as good as gone.
-            Some(_) => Lookup::Nothing,
-            None if family.passes(now) => Lookup::Passes,
-            None if family.is_empty() => Lookup::Nothing,
-            None => Lookup::OtherVariants,
+        let mut has_others = false;
+        if let Some(family) = self.families.get().and_then(|families| families.get(key)) {
+            family.touch();
+            match family.find(request) {
+                Some(stored) if self.purges.spare(&family.resource, stored) => return Lookup::Found(stored.clone()),
+                // It will be replaced; until then it is as good as gone.
+                Some(_) => {}
+                None => has_others = !family.is_empty(),
+            }
+        }
+        if self.storage.passes().contains(key, now) {
+            Lookup::Passes
+        } else if has_others {
+            Lookup::OtherVariants
+        } else {
+            Lookup::Nothing
         }
     }
 
@@ -163,15 +170,20 @@ impl Partition {
     /// still have too much of what was stored before.
     pub fn store(&self, key: &[u8], resource: &Resource, stored: Stored) -> bool {
         let stored = Arc::new(stored);
-        let most = usize::try_from(self.budget()).unwrap_or(usize::MAX);
+        let budget = self.budget();
+        let most = usize::try_from(budget).unwrap_or(usize::MAX);
         let alone = Family::new(key.into(), resource.clone()).with(stored.clone(), most).weight();
+        // Not under the lock: it may be another tenant that has to make room.
+        if alone > most || self.lends_too_much() || !self.storage.make_room(self, alone as u64) {
+            return false;
+        }
+        let mut order = self.order.lock();
         // Where there are other variants, they make room for what does not fit beside them.
         let before = self.families.get().and_then(|families| families.get(key)).map(|family| family.weight());
         let more = before.map_or(alone, |before| alone.min(most.saturating_sub(before)));
-        if alone > most || self.lends_too_much() || !self.make_room(more as u64) {
-            return false;
-        }
-        self.change(key, resource, |family| Some(family.with(stored.clone(), most)));
+        // Before it is there: what is new and not used yet would have to go first.
+        self.evict_from(&mut order, (self.bytes() + more as u64).saturating_sub(budget));
+        self.change(&mut order, key, resource, |family| Some(family.with(stored.clone(), most)));
         true
     }
 
@@ -182,50 +194,36 @@ impl Partition {
         if !self.lent.is_too_much(most) {
             return false;
         }
-        // Others may have nothing to store for a long time, and what has gone may still wait for its end.
-        for partition in self.storage.partitions() {
-            if let Some(families) = partition.families.get() {
-                families.run_pending_tasks();
-            }
-            partition.lent.sweep();
-        }
+        // What has gone may still wait for its end, here and where nothing is stored for a long time.
+        self.storage.sweep_lent();
         self.lent.is_too_much(most)
     }
 
-    /// Makes room for so many bytes, of the tenant and of the node. `false`: they cannot be had.
-    fn make_room(&self, bytes: u64) -> bool {
-        let budget = self.budget();
-        if bytes > budget {
-            return false;
+    /// Lets go of bodies that have left the cache and that no client has any more.
+    pub(super) fn sweep_lent(&self) {
+        if let Some(families) = self.families.get() {
+            families.run_pending_tasks();
         }
-        // Before it is there: what is new and not used yet would have to go first.
-        let excess = (self.bytes() + bytes).saturating_sub(budget);
-        if excess > 0 {
-            self.evict(excess);
-        }
-        self.storage.make_room(self, bytes)
-    }
-
-    /// What several have stored at the same time may be too much together, and what takes the place of something else may
-    /// be larger.
-    fn shrink(&self) {
-        let excess = self.bytes().saturating_sub(self.budget());
-        if excess > 0 {
-            self.evict(excess);
-        }
+        self.lent.sweep();
     }
 
     /// Puts a validated response in the place of the one that was validated, unless that has gone meanwhile.
     pub fn renew(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>, new: &Arc<Stored>) {
-        self.change(key, resource, |family| {
+        let mut order = self.order.lock();
+        self.change(&mut order, key, resource, |family| {
             let holds = family.variants().iter().any(|stored| Arc::ptr_eq(stored, old));
             holds.then(|| family.without(old).with(new.clone(), usize::MAX))
         });
+        // It may have longer fields.
+        self.evict_from(&mut order, self.bytes().saturating_sub(self.budget()));
     }
 
     /// Forgets what would answer a request with these fields: all of it, or an older response would come up again.
     pub fn forget(&self, key: &[u8], resource: &Resource, request: &HeaderMap) {
-        self.change(key, resource, |family| {
+        if !self.families.get().is_some_and(|families| families.contains_key(key)) {
+            return;
+        }
+        self.change(&mut self.order.lock(), key, resource, |family| {
             let mut wishes = Wishes::of(request);
             let (gone, left): (Vec<_>, Vec<_>) =
                 family.variants().iter().partition(|stored| stored.selection.matches(&mut wishes));
@@ -234,41 +232,29 @@ impl Partition {
     }
 
     /// Notes that responses for this key are not storable, until then.
-    pub fn pass(&self, key: &[u8], resource: &Resource, until: Timestamp) {
-        let weight = Family::new(key.into(), resource.clone()).weight();
-        if !self.make_room(weight as u64) {
-            return;
-        }
-        self.change(key, resource, |family| Some(family.passing(until)));
+    pub fn pass(&self, key: &[u8], until: Timestamp) {
+        self.storage.passes().add(key, until);
     }
 
-    /// Changes the family of a key; none: leaves it as it is.
-    fn change(&self, key: &[u8], resource: &Resource, change: impl Fn(&Family) -> Option<Family>) {
+    /// Changes the family of a key; none: leaves it as it is. Under the lock of the order, as all that changes something:
+    /// what is in the cache stands there, once, and what leaves the cache does so once.
+    fn change(&self, order: &mut Order, key: &[u8], resource: &Resource, change: impl Fn(&Family) -> Option<Family>) {
         let key: Arc<[u8]> = key.into();
         let families = self.families();
-        let mut is_new = false;
-        let _ = families.entry(key.clone()).and_compute_with(|entry| {
-            is_new = entry.is_none();
-            let current =
-                entry.map_or_else(|| Arc::new(Family::new(key.clone(), resource.clone())), moka::Entry::into_value);
-            let Some(next) = change(&current) else {
-                is_new = false;
-                return Op::Nop;
-            };
-            let stays = |body: &Bytes| next.variants().iter().any(|stored| stored.body.as_ptr() == body.as_ptr());
-            for gone in current.variants().iter().filter(|stored| !stays(&stored.body)) {
-                self.lent.add(gone);
-            }
-            self.held.add(next.weight());
-            if is_new {
-                self.held.responses.fetch_add(1, Relaxed);
-            }
-            Op::Put(Arc::new(next))
-        });
-        if is_new {
-            self.order.lock().push_back(key);
+        let current = families.get(&key);
+        let is_new = current.is_none();
+        let current = current.unwrap_or_else(|| Arc::new(Family::new(key.clone(), resource.clone())));
+        let Some(next) = change(&current) else { return };
+        let stays = |body: &Bytes| next.variants().iter().any(|stored| stored.body.as_ptr() == body.as_ptr());
+        for gone in current.variants().iter().filter(|stored| !stays(&stored.body)) {
+            self.lent.add(gone);
         }
-        self.shrink();
+        self.held.add(next.weight());
+        if is_new {
+            self.held.responses.fetch_add(1, Relaxed);
+            order.add(key.clone());
+        }
+        families.insert(key, Arc::new(next));
         // What has been replaced goes now, and not some time later.
         families.run_pending_tasks();
     }
@@ -291,25 +277,30 @@ impl Partition {
     /// Frees at least so many bytes, if it has as many; how many it has freed. What was used lately gets a second
     /// chance.
     pub(super) fn evict(&self, bytes: u64) -> u64 {
-        let Some(families) = self.families.get() else { return 0 };
-        let before = self.bytes();
-        let mut chances = self.order.lock().len();
-        while before.saturating_sub(self.bytes()) < bytes {
-            let Some(key) = self.order.lock().pop_front() else { break };
+        self.evict_from(&mut self.order.lock(), bytes)
+    }
+
+    fn evict_from(&self, order: &mut Order, bytes: u64) -> u64 {
+        let Some(families) = self.families.get().filter(|_| bytes > 0) else { return 0 };
+        let mut freed = 0;
+        let mut chances = order.len();
+        while freed < bytes {
+            let Some(key) = order.next() else { break };
             let Some(family) = families.get(&key) else { continue };
             if family.take_used() && chances > 0 {
                 chances -= 1;
-                self.order.lock().push_back(key);
+                order.keep(key);
                 continue;
             }
             families.invalidate(&key);
             for gone in family.variants() {
                 self.lent.add(gone);
             }
+            freed += family.weight() as u64;
             self.held.evictions.fetch_add(1, Relaxed);
         }
         families.run_pending_tasks();
-        before.saturating_sub(self.bytes())
+        freed
     }
 
     #[cfg(test)]

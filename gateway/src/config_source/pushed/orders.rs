@@ -89,9 +89,10 @@ fn done(id: Uuid, error: Option<String>) -> Carried {
 }
 
 fn warmed(id: Uuid, progress: &Progress) -> Carried {
-    let Progress { id: _, total, stored, not_stored, failed, done, stopped: _, missing: _ } = *progress;
+    let Progress { id: _, total, stored, not_stored, failed, done, stopped, missing: _ } = *progress;
     let [total, stored, not_stored, failed] = [total, stored, not_stored, failed].map(|count| count as u64);
-    Carried { id, done, error: None, warmed: Some(Warmed { total, stored, not_stored, failed }) }
+    let error = stopped.then(|| "it was stopped at the node".to_owned());
+    Carried { id, done, error, warmed: Some(Warmed { total, stored, not_stored, failed }) }
 }
 
 /// Whether somebody may hear it: nobody does if the connection has ended.

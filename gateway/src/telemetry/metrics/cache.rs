@@ -14,6 +14,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     let mut evictions = Family::counter(names::CACHE_EVICTIONS);
     let mut budget = Family::gauge(names::CACHE_BUDGET);
     let mut files = Family::gauge(names::CACHE_FILE_BYTES);
+    let mut lent = Family::gauge(names::CACHE_LENT_BYTES);
     let mut purges = Family::counter(names::CACHE_PURGES);
     let mut folded = Family::counter(names::CACHE_PURGES_FOLDED);
     let mut untold = Family::counter(names::CACHE_PURGES_UNTOLD);
@@ -26,6 +27,8 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     }
     budget.add(&[], cache.storage.budget() as f64);
     files.add(&[], cache.storage.twin_bytes() as f64);
+    cache.storage.sweep_lent();
+    lent.add(&[], cache.storage.lent_bytes() as f64);
     let counters = &cache.purging.counters;
     for (by, count) in [
         ("this_node", &counters.here),
@@ -47,7 +50,7 @@ pub(super) fn families(cache: &Cache, tenants: &TenantsSum) -> Vec<MetricFamily>
     ] {
         background.add(&[result], count.load(Relaxed) as f64);
     }
-    let all = [bytes, keys, evictions, budget, files, purges, folded, untold, heard, background];
+    let all = [bytes, keys, evictions, budget, files, lent, purges, folded, untold, heard, background];
     all.into_iter().filter_map(Family::finish).collect()
 }
 

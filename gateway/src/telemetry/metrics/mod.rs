@@ -223,7 +223,17 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use std::{collections::HashMap, path::Path, time::Duration};
 
-    use seiketsu_cache::{key::Resource, time::Timestamp};
+    use bytes::Bytes;
+    use http::{HeaderMap, StatusCode};
+    use seiketsu_cache::{
+        directives::ResponseDirectives,
+        freshness::Exchange,
+        key::Resource,
+        reuse::Rules,
+        stored::{Parts, Stored},
+        time::Timestamp,
+        vary::Selection,
+    };
     use seiketsu_config::node::{NodeConfig, NodeLimits, Redis};
     use seiketsu_limits::shedding::{Priority, Settings};
 
@@ -346,7 +356,16 @@ mod tests {
         let runtime = Runtime::new().unwrap();
         let cache = Arc::new(Cache::start(&NodeConfig::default(), 1, runtime.handle()).unwrap());
         let partition = cache.storage.partition("acme", 1 << 20);
-        partition.pass(b"key", &Resource::new(b"a.test", "/", None), Timestamp::from_unix(1));
+        let at = Timestamp::from_unix(1);
+        let stored = Stored::new(Parts {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            rules: Rules::new(&ResponseDirectives::default(), 60, 0, Exchange { requested: at, answered: at }),
+            selection: Selection::default(),
+            since: partition.purges().latest(),
+        });
+        assert!(partition.store(b"key", &Resource::new(b"a.test", "/", None), stored));
         metrics.show_cache(cache);
         let live = Arc::new(Live::new(Snapshot::empty()).unwrap());
         let tls = Arc::new(LiveTls::new(&live).unwrap());

@@ -63,8 +63,9 @@ fn a_thousand_requests_for_what_is_not_stored_are_one_to_the_origin() {
     let answers = together(&origin, &gateway, 1000, "");
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "body"));
     assert_eq!(origin.asked.load(Ordering::SeqCst), 1);
-    let collapsed = answers.iter().filter(|answer| answer.cache_status().contains("; collapsed")).count();
+    let collapsed = answers.iter().filter(|answer| answer.cache_status().ends_with("; collapsed")).count();
     assert_eq!(collapsed, 999);
+    assert!(answers.iter().all(|answer| answer.cache_status().starts_with("seiketsu; fwd=uri-miss")));
     assert!(comes_true(|| gateway.metric("seiketsu_cache_requests_total{tenant=\"acme\",result=\"collapsed\"}")
         as usize
         == 999));
@@ -270,4 +271,28 @@ fn where_the_cache_is_full_of_what_is_asked_for_often_requests_are_one_all_the_s
     let asked = || origin.seen().iter().filter(|seen| seen.target() == "/v1/a").count();
     assert!(gateway.fetch("/v1/a", "").is_hit());
     assert_eq!(asked(), 1);
+}
+
+#[test]
+fn what_turns_out_to_be_too_large_holds_up_those_who_wait_for_it_once() {
+    let (go, waits) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (told, asked) = (go.clone(), waits.clone());
+    let origin = Stub::start(move |_| {
+        // The first is answered when all wait for it, all others when they have come together.
+        let number = asked.fetch_add(1, Ordering::SeqCst);
+        assert!(comes_true(|| told.load(Ordering::SeqCst) && (number == 0 || asked.load(Ordering::SeqCst) == 8)));
+        let piece = format!("{:x}\r\n{}\r\n", 80 << 10, "x".repeat(80 << 10));
+        format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n{piece}0\r\n\r\n")
+            .into_bytes()
+    });
+    let gateway = caching_from(origin.address, "max_object: 64KiB, collapse: 60s");
+    let mut clients: Vec<Client> = (0..8).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    }
+    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == 8));
+    go.store(true, Ordering::SeqCst);
+    for client in &mut clients {
+        assert_eq!(client.receive().unwrap().body.len(), 80 << 10);
+    }
 }

@@ -402,7 +402,7 @@ fn a_configuration_that_is_refused_takes_nothing_from_what_is_stored() {
     let wrong = yaml("4MiB", ", transform: { response_body: '][ wrong' }");
     gateway.write_tenants(&wrong.replace("revision: 1", "revision: 2"));
     gateway.process.signal("-HUP");
-    assert!(comes_true(|| gateway.log().contains("response_body")), "{}", gateway.log());
+    assert!(comes_true(|| gateway.log().contains("jq program is wrong")), "{}", gateway.log());
     assert!(gateway.fetch("/v1/a", "").is_hit());
     assert_eq!(budget(), Some(8 << 20));
     // What is in force in the end counts, and takes nothing either.

@@ -6,8 +6,9 @@
 //! What Redis must be:
 //! - 7.0 or later. A user with an access list needs the keys `seiketsu:*`, and the commands `EVAL`, `EVALSHA`,
 //!   `HGETALL`, `HMGET`, `HSET`, `HDEL`, `DEL`, `PEXPIRE`, `PEXPIREAT`, `ZADD`, `ZREM`, `ZREMRANGEBYSCORE`,
-//!   `ZRANGE`, `TIME`, `INFO`, and those of the connection: `HELLO`, `AUTH`, `CLIENT`, `SELECT`; `CLUSTER` of a
-//!   cluster, `ROLE` of a master that sentinels name.
+//!   `ZRANGE`, `TIME`, `INFO`, for purges of the response cache `XADD`, `XREAD`, `XRANGE`, `XREVRANGE`, and those
+//!   of the connection: `HELLO`, `AUTH`, `CLIENT`, `SELECT`; `CLUSTER` of a cluster, `ROLE` of a master that
+//!   sentinels name.
 //! - With `maxmemory-policy noeviction`: an account that is evicted is taken for one that was never used, and is
 //!   full again. Without memory exchanges fail, and the tenants' settings for that case apply. Nor must it be
 //!   flushed while it is in use.

@@ -274,7 +274,11 @@ pub(super) fn is_in_vain(session: &Session, ctx: &RequestContext) -> bool {
 
 /// Whether nothing is stored for those who have waited, and nothing will be.
 pub(super) fn has_come_to_nothing(ctx: &RequestContext) -> bool {
-    let Some(fetch) = ctx.cache.fetch.as_ref().filter(|fetch| fetch.collapses) else { return false };
+    // What the cache asks by itself is asked whatever became of it before.
+    let Some(fetch) = ctx.cache.fetch.as_ref().filter(|_| ctx.cache.internal.is_none()) else { return false };
+    if !fetch.collapses {
+        return false;
+    }
     let (asked, now) = (&fetch.asked, Timestamp::from(SystemTime::now()));
     matches!(asked.partition.find(&asked.key, &asked.headers, now), Lookup::Passes)
 }

@@ -36,6 +36,9 @@ pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<Force
     }
     // Who was waited for has asked and failed: those who waited are not to find out one after the other.
     let failed_meanwhile = !is_new && stored.failures() > fetch.failures;
+    if is_new {
+        fetch.failures = stored.failures();
+    }
     fetch.stored = Some(stored);
     if failed_meanwhile && failure::may_serve_stale(ctx) {
         cache::note_stale(ctx, None);

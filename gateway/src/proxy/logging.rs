@@ -6,7 +6,7 @@ use std::{
 };
 
 use pingora_core::{Error, ErrorSource};
-use seiketsu_cache::status::Forwarded;
+use seiketsu_cache::status::{Forwarded, Status};
 use seiketsu_identity::principal::Principal;
 
 use super::{Downstream, RequestContext, Shared, request};
@@ -153,7 +153,8 @@ fn finish_of_cache(shared: &Shared, ctx: &mut RequestContext, internal: &mut Int
     let status = ctx.exchange.status.map_or(0, |status| status.as_u16());
     let counters = &shared.cache.background.counters;
     // What somebody else has fetched meanwhile is stored as well.
-    let is_there = ctx.cache.status.is_some_and(|status| status.hit || status.collapsed);
+    let is_fresh = |status: Status| status.ttl.is_some_and(|ttl| ttl > 0);
+    let is_there = ctx.cache.status.is_some_and(|status| (status.hit || status.collapsed) && is_fresh(status));
     let count = if (1..500).contains(&status) || is_there { &counters.answered } else { &counters.failed };
     count.fetch_add(1, Relaxed);
     if let Some(done) = internal.done.take() {

@@ -120,7 +120,7 @@ metrics! {
     CACHE_PURGES_HEARD = "seiketsu_cache_purges_heard" []
         "Whether purges of other nodes are heard; 1 where there are none to be heard.";
     CACHE_BACKGROUND = "seiketsu_cache_background_requests_total" ["result"]
-        "Requests that the cache made itself, to validate stale responses and to warm, by what came of them; given_up: after a minute; refused: there were too many.";
+        "Requests that the cache made itself, to validate stale responses and to warm, by what came of them; given_up: after a minute, and then as one of the first two as well; refused: there were too many.";
     CONFIG_RELOADS = "seiketsu_config_reloads_total" ["result"]
         "Configurations read, by result.";
     CONFIG_REVISION = "seiketsu_config_revision" []

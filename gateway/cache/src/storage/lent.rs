@@ -46,7 +46,8 @@ impl Lent {
     }
 
     /// Whether the tenant has as much as it leaves for all others, or as it may have for itself. However much others have,
-    /// it may have an equal share: what they have is not theirs to take.
+    /// it may have an equal share, since they must not keep it from storing anything. Where many have much, that is somewhat
+    /// more in all than one alone may have.
     pub(super) fn is_too_much(&self, most: u64) -> bool {
         let own = self.bytes.load(Relaxed);
         let all = self.totals.most_lent();

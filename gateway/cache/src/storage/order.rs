@@ -1,36 +1,129 @@
 //! In which order keys go, when room is needed.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    hash::BuildHasher,
+    sync::Arc,
+};
 
-/// New keys are so many of all at most, before others go for them.
-const YOUNG: usize = 10;
+use foldhash::quality::RandomState;
 
-/// The keys of one tenant. What was used while it was new stays with those that were used before; of what was not, most
-/// never is. So a scan goes through the queue of new keys, and leaves the others where they are (S3-FIFO, SOSP 2023).
+/// What is new takes one of so many parts, before others go for it.
+const YOUNG: u64 = 10;
+
+/// Keys that have gone are remembered, as many as there are, and so many at least.
+const LEAST_GONE: usize = 64;
+
+/// The keys of one tenant, in two queues (S3-FIFO, SOSP 2023). What was used while it was new stays with those that were used
+/// before; of what was not, most never is. So a scan goes through the queue of new keys, and leaves the others where they are.
+/// What comes back soon after it has gone was taken for new too long, and is put with the others.
 #[derive(Debug, Default)]
 pub(super) struct Order {
-    young: VecDeque<Arc<[u8]>>,
-    old: VecDeque<Arc<[u8]>>,
+    young: Queue,
+    old: Queue,
+    hasher: RandomState,
+    /// Hashes of keys that have gone: who stands for another is only taken for one that comes back.
+    gone: HashSet<u64, RandomState>,
+    /// The same, the first that has gone first.
+    gone_in_turn: VecDeque<u64>,
+}
+
+/// Keys, each with what was stored under it when it came here.
+#[derive(Debug, Default)]
+struct Queue {
+    keys: VecDeque<(Arc<[u8]>, u64)>,
+    bytes: u64,
+}
+
+impl Queue {
+    fn push(&mut self, key: Arc<[u8]>, bytes: u64) {
+        self.keys.push_back((key, bytes));
+        self.bytes += bytes;
+    }
+
+    fn pop(&mut self) -> Option<Arc<[u8]>> {
+        let (key, bytes) = self.keys.pop_front()?;
+        self.bytes -= bytes;
+        Some(key)
+    }
 }
 
 impl Order {
     pub(super) fn len(&self) -> usize {
-        self.young.len() + self.old.len()
+        self.young.keys.len() + self.old.keys.len()
     }
 
-    /// A key that is new.
-    pub(super) fn add(&mut self, key: Arc<[u8]>) {
-        self.young.push_back(key);
+    /// A key that is new, under which so much is stored.
+    pub(super) fn add(&mut self, key: Arc<[u8]>, bytes: u64) {
+        let comes_back = self.gone.remove(&self.hasher.hash_one(&key));
+        if comes_back { &mut self.old } else { &mut self.young }.push(key, bytes);
     }
 
     /// The key that goes next, unless it was used and is kept.
     pub(super) fn next(&mut self) -> Option<Arc<[u8]>> {
-        let is_young = self.young.len() * YOUNG > self.len() || self.old.is_empty();
-        if is_young { self.young.pop_front() } else { self.old.pop_front() }
+        let is_young = self.young.bytes * YOUNG > self.young.bytes + self.old.bytes || self.old.keys.is_empty();
+        if is_young && !self.young.keys.is_empty() { self.young.pop() } else { self.old.pop() }
     }
 
     /// A key that was used, behind all others that were.
-    pub(super) fn keep(&mut self, key: Arc<[u8]>) {
-        self.old.push_back(key);
+    pub(super) fn keep(&mut self, key: Arc<[u8]>, bytes: u64) {
+        self.old.push(key, bytes);
+    }
+
+    /// A key that has gone.
+    pub(super) fn let_go(&mut self, key: &[u8]) {
+        let hash = self.hasher.hash_one(key);
+        if self.gone.insert(hash) {
+            self.gone_in_turn.push_back(hash);
+        }
+        while self.gone_in_turn.len() > self.len().max(LEAST_GONE)
+            && let Some(first) = self.gone_in_turn.pop_front()
+        {
+            self.gone.remove(&first);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: usize) -> Arc<[u8]> {
+        number.to_be_bytes().into()
+    }
+
+    #[test]
+    fn new_keys_go_first_as_long_as_they_are_more_than_a_tenth() {
+        let mut order = Order::default();
+        (0..100).for_each(|number| order.keep(key(number), 1));
+        (100..120).for_each(|number| order.add(key(number), 1));
+        let next: Vec<_> = std::iter::repeat_with(|| order.next()).take(10).flatten().collect();
+        // Of 120 keys twenty are new, of 112 twelve; of 111 eleven are less than a tenth no more.
+        assert_eq!(next[..9], (100..109).map(key).collect::<Vec<_>>());
+        assert_eq!((next[9].clone(), order.len()), (key(0), 110));
+    }
+
+    #[test]
+    fn large_new_things_go_first_although_they_are_few() {
+        let mut order = Order::default();
+        (0..100).for_each(|number| order.keep(key(number), 1));
+        order.add(key(100), 50);
+        assert_eq!((order.next(), order.next()), (Some(key(100)), Some(key(0))));
+    }
+
+    #[test]
+    fn what_comes_back_is_with_those_that_were_used() {
+        let mut order = Order::default();
+        order.add(key(1), 1);
+        assert_eq!(order.next(), Some(key(1)));
+        order.let_go(&key(1));
+        (2..50).for_each(|number| order.add(key(number), 1));
+        order.add(key(1), 1);
+        assert_eq!((order.old.keys.len(), order.gone.len()), (1, 0));
+        // What has gone long ago is forgotten.
+        (100..1000).for_each(|number| order.let_go(&key(number)));
+        assert!(order.gone.len() <= LEAST_GONE && order.gone_in_turn.len() <= LEAST_GONE);
+        assert!(std::iter::from_fn(|| order.next()).count() == 49 && order.len() == 0);
+        assert_eq!((order.young.bytes, order.old.bytes), (0, 0));
     }
 }

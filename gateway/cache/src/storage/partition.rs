@@ -56,7 +56,7 @@ struct Held {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub bytes: u64,
-    /// Keys; each has one variant or more.
+    /// Keys; few have no variant any more.
     pub keys: u64,
     pub evictions: u64,
 }
@@ -112,8 +112,9 @@ impl Partition {
 
     /// Lets the tenant have more or less from now on. What does not fit goes at once, and nothing else.
     pub fn set_budget(&self, budget: u64) {
+        let mut order = self.order.lock();
         self.budget.store(budget, Relaxed);
-        self.evict(self.bytes().saturating_sub(budget));
+        self.evict_from(&mut order, self.bytes().saturating_sub(budget));
     }
 
     pub fn storage(&self) -> &Arc<Storage> {
@@ -148,7 +149,7 @@ impl Partition {
             match family.find(request) {
                 Some(stored) if self.purges.spare(&family.resource, stored) => return Lookup::Found(stored.clone()),
                 // It will be replaced; until then it is as good as gone.
-                Some(_) => {}
+                Some(_) => return Lookup::Nothing,
                 None => has_others = !family.is_empty(),
             }
         }
@@ -170,31 +171,41 @@ impl Partition {
     /// still have too much of what was stored before.
     pub fn store(&self, key: &[u8], resource: &Resource, stored: Stored) -> bool {
         let stored = Arc::new(stored);
-        let budget = self.budget();
-        let most = usize::try_from(budget).unwrap_or(usize::MAX);
-        let alone = Family::new(key.into(), resource.clone()).with(stored.clone(), most).weight();
-        // Not under the lock: it may be another tenant that has to make room.
-        if alone > most || self.lends_too_much() || !self.storage.make_room(self, alone as u64) {
+        let alone = Family::new(key.into(), resource.clone()).with(stored.clone(), usize::MAX).weight();
+        if alone as u64 > self.budget() || self.lends_too_much() {
+            return false;
+        }
+        // First of its own, and not under the lock where another tenant has to.
+        let more = self.make_room(&mut self.order.lock(), key, alone);
+        if !self.storage.make_room(self, more) {
             return false;
         }
         let mut order = self.order.lock();
-        // Where there are other variants, they make room for what does not fit beside them.
-        let before = self.families.get().and_then(|families| families.get(key)).map(|family| family.weight());
-        let more = before.map_or(alone, |before| alone.min(most.saturating_sub(before)));
-        // Before it is there: what is new and not used yet would have to go first.
-        self.evict_from(&mut order, (self.bytes() + more as u64).saturating_sub(budget));
+        self.make_room(&mut order, key, alone);
+        let most = usize::try_from(self.budget()).unwrap_or(usize::MAX);
         self.change(&mut order, key, resource, |family| Some(family.with(stored.clone(), most)));
         true
+    }
+
+    /// Makes room within the budget for what takes so much alone; how much it takes in the end. Before it is there: what is
+    /// new and not used yet would have to go first.
+    fn make_room(&self, order: &mut Order, key: &[u8], alone: usize) -> u64 {
+        let (alone, budget) = (alone as u64, self.budget());
+        // Where there are other variants, they make room for what does not fit beside them.
+        let before = self.families.get().and_then(|families| families.get(key)).map(|family| family.weight() as u64);
+        let more = before.map_or(alone, |before| alone.min(budget.saturating_sub(before)));
+        self.evict_from(order, (self.bytes() + more).saturating_sub(budget));
+        more
     }
 
     /// Whether clients have so much of what has left the cache that they are not to get more of what could leave it.
     fn lends_too_much(&self) -> bool {
         let most = self.budget() / 2;
-        self.lent.sweep();
+        self.sweep_lent();
         if !self.lent.is_too_much(most) {
             return false;
         }
-        // What has gone may still wait for its end, here and where nothing is stored for a long time.
+        // Others may have nothing to store for a long time.
         self.storage.sweep_lent();
         self.lent.is_too_much(most)
     }
@@ -252,7 +263,7 @@ impl Partition {
         self.held.add(next.weight());
         if is_new {
             self.held.responses.fetch_add(1, Relaxed);
-            order.add(key.clone());
+            order.add(key.clone(), next.weight() as u64);
         }
         families.insert(key, Arc::new(next));
         // What has been replaced goes now, and not some time later.
@@ -289,10 +300,11 @@ impl Partition {
             let Some(family) = families.get(&key) else { continue };
             if family.take_used() && chances > 0 {
                 chances -= 1;
-                order.keep(key);
+                order.keep(key, family.weight() as u64);
                 continue;
             }
             families.invalidate(&key);
+            order.let_go(&key);
             for gone in family.variants() {
                 self.lent.add(gone);
             }

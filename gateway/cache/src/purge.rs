@@ -46,7 +46,7 @@ impl Sequence {
 /// What is purged.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Purge {
-    /// Everything of the tenant.
+    /// Everything of the tenant. What was purged before takes no memory any more.
     All,
     /// One URL, whatever its scheme, and whoever it was stored for: [`Resource::digest`].
     Url(Digest),
@@ -384,6 +384,23 @@ mod tests {
         let spared = others.filter(|number| purges.spare(&numbered(*number), &stored(&[], early))).count();
         assert!((500..1000).contains(&spared), "{spared}");
         assert!(purges.spare(&numbered(0), &stored(&[], purges.latest())));
+    }
+
+    #[test]
+    fn where_everything_is_purged_nothing_else_is_kept() {
+        let purges = Purges::default();
+        for number in 0..=MOST_TOLD_APART {
+            purges.add(&Purge::Url(numbered(number).digest()));
+            purges.add(&Purge::Prefix { host: None, path: format!("/{number}").into() });
+            purges.add(&Purge::Tag(number.to_string().into()));
+        }
+        let allocated = || {
+            let table = purges.table.read();
+            [&table.urls, &table.prefixes, &table.tags].map(|kind| (kind.told_apart.capacity(), kind.folded.len()))
+        };
+        assert!(allocated().iter().all(|(told_apart, folded)| *told_apart > 0 && *folded > 0));
+        purges.add(&Purge::All);
+        assert_eq!(allocated(), [(0, 0); 3]);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! Each tenant has a cache of its own, which holds no more than the tenant may have. All of them together hold no more
 //! than the node may have: when that is full, room is made where most is held beyond an equal share. A tenant that stores
-//! much beyond its share evicts what is its own, and never what is another's.
+//! much beyond its share evicts what is its own, and never what is another's; nobody gives to others what is within its
+//! share.
 
 mod fill;
 mod lent;
@@ -13,6 +14,7 @@ mod twin;
 
 use std::{
     collections::HashMap,
+    ptr,
     sync::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -48,6 +50,7 @@ pub struct Storage {
     twins: Arc<Twins>,
     partitions: RwLock<HashMap<Box<str>, Entry>>,
     passes: Passes,
+    fetched_behind: Passes,
     /// Who makes room; others that need some wait for it.
     making_room: Mutex<()>,
     /// When lent bodies of all tenants were last gone through.
@@ -90,6 +93,7 @@ impl Storage {
             twins: Twins::new(part),
             partitions: RwLock::default(),
             passes: Passes::default(),
+            fetched_behind: Passes::default(),
             making_room: Mutex::new(()),
             swept: Mutex::default(),
         })
@@ -112,7 +116,8 @@ impl Storage {
 
     /// What was purged of a tenant; none where no tenant of that name uses the cache.
     pub fn purges(&self, tenant: &str) -> Option<Arc<Purges>> {
-        self.partitions.read().get(tenant).map(|entry| entry.purges.clone())
+        let partitions = self.partitions.read();
+        partitions.get(tenant).filter(|entry| entry.partition.strong_count() > 0).map(|entry| entry.purges.clone())
     }
 
     /// The purges of all tenants.
@@ -143,6 +148,10 @@ impl Storage {
         &self.passes
     }
 
+    fn fetched_behind(&self) -> &Passes {
+        &self.fetched_behind
+    }
+
     /// Bytes of bodies that are no longer stored, and that clients have not got all of yet.
     pub fn lent_bytes(&self) -> u64 {
         self.totals.lent.load(Relaxed)
@@ -167,7 +176,8 @@ impl Storage {
         self.totals.part / 2
     }
 
-    /// Makes room for so many bytes of this tenant. `false`: they cannot be had.
+    /// Makes room for so many bytes of this tenant. `false`: they cannot be had, since they are more than its share, and
+    /// others have not so much beyond theirs.
     fn make_room(&self, of: &Partition, bytes: u64) -> bool {
         if bytes > self.totals.budget {
             return false;
@@ -182,13 +192,19 @@ impl Storage {
                 return true;
             }
             let partitions = self.partitions();
-            let holders = partitions.iter().filter(|partition| partition.bytes() > 0).count() as u64;
-            let share = self.totals.budget / holders.max(1);
-            let largest = partitions.iter().map(|partition| &**partition).max_by_key(|partition| partition.bytes());
-            // Who has more than its share, or would have, makes room itself. If it has less, somebody has more.
-            let victim = if of.bytes() + bytes > share { Some(of) } else { largest };
-            let Some(victim) = victim.filter(|victim| victim.bytes() > 0).or(largest) else { return false };
-            if victim.evict(excess.max(share / BATCH)) == 0 {
+            let others = || partitions.iter().map(|partition| &**partition).filter(|other| !ptr::eq(*other, of));
+            let share = self.totals.budget / (others().filter(|other| other.bytes() > 0).count() as u64 + 1);
+            let spare = |other: &Partition| other.bytes().saturating_sub(share);
+            // Who would have more than its share makes room itself. If it has less, somebody has more.
+            let own = (of.bytes() + bytes).saturating_sub(share).min(of.bytes());
+            if bytes > share && own + others().map(spare).sum::<u64>() < excess {
+                return false;
+            }
+            let (victim, most) = match others().max_by_key(|other| other.bytes()) {
+                Some(largest) if own == 0 => (largest, spare(largest)),
+                _ => (of, own),
+            };
+            if victim.evict(excess.max(share / BATCH).min(most).max(1)) == 0 {
                 return false;
             }
         }

@@ -91,6 +91,10 @@ impl Storage for Adapter {
         let asked = asked(key)?;
         match asked.partition.find(&asked.key, &asked.headers, SystemTime::now().into()) {
             Lookup::Found(stored) => Ok(Some((meta(&stored, asked)?, Box::new(Hit::new(stored))))),
+            // Whoever fails here neither waits for anybody nor has anybody wait, and is sent on by `cache_miss`.
+            _ if asked.goes_ahead() => {
+                Error::e_explain(ErrorType::InternalError, "a part of what is being fetched already")
+            }
             Lookup::OtherVariants | Lookup::Nothing | Lookup::Passes => Ok(None),
         }
     }
@@ -109,8 +113,9 @@ impl Storage for Adapter {
     async fn update_meta(&'static self, key: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<bool> {
         let asked = asked(key)?;
         let Some(renewal) = meta.extensions().get::<Arc<Renewal>>() else { return Ok(false) };
-        asked.partition.renew(&asked.key, &asked.resource, &renewal.old, &renewal.new);
-        Ok(true)
+        let is_kept = asked.partition.renew(&asked.key, &asked.resource, &renewal.old, &renewal.new);
+        asked.kept.store(is_kept, Relaxed);
+        Ok(is_kept)
     }
 
     /// Purges do not come this way.
@@ -224,7 +229,12 @@ impl HandleMiss for Miss {
 
 /// What is not storable is not waited for, until then.
 pub(crate) fn pass_until() -> Timestamp {
-    Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS))
+    in_seconds(PASS_SECONDS)
+}
+
+/// So many seconds from now.
+pub(crate) fn in_seconds(seconds: u64) -> Timestamp {
+    Timestamp::from(SystemTime::now() + Duration::from_secs(seconds))
 }
 
 /// What the origin has now is not stored, and what it had before is no longer what it has.

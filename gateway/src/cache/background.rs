@@ -4,6 +4,7 @@
 //! client: nobody is authenticated, nothing is limited, counted or logged.
 
 use std::{
+    any::Any,
     borrow::Borrow,
     collections::HashMap,
     hash::Hash,
@@ -77,8 +78,8 @@ pub(crate) struct Fetched {
     pub(crate) stored: bool,
     /// Why it is not stored, in a word.
     pub(crate) detail: Option<&'static str>,
-    /// Why there was nobody to be asked, in a word.
-    pub(crate) nowhere: Option<&'static str>,
+    /// Else, why there was no answer, nobody to be asked, or nothing kept, in a word.
+    pub(crate) failure: Option<&'static str>,
 }
 
 impl Drop for Internal {
@@ -113,23 +114,31 @@ struct Taken {
     pools: HashMap<usize, usize>,
 }
 
+/// An upstream's pool, held: so nothing else gets to be where it is while it is counted.
+type Pool = Arc<dyn Any + Send + Sync>;
+
+fn place(pool: &Pool) -> usize {
+    Arc::as_ptr(pool).cast::<()>().addr()
+}
+
 /// Counts as one of a tenant's and of an upstream's, as long as it lives.
 pub(crate) struct Share {
     shares: Arc<Shares>,
     tenant: Box<str>,
-    pool: usize,
+    pool: Pool,
 }
 
 impl Shares {
     /// None: the tenant has as many as it may have, or the upstream has.
-    fn take(self: &Arc<Self>, tenant: &str, pool: usize) -> Option<Share> {
+    fn take(self: &Arc<Self>, tenant: &str, pool: Pool) -> Option<Share> {
+        let place = place(&pool);
         let mut taken = self.0.lock();
         let is_full = |count: Option<&usize>| count.is_some_and(|count| *count >= OF_ONE);
-        if is_full(taken.tenants.get(tenant)) || is_full(taken.pools.get(&pool)) {
+        if is_full(taken.tenants.get(tenant)) || is_full(taken.pools.get(&place)) {
             return None;
         }
         *taken.tenants.entry(tenant.into()).or_default() += 1;
-        *taken.pools.entry(pool).or_default() += 1;
+        *taken.pools.entry(place).or_default() += 1;
         Some(Share { shares: self.clone(), tenant: tenant.into(), pool })
     }
 }
@@ -138,7 +147,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut taken = self.shares.0.lock();
         give_back(&mut taken.tenants, &self.tenant);
-        give_back(&mut taken.pools, &self.pool);
+        give_back(&mut taken.pools, &place(&self.pool));
     }
 }
 
@@ -207,7 +216,7 @@ impl Background {
 
     /// A share of what a worker may do for a tenant, and ask of an upstream. None: it does as much as it may.
     pub(crate) fn share(&self, worker: usize, tenant: &str, pool: &Arc<UpstreamPool>) -> Option<Share> {
-        let share = self.queues[worker % self.queues.len()].shares.take(tenant, Arc::as_ptr(pool).addr());
+        let share = self.queues[worker % self.queues.len()].shares.take(tenant, pool.clone());
         if share.is_none() {
             self.counters.refused.fetch_add(1, Relaxed);
         }
@@ -291,6 +300,10 @@ mod tests {
 
     use super::*;
 
+    fn pool() -> Pool {
+        Arc::new(0_u8)
+    }
+
     fn with(share: Share) -> Job {
         let internal = Internal {
             host: b"a.test".as_slice().into(),
@@ -308,31 +321,40 @@ mod tests {
     fn a_tenant_leaves_places_to_others() {
         let background = Background::new(1);
         let (taken, add) = (&background.queues[0].shares, |share| background.add(0, with(share)));
-        let shares: Vec<_> = (0..AT_ONCE).filter_map(|pool| taken.take("a", pool)).collect();
+        let shares: Vec<_> = (0..AT_ONCE).filter_map(|_| taken.take("a", pool())).collect();
         assert_eq!(shares.len(), OF_ONE);
-        assert!(taken.take("b", 0).is_some());
+        assert!(taken.take("b", pool()).is_some());
         shares.into_iter().for_each(add);
-        assert!(taken.take("a", AT_ONCE).is_none());
+        assert!(taken.take("a", pool()).is_none());
         // What has ended makes room for one more.
         let mut jobs = background.jobs(0).unwrap();
         drop(jobs.receiver.try_recv().unwrap());
-        let last = taken.take("a", AT_ONCE);
-        assert!(last.is_some() && taken.take("a", AT_ONCE).is_none());
+        let last = taken.take("a", pool());
+        assert!(last.is_some() && taken.take("a", pool()).is_none());
     }
 
     #[test]
     fn an_upstream_of_many_tenants_leaves_places_to_others() {
-        let shares = Arc::new(Shares::default());
-        let of_one: Vec<_> = (0..AT_ONCE).filter_map(|tenant| shares.take(&tenant.to_string(), 7)).collect();
+        let (shares, one) = (Arc::new(Shares::default()), pool());
+        let of_one: Vec<_> = (0..AT_ONCE).filter_map(|tenant| shares.take(&tenant.to_string(), one.clone())).collect();
         assert_eq!(of_one.len(), OF_ONE);
-        assert!(shares.take("0", 8).is_some());
+        assert!(shares.take("0", pool()).is_some());
     }
 
     #[test]
     fn what_has_nothing_under_way_is_forgotten() {
-        let shares = Arc::new(Shares::default());
-        drop([shares.take("a", 1), shares.take("a", 2), shares.take("b", 1)]);
+        let (shares, one) = (Arc::new(Shares::default()), pool());
+        drop([shares.take("a", one.clone()), shares.take("a", pool()), shares.take("b", one)]);
         let taken = shares.0.lock();
         assert!(taken.tenants.is_empty() && taken.pools.is_empty());
+    }
+
+    #[test]
+    fn no_upstream_gets_to_be_where_one_is_that_is_asked() {
+        let (shares, one) = (Arc::new(Shares::default()), pool());
+        let share = shares.take("a", one.clone());
+        assert_eq!(Arc::strong_count(&one), 2);
+        drop(share);
+        assert_eq!(Arc::strong_count(&one), 1);
     }
 }

@@ -3,8 +3,9 @@
 //! A purge is made here at once. Where nodes share a Redis, it is also written to a stream there, which all of them
 //! follow: the stream is the store and the hint in one. A node that was cut off reads on where it was when it comes
 //! back. Where the entry that it has read last is no longer there, since the stream was trimmed, lost, or brought back
-//! from an older copy, others are missing as well, and everything is purged. What cannot be written yet waits in the
-//! [`outbox`].
+//! from an older copy, others are missing as well, and everything is purged. That is why each reading begins with this
+//! entry, and each writing looks for the one that was written last: in one step, so that nothing comes between. What
+//! cannot be written yet waits in the [`outbox`].
 
 mod outbox;
 
@@ -19,7 +20,7 @@ use std::{
 use parking_lot::Mutex;
 use redis::{
     RedisError,
-    streams::{StreamRangeReply, StreamReadReply},
+    streams::{StreamId, StreamRangeReply},
 };
 use seiketsu_cache::{
     key::{NoDigest, Resource},
@@ -78,7 +79,7 @@ pub(crate) struct Purging {
     run: Uuid,
     /// Present where others are told.
     outbox: Option<Arc<Outbox>>,
-    /// The last entry that this node has written.
+    /// The last entry that this node has written, unless it need not be looked for.
     told: Mutex<String>,
     pub(crate) counters: Counters,
 }
@@ -227,6 +228,14 @@ impl Purging {
         serde_json::to_string(&message).unwrap_or_default()
     }
 
+    /// What this node had written up to here is read, or made up for; it may have written more meanwhile.
+    fn forget(&self, told: &str) {
+        let mut latest = self.told.lock();
+        if *latest == told {
+            latest.clear();
+        }
+    }
+
     /// Purges all that is stored, since it is not known what of it was.
     pub(crate) fn everything(&self) {
         // Whoever has just begun has missed nothing.
@@ -283,7 +292,8 @@ async fn tell(purging: Arc<Purging>, mut dialer: Dialer, outbox: Arc<Outbox>) {
                 }
                 continue;
             };
-            match write(open, PURGE, &texts).await {
+            let told = purging.told.lock().clone();
+            match write(open, &told, PURGE, &texts).await {
                 Ok(place) => {
                     *purging.told.lock() = place;
                     break;
@@ -322,45 +332,73 @@ async fn follow(purging: Arc<Purging>, mut dialer: Dialer) {
 }
 
 async fn read(purging: &Purging, connection: &mut Connection, place: &mut String) -> Result<(), RedisError> {
-    if let Some(missing) = missing(purging, connection, place).await? {
-        *place = beginning(connection, &missing).await?;
-        // Not before: what is purged from now on is read, and what was purged before may be stored.
-        if missing.is_empty() {
-            tracing::info!("purges of other nodes are heard from now on; what was stored before is purged");
-        } else {
-            tracing::warn!(
-                entry = missing,
-                "Redis has this entry no longer, and may have lost purges with it; everything is purged"
-            );
-        }
-        purging.everything();
-        purging.told.lock().clear();
-    }
     loop {
-        let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(READ_AT_ONCE).arg("BLOCK").arg(BLOCK.as_millis().to_string());
-        command.arg("STREAMS").arg(STREAM).arg(&*place);
-        let reply: Option<StreamReadReply> = command.query_async(connection).await?;
-        for entry in reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids) {
+        let told = purging.told.lock().clone();
+        let entries = from(connection, place).await?;
+        if let Some(missing) = missing(connection, place, &told, &entries).await? {
+            *place = beginning(connection, &missing).await?;
+            // Not before: what is purged from now on is read, and what was purged before may be stored.
+            if missing.is_empty() {
+                tracing::info!("purges of other nodes are heard from now on; what was stored before is purged");
+            } else {
+                tracing::warn!(
+                    entry = missing,
+                    "Redis has this entry no longer, and may have lost purges with it; everything is purged"
+                );
+            }
+            purging.everything();
+            purging.forget(&told);
+            continue;
+        }
+        let are_all = entries.len() <= READ_AT_ONCE;
+        for entry in entries.into_iter().skip(1) {
             if let Some(text) = entry.get::<String>(PURGE) {
                 purging.heard(&text);
             }
             *place = entry.id;
         }
         purging.counters.connected.store(true, Relaxed);
+        if are_all {
+            wait(connection, place).await?;
+        }
     }
 }
 
-/// Which entry is no longer there: the one that was read last, or one that this node has written since. Empty: none was read.
-async fn missing(purging: &Purging, connection: &mut Connection, place: &str) -> Result<Option<String>, RedisError> {
-    let told = purging.told.lock().clone();
-    let is_unread = number(&told) > number(place);
-    for entry in [place, &told].into_iter().take(1 + usize::from(is_unread)) {
-        if entry.is_empty() || first(connection, entry, entry).await?.is_none() {
-            return Ok(Some(entry.to_owned()));
-        }
+/// The entry at this place, if it is still there, and those that follow. In one step: where it is the first of them, none was
+/// trimmed or lost between.
+async fn from(connection: &mut Connection, place: &str) -> Result<Vec<StreamId>, RedisError> {
+    if place.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(None)
+    let mut command = redis::cmd("XRANGE");
+    command.arg(STREAM).arg(place).arg("+").arg("COUNT").arg(1 + READ_AT_ONCE);
+    let reply: StreamRangeReply = command.query_async(connection).await?;
+    Ok(reply.ids)
+}
+
+/// Until something follows, or nothing has for a while: the stream may have gone meanwhile, which wakes nobody.
+async fn wait(connection: &mut Connection, place: &str) -> Result<(), RedisError> {
+    let mut command = redis::cmd("XREAD");
+    command.arg("COUNT").arg(1).arg("BLOCK").arg(BLOCK.as_millis().to_string());
+    command.arg("STREAMS").arg(STREAM).arg(place).query_async(connection).await
+}
+
+/// Which entry is no longer there: the one that was read last, or one that this node has written since. Empty: none was read.
+/// `entries` are those from the first one on, read after `told` was written.
+async fn missing(
+    connection: &mut Connection,
+    place: &str,
+    told: &str,
+    entries: &[StreamId],
+) -> Result<Option<String>, RedisError> {
+    if entries.first().is_none_or(|entry| entry.id != place) {
+        return Ok(Some(place.to_owned()));
+    }
+    let is_lost = number(told) > number(place)
+        && entries.iter().all(|entry| entry.id != told)
+        // It may be further on than what is read at once.
+        && first(connection, told, told).await?.is_none();
+    Ok(is_lost.then(|| told.to_owned()))
 }
 
 /// What orders entries.
@@ -374,14 +412,14 @@ async fn beginning(connection: &mut Connection, missing: &str) -> Result<String,
     if !missing.is_empty() && first(connection, "-", missing).await?.is_some() {
         // It was not trimmed: older ones are still there. Others who were away then may not notice, since what they have
         // read last was not lost with it.
-        return write(connection, PURGE, &[EVERYTHING.to_owned()]).await;
+        return write(connection, "", PURGE, &[EVERYTHING.to_owned()]).await;
     }
     let last =
         redis::cmd("XREVRANGE").arg(STREAM).arg("+").arg("-").arg("COUNT").arg(1).query_async(connection).await?;
     match id(last) {
         Some(last) => Ok(last),
         // That it is there shows later on that nothing was lost.
-        None => write(connection, BEGINNING, &[String::new()]).await,
+        None => write(connection, "", BEGINNING, &[String::new()]).await,
     }
 }
 
@@ -396,11 +434,25 @@ fn id(entries: StreamRangeReply) -> Option<String> {
 
 /// Adds entries to the stream; the place of the last one. In one round trip, or there would be no more purges in a second than
 /// round trips. All or none: of what is refused in part, again and again, the other part would fill the stream.
-async fn write(connection: &mut Connection, field: &str, texts: &[String]) -> Result<String, RedisError> {
-    const SCRIPT: &str = "local last for i = 3, #ARGV do \
-                          last = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', ARGV[2], ARGV[i]) end return last";
+///
+/// `told`: what this node has written last, if anything. Where it was lost, all nodes are told to purge everything, this one
+/// too, in the same step: whoever follows may have been away, and would find what it has read last, and what is added now,
+/// and nothing missing. Where older ones are gone as well it was trimmed, or all was lost: that each finds out by itself.
+async fn write(connection: &mut Connection, told: &str, field: &str, texts: &[String]) -> Result<String, RedisError> {
+    const SCRIPT: &str = "
+        local function add(field, text)
+            return redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', field, text)
+        end
+        if ARGV[2] ~= '' then
+            local found = redis.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', 1)[1]
+            if found and found[1] ~= ARGV[2] then add(ARGV[3], ARGV[4]) end
+        end
+        local last
+        for i = 6, #ARGV do last = add(ARGV[5], ARGV[i]) end
+        return last";
     let mut command = redis::cmd("EVAL");
-    command.arg(SCRIPT).arg(1).arg(STREAM).arg(KEPT).arg(field).arg(texts).query_async(connection).await
+    command.arg(SCRIPT).arg(1).arg(STREAM).arg(KEPT).arg(told).arg(PURGE).arg(EVERYTHING);
+    command.arg(field).arg(texts).query_async(connection).await
 }
 
 #[cfg(test)]
@@ -461,6 +513,16 @@ mod tests {
     fn entries_are_in_the_order_of_their_numbers() {
         let entries = ["", "9-9", "10-2", "10-10"].map(number);
         assert!(entries.is_sorted() && entries[0].is_none());
+    }
+
+    #[test]
+    fn what_was_written_meanwhile_is_not_forgotten() {
+        let purging = purging();
+        *purging.told.lock() = "2-0".to_owned();
+        purging.forget("1-0");
+        assert_eq!(*purging.told.lock(), "2-0");
+        purging.forget("2-0");
+        assert_eq!(*purging.told.lock(), "");
     }
 
     #[test]

@@ -1,8 +1,11 @@
 //! What the cache knows of one request, from the look-up to the end.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::SystemTime,
 };
 
 use http::{HeaderMap, HeaderName, Method, header};
@@ -13,7 +16,7 @@ use seiketsu_cache::{
     purge::Sequence,
     reuse::Windows,
     status::Status,
-    storage::Partition,
+    storage::{Lookup, Partition},
     stored::Stored,
     time::Timestamp,
 };
@@ -53,6 +56,8 @@ pub(crate) struct Fetch {
     pub(crate) fills: bool,
     /// Its length is known, and not too large.
     pub(crate) announced: bool,
+    /// The origin also has parts of it, or says so (RFC 9110 §14.3).
+    pub(crate) in_parts: bool,
     /// When the origin was last asked.
     pub(crate) requested: Timestamp,
     /// The last purge before that.
@@ -67,9 +72,9 @@ pub(crate) struct Fetch {
 }
 
 impl Fetch {
-    /// What the origin has answered has been stored, or is a 304.
+    /// What the origin has answered has been stored, or has renewed what is.
     pub(crate) fn is_kept(&self) -> bool {
-        self.asked.kept.load(Relaxed) || self.serving.is_some()
+        self.asked.kept.load(Relaxed)
     }
 }
 
@@ -82,14 +87,30 @@ pub(crate) struct Asked {
     /// The client's, for `Vary`.
     pub(crate) headers: HeaderMap,
     pub(crate) directives: RequestDirectives,
+    /// As [`wants_less`] says of the client's request.
+    pub(crate) wants_less: bool,
     pub(crate) identified: bool,
     pub(crate) max_object: usize,
     /// For how long stale responses may be served, where their origin leaves that open.
     pub(crate) stale: Windows,
     /// What the origin has answered is whole, and stored if there is room for it.
     pub(crate) filled: AtomicBool,
-    /// There was.
+    /// There was, or it has renewed what is stored.
     pub(crate) kept: AtomicBool,
+}
+
+impl Asked {
+    /// Whether responses for this key were not storable lately, and nothing is stored.
+    pub(crate) fn passes(&self) -> bool {
+        let now = SystemTime::now().into();
+        matches!(self.partition.find(&self.key, &self.headers, now), Lookup::Passes)
+    }
+
+    /// Whether the client is better off with the origin, which has less than the whole, while the cache is fetching that
+    /// without it.
+    pub(crate) fn goes_ahead(&self) -> bool {
+        self.wants_less && self.partition.is_fetched_behind(&self.key, SystemTime::now().into())
+    }
 }
 
 /// What a request's key is made of, beside its head.

@@ -74,7 +74,7 @@ pub(crate) struct Missing {
     /// Of the origin's answer, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
-    /// Why it is not stored, in a word as in `Cache-Status`; or why nobody was asked.
+    /// Why it is not stored, in a word as in `Cache-Status`; or why nobody has answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
 }
@@ -178,7 +178,9 @@ impl List {
         let mut missing = self.missing.lock();
         if missing.len() < MOST_NAMED {
             let status = fetched.map(|fetched| fetched.status).filter(|status| *status > 0);
-            let reason = fetched.and_then(|fetched| fetched.detail.or(fetched.nowhere));
+            let reason = fetched.and_then(|fetched| fetched.detail.or(fetched.failure));
+            // It has taken too long, or the node is about to end.
+            let reason = reason.or(status.is_none().then_some("given-up"));
             missing.push(Missing { url: target.uri.to_string(), status, reason });
         }
         count.fetch_add(1, Relaxed);

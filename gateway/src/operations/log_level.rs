@@ -21,9 +21,10 @@ use crate::respond::problem::ProblemKind;
 const MAX_FILTER: usize = 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where Pingora warns of every stale response that stands in for an error and of every request that waits for another:
-/// in an outage, of each request. What is to be known of them stands in the access log.
-const OF_EACH_REQUEST: &str = "pingora_proxy::proxy_cache";
+/// Where Pingora warns of every stale response that stands in for an error, of every request that waits for another, and of
+/// every response that turns out to be too large for the cache: in an outage, or as long as there are such responses, of each
+/// request. What is to be known of them stands in the access log.
+const OF_EACH_REQUEST: [&str; 3] = ["pingora_proxy::proxy_cache", "pingora_proxy::proxy_h1", "pingora_proxy::proxy_h2"];
 
 /// A log filter that can be changed while the node runs.
 pub trait LogLevel: Send + Sync {
@@ -44,18 +45,21 @@ impl<S> LogLevel for reload::Handle<EnvFilter, S> {
     }
 }
 
-/// The filter that an operator has written, with errors only of what would be said of each request. Whoever names that
+/// The filter that an operator has written, with errors only of what would be said of each request. Whoever names such a
 /// part of the log, or a part around it, gets it as it was asked for.
 pub(crate) fn filter(text: &str) -> Result<EnvFilter, ParseError> {
     let filter = EnvFilter::try_new(text)?;
-    let mut targets = text.split(',').filter_map(|directive| directive.split(['=', '[']).next()).map(str::trim);
-    let is_named = targets.any(|target| !target.is_empty() && OF_EACH_REQUEST.starts_with(target));
-    // Where nothing is said of all targets, this one says nothing already.
+    // Where nothing is said of all targets, these say nothing already.
     let is_open = |directive: &str| directive.trim().parse().is_ok_and(|level: LevelFilter| level != LevelFilter::OFF);
-    if is_named || !text.split(',').any(is_open) {
+    if !text.split(',').any(is_open) {
         return Ok(filter);
     }
-    Ok(filter.add_directive(format!("{OF_EACH_REQUEST}=error").parse()?))
+    let targets = || text.split(',').filter_map(|directive| directive.split(['=', '[']).next()).map(str::trim);
+    let is_named = |part: &str| targets().any(|target| !target.is_empty() && part.starts_with(target));
+    OF_EACH_REQUEST
+        .into_iter()
+        .filter(|part| !is_named(part))
+        .try_fold(filter, |filter, part| Ok(filter.add_directive(format!("{part}=error").parse()?)))
 }
 
 pub(super) fn get(state: &OperationsState) -> Answer {
@@ -104,15 +108,17 @@ mod tests {
 
     #[test]
     fn what_is_said_of_each_request_is_left_out_unless_it_is_named() {
+        let [cache, h1, h2] = OF_EACH_REQUEST.map(|part| format!("{part}=error"));
         for (text, in_force) in [
-            ("info", "pingora_proxy::proxy_cache=error,info"),
-            ("info,hyper=warn", "pingora_proxy::proxy_cache=error,hyper=warn,info"),
-            ("info,pingora_core=debug", "pingora_proxy::proxy_cache=error,pingora_core=debug,info"),
-            ("info,pingora_proxy=debug", "pingora_proxy=debug,info"),
-            ("info,pingora_proxy::proxy_cache=warn", "pingora_proxy::proxy_cache=warn,info"),
-            ("off", "off"),
-            ("hyper=warn", "hyper=warn"),
-            ("off,seiketsu_gateway=info", "seiketsu_gateway=info,off"),
+            ("info", format!("{cache},{h2},{h1},info")),
+            ("info,hyper=warn", format!("{cache},{h2},{h1},hyper=warn,info")),
+            ("info,pingora_core=debug", format!("{cache},{h2},{h1},pingora_core=debug,info")),
+            ("info,pingora_proxy=debug", "pingora_proxy=debug,info".to_owned()),
+            ("info,pingora_proxy::proxy_cache=warn", format!("pingora_proxy::proxy_cache=warn,{h2},{h1},info")),
+            ("info,pingora_proxy::proxy_h1=warn", format!("{cache},{h2},pingora_proxy::proxy_h1=warn,info")),
+            ("off", "off".to_owned()),
+            ("hyper=warn", "hyper=warn".to_owned()),
+            ("off,seiketsu_gateway=info", "seiketsu_gateway=info,off".to_owned()),
         ] {
             assert_eq!(filter(text).unwrap().to_string(), in_force, "{text}");
         }

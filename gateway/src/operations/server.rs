@@ -318,7 +318,8 @@ mod tests {
         let mut connection = Connection::to(&node);
         assert_eq!(connection.ask("GET", "/log-level", "").body, "info\n");
         assert_eq!(connection.ask("PUT", "/log-level", "warn,hyper=error").status, 200);
-        let changed = "pingora_proxy::proxy_cache=error,hyper=error,warn\n";
+        let changed = "pingora_proxy::proxy_cache=error,pingora_proxy::proxy_h2=error,pingora_proxy::proxy_h1=error,\
+                       hyper=error,warn\n";
         assert_eq!(connection.ask("GET", "/log-level", "").body, changed);
         assert_eq!(connection.ask("PUT", "/log-level", "no=such=filter").status, 400);
         assert_eq!(connection.ask("PUT", "/log-level", "").status, 400);

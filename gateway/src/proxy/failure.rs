@@ -70,6 +70,7 @@ pub(super) fn to_connect(
     let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {
+        cache::note_failure(session, ctx);
         ctx.refusal = Some(match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
                 Refusal::new(ProblemKind::UpstreamTimeout, "The service cannot be reached.")
@@ -147,6 +148,9 @@ pub(super) fn while_proxying(
     let retry =
         !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, !refused));
     error.set_retry(retry);
+    if !retry {
+        cache::note_failure(session, ctx);
+    }
     if !retry && !answered {
         ctx.refusal = Some(match failure {
             Failure::Timeout => Refusal::new(ProblemKind::UpstreamTimeout, "The service did not answer in time."),

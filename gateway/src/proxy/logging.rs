@@ -162,16 +162,20 @@ fn finish_of_cache(shared: &Shared, ctx: &mut RequestContext, internal: &mut Int
         let stored = is_there || is_kept && ctx.cache.status.is_some_and(|status| status.stored);
         // Whoever asked may have gone.
         let detail = ctx.cache.status.and_then(|status| status.detail);
-        let _ = done.send(Fetched { status, stored, detail, nowhere: nowhere(ctx) });
+        let _ = done.send(Fetched { status, stored, detail, failure: failure(ctx) });
     }
 }
 
-/// Why there was nobody to be asked on behalf of the cache, in a word.
-fn nowhere(ctx: &RequestContext) -> Option<&'static str> {
+/// Why the cache has got nothing that it could keep although nothing in the answer's head forbids it, in a word.
+fn failure(ctx: &RequestContext) -> Option<&'static str> {
     match (&ctx.tenant, ctx.cache.status) {
         (None, _) => Some(ProblemKind::NoRoute.name()),
         (Some(_), None) => Some("cache-off"),
-        (Some(_), Some(_)) => None,
+        (Some(_), Some(status)) => {
+            let refused = ctx.refused.map(ProblemKind::name);
+            // The body was too large, or there was no room for it; or what was validated has gone meanwhile.
+            ctx.exchange.failure.or(refused).or(status.stored.then_some("not-kept"))
+        }
     }
 }
 

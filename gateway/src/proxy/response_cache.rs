@@ -6,9 +6,10 @@ use http::{HeaderMap, StatusCode, header};
 use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
 use pingora_http::ResponseHeader;
 use seiketsu_cache::{
+    directives::RequestDirectives,
     freshness::Exchange,
     invalidation,
-    reuse::Rules,
+    reuse::{Reuse, Rules},
     stored::Stored,
     storing::{self, Candidate, NotStored, Storable},
     time::Timestamp,
@@ -22,7 +23,7 @@ use crate::{
         adapter::{Renewal, Storing, pass_until},
         clock,
         compile::CompiledCache,
-        request::Fetch,
+        request::{Asked, Fetch},
     },
     tenancy::path,
 };
@@ -60,7 +61,8 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
     let storable = storable(fetch, cache, response.status, &response.headers).and_then(|storable| {
         let announced =
             response.headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        if announced.is_some_and(|length: usize| length > cache.max_object) {
+        let largest = usize::try_from(asked.partition.storage().largest()).unwrap_or(usize::MAX);
+        if announced.is_some_and(|length: usize| length > cache.max_object.min(largest)) {
             return Err(NotStored::TooLarge);
         }
         Ok((storable, announced.is_some()))
@@ -69,7 +71,8 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
         Ok((storable, announced)) => {
             fetch.fills = true;
             fetch.announced = announced;
-            fetch.frees_others = !storable.rules.can_be_fresh();
+            fetch.in_parts = response.headers.get(header::ACCEPT_RANGES).is_some_and(|unit| unit == "bytes");
+            fetch.frees_others = !serves_others(&storable.rules, asked);
             let mut meta = meta(&storable.rules, response.clone());
             let storing = Storing { status: response.status, storable, since: fetch.since };
             meta.extensions_mut().insert(Arc::new(storing));
@@ -101,7 +104,7 @@ fn renew(
     let storable = if is_about { storable(fetch, cache, stored.status, &merged) } else { Err(NotStored::Useless) };
     match storable {
         Ok(Storable { headers, rules, vary }) => {
-            fetch.frees_others = !rules.can_be_fresh();
+            fetch.frees_others = !serves_others(&rules, &asked);
             let selection = Selection::of(&vary, &asked.headers);
             let new = Arc::new(stored.renewed(headers, rules, selection, fetch.since));
             let mut meta = meta(&new.rules, head(&new)?);
@@ -136,6 +139,12 @@ fn storable(
         return Err(NotStored::Vary);
     }
     Ok(storable)
+}
+
+/// Whether those who wait may be served what has come, be it stale already.
+fn serves_others(rules: &Rules, asked: &Asked) -> bool {
+    let plain = RequestDirectives::default();
+    rules.can_be_fresh() || rules.reuse(&plain, asked.stale, SystemTime::now().into()) != Reuse::Validate
 }
 
 /// What Pingora has to know of it: nothing that it would decide by.
@@ -178,6 +187,8 @@ pub(super) fn begin(fetch: &mut Fetch, is_caching: bool) {
     if fetch.collapses && !is_caching {
         match &fetch.stored {
             Some(stored) => stored.waited_in_vain(),
+            // Whoever has let it go has said for how long that holds.
+            None if fetch.asked.passes() => {}
             None => fetch.asked.partition.pass(&fetch.asked.key, pass_until()),
         }
     }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use super::{Storage, Totals, lent::Lent, order::Order};
 use crate::{
     key::Resource,
-    purge::Purges,
+    purge::{Purge, Purges},
     stored::{Family, Stored},
     time::Timestamp,
     vary::Wishes,
@@ -148,7 +148,8 @@ impl Partition {
             family.touch();
             match family.find(request) {
                 Some(stored) if self.purges.spare(&family.resource, stored) => return Lookup::Found(stored.clone()),
-                // It will be replaced; until then it is as good as gone.
+                // It will be replaced; until then it is as good as gone. What was noted before it was stored counts no
+                // more, and what is noted after it was purged takes it away.
                 Some(_) => return Lookup::Nothing,
                 None => has_others = !family.is_empty(),
             }
@@ -172,30 +173,35 @@ impl Partition {
     pub fn store(&self, key: &[u8], resource: &Resource, stored: Stored) -> bool {
         let stored = Arc::new(stored);
         let alone = Family::new(key.into(), resource.clone()).with(stored.clone(), usize::MAX).weight();
-        if alone as u64 > self.budget() || self.lends_too_much() {
+        if self.lends_too_much() {
             return false;
         }
         // First of its own, and not under the lock where another tenant has to.
-        let more = self.make_room(&mut self.order.lock(), key, alone);
-        if !self.storage.make_room(self, more) {
+        let more = self.fit_own_budget(&mut self.order.lock(), key, alone);
+        if !more.is_some_and(|more| self.storage.make_room(self, more)) {
             return false;
         }
         let mut order = self.order.lock();
-        self.make_room(&mut order, key, alone);
+        if self.fit_own_budget(&mut order, key, alone).is_none() {
+            return false;
+        }
         let most = usize::try_from(self.budget()).unwrap_or(usize::MAX);
         self.change(&mut order, key, resource, |family| Some(family.with(stored.clone(), most)));
         true
     }
 
-    /// Makes room within the budget for what takes so much alone; how much it takes in the end. Before it is there: what is
-    /// new and not used yet would have to go first.
-    fn make_room(&self, order: &mut Order, key: &[u8], alone: usize) -> u64 {
+    /// Makes room within the budget for what takes so much alone; how much it takes in the end, unless it does not fit
+    /// at all. Before it is there: what is new and not used yet would have to go first.
+    fn fit_own_budget(&self, order: &mut Order, key: &[u8], alone: usize) -> Option<u64> {
         let (alone, budget) = (alone as u64, self.budget());
+        if alone > budget {
+            return None;
+        }
         // Where there are other variants, they make room for what does not fit beside them.
         let before = self.families.get().and_then(|families| families.get(key)).map(|family| family.weight() as u64);
         let more = before.map_or(alone, |before| alone.min(budget.saturating_sub(before)));
         self.evict_from(order, (self.bytes() + more).saturating_sub(budget));
-        more
+        Some(more)
     }
 
     /// Whether clients have so much of what has left the cache that they are not to get more of what could leave it.
@@ -218,15 +224,18 @@ impl Partition {
         self.lent.sweep();
     }
 
-    /// Puts a validated response in the place of the one that was validated, unless that has gone meanwhile.
-    pub fn renew(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>, new: &Arc<Stored>) {
+    /// Puts a validated response in the place of the one that was validated. `false`: that has gone meanwhile.
+    pub fn renew(&self, key: &[u8], resource: &Resource, old: &Arc<Stored>, new: &Arc<Stored>) -> bool {
         let mut order = self.order.lock();
-        self.change(&mut order, key, resource, |family| {
+        let renewed = self.change(&mut order, key, resource, |family| {
             let holds = family.variants().iter().any(|stored| Arc::ptr_eq(stored, old));
             holds.then(|| family.without(old).with(new.clone(), usize::MAX))
         });
-        // It may have longer fields.
+        // It may have longer fields: of the tenant's own budget first, and of the node's not under the lock.
         self.evict_from(&mut order, self.bytes().saturating_sub(self.budget()));
+        drop(order);
+        self.storage.make_room(self, 0);
+        renewed
     }
 
     /// Forgets what would answer a request with these fields: all of it, or an older response would come up again.
@@ -242,32 +251,60 @@ impl Partition {
         });
     }
 
-    /// Notes that responses for this key are not storable, until then.
+    /// Notes that responses for this key are not storable, until then. What was purged of them goes: it would hide the note
+    /// from those who wait.
     pub fn pass(&self, key: &[u8], until: Timestamp) {
         self.storage.passes().add(key, until);
+        let Some(family) = self.families.get().and_then(|families| families.get(key)) else { return };
+        let is_purged = |stored: &Arc<Stored>| !self.purges.spare(&family.resource, stored);
+        if family.variants().iter().any(is_purged) {
+            self.change(&mut self.order.lock(), key, &family.resource, |family| {
+                let (gone, left): (Vec<_>, Vec<_>) = family.variants().iter().partition(|stored| is_purged(stored));
+                (!gone.is_empty()).then(|| family.of(left.into_iter().cloned().collect()))
+            });
+        }
     }
 
-    /// Changes the family of a key; none: leaves it as it is. Under the lock of the order, as all that changes something:
-    /// what is in the cache stands there, once, and what leaves the cache does so once.
-    fn change(&self, order: &mut Order, key: &[u8], resource: &Resource, change: impl Fn(&Family) -> Option<Family>) {
+    /// Notes that the whole is being fetched behind those who want a part of it, until then.
+    pub fn fetch_behind(&self, key: &[u8], until: Timestamp) {
+        self.storage.fetched_behind().add(key, until);
+    }
+
+    /// Whether the whole is being fetched behind those who want a part of it.
+    pub fn is_fetched_behind(&self, key: &[u8], now: Timestamp) -> bool {
+        self.storage.fetched_behind().contains(key, now)
+    }
+
+    /// Changes the family of a key; none: leaves it as it is, and returns `false`. Under the lock of the order, as all that
+    /// changes something: what is in the cache stands there, once, and what leaves the cache does so once.
+    fn change(
+        &self,
+        order: &mut Order,
+        key: &[u8],
+        resource: &Resource,
+        change: impl Fn(&Family) -> Option<Family>,
+    ) -> bool {
         let key: Arc<[u8]> = key.into();
         let families = self.families();
         let current = families.get(&key);
         let is_new = current.is_none();
         let current = current.unwrap_or_else(|| Arc::new(Family::new(key.clone(), resource.clone())));
-        let Some(next) = change(&current) else { return };
-        let stays = |body: &Bytes| next.variants().iter().any(|stored| stored.body.as_ptr() == body.as_ptr());
-        for gone in current.variants().iter().filter(|stored| !stays(&stored.body)) {
-            self.lent.add(gone);
-        }
+        let Some(next) = change(&current) else { return false };
+        let next = Arc::new(next);
         self.held.add(next.weight());
         if is_new {
             self.held.responses.fetch_add(1, Relaxed);
             order.add(key.clone(), next.weight() as u64);
         }
-        families.insert(key, Arc::new(next));
+        families.insert(key, next.clone());
         // What has been replaced goes now, and not some time later.
         families.run_pending_tasks();
+        // Once nobody finds it any more: who has it now is all who will ever have.
+        let stays = |body: &Bytes| next.variants().iter().any(|stored| stored.body.as_ptr() == body.as_ptr());
+        for gone in current.variants().iter().filter(|stored| !stays(&stored.body)) {
+            self.lent.add(gone);
+        }
+        true
     }
 
     fn families(&self) -> &Families {
@@ -304,7 +341,7 @@ impl Partition {
                 continue;
             }
             families.invalidate(&key);
-            order.let_go(&key);
+            order.let_go(&key, family.weight() as u64);
             for gone in family.variants() {
                 self.lent.add(gone);
             }
@@ -318,6 +355,13 @@ impl Partition {
     #[cfg(test)]
     pub(super) fn keys_in_order(&self) -> usize {
         self.order.lock().len()
+    }
+}
+
+impl Drop for Partition {
+    /// Nothing is stored any more: that all of it is purged takes less room than what it was that was purged.
+    fn drop(&mut self) {
+        self.purges.add(&Purge::All);
     }
 }
 

@@ -57,6 +57,11 @@ fn what_is_stored_is_found_until_it_is_purged() {
     assert!(!has(&partition, "/x"));
     assert!(store(&partition, "/x", 100) && has(&partition, "/x"));
     assert!(storage.purges("b").is_none());
+    // Whose tenant has gone are not kept.
+    storage.purges("a").unwrap().add(&Purge::Tag("x".into()));
+    drop(partition);
+    assert!(storage.purges("a").is_none());
+    assert!(store(&storage.partition("a", MIB), "/x", 100));
 }
 
 #[test]
@@ -138,6 +143,35 @@ fn keys_may_pass_for_a_while() {
 }
 
 #[test]
+fn what_was_purged_does_not_hide_that_nothing_is_storable() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    let find = || partition.find(b"/", &http::HeaderMap::new(), NOW);
+    let until = Timestamp::from_unix(NOW.unix() + 5);
+    partition.pass(b"/", until);
+    store(&partition, "/", 1);
+    partition.purges().add(&Purge::All);
+    // Not by what was noted before it was stored.
+    assert!(matches!(find(), Lookup::Nothing));
+    partition.pass(b"/", until);
+    assert!(matches!(find(), Lookup::Passes));
+    // What was not purged stays.
+    store(&partition, "/", 1);
+    partition.pass(b"/", until);
+    assert!(has(&partition, "/"));
+}
+
+#[test]
+fn the_whole_is_fetched_behind_for_a_while() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    partition.fetch_behind(b"/", Timestamp::from_unix(NOW.unix() + 5));
+    let is_fetched = |key: &[u8], after| partition.is_fetched_behind(key, Timestamp::from_unix(NOW.unix() + after));
+    assert!(is_fetched(b"/", 4) && !is_fetched(b"/", 5) && !is_fetched(b"/x", 4));
+    assert!(matches!(partition.find(b"/", &http::HeaderMap::new(), NOW), Lookup::Nothing));
+}
+
+#[test]
 fn who_would_wait_for_one_variant_in_vain_does_not_wait_for_the_next() {
     let storage = Storage::new(64 * MIB);
     let partition = storage.partition("a", 8 * MIB);
@@ -200,6 +234,78 @@ fn a_tenant_that_floods_evicts_nothing_of_another() {
     let kept = (0..100).filter(|number| has(&late, &format!("/{number}"))).count();
     assert_eq!(kept, 100);
     assert!((0..100).all(|number| has(&quiet, &format!("/{number}"))));
+}
+
+#[test]
+fn what_is_larger_than_a_share_takes_nothing_of_those_who_have_no_more_than_theirs() {
+    let storage = Storage::new(8 * MIB);
+    let tenants: Vec<_> = (0..40).map(|number| storage.partition(&number.to_string(), 64 * MIB)).collect();
+    let kept = || -> Vec<usize> {
+        let kept = |partition: &Arc<Partition>| (0..9).filter(|number| has(partition, &format!("/{number}"))).count();
+        tenants.iter().map(kept).collect()
+    };
+    for number in 0..9 {
+        for partition in &tenants {
+            assert!(store(partition, &format!("/{number}"), 15 * KIB));
+        }
+    }
+    assert_eq!(kept(), [9; 40]);
+    // Nobody has more than its share, and a share is smaller than this: what who wants it has stays as well.
+    let before = storage.stored_bytes();
+    assert!(!store(&tenants[0], "/large", 512 * KIB) && !store(&storage.partition("new", 64 * MIB), "/", 512 * KIB));
+    assert_eq!((kept(), storage.stored_bytes()), (vec![9; 40], before));
+    // What is no larger than its share it has.
+    assert!(store(&tenants[0], "/large", 140 * KIB) && has(&tenants[0], "/large"));
+    assert_eq!(kept()[1..], [9; 39]);
+}
+
+#[test]
+fn who_needs_little_loses_little_however_much_others_have() {
+    let storage = Storage::new(8 * MIB);
+    let (small, large) = (storage.partition("small", 64 * MIB), storage.partition("large", 64 * MIB));
+    (0..240).for_each(|number| assert!(store(&small, &format!("/{number}"), 16 * KIB)));
+    (0..1000).for_each(|number| _ = store(&large, &format!("/{number}"), 16 * KIB));
+    let kept = || (0..240).filter(|number| has(&small, &format!("/{number}"))).count();
+    // It has more than its half by now, and gives that much when it stores more, at most.
+    assert!(store(&small, "/new", KIB) && kept() > 170, "{}", kept());
+}
+
+#[test]
+fn validations_with_longer_fields_stay_within_the_budget() {
+    let storage = Storage::new(8 * MIB);
+    let tenants = ["a", "b", "c"].map(|tenant| storage.partition(tenant, 64 * MIB));
+    let exchange = Exchange { requested: NOW, answered: NOW };
+    for number in 0..300 {
+        let key = format!("/{number}");
+        for partition in &tenants {
+            assert!(store(partition, &key, 1));
+            let Lookup::Found(old) = partition.find(key.as_bytes(), &http::HeaderMap::new(), NOW) else { panic!() };
+            let long = HeaderValue::from_str(&"x".repeat(60_000)).unwrap();
+            let headers = [(HeaderName::from_static("x-long"), long)].into_iter().collect();
+            let rules = Rules::new(&ResponseDirectives::default(), 60, 0, exchange);
+            let new = old.renewed(headers, rules, Selection::default(), Sequence::default());
+            assert!(partition.renew(key.as_bytes(), &resource(&key), &old, &Arc::new(new)));
+            assert!(storage.stored_bytes() <= storage.budget(), "{}", storage.stored_bytes());
+        }
+    }
+    let least = tenants.iter().map(|partition| partition.bytes()).min().unwrap();
+    assert!(least > storage.budget() / 4, "{least}");
+}
+
+#[test]
+fn large_things_that_nobody_uses_any_more_make_way_for_small_ones() {
+    let storage = Storage::new(64 * MIB);
+    let partition = storage.partition("a", 8 * MIB);
+    for number in 0..7 {
+        let key = format!("/large/{number}");
+        assert!(store(&partition, &key, KIB * KIB) && has(&partition, &key));
+    }
+    let mut hits = 0;
+    for _ in 0..4 {
+        let keys = || (0..300).map(|number| format!("/{number}"));
+        hits = keys().filter(|key| has(&partition, key) || !store(&partition, key, 16 * KIB)).count();
+    }
+    assert_eq!(hits, 300);
 }
 
 #[test]

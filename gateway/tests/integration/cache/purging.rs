@@ -351,12 +351,83 @@ fn a_redis_that_comes_back_without_what_a_node_has_read_last_loses_no_purge() {
 
 #[test]
 fn a_node_whose_purge_was_lost_by_redis_tells_those_that_may_not_have_heard_it() {
-    let mut nodes = Apart::start(true);
-    nodes.redis.kill();
-    assert!(comes_true(|| !nodes.here.hears()));
-    nodes.redis.start_again();
-    assert!(comes_true(|| nodes.here.hears()));
+    // With something to tell, it may write before it reads.
+    for has_more in [false, true] {
+        let mut nodes = Apart::start(true);
+        nodes.redis.kill();
+        assert!(comes_true(|| !nodes.here.hears()));
+        if has_more {
+            nodes.here.ask("POST", "/v1/b", "", "x");
+        }
+        nodes.redis.start_again();
+        assert!(comes_true(|| nodes.here.hears()));
+        nodes.come_back();
+    }
+}
+
+#[test]
+fn a_node_looks_for_its_last_purge_when_it_writes_the_next_and_tells_all_if_it_was_lost() {
+    let redis = Redis::start();
+    let origin = counting(TAGGED);
+    let [here, there] = sharing(&redis, &origin);
+    let purge = || here.purge(&json!({ "tenant": "acme", "tag": "x" }));
+    let another_purges = || {
+        let message = json!({ "tenant": "acme", "what": { "tag": "x" } });
+        command(&redis, &format!("XADD seiketsu:cache:purges * purge '{message}'"));
+    };
+    let heard = |here_has: u32, there_has: u32| {
+        comes_true(|| here.purges("other_node") as u32 == here_has && there.purges("other_node") as u32 == there_has)
+    };
+    let missed = || [&here, &there].map(|node| node.purges("missed") as u32);
+    assert!(here.holds("/v1/a") && there.holds("/v1/a"));
+    // Others have written so many that its own was trimmed: it is not lost.
+    purge();
+    another_purges();
+    assert!(heard(1, 2));
+    command(&redis, "XTRIM seiketsu:cache:purges MAXLEN 1");
+    purge();
+    another_purges();
+    assert!(heard(2, 4));
+    assert_eq!(missed(), [0, 0]);
+    assert!(here.fetch("/v1/a", "").is_hit() && there.fetch("/v1/a", "").is_hit());
+    // The last but one, which is its own: what all have read last is still there.
+    command(
+        &redis,
+        "EVAL \"return redis.call('XDEL', KEYS[1], redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 2)[2][1])\" 1 seiketsu:cache:purges",
+    );
+    purge();
+    for node in [&here, &there] {
+        assert!(comes_true(|| !node.fetch("/v1/a", "").is_hit()));
+    }
+    // Once is enough.
+    purge();
+    another_purges();
+    assert!(heard(3, 7));
+    assert_eq!(missed(), [1, 1]);
+}
+
+#[test]
+fn a_node_that_follows_too_slowly_for_what_is_trimmed_loses_no_purge() {
+    let nodes = Apart::start(true);
+    nodes.here.purge(&json!({ "tenant": "acme", "tag": "x" }));
+    command(&nodes.redis, "XTRIM seiketsu:cache:purges MAXLEN 1");
     nodes.come_back();
+    assert_eq!(nodes.away.purges("missed") as u32, 1);
+}
+
+#[test]
+fn a_stream_that_goes_while_a_node_follows_it_loses_no_purge() {
+    let redis = Redis::start();
+    let origin = counting(TAGGED);
+    let [gateway] = sharing(&redis, &origin);
+    for (round, goes) in (1..).zip(["DEL seiketsu:cache:purges", "XTRIM seiketsu:cache:purges MAXLEN 0", "FLUSHALL"]) {
+        assert!(gateway.holds("/v1/a"));
+        command(&redis, goes);
+        assert!(comes_true(|| !gateway.fetch("/v1/a", "").is_hit()), "{goes}");
+        gateway.purge(&json!({ "tenant": "acme", "tag": "x" }));
+        assert_eq!(gateway.purges("missed") as u32, round, "{goes}");
+    }
+    assert!(gateway.hears());
 }
 
 #[test]
@@ -420,6 +491,8 @@ fn urls_are_warmed() {
         let answer = match seen.target() {
             "/v1/private" => "200 OK\nCache-Control: private\n\nbody".to_owned(),
             "/v1/error" => "503 Service Unavailable\n\nbody".to_owned(),
+            // Nothing, and the connection is closed.
+            "/v1/closed" => return Vec::new(),
             _ => format!(
                 "200 OK\nCache-Control: max-age=3600\nVary: Accept\n\n{}",
                 seen.header("accept").unwrap_or("none")
@@ -432,21 +505,23 @@ fn urls_are_warmed() {
     let more = [
         "http://acme.test/v1/private",
         "http://acme.test/v1/error",
+        "http://acme.test/v1/closed",
         "http://nobody.test/v1/a",
         "http://acme.test/none",
     ];
     let urls: Vec<&str> = urls.iter().map(String::as_str).chain(more).collect();
     let begun = gateway.post_operations("/cache/warm", &json!({ "urls": urls, "headers": { "accept": "text/x" } }));
-    assert_eq!((begun.status, &begun.json()["total"]), (202, &json!(24)));
+    assert_eq!((begun.status, &begun.json()["total"]), (202, &json!(25)));
     let list = || gateway.operations("/cache/warm").json()["lists"][0].clone();
     assert!(comes_true(|| list()["done"] == true), "{}", list());
     let mut warmed = list();
     let mut missing: Vec<Value> = serde_json::from_value(warmed["missing"].take()).unwrap();
     missing.sort_by_key(|missing| missing["url"].to_string());
     warmed.as_object_mut().unwrap().remove("missing");
-    assert_eq!(warmed, json!({ "id": 1, "total": 24, "stored": 20, "not_stored": 1, "failed": 3, "done": true }));
+    assert_eq!(warmed, json!({ "id": 1, "total": 25, "stored": 20, "not_stored": 1, "failed": 4, "done": true }));
     let expected = [
         json!({ "url": "http://acme.test/none", "reason": "no-route" }),
+        json!({ "url": "http://acme.test/v1/closed", "reason": "reset" }),
         json!({ "url": "http://acme.test/v1/error", "status": 503, "reason": "status" }),
         json!({ "url": "http://acme.test/v1/private", "status": 200, "reason": "private" }),
         json!({ "url": "http://nobody.test/v1/a", "reason": "no-route" }),

@@ -447,3 +447,16 @@ fn once_a_response_must_not_be_stored_no_older_one_comes_up_again() {
     assert_eq!(gateway.fetch("/v1/a", "Cache-Control: no-cache\r\n").text(), "second");
     assert_eq!(gateway.bodies("/v1/a", "", 2), ["third", "third"]);
 }
+
+#[test]
+fn nobody_is_told_that_something_is_stored_which_is_larger_than_what_the_node_stores() {
+    let origin = Stub::answering(FRESH, "x".repeat(300 << 10));
+    let tenants = tenants(&demo(&[origin.address], ""), "", &open("cache: {}"));
+    // Of which a body may have a sixteenth.
+    let gateway = Gateway::start_with(&tenants, "cache: { memory: 4MiB }\n");
+    for _ in 0..2 {
+        let answer = gateway.fetch("/v1/a", "");
+        let told = answer.cache_status();
+        assert!(told.ends_with("; detail=too-large") && !told.contains("stored"), "{told}");
+    }
+}

@@ -50,7 +50,6 @@ pub struct Storage {
     twins: Arc<Twins>,
     partitions: RwLock<HashMap<Box<str>, Entry>>,
     passes: Passes,
-    fetched_behind: Passes,
     /// Who makes room; others that need some wait for it.
     making_room: Mutex<()>,
     /// When lent bodies of all tenants were last gone through.
@@ -93,7 +92,6 @@ impl Storage {
             twins: Twins::new(part),
             partitions: RwLock::default(),
             passes: Passes::default(),
-            fetched_behind: Passes::default(),
             making_room: Mutex::new(()),
             swept: Mutex::default(),
         })
@@ -146,10 +144,6 @@ impl Storage {
 
     fn passes(&self) -> &Passes {
         &self.passes
-    }
-
-    fn fetched_behind(&self) -> &Passes {
-        &self.fetched_behind
     }
 
     /// Bytes of bodies that are no longer stored, and that clients have not got all of yet.

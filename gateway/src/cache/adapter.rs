@@ -91,10 +91,6 @@ impl Storage for Adapter {
         let asked = asked(key)?;
         match asked.partition.find(&asked.key, &asked.headers, SystemTime::now().into()) {
             Lookup::Found(stored) => Ok(Some((meta(&stored, asked)?, Box::new(Hit::new(stored))))),
-            // Whoever fails here neither waits for anybody nor has anybody wait, and is sent on by `cache_miss`.
-            _ if asked.goes_ahead() => {
-                Error::e_explain(ErrorType::InternalError, "a part of what is being fetched already")
-            }
             Lookup::OtherVariants | Lookup::Nothing | Lookup::Passes => Ok(None),
         }
     }
@@ -229,12 +225,7 @@ impl HandleMiss for Miss {
 
 /// What is not storable is not waited for, until then.
 pub(crate) fn pass_until() -> Timestamp {
-    in_seconds(PASS_SECONDS)
-}
-
-/// So many seconds from now.
-pub(crate) fn in_seconds(seconds: u64) -> Timestamp {
-    Timestamp::from(SystemTime::now() + Duration::from_secs(seconds))
+    Timestamp::from(SystemTime::now() + Duration::from_secs(PASS_SECONDS))
 }
 
 /// What the origin has now is not stored, and what it had before is no longer what it has.

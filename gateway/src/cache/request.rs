@@ -56,8 +56,6 @@ pub(crate) struct Fetch {
     pub(crate) fills: bool,
     /// Its length is known, and not too large.
     pub(crate) announced: bool,
-    /// The origin also has parts of it, or says so (RFC 9110 §14.3).
-    pub(crate) in_parts: bool,
     /// When the origin was last asked.
     pub(crate) requested: Timestamp,
     /// The last purge before that.
@@ -87,8 +85,6 @@ pub(crate) struct Asked {
     /// The client's, for `Vary`.
     pub(crate) headers: HeaderMap,
     pub(crate) directives: RequestDirectives,
-    /// As [`wants_less`] says of the client's request.
-    pub(crate) wants_less: bool,
     pub(crate) identified: bool,
     pub(crate) max_object: usize,
     /// For how long stale responses may be served, where their origin leaves that open.
@@ -104,12 +100,6 @@ impl Asked {
     pub(crate) fn passes(&self) -> bool {
         let now = SystemTime::now().into();
         matches!(self.partition.find(&self.key, &self.headers, now), Lookup::Passes)
-    }
-
-    /// Whether the client is better off with the origin, which has less than the whole, while the cache is fetching that
-    /// without it.
-    pub(crate) fn goes_ahead(&self) -> bool {
-        self.wants_less && self.partition.is_fetched_behind(&self.key, SystemTime::now().into())
     }
 }
 

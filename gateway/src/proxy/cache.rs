@@ -34,7 +34,6 @@ use super::{
 };
 use crate::{
     cache::{
-        adapter::in_seconds,
         background::{Internal, Job, Place, Share},
         compile::CompiledCache,
         request::{self as cache_request, Asked, Fetch, Origin},
@@ -45,13 +44,6 @@ use crate::{
     tenancy::compile::{CompiledRoute, CompiledTenant},
     upstream::pool::UpstreamPool,
 };
-
-/// How long those who come do not wait for each other once the origin has failed: until all who have waited have found that
-/// out, and no longer, since each of them asks by itself meanwhile.
-const FAILED_SECONDS: u64 = 2;
-/// How long those who want a part do not wait for the whole that is being fetched: until most bodies have come. Should it come
-/// to nothing, the next one to ask fetches it after that.
-const BEHIND_SECONDS: u64 = 10;
 
 /// What becomes of a request.
 enum Plan {
@@ -173,9 +165,8 @@ fn plan(
     if directives.only_if_cached {
         return Plan::Refuse(Refusal::new(ProblemKind::NotCached, "There is no stored response that may be served."));
     }
-    let wants_less = cache_request::wants_less(request);
-    // The origin may well save itself the whole where that is not stored, or is being fetched already.
-    if stored.is_none() && wants_less && (passes || cache.partition.is_fetched_behind(&key, now)) {
+    // The origin may well save itself the whole where that is not stored.
+    if passes && cache_request::wants_less(request) {
         return Plan::PassBy(forwarded);
     }
     let asked = Asked {
@@ -184,7 +175,6 @@ fn plan(
         resource: cache_request::resource(request, host),
         headers: request.headers.clone(),
         directives,
-        wants_less,
         identified,
         max_object: cache.max_object,
         stale: cache.policy.stale,
@@ -258,22 +248,18 @@ pub(super) fn end_fill(
     if asked.filled.load(Relaxed) {
         return;
     }
-    let is_left = error.is_none() && fetch.announced && asked.wants_less;
-    let share = ctx
-        .exchange
-        .pool
-        .as_ref()
-        .filter(|_| is_left)
-        .and_then(|pool| may_ask_behind(shared, worker, asked.partition.tenant(), pool, fetch.stored.as_ref()));
-    if share.is_some() && fetch.stored.is_none() && fetch.in_parts {
-        // Others who want a part would fetch the whole as well, one after the other, and each would leave as this one does.
-        asked.partition.fetch_behind(&asked.key, in_seconds(BEHIND_SECONDS));
-    }
     if session.cache.enabled() {
         // Who waits for it is to know that nothing will come of it.
         session.cache.disable(NoCacheReason::UpstreamError);
     }
-    if let Some(share) = share {
+    let is_left = error.is_none()
+        && fetch.announced
+        && ctx.cache.internal.is_none()
+        && cache_request::wants_less(session.req_header());
+    if is_left
+        && let Some(pool) = &ctx.exchange.pool
+        && let Some(share) = may_ask_behind(shared, worker, asked.partition.tenant(), pool, fetch.stored.as_ref())
+    {
         let place = Place {
             key: asked.key.clone(),
             resource: asked.resource.clone(),
@@ -291,32 +277,20 @@ pub(super) fn is_in_vain(session: &Session, ctx: &RequestContext) -> bool {
     ctx.cache.internal.is_some() && !session.cache.enabled() && session.body_bytes_sent() > SHORT
 }
 
-/// Nothing is stored, also where the request has waited for that: it fetches it for all, unless nothing will come of it.
-pub(super) fn miss(session: &mut Session, ctx: &mut RequestContext) {
+/// Whether nothing is stored for those who have waited, and nothing will be.
+pub(super) fn has_come_to_nothing(ctx: &RequestContext) -> bool {
     // What the cache asks by itself is asked whatever became of it before.
-    let is_of_client = ctx.cache.internal.is_none();
-    if let Some(fetch) = ctx.cache.fetch.as_mut().filter(|_| is_of_client) {
-        if fetch.asked.goes_ahead() {
-            // It has not waited in vain: others may go on waiting for the whole.
-            fetch.collapses = false;
-            session.cache.disable(NoCacheReason::Deferred);
-            return;
-        }
-        if fetch.collapses && fetch.asked.passes() {
-            // Tells all others that wait, who would else find it out one after the other.
-            session.cache.disable(NoCacheReason::ResponseTooLarge);
-            return;
-        }
-    }
-    session.cache.cache_miss();
+    let fetch = ctx.cache.fetch.as_ref().filter(|_| ctx.cache.internal.is_none());
+    fetch.is_some_and(|fetch| fetch.collapses && fetch.asked.passes())
 }
 
-/// The origin has failed for good, and nothing is stored that could stand in. Noted while others still wait for it, so that
-/// [`miss`] lets go of them all.
-pub(super) fn note_failure(session: &Session, ctx: &RequestContext) {
-    let Some(fetch) = &ctx.cache.fetch else { return };
-    if session.cache.enabled() && fetch.collapses && fetch.stored.is_none() {
-        fetch.asked.partition.pass(&fetch.asked.key, in_seconds(FAILED_SECONDS));
+/// The origin has failed for good, and nothing is stored that could stand in: lets go of all who wait, who would else find
+/// that out one after the other. Who comes later waits again.
+pub(super) fn let_go_of_waiting(session: &mut Session, ctx: &RequestContext) {
+    let is_cold = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.collapses && fetch.stored.is_none());
+    if is_cold && session.cache.enabled() {
+        // Of all reasons one of those that let all go on at once.
+        session.cache.disable(NoCacheReason::OriginNotCache);
     }
 }
 
@@ -385,7 +359,6 @@ pub(super) fn internal(shared: &Shared, session: &mut Session, ctx: &mut Request
         headers: request.headers.clone(),
         // Whatever is stored, the origin is asked.
         directives: RequestDirectives { no_cache: true, ..RequestDirectives::default() },
-        wants_less: false,
         identified,
         max_object: cache.max_object,
         stale: cache.policy.stale,
@@ -525,7 +498,6 @@ impl Fetch {
             frees_others: false,
             fills: false,
             announced: false,
-            in_parts: false,
             update: None,
             serving: None,
             told: None,

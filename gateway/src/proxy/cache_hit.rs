@@ -8,7 +8,7 @@ use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{RangeType, Session, range_header_filter};
 use seiketsu_cache::{range, reuse::Reuse, status::Status, stored::Stored, time::Timestamp, validation};
 
-use super::{RequestContext, cache, change_response, failure};
+use super::{RequestContext, cache, change_response, failure, response_cache};
 
 /// Whether it may be served.
 pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<ForcedFreshness> {
@@ -20,7 +20,9 @@ pub(super) fn filter(meta: &CacheMeta, ctx: &mut RequestContext) -> Option<Force
     let now = Timestamp::from(SystemTime::now());
     let is_new = fetch.stored.as_ref().is_none_or(|before| !Arc::ptr_eq(before, &stored));
     // What somebody else has fetched while this request waited is as new as what it would have fetched itself.
-    let came_meanwhile = is_new && stored.rules.answered >= fetch.requested && stored.rules.is_fresh(now);
+    let came_meanwhile = is_new
+        && stored.rules.answered >= fetch.requested
+        && (stored.rules.is_fresh(now) || response_cache::serves_all(&stored.rules, &fetch.asked));
     let reuse = stored.rules.reuse(&fetch.asked.directives, fetch.asked.stale, now);
     if came_meanwhile || reuse != Reuse::Validate {
         let ttl = stored.rules.remaining(now);

@@ -70,7 +70,7 @@ pub(super) fn to_connect(
     let retry = may_retry(shared, session, ctx, Failure::Connect, false);
     error.set_retry(retry);
     if !retry {
-        cache::note_failure(session, ctx);
+        cache::let_go_of_waiting(session, ctx);
         ctx.refusal = Some(match error.etype() {
             ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout => {
                 Refusal::new(ProblemKind::UpstreamTimeout, "The service cannot be reached.")
@@ -149,7 +149,7 @@ pub(super) fn while_proxying(
         !answered && (stale && may_repeat_once(session, ctx) || may_retry(shared, session, ctx, failure, !refused));
     error.set_retry(retry);
     if !retry {
-        cache::note_failure(session, ctx);
+        cache::let_go_of_waiting(session, ctx);
     }
     if !retry && !answered {
         ctx.refusal = Some(match failure {

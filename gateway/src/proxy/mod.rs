@@ -27,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::HeaderMap;
-use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, RespCacheable};
+use pingora_cache::{CacheKey, CacheMeta, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora_core::{
     Error, ErrorType, Result, modules::http::HttpModules, protocols::Digest, upstreams::peer::HttpPeer,
 };
@@ -89,7 +89,12 @@ impl ProxyHttp for Gateway {
     }
 
     fn cache_miss(&self, session: &mut Session, ctx: &mut Box<RequestContext>) {
-        cache::miss(session, ctx);
+        if cache::has_come_to_nothing(ctx) {
+            // Tells all others that wait, who would else find it out one after the other.
+            session.cache.disable(NoCacheReason::ResponseTooLarge);
+        } else {
+            session.cache.cache_miss();
+        }
     }
 
     async fn cache_hit_filter(

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, StatusCode, header};
-use pingora_cache::{CacheMeta, NoCacheReason, RespCacheable};
+use pingora_cache::{CacheMeta, CachePhase, NoCacheReason, RespCacheable};
 use pingora_http::ResponseHeader;
 use seiketsu_cache::{
     directives::RequestDirectives,
@@ -71,7 +71,6 @@ fn store(fetch: &mut Fetch, cache: &CompiledCache, response: &ResponseHeader) ->
         Ok((storable, announced)) => {
             fetch.fills = true;
             fetch.announced = announced;
-            fetch.in_parts = response.headers.get(header::ACCEPT_RANGES).is_some_and(|unit| unit == "bytes");
             fetch.frees_others = !serves_others(&storable.rules, asked);
             let mut meta = meta(&storable.rules, response.clone());
             let storing = Storing { status: response.status, storable, since: fetch.since };
@@ -143,8 +142,12 @@ fn storable(
 
 /// Whether those who wait may be served what has come, be it stale already.
 fn serves_others(rules: &Rules, asked: &Asked) -> bool {
-    let plain = RequestDirectives::default();
-    rules.can_be_fresh() || rules.reuse(&plain, asked.stale, SystemTime::now().into()) != Reuse::Validate
+    rules.can_be_fresh() || serves_all(rules, asked)
+}
+
+/// Whether it may be served to whoever has no wishes of its own.
+pub(super) fn serves_all(rules: &Rules, asked: &Asked) -> bool {
+    rules.reuse(&RequestDirectives::default(), asked.stale, SystemTime::now().into()) != Reuse::Validate
 }
 
 /// What Pingora has to know of it: nothing that it would decide by.
@@ -182,13 +185,15 @@ pub(super) fn invalidate(
 }
 
 /// When the origin is asked, again or for the first time.
-pub(super) fn begin(fetch: &mut Fetch, is_caching: bool) {
-    // It has waited in vain. Those who come now shall not.
-    if fetch.collapses && !is_caching {
+pub(super) fn begin(fetch: &mut Fetch, cache: CachePhase) {
+    // It has waited in vain. Those who come now shall not, unless whoever has let it go has failed, which says nothing of
+    // the next one; where that was for another reason, it has noted so.
+    if fetch.collapses
+        && let CachePhase::Disabled(reason) = cache
+    {
         match &fetch.stored {
             Some(stored) => stored.waited_in_vain(),
-            // Whoever has let it go has said for how long that holds.
-            None if fetch.asked.passes() => {}
+            None if reason == NoCacheReason::CacheLockGiveUp => {}
             None => fetch.asked.partition.pass(&fetch.asked.key, pass_until()),
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn filter(
 
 fn change(shared: &Shared, session: &Session, request: &mut Parts, ctx: &mut RequestContext) -> Result<()> {
     if let Some(fetch) = &mut ctx.cache.fetch {
-        response_cache::begin(fetch, session.cache.enabled());
+        response_cache::begin(fetch, session.cache.phase());
     }
     let Some(tenant) = ctx.tenant() else { return Ok(()) };
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };

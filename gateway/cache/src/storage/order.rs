@@ -82,6 +82,11 @@ impl Gone {
             self.bytes -= bytes;
             self.forgotten += 1;
         }
+        // There were many more once: what they took is in no budget.
+        if self.row.capacity() > 4 * self.row.len().max(LEAST_GONE) {
+            self.row.shrink_to(2 * self.row.len());
+            self.places.shrink_to(2 * self.row.len());
+        }
     }
 }
 
@@ -182,5 +187,6 @@ mod tests {
         // And all of it is forgotten some time.
         (2000..3000).for_each(|number| order.let_go(&key(number), 1));
         assert_eq!((order.gone.row.len(), order.gone.bytes, order.gone.places.len()), (64, 64, 64));
+        assert!(order.gone.row.capacity() <= 4 * LEAST_GONE && order.gone.places.capacity() <= 8 * LEAST_GONE);
     }
 }

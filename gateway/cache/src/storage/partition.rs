@@ -265,16 +265,6 @@ impl Partition {
         }
     }
 
-    /// Notes that the whole is being fetched behind those who want a part of it, until then.
-    pub fn fetch_behind(&self, key: &[u8], until: Timestamp) {
-        self.storage.fetched_behind().add(key, until);
-    }
-
-    /// Whether the whole is being fetched behind those who want a part of it.
-    pub fn is_fetched_behind(&self, key: &[u8], now: Timestamp) -> bool {
-        self.storage.fetched_behind().contains(key, now)
-    }
-
     /// Changes the family of a key; none: leaves it as it is, and returns `false`. Under the lock of the order, as all that
     /// changes something: what is in the cache stands there, once, and what leaves the cache does so once.
     fn change(

@@ -162,16 +162,6 @@ fn what_was_purged_does_not_hide_that_nothing_is_storable() {
 }
 
 #[test]
-fn the_whole_is_fetched_behind_for_a_while() {
-    let storage = Storage::new(64 * MIB);
-    let partition = storage.partition("a", 8 * MIB);
-    partition.fetch_behind(b"/", Timestamp::from_unix(NOW.unix() + 5));
-    let is_fetched = |key: &[u8], after| partition.is_fetched_behind(key, Timestamp::from_unix(NOW.unix() + after));
-    assert!(is_fetched(b"/", 4) && !is_fetched(b"/", 5) && !is_fetched(b"/x", 4));
-    assert!(matches!(partition.find(b"/", &http::HeaderMap::new(), NOW), Lookup::Nothing));
-}
-
-#[test]
 fn who_would_wait_for_one_variant_in_vain_does_not_wait_for_the_next() {
     let storage = Storage::new(64 * MIB);
     let partition = storage.partition("a", 8 * MIB);

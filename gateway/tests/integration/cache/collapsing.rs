@@ -298,36 +298,46 @@ fn what_turns_out_to_be_too_large_holds_up_those_who_wait_for_it_once() {
 }
 
 #[test]
-fn those_who_wait_for_an_origin_that_fails_are_let_go_together() {
+fn those_who_wait_for_an_origin_that_fails_are_let_go_together_and_those_who_come_then_wait() {
     const MANY: usize = 20;
-    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let (seen, may_fail) = (asked.clone(), go.clone());
+    let (asked, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (seen, told) = (asked.clone(), go.clone());
     let origin = Stub::start(move |_| {
-        // The first fails once all wait for it, all others when they have come together.
-        let is_first = seen.fetch_add(1, Ordering::SeqCst) == 0;
-        let all_are_there = || seen.load(Ordering::SeqCst) == MANY;
-        let fails = comes_true(|| if is_first { may_fail.load(Ordering::SeqCst) } else { all_are_there() });
+        // The first fails once all wait for it, the others when they have come together; and the next one answers.
+        let number = seen.fetch_add(1, Ordering::SeqCst);
+        let fails = match number {
+            0 => comes_true(|| told.load(Ordering::SeqCst) == 1),
+            1..MANY => comes_true(|| seen.load(Ordering::SeqCst) >= MANY),
+            _ => !comes_true(|| told.load(Ordering::SeqCst) == 2),
+        };
         // Nothing, and the connection is closed.
-        if fails { Vec::new() } else { wire("200 OK\n\nalone") }
+        if fails { Vec::new() } else { wire("200 OK\nCache-Control: max-age=60\n\nbody") }
     });
     let gateway = caching_from(origin.address, "collapse: 60s");
-    let mut clients: Vec<Client> = (0..MANY).map(|_| gateway.connect()).collect();
-    for client in &mut clients {
-        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+    let in_flight = || gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize;
+    for (told, status) in [(1, 502), (2, 200)] {
+        assert!(comes_true(|| in_flight() == 0));
+        let mut clients: Vec<Client> = (0..MANY).map(|_| gateway.connect()).collect();
+        for client in &mut clients {
+            client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        }
+        assert!(comes_true(|| in_flight() == MANY));
+        go.store(told, Ordering::SeqCst);
+        for client in &mut clients {
+            assert_eq!(client.receive().unwrap().status, status);
+        }
     }
-    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == MANY));
-    go.store(true, Ordering::SeqCst);
-    for client in &mut clients {
-        assert_eq!(client.receive().unwrap().status, 502);
-    }
-    assert_eq!(asked.load(Ordering::SeqCst), MANY);
+    assert_eq!(asked.load(Ordering::SeqCst), MANY + 1);
 }
 
 #[test]
 fn what_is_stale_when_it_comes_serves_those_who_wait_if_it_may_be_served_stale() {
-    let origin = patient("200 OK\nCache-Control: max-age=0, stale-while-revalidate=60\n\nbody");
-    let gateway = caching_from(origin.address, "");
-    let answers = together(&origin, &gateway, 20, "");
-    assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "body"));
-    assert_eq!(answers.iter().filter(|answer| answer.cache_status().ends_with("; collapsed")).count(), 19);
+    for fields in ["", "Cache-Control: no-cache\r\n"] {
+        let origin = patient("200 OK\nCache-Control: max-age=0, stale-while-revalidate=60\n\nbody");
+        let gateway = caching_from(origin.address, "");
+        let answers = together(&origin, &gateway, 20, fields);
+        assert!(answers.iter().all(|answer| answer.status == 200 && answer.text() == "body"));
+        assert_eq!(answers.iter().filter(|answer| answer.cache_status().ends_with("; collapsed")).count(), 19);
+        assert_eq!(origin.asked.load(Ordering::SeqCst), 1);
+    }
 }

@@ -1,18 +1,9 @@
 //! RFC 9110 §14, RFC 9111 §3.3: parts of what is stored.
 
-use std::{
-    io::{BufReader, Write},
-    net::{SocketAddr, TcpListener},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-};
-
-use super::{at, caching, caching_from, in_turn, wire};
+use super::{at, caching, in_turn};
 use crate::{
-    fixtures::{Stub, comes_true, read_request},
-    support::{Client, Gateway, Response},
+    fixtures::{Stub, comes_true},
+    support::{Gateway, Response},
 };
 
 fn origin() -> Stub {
@@ -198,7 +189,7 @@ fn parts_of_what_is_not_stored_are_made_once() {
             Some(_) => ("206 Partial Content", "Content-Range: bytes 2-3/10\n", "23"),
             None => ("200 OK", "", "0123456789"),
         };
-        wire(&format!("{status}\nCache-Control: no-store\n{more}\n{body}"))
+        super::wire(&format!("{status}\nCache-Control: no-store\n{more}\n{body}"))
     });
     let gateway = caching(&origin, "");
     for passed_on in [None, Some("bytes=2-3")] {
@@ -209,88 +200,4 @@ fn parts_of_what_is_not_stored_are_made_once() {
         );
         assert_eq!(origin.last().header("range"), passed_on);
     }
-}
-
-/// What an origin was asked for that sends the beginning of a large body, and the rest of it, once it is told to. Parts of it
-/// may be had at any time.
-#[derive(Default)]
-struct Slow {
-    wholes: AtomicUsize,
-    parts: AtomicUsize,
-    begins: AtomicBool,
-    ends: AtomicBool,
-}
-
-fn slow(whole: &str) -> (SocketAddr, Arc<Slow>) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let (address, origin) = (listener.local_addr().unwrap(), Arc::<Slow>::default());
-    let asked = origin.clone();
-    let part = wire(&format!("206 Partial Content\nContent-Range: bytes 0-9/{}\n\n{}", whole.len(), &whole[..10]));
-    let answer = wire(&format!("200 OK\nCache-Control: max-age=3600\nAccept-Ranges: bytes\n\n{whole}"));
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let (asked, part, answer) = (asked.clone(), part.clone(), answer.clone());
-            std::thread::spawn(move || {
-                let stream = stream.unwrap();
-                let mut to = &stream;
-                while let Some(seen) = read_request(0, &mut BufReader::new(&stream)) {
-                    if seen.header("range").is_some() {
-                        asked.parts.fetch_add(1, Ordering::SeqCst);
-                        to.write_all(&part).unwrap();
-                        continue;
-                    }
-                    asked.wholes.fetch_add(1, Ordering::SeqCst);
-                    let (beginning, rest) = answer.split_at(64 << 10);
-                    assert!(comes_true(|| asked.begins.load(Ordering::SeqCst)));
-                    to.write_all(beginning).unwrap();
-                    assert!(comes_true(|| asked.ends.load(Ordering::SeqCst)));
-                    // Whoever wanted a part has gone by now.
-                    if to.write_all(rest).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    (address, origin)
-}
-
-#[test]
-fn many_who_want_a_part_of_what_is_not_stored_do_not_fetch_the_whole_one_after_the_other() {
-    const MANY: usize = 30;
-    let whole = "0123456789".repeat(50_000);
-    let (address, origin) = slow(&whole);
-    let gateway = caching_from(address, "collapse: 60s");
-    let request = b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\nRange: bytes=0-9\r\n\r\n";
-    let mut clients: Vec<Client> = (0..MANY).map(|_| gateway.connect()).collect();
-    for client in &mut clients {
-        client.send(request);
-    }
-    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize == MANY));
-    origin.begins.store(true, Ordering::SeqCst);
-    let check = |part: &Response| {
-        assert_eq!((part.status, part.text().as_str()), (206, "0123456789"));
-        assert_eq!(part.header("content-range"), Some("bytes 0-9/500000"));
-    };
-    // Nobody waits for the whole, nor does who comes while it is being fetched.
-    for client in &mut clients {
-        check(&client.receive().unwrap());
-    }
-    check(&gateway.fetch("/v1/a", "Range: bytes=0-9\r\n"));
-    assert!(comes_true(|| origin.wholes.load(Ordering::SeqCst) == 2));
-    // Who wants the whole does.
-    let mut others: Vec<Client> = (0..5).map(|_| gateway.connect()).collect();
-    for other in &mut others {
-        other.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
-    }
-    assert!(comes_true(|| gateway.metric("seiketsu_requests_in_flight{tenant=\"acme\"}") as usize >= others.len()));
-    origin.ends.store(true, Ordering::SeqCst);
-    for other in &mut others {
-        assert_eq!(other.receive().unwrap().text(), whole);
-    }
-    assert!(comes_true(|| gateway.fetch("/v1/a", "").is_hit()));
-    let part = gateway.fetch("/v1/a", "Range: bytes=0-9\r\n");
-    check(&part);
-    assert!(part.is_hit());
-    assert!(origin.wholes.load(Ordering::SeqCst) <= 3 && origin.parts.load(Ordering::SeqCst) >= MANY - 3);
 }

@@ -29,6 +29,7 @@ use seiketsu_cache::{
 use super::{
     Downstream, RequestContext, Shared,
     early_request::X_FORWARDED_PROTO,
+    failure,
     request::{self, Decision},
     response, response_body,
 };
@@ -284,11 +285,11 @@ pub(super) fn has_come_to_nothing(ctx: &RequestContext) -> bool {
     fetch.is_some_and(|fetch| fetch.collapses && fetch.asked.passes())
 }
 
-/// The origin has failed for good, and nothing is stored that could stand in: lets go of all who wait, who would else find
+/// The origin has failed for good, and nothing is stored that may stand in: lets go of all who wait, who would else find
 /// that out one after the other. Who comes later waits again.
 pub(super) fn let_go_of_waiting(session: &mut Session, ctx: &RequestContext) {
-    let is_cold = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.collapses && fetch.stored.is_none());
-    if is_cold && session.cache.enabled() {
+    let has_others_wait = ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.collapses);
+    if has_others_wait && session.cache.enabled() && !failure::may_serve_stale(ctx) {
         // Of all reasons one of those that let all go on at once.
         session.cache.disable(NoCacheReason::OriginNotCache);
     }

@@ -9,7 +9,7 @@ use pingora_core::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::{Downstream, RequestContext, change_response, request};
+use super::{Downstream, RequestContext, change_response, request, response_cache};
 use crate::{
     policy::compression,
     respond,
@@ -29,7 +29,9 @@ pub(super) fn filter(session: &mut Session, response: &mut ResponseHeader, ctx: 
     let Some(entry) = ctx.tenant.clone() else { return Ok(()) };
     let tenant = entry.compiled();
     let Some(route) = ctx.route.and_then(|index| tenant.routes.get(index)) else { return Ok(()) };
-    if ctx.cache.fetch.as_ref().is_some_and(|fetch| fetch.frees_others) {
+    if let Some(fetch) = ctx.cache.fetch.as_ref().filter(|fetch| fetch.frees_others) {
+        // Nor need those who come before it is stored.
+        response_cache::let_pass(fetch);
         // To Pingora, what nobody else needs to wait for.
         session.cache.release_write_lock(NoCacheReason::OriginNotCache);
     }

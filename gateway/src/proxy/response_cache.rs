@@ -184,17 +184,24 @@ pub(super) fn invalidate(
     shared.cache.purging.invalidate(tenant, &purges, changed);
 }
 
+/// Nobody waits for each other any more, until something else is stored, or for a while where nothing is.
+pub(super) fn let_pass(fetch: &Fetch) {
+    match &fetch.stored {
+        Some(stored) => stored.waited_in_vain(),
+        None => fetch.asked.partition.pass(&fetch.asked.key, pass_until()),
+    }
+}
+
 /// When the origin is asked, again or for the first time.
 pub(super) fn begin(fetch: &mut Fetch, cache: CachePhase) {
-    // It has waited in vain. Those who come now shall not, unless whoever has let it go has failed, which says nothing of
-    // the next one; where that was for another reason, it has noted so.
     if fetch.collapses
         && let CachePhase::Disabled(reason) = cache
     {
-        match &fetch.stored {
-            Some(stored) => stored.waited_in_vain(),
-            None if reason == NoCacheReason::CacheLockGiveUp => {}
-            None => fetch.asked.partition.pass(&fetch.asked.key, pass_until()),
+        match (&fetch.stored, reason) {
+            // Whoever has let it go has failed, which says nothing of the next one; or has noted itself why.
+            (None, NoCacheReason::CacheLockGiveUp | NoCacheReason::ResponseTooLarge) => {}
+            // It has waited in vain. Those who come now shall not.
+            _ => let_pass(fetch),
         }
     }
     fetch.requested = Timestamp::from(SystemTime::now());

@@ -341,3 +341,43 @@ fn what_is_stale_when_it_comes_serves_those_who_wait_if_it_may_be_served_stale()
         assert_eq!(origin.asked.load(Ordering::SeqCst), 1);
     }
 }
+
+#[test]
+fn nobody_waits_for_the_body_of_what_is_validated_each_time() {
+    const MANY: usize = 4;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, asked, go) =
+        (listener.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (seen, may_end) = (asked.clone(), go.clone());
+    let answer = wire("200 OK\nCache-Control: no-cache\nETag: \"x\"\n\nbody");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (seen, may_end, answer) = (seen.clone(), may_end.clone(), answer.clone());
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                while read_request(0, &mut std::io::BufReader::new(&stream)).is_some() {
+                    let (head, body) = answer.split_at(answer.len() - 4);
+                    // The first one's body takes its time; the others' heads do, until they have come together.
+                    let is_first = seen.fetch_add(1, Ordering::SeqCst) == 0;
+                    assert!(is_first || comes_true(|| seen.load(Ordering::SeqCst) == MANY));
+                    stream.write_all(head).unwrap();
+                    assert!(comes_true(|| may_end.load(Ordering::SeqCst)));
+                    stream.write_all(body).unwrap();
+                }
+            });
+        }
+    });
+    let gateway = caching_from(address, "collapse: 60s");
+    let mut clients: Vec<Client> = (0..MANY).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(b"GET /v1/a HTTP/1.1\r\nHost: acme.test\r\n\r\n");
+        if asked.load(Ordering::SeqCst) == 0 {
+            assert_eq!(client.receive_head().status, 200);
+        }
+    }
+    for client in &mut clients[1..] {
+        assert_eq!(client.receive_head().status, 200);
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), MANY);
+    go.store(true, Ordering::SeqCst);
+}
